@@ -1,0 +1,29 @@
+"""convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
+
+from . import errors
+from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
+from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from .ops import (
+    conv2d_bgrad,
+    conv2d_dgrad,
+    conv2d_fprop,
+    conv2d_wgrad,
+    dropout_dgrad,
+    dropout_fprop,
+    linear_bgrad,
+    linear_dgrad,
+    linear_fprop,
+    linear_wgrad,
+    lrn_dgrad,
+    lrn_fprop,
+    maxpool2d_dgrad,
+    maxpool2d_fprop,
+    relu_dgrad,
+    relu_fprop,
+    sgd_momentum,
+    softmax_xent_dgrad,
+    softmax_xent_fprop,
+)
+from .registry import implementations, implements, register, use
+
+__version__ = "0.1.0"

@@ -1,0 +1,218 @@
+"""The reference implementation of every op: float64, the plain definition, nothing clever.
+
+This is what everything else is checked against, so it is written to be compared with the formula by eye.
+Loops run over the taps of a window; the arrays carry images, channels and pixels. Each function computes
+in float64 whatever the storage is; the one rounding is the assignment to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, window_span
+from ..registry import ALL_DTYPES, implements
+from .philox import dropped
+
+Array = np.ndarray
+
+
+def _reference(op: str):
+    return implements(op, name="reference", dtypes=ALL_DTYPES, rank=-100, error=0.0)
+
+
+def _f64(a: Array) -> Array:
+    return a.astype(np.float64)
+
+
+def _padded(g: Conv2d | Pool2d, a: Array, value: float) -> Array:
+    """`a` with its padding, and with the pixels that the last window of a ceil_mode pool overhangs."""
+    bottom = max(0, (g.P - 1) * g.stride_h + window_span(g.R, g.dilation_h) - g.pad_top - g.H)
+    right = max(0, (g.Q - 1) * g.stride_w + window_span(g.S, g.dilation_w) - g.pad_left - g.W)
+    pads = ((0, 0), (0, 0), (g.pad_top, bottom), (g.pad_left, right))
+    return np.pad(a, pads, constant_values=value)
+
+
+def _taps(g: Conv2d | Pool2d) -> Iterator[tuple[int, int, tuple]]:
+    """(r, s, index): `padded[index]` is the pixel that tap (r, s) of every window sees, (N, C, P, Q)."""
+    for r in range(g.R):
+        rows = slice(r * g.dilation_h, r * g.dilation_h + (g.P - 1) * g.stride_h + 1, g.stride_h)
+        for s in range(g.S):
+            columns = slice(s * g.dilation_w, s * g.dilation_w + (g.Q - 1) * g.stride_w + 1, g.stride_w)
+            yield r, s, (..., rows, columns)
+
+
+def _groups(g: Conv2d) -> Iterator[tuple[slice, slice]]:
+    """The (input channels, filters) of each group."""
+    c, k = g.C // g.groups, g.K // g.groups
+    for i in range(g.groups):
+        yield slice(i * c, (i + 1) * c), slice(i * k, (i + 1) * k)
+
+
+@_reference("conv2d_fprop")
+def conv2d_fprop(g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False) -> None:
+    padded, weights = _padded(g, _f64(x), 0), _f64(w)
+    total = np.zeros(y.shape)
+    if b is not None:
+        total += _f64(b)[:, None, None]
+    for r, s, tap in _taps(g):
+        for c, k in _groups(g):
+            total[:, k] += np.einsum("ncpq,kc->nkpq", padded[tap][:, c], weights[k, :, r, s], optimize=True)
+    y[...] = np.maximum(total, 0) if relu else total
+
+
+@_reference("conv2d_dgrad")
+def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array) -> None:
+    gradient, weights = _f64(dy), _f64(w)
+    padded = _padded(g, np.zeros(dx.shape), 0)
+    for r, s, tap in _taps(g):
+        for c, k in _groups(g):
+            padded[tap][:, c] += np.einsum("nkpq,kc->ncpq", gradient[:, k], weights[k, :, r, s], optimize=True)
+    dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+
+
+@_reference("conv2d_wgrad")
+def conv2d_wgrad(g: Conv2d, x: Array, dy: Array, dw: Array) -> None:
+    padded, gradient = _padded(g, _f64(x), 0), _f64(dy)
+    for r, s, tap in _taps(g):
+        for c, k in _groups(g):
+            dw[k, :, r, s] = np.einsum("nkpq,ncpq->kc", gradient[:, k], padded[tap][:, c], optimize=True)
+
+
+@_reference("conv2d_bgrad")
+def conv2d_bgrad(g: ChannelSum, dy: Array, db: Array) -> None:
+    db[...] = _f64(dy).sum(axis=(0, 2, 3))
+
+
+@_reference("relu_fprop")
+def relu_fprop(g: Pointwise, x: Array, y: Array) -> None:
+    y[...] = np.maximum(_f64(x), 0)
+
+
+@_reference("relu_dgrad")
+def relu_dgrad(g: Pointwise, dy: Array, y: Array, dx: Array) -> None:
+    dx[...] = np.where(_f64(y) <= 0, 0, _f64(dy))
+
+
+def _window_sum(g: LRN, a: Array, behind: int, ahead: int) -> Array:
+    """Sum of `a` over the window [i - behind, i + ahead]; outside the group or the map are zeros."""
+    if g.region == "across_channels":
+        grouped, axes = a.reshape(g.N, g.groups, g.C // g.groups, g.H, g.W), (2,)
+    else:
+        grouped, axes = a, (2, 3)
+    for axis in axes:
+        pads = [(0, 0)] * grouped.ndim
+        pads[axis] = (behind, ahead)
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(grouped, pads), g.size, axis)
+        grouped = windows.sum(axis=-1)
+    return grouped.reshape(a.shape)
+
+
+@_reference("lrn_fprop")
+def lrn_fprop(g: LRN, x: Array, y: Array) -> None:
+    x64 = _f64(x)
+    d = g.k + g.alpha / g.taps * _window_sum(g, x64**2, g.behind, g.ahead)
+    y[...] = x64 * d**-g.beta
+
+
+@_reference("lrn_dgrad")
+def lrn_dgrad(g: LRN, dy: Array, x: Array, dx: Array) -> None:
+    x64, dy64 = _f64(x), _f64(dy)
+    d = g.k + g.alpha / g.taps * _window_sum(g, x64**2, g.behind, g.ahead)
+    # Element i counts in the windows centred on [i - ahead, i + behind]: the mirrored window.
+    s = _window_sum(g, dy64 * x64 * d ** (-g.beta - 1), g.ahead, g.behind)
+    dx[...] = dy64 * d**-g.beta - 2 * g.alpha * g.beta / g.taps * x64 * s
+
+
+@_reference("maxpool2d_fprop")
+def maxpool2d_fprop(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
+    padded = _padded(g, _f64(x), 0)
+    inside = _padded(g, np.ones(x.shape, bool), 0)
+    best = np.full(y.shape, -np.inf)
+    winner = np.zeros(y.shape, np.int64)
+    seen = np.zeros(y.shape, bool)
+    for r, s, tap in _taps(g):
+        value = padded[tap]
+        # A NaN beats every number, and nothing beats the first NaN; padding takes no part.
+        beats = (value > best) | (np.isnan(value) & ~np.isnan(best)) | ~seen
+        beats &= inside[tap]
+        best[beats] = value[beats]
+        winner[beats] = r * g.S + s
+        seen |= inside[tap]
+    y[...] = best
+    argmax[...] = winner
+
+
+@_reference("maxpool2d_dgrad")
+def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
+    padded = _padded(g, np.zeros(dx.shape), 0)
+    for r, s, tap in _taps(g):
+        padded[tap] += np.where(argmax == r * g.S + s, _f64(dy), 0)
+    dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+
+
+@_reference("linear_fprop")
+def linear_fprop(g: Linear, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False) -> None:
+    total = _f64(x) @ _f64(w).T
+    if b is not None:
+        total += _f64(b)
+    y[...] = np.maximum(total, 0) if relu else total
+
+
+@_reference("linear_dgrad")
+def linear_dgrad(g: Linear, dy: Array, w: Array, dx: Array) -> None:
+    dx[...] = _f64(dy) @ _f64(w)
+
+
+@_reference("linear_wgrad")
+def linear_wgrad(g: Linear, x: Array, dy: Array, dw: Array) -> None:
+    dw[...] = _f64(dy).T @ _f64(x)
+
+
+@_reference("linear_bgrad")
+def linear_bgrad(g: ChannelSum, dy: Array, db: Array) -> None:
+    db[...] = _f64(dy).sum(axis=0)
+
+
+@_reference("dropout_fprop")
+def dropout_fprop(g: Pointwise, x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
+    y[...] = np.where(dropped(g.size, p, seed, offset).reshape(x.shape), 0, _f64(x) * scale)
+
+
+@_reference("dropout_dgrad")
+def dropout_dgrad(g: Pointwise, dy: Array, dx: Array, p: float, seed: int, offset: int, scale: float) -> None:
+    dropout_fprop(g, dy, dx, p, seed, offset, scale)
+
+
+@_reference("softmax_xent_fprop")
+def softmax_xent_fprop(g: SoftmaxXent, logits: Array, labels: Array, loss: Array, probs: Array) -> None:
+    shifted = _f64(logits)
+    shifted -= shifted.max(axis=1, keepdims=True)  # so that the largest exponential is 1
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
+    loss[...] = np.log(total[:, 0]) - shifted[np.arange(g.N), labels]
+    probs[...] = np.exp(shifted) / total
+
+
+@_reference("softmax_xent_dgrad")
+def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array, dlogits: Array) -> None:
+    gradient = _f64(probs)
+    gradient[np.arange(g.N), labels] -= 1
+    dlogits[...] = gradient * _f64(dloss)[:, None]
+
+
+@_reference("sgd_momentum")
+def sgd_momentum(
+    g: Pointwise, w: Array, dw: Array, v: Array, w_new: Array, v_new: Array, *, lr: float, momentum: float,
+    weight_decay: float, dampening: float, nesterov: bool, lr_in_velocity: bool,
+) -> None:
+    weights, velocity = _f64(w), _f64(v)
+    gradient = _f64(dw) + weight_decay * weights
+    if lr_in_velocity:
+        velocity = momentum * velocity - lr * gradient
+        weights = weights + velocity
+    else:
+        velocity = momentum * velocity + (1 - dampening) * gradient
+        weights = weights - lr * (gradient + momentum * velocity if nesterov else velocity)
+    w_new[...] = weights
+    v_new[...] = velocity

@@ -1,0 +1,243 @@
+"""The path that every op takes: arrays in -> checks -> an implementation -> arrays out.
+
+`Arguments.run` ends in a `Call`: an implementation bound to its problem and its memory. Normally the
+call runs at once. Inside `record()` it is kept instead, which is how a network is planned once and run
+many times: the same op functions, with the same checks, build the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import arrays
+from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError
+from .geometry import Problem
+from .registry import OPS, Implementation, Op, select
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Call:
+    """An implementation bound to a problem, to memory and to options; `run` may be called many times.
+
+    Attributes
+    ----------
+    op : Op
+    implementation : Implementation
+    problem : Problem
+    inputs, outputs : tuple of ndarray
+        Contiguous, in the order that the op declares; an optional input may be None.
+    options : dict
+        Keyword arguments of the implementation; a plan changes them between steps (the learning rate).
+    layer : str
+        Which layer of a network it belongs to, for tables; empty outside one.
+    """
+
+    op: Op
+    implementation: Implementation
+    problem: Problem
+    inputs: tuple[np.ndarray | None, ...]
+    outputs: tuple[np.ndarray, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    layer: str = ""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory that the implementation wants."""
+        workspace = self.implementation.workspace
+        return workspace(self.problem) if workspace else 0
+
+    def run(self) -> None:
+        """Fill the outputs."""
+        if self.problem.empty:
+            # Sums over an empty batch are zero; everything else is empty itself.
+            for output in self.outputs:
+                output.fill(0)
+            return
+        if self.implementation.workspace and "workspace" not in self.options:
+            scratch = arrays.empty((self.workspace_bytes,), "uint8")
+            self.implementation.run(
+                self.problem, *self.inputs, *self.outputs, workspace=scratch, **self.options
+            )
+        else:
+            self.implementation.run(self.problem, *self.inputs, *self.outputs, **self.options)
+
+
+_recording: ContextVar[list[Call] | None] = ContextVar("convkit_recording", default=None)
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Call]]:
+    """Collect the calls of the ops in the block instead of running them.
+
+    The ops must be given `out=` and contiguous NumPy arrays, which the calls then refer to.
+    """
+    calls: list[Call] = []
+    token = _recording.set(calls)
+    try:
+        yield calls
+    finally:
+        _recording.reset(token)
+
+
+def recording() -> bool:
+    """Whether ops are being recorded, so that the values in their arrays mean nothing yet."""
+    return _recording.get() is not None
+
+
+def operation(function: F) -> F:
+    """Decorator of the public ops: an error that leaves one begins with the op's name."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ConvkitError as error:
+            error.op = error.op or function.__name__
+            raise
+
+    return wrapper  # type: ignore[return-value]
+
+
+class Arguments:
+    """The array arguments of one op call, as views that implementations understand.
+
+    All floating-point arrays must share a dtype and a device; the first one decides the kind of the
+    results. Each array is an attribute by its name.
+    """
+
+    def __init__(self, op: str, **given: Any) -> None:
+        self.op = OPS[op]
+        self.given = given
+        self.views: dict[str, np.ndarray | None] = {}
+        kinds = {name: arrays.kind_of(name, value) for name, value in given.items() if value is not None}
+        self.kind = next(iter(kinds.values()), arrays.NUMPY)
+        for name, kind in kinds.items():
+            if kind.device != "cpu":
+                raise NoImplementation(
+                    f"{name} lives on a {kind.device} device, for which no kernel is registered; "
+                    "copy it to the CPU first"
+                )
+        dtypes: dict[str, str] = {}
+        for name, value in given.items():
+            if value is None:
+                if name not in self.op.optional:
+                    raise DtypeError(f"{name} must be an array, not None")
+                self.views[name] = None
+                continue
+            array = arrays.view(name, value)
+            if name in ("labels", "argmax"):
+                if array.dtype.kind not in "iu":
+                    raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
+            elif name != "dloss":
+                dtypes[name] = arrays.dtype_name(name, array)
+            self.views[name] = array
+        if len(set(dtypes.values())) > 1:
+            raise DtypeError(
+                "the arrays must share a dtype, not "
+                + ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
+            )
+        self.dtype = next(iter(dtypes.values()))
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self.__dict__["views"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def run(
+        self,
+        problem: Problem,
+        *,
+        out: Any = None,
+        impl: str | None = None,
+        math: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Check shapes, choose an implementation, run or record it; returns the output or a tuple."""
+        for name, array in self.views.items():
+            if array is not None and array.shape != problem.shape(name):
+                raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
+        implementation = select(self.op.name, problem, impl=impl, math=math)
+        given = self._outputs(problem, out)
+        inputs = tuple(self._input(problem, name) for name in self.op.inputs)
+        outputs = tuple(
+            array if array is not None and self._direct(array, inputs) else
+            arrays.empty(problem.shape(name), problem.dtype_of(name))
+            for name, array in zip(self.op.outputs, given, strict=True)
+        )
+        call = Call(self.op, implementation, problem, inputs, outputs, options)
+        calls = _recording.get()
+        if calls is not None:
+            if any(a is not b for a, b in zip(given, outputs, strict=True)):
+                raise OptionError("a recorded op needs out=, contiguous and apart from its inputs")
+            calls.append(call)
+        else:
+            with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
+                call.run()
+        results = []
+        for array, filled, wanted in zip(given, outputs, self._out_objects(out), strict=True):
+            if array is not None and array is not filled:
+                array[...] = filled
+            results.append(self.kind.wrap(filled) if wanted is None else wanted)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _input(self, problem: Problem, name: str) -> np.ndarray | None:
+        array = self.views[name]
+        if array is None:
+            return None
+        ready = np.ascontiguousarray(array, arrays.np_dtype(problem.dtype_of(name))).reshape(array.shape)
+        if recording() and not np.may_share_memory(ready, array) and array.size:
+            raise OptionError(f"a recorded op needs {name} contiguous and of its own dtype")
+        return ready
+
+    def _out_objects(self, out: Any) -> tuple[Any, ...]:
+        if len(self.op.outputs) == 1:
+            return (out,)
+        if out is None:
+            return (None,) * len(self.op.outputs)
+        if not isinstance(out, (tuple, list)) or len(out) != len(self.op.outputs):
+            raise OptionError(f"out must be a tuple of {len(self.op.outputs)}: {self.op.outputs}")
+        return tuple(out)
+
+    def _outputs(self, problem: Problem, out: Any) -> list[np.ndarray | None]:
+        """The arrays behind `out=`, each checked before anything is written."""
+        found: list[np.ndarray | None] = []
+        for name, value in zip(self.op.outputs, self._out_objects(out), strict=True):
+            if value is None:
+                found.append(None)
+                continue
+            label = f"out ({name})"
+            if arrays.kind_of(label, value).device != "cpu":
+                raise DtypeError(f"{label} must live on the CPU, as the inputs do")
+            array = arrays.view(label, value, write=True)
+            if array.shape != problem.shape(name):
+                raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
+            if array.dtype != arrays.np_dtype(problem.dtype_of(name)):
+                raise DtypeError(f"{label} must have dtype {problem.dtype_of(name)}, not {array.dtype}")
+            if not array.flags.writeable:
+                raise OptionError(f"{label} is read-only")
+            found.append(array)
+        written = [a for a in found if a is not None]
+        if any(np.may_share_memory(a, b) for i, a in enumerate(written) for b in written[:i]):
+            raise OptionError("the outputs share memory with each other")
+        return found
+
+    def _direct(self, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
+        """Whether an implementation may write into `out` itself, or needs a buffer in between."""
+        if not out.flags.c_contiguous or not out.flags.aligned:
+            return False
+        for array in inputs:
+            if array is not None and np.may_share_memory(array, out):
+                same = array.ctypes.data == out.ctypes.data and array.nbytes == out.nbytes
+                if not (self.op.inplace and same):
+                    return False
+        return True

@@ -1,0 +1,361 @@
+"""Which ops there are, which implementations each one has, and how one is chosen.
+
+An implementation registers by existing: every module of `convkit.cpu` is scanned on the first look-up,
+and a user's file is added with `register`. Nothing here keeps a list of implementations by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import NoImplementation, OptionError, unknown
+from .geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    Pointwise,
+    Pool2d,
+    Problem,
+    SoftmaxXent,
+    finite,
+)
+
+
+@dataclass(frozen=True)
+class Op:
+    """What an op reads and writes: names of tensors, whose shapes and dtypes its problem knows.
+
+    `optional` inputs may be None. `options` are further arguments of an implementation, by keyword.
+    An op that is `inplace` reads each element before it writes it, and nothing else, so an output may
+    be one of the inputs.
+    """
+
+    name: str
+    problem: type[Problem]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    inplace: bool = False
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op("conv2d_fprop", Conv2d, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
+        Op("conv2d_dgrad", Conv2d, ("dy", "w"), ("dx",)),
+        Op("conv2d_wgrad", Conv2d, ("x", "dy"), ("dw",)),
+        Op("conv2d_bgrad", ChannelSum, ("dy",), ("db",)),
+        Op("relu_fprop", Pointwise, ("x",), ("y",), inplace=True),
+        Op("relu_dgrad", Pointwise, ("dy", "y"), ("dx",), inplace=True),
+        Op("lrn_fprop", LRN, ("x",), ("y",)),
+        Op("lrn_dgrad", LRN, ("dy", "x"), ("dx",)),
+        Op("maxpool2d_fprop", Pool2d, ("x",), ("y", "argmax")),
+        Op("maxpool2d_dgrad", Pool2d, ("dy", "argmax"), ("dx",)),
+        Op("linear_fprop", Linear, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
+        Op("linear_dgrad", Linear, ("dy", "w"), ("dx",)),
+        Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
+        Op("linear_bgrad", ChannelSum, ("dy",), ("db",)),
+        Op("dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True),
+        Op("dropout_dgrad", Pointwise, ("dy",), ("dx",), options=("p", "seed", "offset", "scale"), inplace=True),
+        Op("softmax_xent_fprop", SoftmaxXent, ("logits", "labels"), ("loss", "probs")),
+        Op("softmax_xent_dgrad", SoftmaxXent, ("probs", "labels", "dloss"), ("dlogits",)),
+        Op(
+            "sgd_momentum",
+            Pointwise,
+            ("w", "dw", "v"),
+            ("w_new", "v_new"),
+            options=("lr", "momentum", "weight_decay", "dampening", "nesterov", "lr_in_velocity"),
+            inplace=True,
+        ),
+    )
+}
+
+#: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
+MATH = ("tf32", "fp32-emulated", "fp32")
+ALL_DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Attributes
+    ----------
+    op, name, device : str
+        Together the key. The name says the idea ("implicit_gemm"), never a number.
+    run : callable
+        `run(problem, *inputs, *outputs, **options)` fills the outputs, which hold anything at first.
+        Inputs and outputs are contiguous arrays; an optional input may be None.
+    dtypes : tuple of str
+        Storage dtypes that it accepts.
+    layout : str
+        Layout that it reads and writes.
+    rank : int
+        The highest rank that accepts a problem is chosen.
+    error : float
+        Declared relative RMS error of its float32 arithmetic against float64. The gate holds it to this,
+        and `max_error` refuses what declares more.
+    math : str
+        Grade of its float32 arithmetic, one of `MATH`.
+    when : callable, optional
+        `when(problem)` returns None, or the reason why it does not fit.
+    missing : callable, optional
+        Returns None, or what this machine lacks to run it.
+    workspace : callable, optional
+        `workspace(problem)` returns the bytes of scratch memory that `run` wants as `workspace=`, a
+        uint8 array, aligned; so that a planned network allocates it once.
+    source : str
+        File that it comes from.
+    """
+
+    op: str
+    name: str
+    run: Callable[..., None]
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ("float32",)
+    layout: str = "NCHW"
+    rank: int = 0
+    error: float = 1e-6
+    math: str = "fp32"
+    when: Callable[[Any], str | None] | None = None
+    missing: Callable[[], str | None] | None = None
+    workspace: Callable[[Any], int] | None = None
+    source: str = field(default="", compare=False)
+
+    def refusal(self, problem: Any, math: str | None = None, max_error: float = 1.0) -> str | None:
+        """Why this implementation cannot be used for the problem, or None."""
+        if self.missing and (lack := self.missing()):
+            return lack
+        if problem.dtype not in self.dtypes:
+            return f"takes {', '.join(self.dtypes)}, not {problem.dtype}"
+        if MATH.index(self.math) < MATH.index(math or "fp32"):
+            return f"computes in {self.math}, and math={math or 'fp32'!r} was asked for"
+        if self.error > max_error:
+            return f"declares a relative RMS error of {self.error:g}, above max_error = {max_error:g}"
+        return self.when(problem) if self.when else None
+
+
+_IMPLEMENTATIONS: dict[tuple[str, str, str], Implementation] = {}
+_LOCK = threading.RLock()
+_loaded = False
+
+
+def add(implementation: Implementation) -> Implementation:
+    """Register one implementation. A name that is taken by another file is an error."""
+    if implementation.op not in OPS:
+        raise unknown("op", implementation.op, OPS)
+    if implementation.math not in MATH:
+        raise unknown("math", implementation.math, MATH)
+    key = (implementation.op, implementation.device, implementation.name)
+    with _LOCK:
+        before = _IMPLEMENTATIONS.get(key)
+        if before is not None and before.source != implementation.source:
+            raise OptionError(
+                f"{implementation.op} already has an implementation {implementation.name!r} "
+                f"for {implementation.device}, from {before.source}; choose another name"
+            )
+        _IMPLEMENTATIONS[key] = implementation
+    return implementation
+
+
+def implements(op: str, *, name: str, **declared: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: register a function as an implementation of `op`.
+
+    Parameters
+    ----------
+    op : str
+        Name of the op, such as "conv2d_fprop".
+    name : str
+        Name of the implementation: the idea, in a word.
+    **declared
+        The further fields of `Implementation`: dtypes, rank, error, when, ...
+
+    Examples
+    --------
+    >>> @ck.implements("relu_fprop", name="mine", rank=-1)
+    ... def relu(problem, x, y):
+    ...     np.maximum(x, 0, out=y)
+    """
+
+    def decorate(run: Callable[..., None]) -> Callable[..., None]:
+        source = getattr(run, "__code__", None)
+        add(Implementation(op, name, run, source=source.co_filename if source else "", **declared))
+        return run
+
+    return decorate
+
+
+def register(path: str | Path) -> list[Implementation]:
+    """Load a user's file and register the implementations in it.
+
+    Parameters
+    ----------
+    path : path
+        A Python file that uses `@convkit.implements`. It is executed: load only what you trust.
+
+    Returns
+    -------
+    list of Implementation
+        Those that the file registered.
+
+    Raises
+    ------
+    OptionError
+        If the file does not exist, is of an unknown type, fails, or registers nothing.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise OptionError(f"no such file: {path}")
+    if path.suffix != ".py":
+        raise OptionError(f"{path.name}: only .py files can be registered as yet, not {path.suffix or 'this'!r}")
+    builtin()
+    before = dict(_IMPLEMENTATIONS)
+    module_name = f"convkit_user_{abs(hash(path)):x}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        with _LOCK:  # a file that fails half-way leaves nothing behind
+            _IMPLEMENTATIONS.clear()
+            _IMPLEMENTATIONS.update(before)
+        sys.modules.pop(module_name, None)
+        raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
+    found = [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
+    if not found:
+        raise OptionError(f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)")
+    return found
+
+
+def builtin() -> None:
+    """Import the modules of `convkit.cpu`, each of which registers what it implements."""
+    global _loaded
+    if _loaded:
+        return
+    with _LOCK:
+        if not _loaded:
+            package = importlib.import_module("convkit.cpu")
+            for module in pkgutil.iter_modules(package.__path__, "convkit.cpu."):
+                importlib.import_module(module.name)
+            _loaded = True
+
+
+def implementations(op: str | None = None, *, device: str | None = None) -> list[Implementation]:
+    """The registered implementations, in the order in which dispatch prefers them.
+
+    Parameters
+    ----------
+    op : str, optional
+        Only those of this op.
+    device : {"cpu", "cuda"}, optional
+        Only those for this device.
+    """
+    builtin()
+    if op is not None and op not in OPS:
+        raise unknown("op", op, OPS)
+    order = list(OPS)
+    found = [
+        i for i in _IMPLEMENTATIONS.values() if op in (None, i.op) and device in (None, i.device)
+    ]
+    return sorted(found, key=lambda i: (order.index(i.op), i.device, -i.rank, i.name))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    names: tuple[tuple[str, str], ...] = ()
+    max_error: float = 1e-5
+
+
+_choice: ContextVar[_Choice] = ContextVar("convkit_choice", default=_Choice())  # noqa: B039 (frozen)
+
+
+@contextlib.contextmanager
+def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
+    """Choose implementations by name inside a `with` block.
+
+    Parameters
+    ----------
+    max_error : float, optional
+        Largest declared relative RMS error that dispatch may pick; 1e-5 by default.
+    **names
+        `op=name`, such as `conv2d_fprop="reference"`. A name that does not fit a problem is an error
+        when the op is called, never silently replaced.
+
+    Examples
+    --------
+    >>> with ck.use(conv2d_fprop="reference"):
+    ...     y = ck.conv2d_fprop(x, w)
+    """
+    for op, name in names.items():
+        if op not in OPS:
+            raise unknown("op", op, OPS)
+        known = {i.name for i in implementations(op)}
+        if name not in known:
+            raise unknown(f"implementation of {op}", name, known)
+    current = _choice.get()
+    bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
+    token = _choice.set(_Choice(tuple({**dict(current.names), **names}.items()), bound))
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def select(
+    op: str, problem: Problem, *, device: str = "cpu", impl: str | None = None, math: str | None = None
+) -> Implementation:
+    """The implementation that runs a problem: the named one, else the highest rank that accepts it.
+
+    Parameters
+    ----------
+    op : str
+    problem : Problem
+    device : {"cpu", "cuda"}
+    impl : str, optional
+        Name; the default is what `use` has chosen, else none.
+    math : {"fp32", "tf32", "fp32-emulated"}, optional
+        Coarsest arithmetic accepted for float32 data. None means "fp32".
+
+    Raises
+    ------
+    OptionError
+        If `impl` or `math` is not known.
+    NoImplementation
+        If none accepts the problem; each one's reason is in the message.
+    """
+    if math is not None and math not in MATH:
+        raise unknown("math", math, MATH)
+    choice = _choice.get()
+    name = impl or dict(choice.names).get(op)
+    candidates = implementations(op, device=device)
+    if name is not None:
+        named = [i for i in candidates if i.name == name]
+        if not named:
+            raise unknown(f"implementation of {op} for {device}", name, (i.name for i in candidates))
+        # Naming an implementation accepts the error that it declares.
+        candidates, max_error = named, 1.0
+    else:
+        max_error = choice.max_error
+    reasons = []
+    for candidate in candidates:
+        reason = candidate.refusal(problem, math, max_error)
+        if reason is None:
+            return candidate
+        reasons.append(f"\n  {candidate.name}: {reason}")
+    raise NoImplementation(
+        f"no implementation for {device} takes {problem}" + ("".join(reasons) or "; none is registered")
+    )
