@@ -1,8 +1,9 @@
 """convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
 
-from . import errors
+from .alexnet import AlexNet
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from .network import Network
 from .ops import (
     conv2d_bgrad,
     conv2d_dgrad,

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 _NAME = "convkit._native"
-_REASON_FILE = Path(__file__).parent / "_native_missing.txt"  # written by setup.py
+# Written by setup.py. A strict editable install links the sources from elsewhere, hence resolve().
+_REASON_FILE = Path(__file__).resolve().parent / "_native_missing.txt"
 
 
 def load() -> ModuleType | None:

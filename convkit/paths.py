@@ -35,4 +35,6 @@ def kernels_dir() -> Path:
         if folder.is_dir():
             return folder
     looked = " or ".join(str(folder) for folder in candidates)
-    raise ConvkitError(f"the kernel files are missing: there is no {looked}; reinstall convkit, or set CONVKIT_KERNELS")
+    raise ConvkitError(
+        f"the kernel files are missing: there is no {looked}; reinstall convkit, or set CONVKIT_KERNELS"
+    )

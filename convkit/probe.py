@@ -1,7 +1,7 @@
 """What this machine can do at most: the ceilings that every benchmark prints beside its figures.
 
-Cores that are shared, or throttled, change their speed from minute to minute; a figure is only worth something
-next to a ceiling that was measured in the same minute.
+Cores that are shared, or throttled, change their speed from minute to minute; a figure is only worth
+something next to a ceiling that was measured in the same minute.
 """
 
 from __future__ import annotations
@@ -75,18 +75,13 @@ def peak_gflops(threads: int | None = None, seconds: float = 0.2) -> Peak:
     threads : int, optional
         By default as many as there are CPUs for this process. BLAS chooses its own.
     seconds : float
-        How long to measure; the best fifth of it counts.
+        How long to measure; the best fifth of it (of BLAS, the best call) counts.
     """
     count = _threads(threads)
     module = native.load()
     if module is not None:
         return Peak(module.fma_gflops(count, seconds), "native fma", module.isa(), count)
-    n = 1024
-    a = np.ones((n, n), np.float32)
-    b = np.ones((n, n), np.float32)
-    out = np.empty((n, n), np.float32)
-    best = _best_time(lambda: np.matmul(a, b, out=out), seconds)
-    return Peak(2.0 * n**3 / best * 1e-9, "BLAS sgemm 1024", "unknown", None)
+    return _blas_peak(seconds)
 
 
 def copy_gbs(threads: int | None = None, megabytes: float = 256, seconds: float = 0.2) -> CopyRate:
@@ -110,6 +105,15 @@ def copy_gbs(threads: int | None = None, megabytes: float = 256, seconds: float 
     target = np.zeros(half, np.float32)
     best = _best_time(lambda: np.copyto(target, source), seconds)
     return CopyRate(2.0 * source.nbytes / best * 1e-9, "NumPy copyto", 1, megabytes)
+
+
+def _blas_peak(seconds: float) -> Peak:
+    n = 1024
+    a = np.ones((n, n), np.float32)
+    b = np.ones((n, n), np.float32)
+    out = np.empty((n, n), np.float32)
+    best = _best_time(lambda: np.matmul(a, b, out=out), seconds)
+    return Peak(2.0 * n**3 / best * 1e-9, "BLAS sgemm 1024", "unknown", None)
 
 
 def _threads(asked: int | None) -> int:

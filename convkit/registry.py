@@ -275,12 +275,19 @@ def implementations(op: str | None = None, *, device: str | None = None) -> list
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
+    """What `use` has set: names of implementations by op, and the largest declared error."""
+
     names: tuple[tuple[str, str], ...] = ()
     max_error: float = 1e-5
 
 
-_choice: ContextVar[_Choice] = ContextVar("convkit_choice", default=_Choice())  # noqa: B039 (frozen)
+_choice: ContextVar[Choice] = ContextVar("convkit_choice", default=Choice())  # noqa: B039 (frozen)
+
+
+def current_choice() -> Choice:
+    """The choice in force here; hashable, so that a plan can be kept for it."""
+    return _choice.get()
 
 
 @contextlib.contextmanager
@@ -308,7 +315,7 @@ def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
             raise unknown(f"implementation of {op}", name, known)
     current = _choice.get()
     bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
-    token = _choice.set(_Choice(tuple({**dict(current.names), **names}.items()), bound))
+    token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound))
     try:
         yield
     finally:

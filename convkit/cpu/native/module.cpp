@@ -14,5 +14,6 @@ PYBIND11_MODULE(_native, m) {
         "Single-precision FMA peak of all threads together, in GFLOP/s (one multiply-add is 2 FLOP).");
   m.def("copy_gbs", &convkit::copy_gbs, py::arg("threads"), py::arg("megabytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
-        "Rate of copying memory with all threads together, in GB/s; a copied byte counts twice (read, written).");
+        "Rate of copying memory with all threads together, in GB/s; a copied byte counts twice (read, "
+        "written).");
 }

@@ -128,7 +128,8 @@ Fma choose_fma() {
   __builtin_cpu_init();
   // These ask the operating system too, whether it saves the wide registers.
   if (__builtin_cpu_supports("avx512f")) return {"avx512", fma_avx512, flops(64, 24)};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", fma_avx2, flops(32, 12)};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {"avx2", fma_avx2, flops(32, 12)};
   return {"sse2", fma_sse2, flops(16, 10)};
 #elif defined(__aarch64__)
   return {"neon", fma_generic, flops(16, 24)};

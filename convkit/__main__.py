@@ -1,0 +1,5 @@
+"""`python -m convkit`."""
+
+from .cli import main
+
+raise SystemExit(main())

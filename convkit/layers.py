@@ -1,0 +1,282 @@
+"""Layers: hyper-parameters, and which ops they are made of, forward and backward.
+
+A layer is a frozen description. `forward` and `backward` call the public ops on the memory that a `Plan`
+hands out; what the backward pass needs, and no more, is kept there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import ops
+from .geometry import Conv2d, Pool2d, Shape
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+Array = np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------------
+# Initialisation
+# ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Normal:
+    """Normal values with mean 0 and standard deviation `sigma`."""
+
+    sigma: float
+
+    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
+        return rng.standard_normal(shape, np.float32) * np.float32(self.sigma)
+
+    def __str__(self) -> str:
+        return f"normal, sigma {self.sigma:g}"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value."""
+
+    value: float
+
+    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
+        return np.full(shape, self.value, np.float32)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}"
+
+
+@dataclass(frozen=True)
+class FanInUniform:
+    """Uniform on +-1/sqrt(fan in): torch.nn's default for convolutions and linear layers."""
+
+    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
+        bound = 1 / np.sqrt(fan_in)
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+    def __str__(self) -> str:
+        return "uniform, +-1/sqrt(fan in)"
+
+
+Init = Normal | Constant | FanInUniform
+
+
+# ---------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Layer:
+    """Base of the layers.
+
+    Attributes
+    ----------
+    name : str
+        Unique in its network; parameters are called `name.w` and `name.b`.
+    """
+
+    name: str
+
+    def parameters(self, x_shape: Shape, num_classes: int) -> dict[str, tuple[Shape, Init]]:
+        """Shape and initialisation of each parameter, for an input of that shape."""
+        return {}
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        """Shape of the output for an input of that shape."""
+        return x_shape
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        """Call the forward ops on the plan's memory; returns the output."""
+        raise NotImplementedError
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        """Call the backward ops; fills the parameters' gradients and returns the input's."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Weighted(Layer):
+    """A layer with weights and a bias; a ReLU behind it runs in its epilogue."""
+
+    filters: int | None
+    """Outputs; None means the number of classes."""
+
+    def fused_relu(self, plan: Plan, y: Array, dy: Array) -> Array:
+        if plan.fuses_relu(self):
+            ops.relu_dgrad(dy, y, out=dy)
+        return dy
+
+
+@dataclass(frozen=True)
+class Conv(_Weighted):
+    """2-D convolution with bias."""
+
+    filters: int
+    window: int
+    weights: Init
+    bias: Init
+    stride: int = 1
+    padding: Any = 0
+    groups: int = 1
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+    def parameters(self, x_shape: Shape, num_classes: int) -> dict[str, tuple[Shape, Init]]:
+        w_shape = (self.filters, x_shape[1] // self.groups, self.window, self.window)
+        return {"w": (w_shape, self.weights), "b": ((self.filters,), self.bias)}
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        w_shape, _ = self.parameters(x_shape, num_classes)["w"]
+        return Conv2d.of(x_shape, w_shape, **self._geometry).shape("y")
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        w, b = plan.parameter(self, "w"), plan.parameter(self, "b")
+        y = plan.keep(self, "y", Conv2d.of(x.shape, w.shape, **self._geometry).shape("y"))
+        plan.keep_view(self, "x", x)
+        ops.conv2d_fprop(x, w, b, **self._geometry, relu=plan.fuses_relu(self), math=plan.math, out=y)
+        return y
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        x, y, w = plan.kept(self, "x"), plan.kept(self, "y"), plan.parameter(self, "w")
+        dy = self.fused_relu(plan, y, dy)
+        ops.conv2d_bgrad(dy, out=plan.gradient(self, "b"))
+        ops.conv2d_wgrad(x, dy, w.shape, **self._geometry, math=plan.math, out=plan.gradient(self, "w"))
+        dx = plan.scratch(x.shape, dy)
+        return ops.conv2d_dgrad(dy, w, x.shape, **self._geometry, math=plan.math, out=dx)
+
+
+@dataclass(frozen=True)
+class Linear(_Weighted):
+    """Fully connected layer with bias."""
+
+    filters: int | None
+    weights: Init
+    bias: Init
+
+    def parameters(self, x_shape: Shape, num_classes: int) -> dict[str, tuple[Shape, Init]]:
+        K = num_classes if self.filters is None else self.filters
+        return {"w": ((K, x_shape[1]), self.weights), "b": ((K,), self.bias)}
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        return x_shape[0], num_classes if self.filters is None else self.filters
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        w, b = plan.parameter(self, "w"), plan.parameter(self, "b")
+        y = plan.keep(self, "y", (x.shape[0], w.shape[0]))
+        plan.keep_view(self, "x", x)
+        return ops.linear_fprop(x, w, b, relu=plan.fuses_relu(self), math=plan.math, out=y)
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        x, y, w = plan.kept(self, "x"), plan.kept(self, "y"), plan.parameter(self, "w")
+        dy = self.fused_relu(plan, y, dy)
+        ops.linear_bgrad(dy, out=plan.gradient(self, "b"))
+        ops.linear_wgrad(x, dy, math=plan.math, out=plan.gradient(self, "w"))
+        return ops.linear_dgrad(dy, w, math=plan.math, out=plan.scratch(x.shape, dy))
+
+
+@dataclass(frozen=True)
+class Relu(Layer):
+    """Rectified linear unit, in place: no layer before it needs its own output to go backward."""
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        return ops.relu_fprop(x, out=plan.keep_view(self, "y", x))
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        return ops.relu_dgrad(dy, plan.kept(self, "y"), out=dy)
+
+
+@dataclass(frozen=True)
+class Lrn(Layer):
+    """Local response normalisation; the backward pass starts from its input."""
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    groups: int = 1
+    region: str = "across_channels"
+
+    @property
+    def _constants(self) -> dict[str, Any]:
+        names = ("size", "alpha", "beta", "k", "groups", "region")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        plan.keep_view(self, "x", x)
+        return ops.lrn_fprop(x, **self._constants, out=plan.keep(self, "y", x.shape))
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        x = plan.kept(self, "x")
+        return ops.lrn_dgrad(dy, x, **self._constants, out=plan.scratch(x.shape, dy))
+
+
+@dataclass(frozen=True)
+class MaxPool(Layer):
+    """Max pooling; the backward pass needs the place of each maximum, a byte."""
+
+    window: int = 3
+    stride: int = 2
+    ceil_mode: bool = True
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {"window": self.window, "stride": self.stride, "ceil_mode": self.ceil_mode}
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        return Pool2d.of(x_shape, **self._geometry).shape("y")
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        problem = Pool2d.of(x.shape, **self._geometry)
+        y = plan.keep(self, "y", problem.shape("y"))
+        argmax = plan.keep(self, "argmax", problem.shape("argmax"), problem.dtype_of("argmax"))
+        plan.keep_view(self, "x", x)
+        ops.maxpool2d_fprop(x, **self._geometry, out=(y, argmax))
+        return y
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        shape = plan.kept(self, "x").shape
+        argmax = plan.kept(self, "argmax")
+        return ops.maxpool2d_dgrad(dy, argmax, shape, **self._geometry, out=plan.scratch(shape, dy))
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Dropout, in place: behind a ReLU the zeros that it adds let no gradient through either.
+
+    `inverted` scales by 1/(1-p) in training; else, as in 2012, outputs are multiplied by 1-p at test.
+    """
+
+    p: float = 0.5
+    inverted: bool = True
+
+    def options(self, training: bool) -> dict[str, float]:
+        """p and scale of the op in training and at test time."""
+        if training:
+            return {"p": self.p, "scale": 1 / (1 - self.p) if self.inverted else 1.0}
+        return {"p": 0.0, "scale": 1.0 if self.inverted else 1 - self.p}
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        return ops.dropout_fprop(x, **self.options(False), seed=0, out=x)
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        return ops.dropout_dgrad(dy, **self.options(False), seed=0, out=dy)
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """(N, C, H, W) to (N, C*H*W): a view."""
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        return x_shape[0], prod(x_shape[1:])
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        plan.keep_view(self, "x", x)
+        return x.reshape(self.output_shape(x.shape, 0))
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        return dy.reshape(plan.kept(self, "x").shape)

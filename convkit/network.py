@@ -1,0 +1,236 @@
+"""A network: layers in a row, their parameters, and a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import arrays
+from .dispatch import operation
+from .errors import DtypeError, OptionError, ShapeError, unknown
+from .geometry import Shape, finite, integer
+from .layers import Layer
+from .plan import Plan
+from .presets import Update
+from .registry import MATH, current_choice
+
+#: Plans that a network keeps; each holds the activations of its batch size.
+MAX_PLANS = 2
+
+
+class Network:
+    """Layers in a row, with their parameters, gradients and velocities.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Ends in a layer with `num_classes` outputs.
+    input_shape : (C, H, W)
+    num_classes : int
+    seed : int
+        Of the initialisation and of dropout: the same seed gives the same run, bit for bit.
+    dtype : {"float32", "float64", "float16", "bfloat16"}
+        Storage of parameters and activations.
+    update : Update
+        The update rule and its rates.
+    math : {"fp32", "tf32", "fp32-emulated"}, optional
+        As in `convkit.conv2d_fprop`.
+
+    Attributes
+    ----------
+    params, grads, velocities : dict of str to ndarray
+        "conv1.w", "conv1.b", ... Write into the arrays (`net.params["fc8.b"][...] = 0`), never replace one.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: Shape,
+        num_classes: int,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        update: Update | None = None,
+        math: str | None = None,
+    ) -> None:
+        if dtype not in arrays.DTYPES:
+            raise unknown("dtype", dtype, arrays.DTYPES)
+        if math is not None and math not in MATH:
+            raise unknown("math", math, MATH)
+        self.layers = tuple(layers)
+        self.input_shape = tuple(input_shape)
+        self.num_classes = integer("num_classes", num_classes, 1)
+        self.seed = integer("seed", seed, 0)
+        self.dtype, self.math = dtype, math
+        self.update = update or Update()
+        self.params: dict[str, np.ndarray] = {}
+        self._initialise()
+        self.grads = {name: self._zeros(w.shape) for name, w in self.params.items()}
+        self.velocities = {name: self._zeros(w.shape) for name, w in self.params.items()}
+        self.dropout_offset = 0
+        self._plans: dict[Any, Plan] = {}
+        self._last: Plan | None = None
+
+    def _zeros(self, shape: Shape) -> np.ndarray:
+        array = arrays.empty(shape, self.dtype)
+        array.fill(0)
+        return array
+
+    def _initialise(self) -> None:
+        """Each parameter has a random stream of its own: adding a layer leaves the others as they were."""
+        shape: Shape = (1, *self.input_shape)
+        for index, layer in enumerate(self.layers):
+            parameters = layer.parameters(shape, self.num_classes)
+            fan_in = int(np.prod(parameters["w"][0][1:])) if "w" in parameters else 1
+            for which, (name, (w_shape, init)) in enumerate(parameters.items()):
+                stream = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, which)))
+                array = arrays.empty(w_shape, self.dtype)
+                array[...] = init.fill(stream, w_shape, fan_in)
+                self.params[f"{layer.name}.{name}"] = array
+            shape = layer.output_shape(shape, self.num_classes)
+
+    def plan(self, batch: int) -> Plan:
+        """The plan for a batch size, with the implementations that `convkit.use` has chosen here.
+
+        Parameters
+        ----------
+        batch : int
+
+        Returns
+        -------
+        Plan
+            `print(plan)` shows each call with its implementation, layout, bytes and FLOPs.
+        """
+        batch = integer("batch", batch, 0)
+        key = (batch, current_choice())
+        if key not in self._plans:
+            while len(self._plans) >= MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = Plan(
+                self.layers, self.params, self.grads, self.velocities, (batch, *self.input_shape), self.dtype,
+                self.update, self.math,
+            )  # fmt: skip
+        return self._plans[key]
+
+    @operation
+    def forward(self, x: Any, *, training: bool = False) -> Any:
+        """Run the network on a batch of images.
+
+        Parameters
+        ----------
+        x : array, (N, C, H, W)
+            Of the network's dtype.
+        training : bool
+            Whether dropout drops.
+
+        Returns
+        -------
+        logits : array, (N, num_classes)
+            A new array of the kind of x.
+        """
+        plan, kind = self._load(x)
+        self._run_forward(plan, training)
+        return kind.wrap(plan.logits.copy())
+
+    @operation
+    def backward(self, dlogits: Any) -> Any:
+        """Gradients of everything, after `forward`: fills `grads`.
+
+        Parameters
+        ----------
+        dlogits : array, (N, num_classes)
+
+        Returns
+        -------
+        dx : array, (N, C, H, W)
+            Gradient of the images, a new array of the kind of dlogits.
+        """
+        plan = self._last
+        if plan is None:
+            raise OptionError("forward comes first")
+        kind = arrays.kind_of("dlogits", dlogits)
+        plan.dlogits[...] = self._checked("dlogits", dlogits, plan.dlogits.shape)
+        plan.run(plan.backward)
+        plan.run([plan.input_gradient])
+        return kind.wrap(plan.dx.copy())
+
+    @operation
+    def step(self, x: Any, labels: Any, *, lr: float | None = None) -> float:
+        """One step of training: forward, loss, backward, update. Allocates next to nothing.
+
+        Parameters
+        ----------
+        x : array, (N, C, H, W)
+        labels : array of integers, (N,)
+        lr : float, optional
+            Learning rate of the weights; the preset's by default. Biases follow as `update` says.
+
+        Returns
+        -------
+        loss : float
+            Mean cross-entropy of the batch before the update, in nats.
+        """
+        rate = self.update.lr if lr is None else finite("lr", lr, 0)
+        values = self._labels(labels)
+        plan, _ = self._load(x)
+        N = plan.x.shape[0]
+        if N == 0:
+            raise ShapeError("a step needs at least one image")
+        if values.shape != (N,):
+            raise ShapeError(f"labels must have shape {(N,)}, as x has {N} images, not {values.shape}")
+        plan.labels[...] = values
+        self._run_forward(plan, training=True)
+        plan.run(plan.loss)
+        plan.run(plan.backward)
+        self.set_rate(plan, rate)
+        plan.run(plan.update)
+        return float(plan.losses.mean(dtype=np.float64))
+
+    def set_rate(self, plan: Plan, lr: float) -> None:
+        """Give a plan's update the learning rate of each parameter."""
+        first = next(iter(self.params)).partition(".")[0]
+        for call in plan.update:
+            layer, _, kind = call.layer.partition(".")
+            rate = lr
+            if kind == "b":
+                rate = lr * self.update.bias_lr_multiplier
+                if self.update.bias_lr_fixed is not None and layer != first:
+                    rate = self.update.bias_lr_fixed
+            call.options["lr"] = rate
+
+    def _run_forward(self, plan: Plan, training: bool) -> None:
+        end = plan.set_dropout(self.layers, training, self.seed, self.dropout_offset)
+        plan.run(plan.forward)
+        if training:
+            self.dropout_offset = end
+        self._last = plan
+
+    def _labels(self, labels: Any) -> np.ndarray:
+        arrays.kind_of("labels", labels)
+        values = arrays.view("labels", labels)
+        if values.dtype.kind not in "iu":
+            raise DtypeError(f"labels must be of an integer dtype, not {values.dtype}")
+        if values.size and (values.min() < 0 or values.max() >= self.num_classes):
+            raise OptionError(f"labels must each be a class, 0 <= value < {self.num_classes}")
+        return values
+
+    def _load(self, x: Any) -> tuple[Plan, arrays.Kind]:
+        kind = arrays.kind_of("x", x)
+        shape = tuple(getattr(x, "shape", ()))
+        if len(shape) != 4 or shape[1:] != self.input_shape:
+            C, H, W = self.input_shape
+            raise ShapeError(f"x must have shape (N, {C}, {H}, {W}), not {shape}")
+        images = self._checked("x", x, shape)
+        plan = self.plan(shape[0])
+        plan.x[...] = images
+        return plan, kind
+
+    def _checked(self, name: str, value: Any, shape: Shape) -> np.ndarray:
+        array = arrays.view(name, value)
+        if array.shape != shape:
+            raise ShapeError(f"{name} must have shape {shape}, not {array.shape}")
+        if (found := arrays.dtype_name(name, array)) != self.dtype:
+            raise DtypeError(f"{name} has dtype {found}, but the network is {self.dtype}")
+        return array

@@ -1,0 +1,195 @@
+"""Where a training step's time goes, layer by layer, and how exact each layer is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from . import probe
+from .dispatch import Call
+from .errors import ConvkitError
+from .network import Network
+from .plan import Plan
+from .registry import implementations
+
+
+@dataclass
+class Row:
+    """One layer of the table. Times are medians, in ms; error is None where none was measured.
+
+    `peak_percent` is of the machine's measured peak of float32 multiply-adds. `error` is the relative RMS
+    error of the layer's outputs, forward and backward, against the float64 reference on the same inputs.
+    """
+
+    layer: str
+    implementation: str
+    layout: str
+    output: str
+    forward_ms: float
+    backward_ms: float
+    gflops: float
+    peak_percent: float
+    error: float | None = None
+
+
+@dataclass
+class Profile:
+    """A profiled training step. Samples are whole steps, in ms."""
+
+    batch: int
+    dtype: str
+    peak_gflops: float
+    peak_method: str
+    rows: list[Row]
+    forward_ms: float
+    backward_ms: float
+    loss_ms: float
+    update_ms: float
+    update_error: float | None
+    step_ms_samples: list[float] = field(default_factory=list)
+    peak_samples: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def step_ms(self) -> float:
+        return median(self.step_ms_samples)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "step_ms": self.step_ms}
+
+
+def relative_rms(got: np.ndarray, reference: np.ndarray) -> float:
+    """RMS of the difference over RMS of the reference (over 1, where the reference is all zeros)."""
+    difference = got.astype(np.float64) - reference
+    scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
+    return float(np.sqrt(np.mean(np.square(difference)))) / scale
+
+
+def run_and_compare(call: Call) -> float:
+    """Run a call; the relative RMS error of its outputs against the reference on the same inputs."""
+    reference = next(i for i in implementations(call.op.name) if i.name == "reference")
+    inputs = [
+        a.copy() if a is not None and any(np.may_share_memory(a, o) for o in call.outputs) else a
+        for a in call.inputs
+    ]
+    call.run()
+    exact = [np.empty(o.shape, o.dtype if o.dtype.kind in "iu" else np.float64) for o in call.outputs]
+    options = {name: value for name, value in call.options.items() if name != "workspace"}
+    with np.errstate(all="ignore"):
+        reference.run(call.problem, *inputs, *exact, **options)
+    return max(relative_rms(o, e) for o, e in zip(call.outputs, exact, strict=True) if o.dtype.kind not in "iu")
+
+
+def profile(
+    net: Network,
+    x: Any,
+    labels: Any,
+    *,
+    repeats: int = 5,
+    errors: bool = True,
+    lr: float | None = None,
+    progress: Callable[[int, str], None] = lambda done, what: None,
+) -> Profile:
+    """Train for some steps, timing each call.
+
+    Parameters
+    ----------
+    net : Network
+        Its parameters change: these are real steps.
+    x : array, (N, C, H, W)
+    labels : array of integers, (N,)
+    repeats : int
+        Timed steps, after one to warm up. The peak is measured before each; the highest counts, since a
+        shared machine may lend half a core at times.
+    errors : bool
+        Run one more step, and compare each call with the float64 reference: slow.
+    lr : float, optional
+    progress : callable
+        Called as `progress(steps of work done, what comes next)`; there are `repeats + 1` of them, and
+        one for each call where errors are wanted.
+
+    Returns
+    -------
+    Profile
+    """
+    progress(0, "warming up")
+    losses = [net.step(x, labels, lr=lr)]  # checks the arguments, compiles, fills caches
+    plan = net.plan(len(x))
+    phases = {"forward": plan.forward, "loss": plan.loss, "backward": plan.backward, "update": plan.update}
+    samples: dict[int, list[float]] = {id(call): [] for calls in phases.values() for call in calls}
+    steps, peaks = [], []
+    for repeat in range(repeats):
+        progress(1, f"step {repeat + 1} of {repeats}")
+        peaks.append(probe.peak_gflops(seconds=0.1))
+        net.dropout_offset = plan.set_dropout(net.layers, True, net.seed, net.dropout_offset)
+        begin = time.perf_counter()
+        with np.errstate(all="ignore"):
+            for calls in phases.values():
+                for call in calls:
+                    start = time.perf_counter()
+                    call.run()
+                    samples[id(call)].append((time.perf_counter() - start) * 1e3)
+        steps.append((time.perf_counter() - begin) * 1e3)
+        losses.append(float(plan.losses.mean()))
+    progress(1, "comparing with float64")
+    deviation = _errors(net, plan, phases, progress) if errors else {}
+    best = max(peaks, key=lambda p: p.gflops)
+
+    def total(calls: list[Call]) -> float:
+        return sum(median(samples[id(call)]) for call in calls)
+
+    rows = [
+        _row(layer, plan, total, best.gflops, deviation)
+        for layer in dict.fromkeys(call.layer for call in plan.forward)
+    ]
+    return Profile(
+        len(x), net.dtype, best.gflops, best.method, rows,
+        *(total(phases[name]) for name in ("forward", "backward", "loss", "update")),
+        max((deviation[id(c)] for c in plan.update), default=None) if deviation else None,
+        steps, [p.gflops for p in peaks], losses,
+    )  # fmt: skip
+
+
+def _errors(net: Network, plan: Plan, phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
+    """Error of each call, in one more training step."""
+    net.dropout_offset = plan.set_dropout(net.layers, True, net.seed, net.dropout_offset)
+    found = {}
+    for calls in phases.values():
+        for call in calls:
+            progress(1, f"float64 {call.layer} {call.op.name}")
+            try:
+                found[id(call)] = run_and_compare(call)
+            except MemoryError:
+                raise ConvkitError(
+                    f"no memory for the float64 reference of {call.layer}; take a smaller --batch or --no-errors"
+                ) from None
+    return found
+
+
+def _row(
+    layer: str, plan: Plan, total: Callable[[list[Call]], float], peak: float, deviation: dict[int, float]
+) -> Row:
+    forward = [call for call in plan.forward if call.layer == layer]
+    backward = [call for call in plan.backward if call.layer == layer]
+    calls = forward + backward
+    flops = sum(call.problem.flops(call.op.name) for call in calls)
+    # A bias gradient or a ReLU is not what the layer is named for.
+    main = [c for c in calls if c.problem.flops(c.op.name) * 20 >= flops]
+    forward_ms, backward_ms = total(forward), total(backward)
+    gflops = flops / 1e6 / (forward_ms + backward_ms)
+    return Row(
+        layer,
+        "/".join(dict.fromkeys(call.implementation.name for call in main)),
+        "/".join(dict.fromkeys(call.implementation.layout for call in main)),
+        "x".join(map(str, forward[-1].outputs[0].shape)),
+        forward_ms,
+        backward_ms,
+        gflops,
+        100 * gflops / peak,
+        max((deviation[id(c)] for c in calls), default=None) if deviation else None,
+    )
