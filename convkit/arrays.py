@@ -94,8 +94,10 @@ def dtype_name(name: str, array: np.ndarray) -> str:
     """The storage dtype's name, or an error that lists the known ones."""
     found = _names().get(array.dtype)
     if found is None or not array.dtype.isnative:
-        raise DtypeError(f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}; "
-                         f"known: {', '.join(DTYPES)}")
+        raise DtypeError(
+            f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}; "
+            f"known: {', '.join(DTYPES)}"
+        )
     return found
 
 

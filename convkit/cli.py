@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     from . import __version__, check
 
     parser = argparse.ArgumentParser(
-        prog="convkit", description="Convolution, ReLU, LRN and max-pooling kernels, and AlexNet made of them."
+        prog="convkit",
+        description="Convolution, ReLU, LRN and max-pooling kernels, and AlexNet made of them.",
     )
     parser.add_argument("--version", action="version", version=f"convkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -48,21 +49,33 @@ def _parser() -> argparse.ArgumentParser:
         description="Run AlexNet's forward and backward pass, a training step included, on photographs; "
         "print each layer's implementation, time, and error against the float64 reference.",
     )
-    alexnet.add_argument("images", nargs="*", help="image files and folders (default: scikit-image's photographs)")
+    alexnet.add_argument(
+        "images", nargs="*", help="image files and folders (default: scikit-image's photographs)"
+    )
     alexnet.add_argument("--preset", default="paper", help="paper (default), 2012, caffe or owt")
     alexnet.add_argument(
         "--diff", nargs=2, metavar=("A", "B"), help="print how two presets differ, and nothing else"
     )
-    alexnet.add_argument("--batch", type=int, help="images in a batch; photographs take turns (default: 8)", default=8)
+    alexnet.add_argument(
+        "--batch", type=int, help="images in a batch; photographs take turns (default: 8)", default=8
+    )
     alexnet.add_argument("--device", default="cpu", help="cpu (default)")
-    alexnet.add_argument("--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32")
+    alexnet.add_argument(
+        "--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32"
+    )
     alexnet.add_argument(
         "--impl", action="append", default=[], metavar="OP=NAME", help="use this implementation; repeatable"
     )
     alexnet.add_argument("--repeats", type=int, default=5, help="timed steps (default: 5)")
-    alexnet.add_argument("--no-errors", action="store_true", help="skip the comparison with float64, which is slow")
-    alexnet.add_argument("--check", action="store_true", help="first put the implementations used through the gate")
-    alexnet.add_argument("--json", metavar="FILE", help="write everything measured to this file ('-': stdout)")
+    alexnet.add_argument(
+        "--no-errors", action="store_true", help="skip the comparison with float64, which is slow"
+    )
+    alexnet.add_argument(
+        "--check", action="store_true", help="first put the implementations used through the gate"
+    )
+    alexnet.add_argument(
+        "--json", metavar="FILE", help="write everything measured to this file ('-': stdout)"
+    )
     alexnet.add_argument("--seed", type=int, default=0, help="of the weights and of dropout (default: 0)")
     alexnet.set_defaults(run=_alexnet)
 
@@ -95,9 +108,10 @@ def _list(args: argparse.Namespace) -> int:
     from .registry import implementations
 
     rows = [
-        (i.op, i.name, i.device, i.layout, " ".join(i.dtypes), f"{i.error:g}", i.rank, i.missing() if i.missing and i.missing() else "ready")
+        (i.op, i.name, i.device, i.layout, " ".join(i.dtypes), f"{i.error:g}", i.rank,
+         (i.missing and i.missing()) or "ready")
         for i in implementations(args.op, device=args.device)
-    ]
+    ]  # fmt: skip
     print(_table(rows, ("op", "implementation", "device", "layout", "dtypes", "error", "rank", "state")))
     module = native.load()
     print(f"\nnative extension: {module.isa() if module else native.why_missing()}")
@@ -107,8 +121,8 @@ def _list(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------------------------------------
 # convkit alexnet
 # ---------------------------------------------------------------------------------------------------
-def _choices(pairs: Sequence[str]) -> dict[str, str]:
-    chosen = {}
+def _choices(pairs: Sequence[str]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
     for text in pairs:
         op, equals, name = text.partition("=")
         if not equals or not op or not name:
@@ -127,10 +141,14 @@ def _alexnet(args: argparse.Namespace) -> int:
 
     if args.device != "cpu":
         if args.device in ("cuda", "emulator"):
-            raise OptionError(f"no CUDA kernel is registered yet, so --device {args.device} has nothing to run")
+            raise OptionError(
+                f"no CUDA kernel is registered yet, so --device {args.device} has nothing to run"
+            )
         raise unknown("device", args.device, ("cpu",))
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, not {args.repeats}")
+    if args.json and args.json != "-":
+        _write(args.json, "")  # a path that cannot be written is better known before the measurement
     chosen = _choices(args.impl)
     with use(**chosen):
         x, labels, files = photos.batch(args.images, preset(args.preset), args.batch)
@@ -156,7 +174,9 @@ def _profile(net: Any, x: Any, labels: Any, args: argparse.Namespace) -> Any:
 
     plan = net.plan(len(x))
     total = args.repeats + 1 + (0 if args.no_errors else len(plan.calls()) - 1)
-    with tqdm(total=total, leave=False, file=sys.stderr, disable=None, bar_format="{l_bar}{bar}| {postfix}") as bar:
+    with tqdm(
+        total=total, leave=False, file=sys.stderr, disable=None, bar_format="{l_bar}{bar}| {postfix}"
+    ) as bar:
 
         def progress(done: int, what: str) -> None:
             bar.set_postfix_str(what, refresh=False)
@@ -189,7 +209,17 @@ def _print_profile(net: Any, result: Any) -> None:
     rows.append(("loss", "", "", "", f"{result.loss_ms:.2f}", "", "", "", ""))
     error = "" if result.update_error is None else f"{result.update_error:.1e}"
     rows.append(("update", "", "", "", "", f"{result.update_ms:.2f}", "", "", error))
-    headers = ("layer", "implementation", "layout", "output", "fwd ms", "bwd ms", "GFLOP/s", "% peak", "error")
+    headers = (
+        "layer",
+        "implementation",
+        "layout",
+        "output",
+        "fwd ms",
+        "bwd ms",
+        "GFLOP/s",
+        "% peak",
+        "error",
+    )
     print()
     print(_table(rows, headers, colalign=("left",) * 4 + ("right",) * 5))
     low, high = min(result.step_ms_samples), max(result.step_ms_samples)
@@ -197,7 +227,7 @@ def _print_profile(net: Any, result: Any) -> None:
     print(
         f"\nforward {result.forward_ms:.1f} ms, backward {result.backward_ms:.1f} ms, loss and update "
         f"{result.loss_ms + result.update_ms:.1f} ms"
-        f"\nstep    {result.step_ms:.1f} ms, median of {len(result.step_ms_samples)} ({low:.1f} to {high:.1f}): "
+        f"\nstep    {result.step_ms:.1f} ms, median of {len(result.losses) - 1} ({low:.1f} to {high:.1f}): "
         f"{1e3 * result.batch / result.step_ms:.1f} images/s, {parameters:,} parameters"
         f"\npeak    {result.peak_gflops:.0f} GFLOP/s float32 ({result.peak_method}; samples "
         f"{min(result.peak_samples):.0f} to {max(result.peak_samples):.0f})"
@@ -226,12 +256,16 @@ def _write_json(args: argparse.Namespace, net: Any, files: Sequence[Any], result
     text = json.dumps(document, indent=1)
     if args.json == "-":
         print(text)
-        return
+    else:
+        _write(args.json, text + "\n")
+
+
+def _write(path: str, text: str) -> None:
     try:
-        with open(args.json, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with open(path, "w" if text else "a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
-        raise OptionError(f"cannot write {args.json}: {error.strerror}") from error
+        raise OptionError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _diff(a: str, b: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import arrays
-from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError
+from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from .geometry import Problem
 from .registry import OPS, Implementation, Op, select
 
@@ -53,7 +53,7 @@ class Call:
     def workspace_bytes(self) -> int:
         """Scratch memory that the implementation wants."""
         workspace = self.implementation.workspace
-        return workspace(self.problem) if workspace else 0
+        return workspace(self.problem) if workspace and not self.problem.empty else 0
 
     def run(self) -> None:
         """Fill the outputs."""
@@ -62,13 +62,11 @@ class Call:
             for output in self.outputs:
                 output.fill(0)
             return
-        if self.implementation.workspace and "workspace" not in self.options:
-            scratch = arrays.empty((self.workspace_bytes,), "uint8")
-            self.implementation.run(
-                self.problem, *self.inputs, *self.outputs, workspace=scratch, **self.options
-            )
-        else:
-            self.implementation.run(self.problem, *self.inputs, *self.outputs, **self.options)
+        options = self.options
+        if self.implementation.workspace and "workspace" not in options:
+            options = {**options, "workspace": arrays.empty((self.workspace_bytes,), "uint8")}
+        with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
+            self.implementation.run(self.problem, *self.inputs, *self.outputs, **options)
 
 
 _recording: ContextVar[list[Call] | None] = ContextVar("convkit_recording", default=None)
@@ -170,8 +168,9 @@ class Arguments:
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
         outputs = tuple(
-            array if array is not None and self._direct(array, inputs) else
-            arrays.empty(problem.shape(name), problem.dtype_of(name))
+            array
+            if array is not None and self._direct(array, inputs)
+            else arrays.empty(problem.shape(name), problem.dtype_of(name))
             for name, array in zip(self.op.outputs, given, strict=True)
         )
         call = Call(self.op, implementation, problem, inputs, outputs, options)
@@ -181,8 +180,7 @@ class Arguments:
                 raise OptionError("a recorded op needs out=, contiguous and apart from its inputs")
             calls.append(call)
         else:
-            with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
-                call.run()
+            call.run()
         results = []
         for array, filled, wanted in zip(given, outputs, self._out_objects(out), strict=True):
             if array is not None and array is not filled:
@@ -194,7 +192,12 @@ class Arguments:
         array = self.views[name]
         if array is None:
             return None
-        ready = np.ascontiguousarray(array, arrays.np_dtype(problem.dtype_of(name))).reshape(array.shape)
+        try:
+            ready = np.require(array, arrays.np_dtype(problem.dtype_of(name)), ["C", "A"]).reshape(
+                array.shape
+            )
+        except MemoryError as error:
+            raise OutOfMemory(f"no memory for a contiguous copy of {name}, {array.shape}: {error}") from error
         if recording() and not np.may_share_memory(ready, array) and array.size:
             raise OptionError(f"a recorded op needs {name} contiguous and of its own dtype")
         return ready

@@ -41,6 +41,13 @@ class NoImplementation(ConvkitError, ValueError):
     """No registered implementation accepts the problem; the message has each one's reason."""
 
 
+class MissingExtra(ConvkitError, ImportError):
+    """An optional package that is not installed; the message names the extra that brings it."""
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'convkit[{extra}]'")
+
+
 class OutOfMemory(ConvkitError, MemoryError):
     """The machine could not provide the memory; the message says how much was asked for."""
 
@@ -49,5 +56,5 @@ def unknown(what: str, name: object, known: Iterable[str]) -> OptionError:
     """The error for a name that is not known: lists the known ones and suggests the nearest."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return OptionError(f"unknown {what} {name!r}{hint} Known: {', '.join(names) or 'none'}")

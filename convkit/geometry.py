@@ -167,6 +167,11 @@ class Problem:
             raise ShapeError(f"an extent does not fit the kernels' 32-bit fields: {scalars}")
         return np.array([tuple(scalars.values())], dtype=layout)
 
+    def c_struct(self) -> str:
+        """The declaration of that struct in C, so that its layout has one home."""
+        members = (f"{'int' if isinstance(v, int) else 'float'} {k};" for k, v in self.scalars().items())
+        return f"struct {type(self).__name__} {{ {' '.join(members)} }};"
+
 
 def np_itemsize(dtype: str) -> int:
     return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
@@ -240,15 +245,11 @@ class Conv2d(Problem):
 
     @cached_property
     def P(self) -> int:
-        return output_extent(
-            self.H, self.R, self.stride_h, self.pad_top, self.pad_bottom, self.dilation_h
-        )
+        return output_extent(self.H, self.R, self.stride_h, self.pad_top, self.pad_bottom, self.dilation_h)
 
     @cached_property
     def Q(self) -> int:
-        return output_extent(
-            self.W, self.S, self.stride_w, self.pad_left, self.pad_right, self.dilation_w
-        )
+        return output_extent(self.W, self.S, self.stride_w, self.pad_left, self.pad_right, self.dilation_w)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -272,10 +273,10 @@ class Conv2d(Problem):
         extra = f" groups {self.groups}" if self.groups > 1 else ""
         pads = (self.pad_top, self.pad_bottom, self.pad_left, self.pad_right)
         extra += f" pad {pads[0] if len(set(pads)) == 1 else pads}" if any(pads) else ""
-        extra += "" if self.dilation_h == self.dilation_w == 1 else f" dil {self.dilation_h},{self.dilation_w}"
-        return (
-            f"x{self.shapes['x']} w{self.shapes['w']} stride {self.stride_h},{self.stride_w}{extra}"
+        extra += (
+            "" if self.dilation_h == self.dilation_w == 1 else f" dil {self.dilation_h},{self.dilation_w}"
         )
+        return f"x{self.shapes['x']} w{self.shapes['w']} stride {self.stride_h},{self.stride_w}{extra}"
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,9 @@ class ChannelSum(Problem):
     @classmethod
     def of(cls, dy_shape: Any, rank: int, dtype: str = "float32") -> ChannelSum:
         letters = "(N, K, P, Q)" if rank == 4 else "(N, K)"
-        return cls(*shape_of("dy", dy_shape, rank, letters), *(() if rank == 4 else (1, 1)), rank, dtype)
+        N, K, *pixels = shape_of("dy", dy_shape, rank, letters)
+        P, Q = pixels or (1, 1)
+        return cls(N, K, P, Q, rank, dtype)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -369,10 +372,10 @@ class Pool2d(Problem):
         ceil_mode: bool = False,
         dtype: str = "float32",
     ) -> Pool2d:
+        N, C, H, W = shape_of("x", x_shape, 4, "(N, C, H, W)")
         R, S = pair("window", window, 1)
         problem = cls(
-            *shape_of("x", x_shape, 4, "(N, C, H, W)"),
-            *(R, S),
+            *(N, C, H, W, R, S),
             *pair("stride", stride, 1),
             *padding4(padding),
             *pair("dilation", dilation, 1),
@@ -380,7 +383,10 @@ class Pool2d(Problem):
             dtype,
         )
         span_h, span_w = window_span(R, problem.dilation_h), window_span(S, problem.dilation_w)
-        if max(problem.pad_top, problem.pad_bottom) >= span_h or max(problem.pad_left, problem.pad_right) >= span_w:
+        if (
+            max(problem.pad_top, problem.pad_bottom) >= span_h
+            or max(problem.pad_left, problem.pad_right) >= span_w
+        ):
             raise OptionError(
                 f"padding {padding!r} must be smaller than the window's span ({span_h}, {span_w}): "
                 "a window would see padding alone"
@@ -550,7 +556,8 @@ class SoftmaxXent(Problem):
 
     @classmethod
     def of(cls, logits_shape: Any, dtype: str = "float32", name: str = "logits") -> SoftmaxXent:
-        return cls(*shape_of(name, logits_shape, 2, "(N, K)"), dtype)
+        N, K = shape_of(name, logits_shape, 2, "(N, K)")
+        return cls(N, K, dtype)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:

@@ -254,7 +254,7 @@ class Dropout(Layer):
     p: float = 0.5
     inverted: bool = True
 
-    def options(self, training: bool) -> dict[str, float]:
+    def options(self, training: bool) -> dict[str, Any]:
         """p and scale of the op in training and at test time."""
         if training:
             return {"p": self.p, "scale": 1 / (1 - self.p) if self.inverted else 1.0}

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, ops
-from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError
+from .errors import ConvkitError, DtypeError, MissingExtra, NoImplementation, OptionError, ShapeError
 from .geometry import Pool2d, output_extent, window_span
 
 try:
@@ -33,13 +33,7 @@ try:
     import onnx.helper
     import onnx.numpy_helper
 except ImportError as error:
-
-    class MissingExtra(ConvkitError, ImportError):
-        """A package of an optional extra is not installed."""
-
-    raise MissingExtra(
-        f"convkit.onnx needs the onnx package, which cannot be imported ({error}): pip install 'convkit[onnx]'"
-    ) from error
+    raise MissingExtra("convkit.onnx", "the package onnx", "onnx") from error
 
 Array = np.ndarray
 TRAINING = "ai.onnx.preview.training"
@@ -62,8 +56,8 @@ class Operator:
         `function(*inputs, **attributes)` returns an array or a tuple of them.
     choices : dict
         Attributes that take a few values only, which are checked when a model is loaded.
-    spatial : bool
-        The first input is an image, which must be 1-D or 2-D.
+    ranks : tuple of int
+        Numbers of dimensions that the first two inputs may have; any, if empty.
     """
 
     name: str
@@ -71,7 +65,7 @@ class Operator:
     since: int
     function: Callable[..., Any]
     choices: dict[str, tuple] = field(default_factory=dict)
-    spatial: bool = False
+    ranks: tuple[int, ...] = ()
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -84,13 +78,18 @@ OPERATORS: dict[tuple[str, str], list[Operator]] = {}
 
 
 def operator(
-    name: str, *, since: int = 1, domain: str = "ai.onnx", choices: dict[str, tuple] | None = None, spatial: bool = False
+    name: str,
+    *,
+    since: int = 1,
+    domain: str = "ai.onnx",
+    choices: dict[str, tuple] | None = None,
+    ranks: tuple[int, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that registers a function as an operator; see `Operator` for the arguments."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         versions = OPERATORS.setdefault((domain, name), [])
-        versions.append(Operator(name, domain, since, function, choices or {}, spatial))
+        versions.append(Operator(name, domain, since, function, choices or {}, ranks))
         versions.sort(key=lambda version: -version.since)
         return function
 
@@ -106,6 +105,7 @@ def known_operators() -> list[str]:
 # Convolution, pooling, LRN, ReLU
 # ---------------------------------------------------------------------------------------------------
 AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+IMAGE = (3, 4)  # 1-D and 2-D, with N and C
 
 
 def _lift(x: Array) -> Array:
@@ -119,11 +119,15 @@ def _window(
     """ONNX's attributes of a sliding window as convkit's options; a 1-D window gets a height of 1."""
     n = len(window)
     if n not in (1, 2) or len(extents) != n:
-        raise ShapeError(f"only 1-D and 2-D images are covered, not extents {tuple(extents)}, window {tuple(window)}")
+        raise ShapeError(
+            f"only 1-D and 2-D images are covered, not extents {tuple(extents)}, window {tuple(window)}"
+        )
     strides, dilations = tuple(strides or (1,) * n), tuple(dilations or (1,) * n)
     pads = tuple(pads or (0,) * 2 * n) if auto_pad == "NOTSET" else (0,) * 2 * n
     if len(strides) != n or len(dilations) != n or len(pads) != 2 * n:
-        raise ShapeError(f"strides {strides}, dilations {dilations} and pads {pads} must be those of {n} axes")
+        raise ShapeError(
+            f"strides {strides}, dilations {dilations} and pads {pads} must be those of {n} axes"
+        )
     padding = list(zip(pads[:n], pads[n:]))
     if auto_pad.startswith("SAME"):
         for axis, (size, stride) in enumerate(zip(extents, strides)):
@@ -137,8 +141,10 @@ def _window(
     return {"stride": strides, "padding": tuple(padding), "dilation": dilations}
 
 
-@operator("Conv", spatial=True, choices={"auto_pad": AUTO_PAD})
-def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
+@operator("Conv", ranks=IMAGE, choices={"auto_pad": AUTO_PAD})
+def conv(
+    x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None
+):
     if kernel_shape and tuple(kernel_shape) != w.shape[2:]:
         raise ShapeError(f"kernel_shape {tuple(kernel_shape)} is not that of the weights, {w.shape}")
     options = _window(x.shape[2:], w.shape[2:], auto_pad, strides, pads, dilations)
@@ -146,9 +152,19 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_sha
     return y if x.ndim == 4 else y[:, :, 0]
 
 
-@operator("MaxPool", spatial=True, choices={"auto_pad": AUTO_PAD, "ceil_mode": (0, 1), "storage_order": (0, 1)})
+@operator(
+    "MaxPool", ranks=IMAGE, choices={"auto_pad": AUTO_PAD, "ceil_mode": (0, 1), "storage_order": (0, 1)}
+)
 def max_pool(
-    x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None
+    x,
+    *,
+    kernel_shape,
+    auto_pad="NOTSET",
+    ceil_mode=0,
+    dilations=None,
+    pads=None,
+    storage_order=0,
+    strides=None,
 ):
     options = _window(x.shape[2:], kernel_shape, auto_pad, strides, pads, dilations)
     options["window"] = (1, *kernel_shape)[-2:]
@@ -209,10 +225,12 @@ def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
     return (y if alpha == 1 else y * y.dtype.type(alpha)) + c
 
 
-@operator("MatMul")
+@operator("MatMul", ranks=(2,))
 def matmul(a, b):
     if a.ndim != 2 or b.ndim != 2:
-        raise ShapeError(f"only the product of two matrices is covered, not of shapes {a.shape} and {b.shape}")
+        raise ShapeError(
+            f"only the product of two matrices is covered, not of shapes {a.shape} and {b.shape}"
+        )
     return ops.linear_fprop(a, b.T)
 
 
@@ -287,7 +305,12 @@ REDUCTION = {"reduction": ("none", "sum", "mean")}
 def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(scores)
     loss = _reduced(
-        lambda safe: ops.softmax_xent_fprop(rows, safe)[0], labels, weights, scores.dtype, ignore_index, reduction
+        lambda safe: ops.softmax_xent_fprop(rows, safe)[0],
+        labels,
+        weights,
+        scores.dtype,
+        ignore_index,
+        reduction,
     )
     return loss, lambda: _from_class_rows(_log_softmax(rows), scores.shape)
 
@@ -296,16 +319,21 @@ def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=Non
 def negative_log_likelihood_loss(log_probs, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(log_probs)
     return _reduced(
-        lambda safe: -rows[np.arange(len(rows)), safe], labels, weights, log_probs.dtype, ignore_index, reduction
+        lambda safe: -rows[np.arange(len(rows)), safe],
+        labels,
+        weights,
+        log_probs.dtype,
+        ignore_index,
+        reduction,
     )
 
 
 # ---------------------------------------------------------------------------------------------------
 # Dropout, the update rule
 # ---------------------------------------------------------------------------------------------------
-@operator("Dropout")
+@operator("Dropout", choices={"is_test": (1,)})
 def dropout_before_7(x, *, is_test=0, ratio=0.5):
-    return dropout(x, np.array(ratio), np.array(not is_test))[0], lambda: np.ones_like(x)
+    return x, lambda: np.ones_like(x)
 
 
 @operator("Dropout", since=7)
@@ -321,7 +349,9 @@ def dropout_before_12(x, *, ratio=0.5):
 @operator("Dropout", since=12)
 def dropout(x, ratio=None, training_mode=None, *, seed=None):
     if training_mode is not None and training_mode.item() and (ratio is None or ratio.item() != 0):
-        raise OptionError("dropout in training mode is random, and ONNX does not say by which generator: not covered")
+        raise OptionError(
+            "dropout in training mode is random, and ONNX does not say by which generator: not covered"
+        )
     return x, lambda: np.ones(x.shape, bool)
 
 
@@ -408,7 +438,8 @@ class _Node:
         """Bind a node; `ranks` are those that are known before the model runs."""
         domain = proto.domain or "ai.onnx"
         name = repr(proto.name) if proto.name else f"{index}, which makes {list(proto.output)},"
-        label = f"node {name} (operator {proto.op_type}, domain {domain}, opset {opsets.get(domain, 'not imported')})"
+        opset = opsets.get(domain, "not imported")
+        label = f"node {name} (operator {proto.op_type}, domain {domain}, opset {opset})"
         versions = [o for o in OPERATORS.get((domain, proto.op_type), ()) if o.since <= opsets.get(domain, 0)]
         if not versions:
             raise NoImplementation(f"{label} is not covered. Covered: {', '.join(known_operators())}")
@@ -416,23 +447,25 @@ class _Node:
         for attribute in proto.attribute:
             if attribute.name not in attributes:
                 raise NoImplementation(
-                    f"{label}: its attribute {attribute.name!r} is not covered. Covered: {', '.join(attributes)}; "
-                    f"of the operators {', '.join(known_operators())}"
+                    f"{label}: its attribute {attribute.name!r} is not covered. Covered are its attributes "
+                    f"{', '.join(attributes) or '(none)'}, and the operators {', '.join(known_operators())}"
                 )
             attributes[attribute.name] = _attribute(label, attribute)
-        for attribute_name, choices in versions[0].choices.items():
-            if attributes[attribute_name] not in choices:
+        for name, value in attributes.items():
+            if value is inspect.Parameter.empty:
+                raise OptionError(f"{label} lacks the attribute {name!r}")
+            if value not in versions[0].choices.get(name, (value,)):
                 raise OptionError(
-                    f"{label}: {attribute_name} must be one of {choices}, not {attributes[attribute_name]!r}"
+                    f"{label}: {name} must be one of {versions[0].choices[name]}, not {value!r}"
                 )
-        missing = [name for name, value in attributes.items() if value is inspect.Parameter.empty]
-        if missing:
-            raise OptionError(f"{label} lacks the attribute {missing[0]!r}")
-        if versions[0].spatial:
-            window = attributes["kernel_shape"]
-            spatial = [ranks[name] - 2 for name in proto.input[:2] if name in ranks] + ([len(window)] if window else [])
-            if any(n not in (1, 2) for n in spatial):
-                raise NoImplementation(f"{label}: only 1-D and 2-D images are covered, not {max(spatial)}-D")
+        found = [ranks[name] for name in proto.input[:2] if name in ranks]
+        found += [2 + len(attributes["kernel_shape"])] if attributes.get("kernel_shape") else []
+        for rank in found:
+            if rank not in (versions[0].ranks or found):
+                covered = " or ".join(map(str, versions[0].ranks))
+                raise NoImplementation(
+                    f"{label}: only inputs of {covered} dimensions are covered, not of {rank}"
+                )
         return cls(label, versions[0], tuple(proto.input), tuple(proto.output), attributes)
 
     def run(self, inputs: list[Array | None]) -> list[Array | None]:
@@ -495,17 +528,20 @@ class Model(onnx.backend.base.BackendRep):
         self.outputs = [o.name for o in graph.output]
         for name, info in self._declared.items():
             if info.type.WhichOneof("value") not in (None, "tensor_type"):
-                raise NoImplementation(f"input {name!r} is a {info.type.WhichOneof('value')}; only tensors are covered")
-        ranks = {name: len(_extents(i)) for name, i in self._declared.items() if _extents(i) is not None}
+                raise NoImplementation(
+                    f"input {name!r} is a {info.type.WhichOneof('value')}; only tensors are covered"
+                )
+        extents = ((name, _extents(info)) for name, info in self._declared.items())
+        ranks = {name: len(found) for name, found in extents if found is not None}
         ranks.update((name, array.ndim) for name, array in self._constants.items())
         self._nodes = [_Node.of(node, i, opsets, ranks) for i, node in enumerate(graph.node)]
-        self._last = self._last_uses()
+        self._unread = self._order()
 
-    def _last_uses(self) -> dict[str, int]:
-        """Which node reads each tensor last; every tensor must have a value before it is read."""
+    def _order(self) -> list[set[str]]:
+        """Which tensors nobody reads after each node; every tensor must have a value before it is read."""
         made = {name: i for i, node in enumerate(self._nodes) for name in node.outputs}
-        known, last = {"", *self._declared, *self._constants}, {}
-        for i, node in enumerate(self._nodes):
+        known = {"", *self._declared, *self._constants}
+        for node in self._nodes:
             for name in node.inputs:
                 if name not in known and name not in made:
                     raise OptionError(f"{node.label} reads {name!r}, which nothing makes")
@@ -514,15 +550,19 @@ class Model(onnx.backend.base.BackendRep):
                         f"{node.label} reads {name!r} before {self._nodes[made[name]].label} makes it: "
                         "the graph has a cycle, or is not sorted"
                     )
-                last[name] = i
             known.update(node.outputs)
         for name in self.outputs:
             if not name or name not in known:
                 raise OptionError(f"the model returns {name!r}, which nothing makes")
-            last.pop(name, None)
-        return last
+        unread, kept = [], {"", *self.outputs}
+        for node in reversed(self._nodes):
+            unread.append({*node.inputs, *node.outputs} - kept)
+            kept |= unread[-1]
+        return unread[::-1]
 
-    def run(self, inputs: Mapping[str, Any] | Sequence[Any], **kwargs: Any) -> list[Array]:
+    def run(  # type: ignore[override]  # a list, which the interface's users take as well
+        self, inputs: Mapping[str, Any] | Sequence[Any], **kwargs: Any
+    ) -> list[Array]:
         """Run the model.
 
         Parameters
@@ -545,23 +585,29 @@ class Model(onnx.backend.base.BackendRep):
         """
         given = self._given(inputs)
         tensors: dict[str, Any] = {**self._constants, **given, "": None}
-        for i, node in enumerate(self._nodes):
+        for node, unread in zip(self._nodes, self._unread):
             tensors.update(zip(node.outputs, node.run([tensors[name] for name in node.inputs])))
-            tensors[""] = None
-            for name in {*node.inputs, *node.outputs}:
-                if name and self._last.get(name, i if name not in self.outputs else -1) == i:
-                    del tensors[name]
+            for name in unread:
+                del tensors[name]
         foreign = [*self._constants.values(), *given.values()]
         results = (tensors[name] for name in self.outputs)
-        return [r.copy() if any(np.may_share_memory(r, f) for f in foreign) else r for r in results]
+        # A result is read-only where it is a constant of a node.
+        return [
+            r.copy() if not r.flags.writeable or any(np.may_share_memory(r, f) for f in foreign) else r
+            for r in results
+        ]
 
     def _given(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Array]:
         """The inputs by name, each checked against what the model declares."""
         if not isinstance(inputs, Mapping):
             if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Sequence):
-                raise DtypeError(f"inputs must be a dict or a sequence of arrays, not {type(inputs).__name__}")
+                raise DtypeError(
+                    f"inputs must be a dict or a sequence of arrays, not {type(inputs).__name__}"
+                )
             if len(inputs) != len(self.inputs):
-                raise OptionError(f"the model takes {len(self.inputs)} inputs {self.inputs}, not {len(inputs)}")
+                raise OptionError(
+                    f"the model takes {len(self.inputs)} inputs {self.inputs}, not {len(inputs)}"
+                )
             inputs = dict(zip(self.inputs, inputs))
         for name in self.inputs:
             if name not in inputs:
@@ -598,8 +644,10 @@ def _checked(info: onnx.ValueInfoProto, value: Any, symbols: dict[str, int]) -> 
             raise DtypeError(f"{label} must have dtype {dtype}, not {array.dtype}")
     extents = _extents(info)
     if extents is not None:
-        wanted = [symbols.setdefault(e, n) if isinstance(e, str) else n if e is None else e
-                  for e, n in zip(extents, array.shape)]
+        wanted = [
+            symbols.setdefault(e, n) if isinstance(e, str) else n if e is None else e
+            for e, n in zip(extents, array.shape)
+        ]
         if len(extents) != array.ndim or wanted != list(array.shape):
             known = f", where {symbols}" if symbols else ""
             raise ShapeError(f"{label} must have shape {tuple(extents)}{known}, not {array.shape}")
@@ -640,16 +688,23 @@ def load(model: str | os.PathLike | onnx.ModelProto) -> Model:
         try:
             model = onnx.load(label)
         except Exception as error:  # protobuf's, the text parser's, JSON's, the file system's
-            raise OptionError(f"{label} cannot be read as an ONNX model: {type(error).__name__}: {error}") from error
+            raise OptionError(
+                f"{label} cannot be read as an ONNX model: {type(error).__name__}: {error}"
+            ) from error
     if not model.ir_version or not model.HasField("graph"):
         raise OptionError(f"{label} is not an ONNX model: it has no graph, or no IR version")
     bound = Model(model)
     if model.ByteSize() < 2**31:  # the checker takes a message, and protobuf none that is larger
-        try:
-            onnx.checker.check_model(model)
-        except onnx.checker.ValidationError as error:
-            raise OptionError(f"{label} is not a valid ONNX model: {error}") from error
+        _valid(label, onnx.checker.check_model, model)
     return bound
+
+
+def _valid(label: str, check: Callable[..., None], *args: Any) -> None:
+    """Let ONNX's checker look at a model or a node."""
+    try:
+        check(*args)
+    except onnx.checker.ValidationError as error:
+        raise OptionError(f"{label} is not a valid ONNX model: {error}") from error
 
 
 class Backend(onnx.backend.base.Backend):
@@ -666,6 +721,11 @@ class Backend(onnx.backend.base.Backend):
         return device.partition(":")[0] == "CPU"
 
     @classmethod
+    def _on(cls, device: str) -> None:
+        if not cls.supports_device(device):
+            raise NoImplementation(f"convkit.onnx runs on the CPU, not on {device!r}")
+
+    @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
         """Whether every node of the model is covered."""
         try:
@@ -677,12 +737,13 @@ class Backend(onnx.backend.base.Backend):
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> Model:
         """`load`, for a device."""
-        if not cls.supports_device(device):
-            raise NoImplementation(f"convkit.onnx runs on the CPU, not on {device!r}")
+        cls._on(device)
         return load(model)
 
     @classmethod
-    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Array, ...]:
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
+    ) -> tuple[Array, ...]:
         """Load a model and run it once."""
         return tuple(cls.prepare(model, device, **kwargs).run(inputs))
 
@@ -703,12 +764,15 @@ class Backend(onnx.backend.base.Backend):
         **kwargs
             `opset_version`: that of ONNX's own domain; by default the newest that the onnx package knows.
         """
+        cls._on(device)
         names = [name for name in node.input if name]
         values = [np.asarray(value) for value in inputs]
         if len(names) != len(values):
             raise OptionError(f"the node takes {len(names)} inputs {names}, not {len(values)}")
         described = [
-            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+            )
             for name, value in zip(names, values)
         ]
         outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]
@@ -717,4 +781,8 @@ class Backend(onnx.backend.base.Backend):
             onnx.helper.make_graph([node], "node", described, outputs),
             opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()],
         )
-        return cls.run_model(model, values, device)
+        bound = Model(model)
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version, context.opset_imports = model.ir_version, opsets
+        _valid("the node", onnx.checker.check_node, node, context)
+        return tuple(bound.run(values))

@@ -28,8 +28,17 @@ Array = Any
 # ---------------------------------------------------------------------------------------------------
 @operation
 def conv2d_fprop(
-    x: Array, w: Array, b: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1, relu: bool = False, math: str | None = None, impl: str | None = None,
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    relu: bool = False,
+    math: str | None = None,
+    impl: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """2-D convolution, forward.
@@ -73,8 +82,17 @@ def conv2d_fprop(
 
 @operation
 def conv2d_dgrad(
-    dy: Array, w: Array, x_shape: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1, math: str | None = None, impl: str | None = None, out: Array | None = None,
+    dy: Array,
+    w: Array,
+    x_shape: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    math: str | None = None,
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """2-D convolution: gradient with respect to its input.
 
@@ -100,8 +118,17 @@ def conv2d_dgrad(
 
 @operation
 def conv2d_wgrad(
-    x: Array, dy: Array, w_shape: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1, math: str | None = None, impl: str | None = None, out: Array | None = None,
+    x: Array,
+    dy: Array,
+    w_shape: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    math: str | None = None,
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """2-D convolution: gradient with respect to its weights, summed over the batch.
 
@@ -181,8 +208,16 @@ def relu_dgrad(dy: Array, y: Array, *, impl: str | None = None, out: Array | Non
 # ---------------------------------------------------------------------------------------------------
 @operation
 def lrn_fprop(
-    x: Array, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, groups: int = 1,
-    region: str = "across_channels", impl: str | None = None, out: Array | None = None,
+    x: Array,
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    groups: int = 1,
+    region: str = "across_channels",
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Local response normalisation, forward.
 
@@ -216,8 +251,17 @@ def lrn_fprop(
 
 @operation
 def lrn_dgrad(
-    dy: Array, x: Array, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
-    groups: int = 1, region: str = "across_channels", impl: str | None = None, out: Array | None = None,
+    dy: Array,
+    x: Array,
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    groups: int = 1,
+    region: str = "across_channels",
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Local response normalisation: gradient with respect to its input.
 
@@ -248,8 +292,15 @@ def lrn_dgrad(
 # ---------------------------------------------------------------------------------------------------
 @operation
 def maxpool2d_fprop(
-    x: Array, *, window: Any = 3, stride: Any = 2, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, impl: str | None = None, out: tuple[Array, Array] | None = None,
+    x: Array,
+    *,
+    window: Any = 3,
+    stride: Any = 2,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    impl: str | None = None,
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """2-D max pooling, forward.
 
@@ -273,7 +324,12 @@ def maxpool2d_fprop(
     """
     a = Arguments("maxpool2d_fprop", x=x)
     problem = Pool2d.of(
-        a.x.shape, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+        a.x.shape,
+        window=window,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=ceil_mode,
         dtype=a.dtype,
     )
     return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
@@ -281,8 +337,17 @@ def maxpool2d_fprop(
 
 @operation
 def maxpool2d_dgrad(
-    dy: Array, argmax: Array, x_shape: Any, *, window: Any = 3, stride: Any = 2, padding: Any = 0,
-    dilation: Any = 1, ceil_mode: bool = False, impl: str | None = None, out: Array | None = None,
+    dy: Array,
+    argmax: Array,
+    x_shape: Any,
+    *,
+    window: Any = 3,
+    stride: Any = 2,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """2-D max pooling: gradient with respect to its input.
 
@@ -307,7 +372,12 @@ def maxpool2d_dgrad(
     """
     a = Arguments("maxpool2d_dgrad", dy=dy, argmax=argmax)
     problem = Pool2d.of(
-        x_shape, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+        x_shape,
+        window=window,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=ceil_mode,
         dtype=a.dtype,
     )
     _in_range("argmax", a.argmax, problem.R * problem.S, "a position in the window")
@@ -319,8 +389,14 @@ def maxpool2d_dgrad(
 # ---------------------------------------------------------------------------------------------------
 @operation
 def linear_fprop(
-    x: Array, w: Array, b: Array | None = None, *, relu: bool = False, math: str | None = None,
-    impl: str | None = None, out: Array | None = None,
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    relu: bool = False,
+    math: str | None = None,
+    impl: str | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Fully connected layer, forward: ``y = x w^T + b``.
 
@@ -408,7 +484,13 @@ def linear_bgrad(dy: Array, *, impl: str | None = None, out: Array | None = None
 # ---------------------------------------------------------------------------------------------------
 @operation
 def dropout_fprop(
-    x: Array, *, p: float, seed: int, offset: int = 0, scale: float | None = None, impl: str | None = None,
+    x: Array,
+    *,
+    p: float,
+    seed: int,
+    offset: int = 0,
+    scale: float | None = None,
+    impl: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Dropout: each element is zeroed with probability p, the others are multiplied by `scale`.
@@ -445,7 +527,13 @@ def dropout_fprop(
 
 @operation
 def dropout_dgrad(
-    dy: Array, *, p: float, seed: int, offset: int = 0, scale: float | None = None, impl: str | None = None,
+    dy: Array,
+    *,
+    p: float,
+    seed: int,
+    offset: int = 0,
+    scale: float | None = None,
+    impl: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Gradient of `dropout_fprop` with the same p, seed, offset and scale: the same mask, applied to dy."""
@@ -501,7 +589,11 @@ def softmax_xent_fprop(
 
 @operation
 def softmax_xent_dgrad(
-    probs: Array, labels: Array, dloss: Array | None = None, *, impl: str | None = None,
+    probs: Array,
+    labels: Array,
+    dloss: Array | None = None,
+    *,
+    impl: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Gradient of `softmax_xent_fprop` with respect to the logits.
@@ -537,7 +629,9 @@ def _in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
         return
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= end:
-        raise OptionError(f"{name} must each be {meaning}, 0 <= value < {end}; found {low if low < 0 else high}")
+        raise OptionError(
+            f"{name} must each be {meaning}, 0 <= value < {end}; found {low if low < 0 else high}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -545,8 +639,17 @@ def _in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
 # ---------------------------------------------------------------------------------------------------
 @operation
 def sgd_momentum(
-    w: Array, dw: Array, v: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
-    dampening: float = 0.0, nesterov: bool = False, lr_in_velocity: bool = False, impl: str | None = None,
+    w: Array,
+    dw: Array,
+    v: Array,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    lr_in_velocity: bool = False,
+    impl: str | None = None,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """Stochastic gradient descent with momentum: one step.
@@ -584,8 +687,13 @@ def sgd_momentum(
     if lr_in_velocity and (nesterov or dampening):
         raise OptionError("nesterov and dampening are defined for lr_in_velocity=False only")
     return a.run(  # type: ignore[no-any-return]
-        Pointwise(a.w.shape, a.dtype), out=out, impl=impl,
-        lr=finite("lr", lr), momentum=finite("momentum", momentum),
-        weight_decay=finite("weight_decay", weight_decay), dampening=finite("dampening", dampening),
-        nesterov=bool(nesterov), lr_in_velocity=bool(lr_in_velocity),
+        Pointwise(a.w.shape, a.dtype),
+        out=out,
+        impl=impl,
+        lr=finite("lr", lr),
+        momentum=finite("momentum", momentum),
+        weight_decay=finite("weight_decay", weight_decay),
+        dampening=finite("dampening", dampening),
+        nesterov=bool(nesterov),
+        lr_in_velocity=bool(lr_in_velocity),
     )

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConvkitError, OptionError
+from .errors import ConvkitError, MissingExtra, OptionError
 from .geometry import integer
 from .presets import Preset
 
 #: Colour photographs that scikit-image's wheel holds, so that nothing is downloaded.
 EXAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
-_EXTRA = "install it with: pip install 'convkit[images]'"
 
 
 class ImageError(ConvkitError, ValueError):
@@ -25,7 +24,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise OptionError(f"photographs need Pillow, which is not installed; {_EXTRA}") from None
+        raise MissingExtra("reading photographs", "Pillow", "images") from None
     return Image, ImageOps
 
 
@@ -58,12 +57,11 @@ def examples() -> list[Path]:
     try:
         import skimage.data
     except ImportError:
-        raise OptionError(
-            f"the example photographs are scikit-image's, which is not installed; {_EXTRA}; "
-            "or name images of your own"
-        ) from None
+        raise MissingExtra("showing its example photographs", "scikit-image", "images") from None
     folder = Path(skimage.data.__file__).parent
-    present = [p for name in EXAMPLES for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.is_file()]
+    present = [
+        p for name in EXAMPLES for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.is_file()
+    ]
     if not present:
         raise OptionError("this scikit-image has no photographs in its package; name images of your own")
     return present
@@ -101,7 +99,8 @@ def load(path: Path, preset: Preset) -> np.ndarray:
     pixels = np.asarray(photo.crop((left, top, left + size, top + size)), np.float32)
     if how.order == "BGR":
         pixels = pixels[..., ::-1]
-    pixels = (pixels * np.float32(how.scale) - np.float32(how.mean)) / np.float32(how.std)
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    pixels = (pixels * np.float32(how.scale) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

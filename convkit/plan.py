@@ -7,6 +7,7 @@ comes out are four lists of calls (forward, loss, backward, update), bound to me
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,10 @@ class Plan:
         self._owned: list[Array] = []
         self._arenas: tuple[Array, Array] | None = None
         # A ReLU right behind a layer with weights runs in that layer's epilogue.
-        pairs = zip(layers, layers[1:], strict=False)
-        self._fused = {a.name: b.name for a, b in pairs if isinstance(a, (Conv, Linear)) and isinstance(b, Relu)}
+        pairs = pairwise(layers)
+        self._fused = {
+            a.name: b.name for a, b in pairs if isinstance(a, (Conv, Linear)) and isinstance(b, Relu)
+        }
         steps = [layer for layer in layers if layer.name not in self._fused.values()]
 
         self.x = self._new(input_shape, dtype)
@@ -184,9 +187,8 @@ class Plan:
 
     def run(self, calls: Iterable[Call]) -> None:
         """Run some of the plan's calls; allocates nothing of its own."""
-        with np.errstate(all="ignore"):
-            for call in calls:
-                call.run()
+        for call in calls:
+            call.run()
 
     def set_dropout(self, layers: Sequence[Layer], training: bool, seed: int, offset: int) -> int:
         """Point every dropout at its counters and mode; returns the first counter behind them."""
@@ -215,7 +217,9 @@ class Plan:
             moved = problem.bytes(*present, *op.outputs) / 1e6
             shape = "x".join(map(str, call.outputs[0].shape))
             impl = call.implementation
-            found.append((call.layer, op.name, impl.name, impl.layout, shape, moved, problem.flops(op.name) / 1e6))
+            found.append(
+                (call.layer, op.name, impl.name, impl.layout, shape, moved, problem.flops(op.name) / 1e6)
+            )
         return found
 
     def __str__(self) -> str:
@@ -228,4 +232,3 @@ class Plan:
             f"{table}\n\nbatch {self.x.shape[0]}, {self.dtype}: {flops:.2f} GFLOP a step, "
             f"{self.bytes / 2**20:.0f} MiB besides the parameters"
         )
-

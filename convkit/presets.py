@@ -104,7 +104,13 @@ _OVERHANG = ((0, 3), (0, 3))
 
 
 def _preset_2012() -> Preset:
-    norm = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "groups": 2}  # groups: the two GPUs
+    norm: dict[str, Any] = {
+        "size": 5,
+        "alpha": 1e-4,
+        "beta": 0.75,
+        "k": 2.0,
+        "groups": 2,
+    }  # groups: the two GPUs
     zero, one, w01, w03 = Constant(0), Constant(1), Normal(0.01), Normal(0.03)
     return Preset(
         "2012",
@@ -137,7 +143,7 @@ def _preset_2012() -> Preset:
 def _preset_paper() -> Preset:
     # Printed undivided: alpha = 1e-4 times the sum; ops divide by the size. "N is the total number of
     # kernels in the layer", so that windows cross from one GPU's half to the other's.
-    norm = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
+    norm: dict[str, Any] = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
     zero, one, w = Constant(0), Constant(1), Normal(0.01)
     return Preset(
         "paper",
@@ -164,7 +170,7 @@ def _preset_paper() -> Preset:
 
 
 def _preset_caffe() -> Preset:
-    norm = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
+    norm: dict[str, Any] = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
     zero, tenth, w, w_fc = Constant(0), Constant(0.1), Normal(0.01), Normal(0.005)
     return Preset(
         "caffe",

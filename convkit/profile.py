@@ -82,7 +82,9 @@ def run_and_compare(call: Call) -> float:
     options = {name: value for name, value in call.options.items() if name != "workspace"}
     with np.errstate(all="ignore"):
         reference.run(call.problem, *inputs, *exact, **options)
-    return max(relative_rms(o, e) for o, e in zip(call.outputs, exact, strict=True) if o.dtype.kind not in "iu")
+    return max(
+        relative_rms(o, e) for o, e in zip(call.outputs, exact, strict=True) if o.dtype.kind not in "iu"
+    )
 
 
 def profile(
@@ -128,12 +130,11 @@ def profile(
         peaks.append(probe.peak_gflops(seconds=0.1))
         net.dropout_offset = plan.set_dropout(net.layers, True, net.seed, net.dropout_offset)
         begin = time.perf_counter()
-        with np.errstate(all="ignore"):
-            for calls in phases.values():
-                for call in calls:
-                    start = time.perf_counter()
-                    call.run()
-                    samples[id(call)].append((time.perf_counter() - start) * 1e3)
+        for calls in phases.values():
+            for call in calls:
+                start = time.perf_counter()
+                call.run()
+                samples[id(call)].append((time.perf_counter() - start) * 1e3)
         steps.append((time.perf_counter() - begin) * 1e3)
         losses.append(float(plan.losses.mean()))
     progress(1, "comparing with float64")
@@ -148,11 +149,20 @@ def profile(
         for layer in dict.fromkeys(call.layer for call in plan.forward)
     ]
     return Profile(
-        len(x), net.dtype, best.gflops, best.method, rows,
-        *(total(phases[name]) for name in ("forward", "backward", "loss", "update")),
-        max((deviation[id(c)] for c in plan.update), default=None) if deviation else None,
-        steps, [p.gflops for p in peaks], losses,
-    )  # fmt: skip
+        batch=len(x),
+        dtype=net.dtype,
+        peak_gflops=best.gflops,
+        peak_method=best.method,
+        rows=rows,
+        forward_ms=total(plan.forward),
+        backward_ms=total(plan.backward),
+        loss_ms=total(plan.loss),
+        update_ms=total(plan.update),
+        update_error=max(deviation[id(c)] for c in plan.update) if deviation else None,
+        step_ms_samples=steps,
+        peak_samples=[p.gflops for p in peaks],
+        losses=losses,
+    )
 
 
 def _errors(net: Network, plan: Plan, phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
@@ -166,7 +176,7 @@ def _errors(net: Network, plan: Plan, phases: dict[str, list[Call]], progress: A
                 found[id(call)] = run_and_compare(call)
             except MemoryError:
                 raise ConvkitError(
-                    f"no memory for the float64 reference of {call.layer}; take a smaller --batch or --no-errors"
+                    f"no memory for {call.layer} in float64; take a smaller batch, or errors=False"
                 ) from None
     return found
 
@@ -191,5 +201,5 @@ def _row(
         backward_ms,
         gflops,
         100 * gflops / peak,
-        max((deviation[id(c)] for c in calls), default=None) if deviation else None,
+        max(deviation[id(c)] for c in calls) if deviation else None,
     )

@@ -67,8 +67,17 @@ OPS: dict[str, Op] = {
         Op("linear_dgrad", Linear, ("dy", "w"), ("dx",)),
         Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
         Op("linear_bgrad", ChannelSum, ("dy",), ("db",)),
-        Op("dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True),
-        Op("dropout_dgrad", Pointwise, ("dy",), ("dx",), options=("p", "seed", "offset", "scale"), inplace=True),
+        Op(
+            "dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True
+        ),
+        Op(
+            "dropout_dgrad",
+            Pointwise,
+            ("dy",),
+            ("dx",),
+            options=("p", "seed", "offset", "scale"),
+            inplace=True,
+        ),
         Op("softmax_xent_fprop", SoftmaxXent, ("logits", "labels"), ("loss", "probs")),
         Op("softmax_xent_dgrad", SoftmaxXent, ("probs", "labels", "dloss"), ("dlogits",)),
         Op(
@@ -170,7 +179,9 @@ def add(implementation: Implementation) -> Implementation:
     return implementation
 
 
-def implements(op: str, *, name: str, **declared: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def implements(
+    op: str, *, name: str, **declared: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator: register a function as an implementation of `op`.
 
     Parameters
@@ -219,7 +230,9 @@ def register(path: str | Path) -> list[Implementation]:
     if not path.is_file():
         raise OptionError(f"no such file: {path}")
     if path.suffix != ".py":
-        raise OptionError(f"{path.name}: only .py files can be registered as yet, not {path.suffix or 'this'!r}")
+        raise OptionError(
+            f"{path.name}: only .py files can be registered as yet, not {path.suffix or 'this'!r}"
+        )
     builtin()
     before = dict(_IMPLEMENTATIONS)
     module_name = f"convkit_user_{abs(hash(path)):x}"
@@ -237,7 +250,9 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
     found = [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
     if not found:
-        raise OptionError(f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)")
+        raise OptionError(
+            f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
+        )
     return found
 
 
@@ -268,9 +283,7 @@ def implementations(op: str | None = None, *, device: str | None = None) -> list
     if op is not None and op not in OPS:
         raise unknown("op", op, OPS)
     order = list(OPS)
-    found = [
-        i for i in _IMPLEMENTATIONS.values() if op in (None, i.op) and device in (None, i.device)
-    ]
+    found = [i for i in _IMPLEMENTATIONS.values() if op in (None, i.op) and device in (None, i.device)]
     return sorted(found, key=lambda i: (order.index(i.op), i.device, -i.rank, i.name))
 
 

@@ -68,7 +68,9 @@ def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array) -> None:
     padded = _padded(g, np.zeros(dx.shape), 0)
     for r, s, tap in _taps(g):
         for c, k in _groups(g):
-            padded[tap][:, c] += np.einsum("nkpq,kc->ncpq", gradient[:, k], weights[k, :, r, s], optimize=True)
+            padded[tap][:, c] += np.einsum(
+                "nkpq,kc->ncpq", gradient[:, k], weights[k, :, r, s], optimize=True
+            )
     dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
 
 
@@ -98,7 +100,8 @@ def relu_dgrad(g: Pointwise, dy: Array, y: Array, dx: Array) -> None:
 def _window_sum(g: LRN, a: Array, behind: int, ahead: int) -> Array:
     """Sum of `a` over the window [i - behind, i + ahead]; outside the group or the map are zeros."""
     if g.region == "across_channels":
-        grouped, axes = a.reshape(g.N, g.groups, g.C // g.groups, g.H, g.W), (2,)
+        axes: tuple[int, ...] = (2,)
+        grouped = a.reshape(g.N, g.groups, g.C // g.groups, g.H, g.W)
     else:
         grouped, axes = a, (2, 3)
     for axis in axes:
@@ -203,8 +206,19 @@ def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array
 
 @_reference("sgd_momentum")
 def sgd_momentum(
-    g: Pointwise, w: Array, dw: Array, v: Array, w_new: Array, v_new: Array, *, lr: float, momentum: float,
-    weight_decay: float, dampening: float, nesterov: bool, lr_in_velocity: bool,
+    g: Pointwise,
+    w: Array,
+    dw: Array,
+    v: Array,
+    w_new: Array,
+    v_new: Array,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    dampening: float,
+    nesterov: bool,
+    lr_in_velocity: bool,
 ) -> None:
     weights, velocity = _f64(w), _f64(v)
     gradient = _f64(dw) + weight_decay * weights

@@ -40,7 +40,7 @@ def accelerates(op: str, *, name: str, rank: int = 0, **declared: Any) -> Callab
 
     def decorate(run: Run) -> Run:
         @functools.wraps(run)
-        def stored(problem: Any, *arrays: np.ndarray | None, **options: Any) -> None:
+        def stored(problem: Any, *arrays: Any, **options: Any) -> None:
             inputs, outputs = arrays[:arity], arrays[arity:]
             if problem.dtype in ("float32", "float64"):
                 run(problem, *map(_read_only, inputs), *outputs, **options)

@@ -11,7 +11,7 @@ Fork      A forked child has none of its parent's threads: the pool is forgotten
 Bound     Waking a thread costs tens of microseconds, so `split` is told roughly what the work costs, and
           leaves small work to the caller.
 
-BLAS keeps its own threads; its products are called from one thread at a time.
+BLAS is called from these threads too, each call on one thread (`blas.product`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _start(work: Callable[[], None], helpers: int) -> list[Future[None]]:
     """Have `helpers` threads of the pool do `work` too; fewer where no more can be had."""
     global _pool
     started: list[Future[None]] = []
-    size = count() - 1
+    size = max(helpers, count() - 1)
     try:
         with _lock:
             if _pool is None or _pool[0] != size:
@@ -97,10 +97,10 @@ def _start(work: Callable[[], None], helpers: int) -> list[Future[None]]:
                     _pool[1].shutdown(wait=False)
                 _pool = size, ThreadPoolExecutor(size, thread_name_prefix="convkit")
             pool = _pool[1]
-        for _ in range(helpers):
+        while len(started) < helpers:
             started.append(pool.submit(work))
     except RuntimeError:
-        pass  # no more threads: the system's limit, the interpreter's end, or another size asked for meanwhile
+        pass  # no more to be had: the system's limit, the interpreter's end, another size asked for meanwhile
     return started
 
 

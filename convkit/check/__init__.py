@@ -1,0 +1,281 @@
+"""The gate: no implementation is right until it has passed here.
+
+`check` runs implementations on real layers, edge cases, awkward data and random geometries, and holds each
+output element to a bound that follows from the length of its reduction (`tolerance`). `verdicts` says what
+is watched besides. The tests, the bench, the command line and users all call the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError, unknown
+from ..geometry import Problem
+from ..registry import OPS, Implementation, implementations, register
+from .cases import Case, all_cases, cases, random_cases
+from .verdicts import Question, Verdict, judge
+
+__all__ = ["Case", "Question", "Verdict", "cases", "check", "judge", "random_cases", "summary"]
+
+Progress = Callable[[int, int, str], None]
+
+
+def check(
+    op: str | None = None,
+    impl: str | None = None,
+    *,
+    device: str = "cpu",
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """Put implementations through the gate.
+
+    Parameters
+    ----------
+    op : str, optional
+        Only this op; all by default.
+    impl : str, optional
+        Only implementations of this name.
+    device : {"cpu", "cuda"}
+    quick : bool
+        Leave out the cases of real layers' size, and most random ones.
+    seed : int
+        Of the inputs and of the random geometries; the same seed asks the same questions.
+    progress : callable, optional
+        Called as ``progress(done, total, what)``.
+
+    Returns
+    -------
+    list of Verdict
+        One for each implementation, case and dtype. `declined` ones were not run, and are `ok`; an
+        implementation that declines everything has one more verdict, which is not.
+
+    Raises
+    ------
+    OptionError
+        If `op` or `impl` is not known.
+
+    Examples
+    --------
+    >>> verdicts = convkit.check.check("conv2d_fprop", "reference", quick=True)
+    >>> [v for v in verdicts if not v.ok]
+    []
+    """
+    chosen = implementations(op, device=device)
+    if impl is not None:
+        known = {i.name for i in chosen}
+        if impl not in known:
+            raise unknown(f"implementation of {op}" if op else "implementation", impl, known)
+        chosen = [i for i in chosen if i.name == impl]
+    return check_these(chosen, quick=quick, seed=seed, progress=progress)
+
+
+def check_these(
+    chosen: Iterable[Implementation],
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    random: int | None = None,
+) -> list[Verdict]:
+    """Put these implementations through the gate; see `check`."""
+    by_op: dict[str, list[Implementation]] = {}
+    for implementation in chosen:
+        by_op.setdefault(implementation.op, []).append(implementation)
+    plan: list[tuple[Case, str, list[Implementation]]] = []
+    for op, group in by_op.items():
+        for index, case in enumerate(all_cases(op, quick=quick, seed=seed, random=random)):
+            plan += _with_dtypes(case, group, index if quick else None)
+        for implementation in group:
+            plan += _its_own(implementation, quick, seed, random)
+    verdicts: list[Verdict] = []
+    for done, (case, dtype, group) in enumerate(plan):
+        if progress:
+            progress(done, len(plan), f"{case.op}, {case.name}")
+        # The reference need not be asked about a real layer: what it would be held against is itself.
+        group = [i for i in group if not (case.heavy and i.name == "reference")]
+        if any(_takes(i, case.of(dtype)) for i in group):
+            question = Question.of(case, dtype, seed)
+            verdicts += [judge(i, question) for i in group]
+        else:  # nobody needs the reference's work
+            empty = Question(case.of(dtype), {}, {}, {})
+            verdicts += [judge(i, empty) for i in group]
+    if progress:
+        progress(len(plan), len(plan), "")
+    for group in by_op.values():
+        for i in group:
+            mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.name, i.device)]
+            if all(v.declined for v in mine):
+                why = f": {mine[0].reason}" if mine else ""
+                lacks = i.missing is not None and bool(mine) and i.missing() is not None
+                verdicts.append(
+                    Verdict(
+                        *(i.op, i.name, "all cases", i.dtypes[0], lacks),
+                        f"not one case could be run, so nothing is known about it{why}",
+                        declined=lacks,
+                        device=i.device,
+                    )
+                )
+    order = {(i.op, i.name): n for n, i in enumerate(i for group in by_op.values() for i in group)}
+    return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
+
+
+def _with_dtypes(
+    case: Case, group: list[Implementation], quick_index: int | None
+) -> list[tuple[Case, str, list[Implementation]]]:
+    found = []
+    for number, dtype in enumerate(dict.fromkeys(d for i in group for d in i.dtypes)):
+        takers = [i for i in group if dtype in i.dtypes]
+        if quick_index is not None and dtype != "float32":  # a third of the cases in each other dtype
+            takers = [i for i in takers if (quick_index + number) % 3 == 0 or "float32" not in i.dtypes]
+        if case.heavy:  # the others would ask the same question again, slowly
+            takers = [i for i in takers if dtype == ("float32" if "float32" in i.dtypes else i.dtypes[0])]
+        if takers:
+            found.append((case, dtype, takers))
+    return found
+
+
+def _its_own(
+    implementation: Implementation, quick: bool, seed: int, random: int | None
+) -> list[tuple[Case, str, list[Implementation]]]:
+    """Random problems for an implementation that is made for few: those of everyone pass it by."""
+    count = random if random is not None else 5 if quick else 40
+    if implementation.when is None:
+        return []
+
+    def accepts(problem: Problem) -> bool:
+        return _takes(implementation, Case(implementation.op, problem, ""), any_dtype=True)
+
+    if 2 * sum(accepts(c.problem) for c in random_cases(implementation.op, count, seed)) >= count:
+        return []
+    own = list(random_cases(implementation.op, count, seed + 1, accepts, draws=200))
+    return [(case, dtype, [implementation]) for case in own for dtype in implementation.dtypes]
+
+
+def _takes(implementation: Implementation, case: Case, any_dtype: bool = False) -> bool:
+    try:
+        if any_dtype:
+            case = case.of(implementation.dtypes[0])
+        return implementation.refusal(case.problem, implementation.math) is None
+    except Exception:
+        return True  # judge() says what it raised
+
+
+def summary(verdicts: Iterable[Verdict]) -> str:
+    """A table with a row for each implementation: cases passed, worst error, verdict."""
+    from tabulate import tabulate
+
+    rows: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        rows.setdefault((verdict.op, verdict.implementation), []).append(verdict)
+    table: list[list[Any]] = []
+    for (op, name), mine in rows.items():
+        run = [v for v in mine if not v.declined]
+        passed = sum(v.ok for v in run)
+        wide = [v for v in run if v.dtype == "float32"] or run  # 16-bit storage alone brings a ratio near 1
+        rms = max((v.rms for v in wide if v.rms == v.rms), default=float("nan"))
+        table.append(
+            [
+                *(op, name, f"{passed}/{len(run)}", len(mine) - len(run) or ""),
+                f"{max((v.ratio for v in wide), default=0):.3g}" if run else "",
+                f"{rms:.1e}" if rms == rms else "",
+                "not run" if not run else "passes" if passed == len(run) else "FAILS",
+            ]
+        )
+    headers = ["op", "implementation", "passed", "declined", "error/bound", "rms", "verdict"]
+    return tabulate(
+        table, headers, disable_numparse=True, colalign=("left",) * 2 + ("right",) * 4 + ("left",)
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `convkit check`."""
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="op|implementation|file.py",
+        help="what to check: an op, an implementation's name, or a file that registers some; all by default",
+    )
+    parser.add_argument("--quick", action="store_true", help="small cases only, some seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of inputs and random geometries (default: 0)")
+    parser.add_argument("--json", metavar="PATH", help="write every verdict to this file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `convkit check`; returns 1 where something fails."""
+    chosen = _chosen(args.targets)
+    # A plan first, so that the file cannot turn out to be unwritable after a minute's work.
+    target = Path(args.json) if args.json else None
+    if target is not None and not target.resolve().parent.is_dir():
+        raise OptionError(f"--json: there is no folder {target.resolve().parent}")
+    verdicts = check_these(chosen, quick=args.quick, seed=args.seed, progress=_bar())
+    if target is not None:
+        text = {"seed": args.seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
+        target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    print(summary(verdicts))
+    failed = [v for v in verdicts if not v.ok]
+    shown: dict[tuple[str, str], int] = {}
+    for verdict in failed:
+        key = verdict.op, verdict.implementation
+        shown[key] = shown.get(key, 0) + 1
+        if shown[key] <= 3:
+            print(f"\n{verdict}")
+    for (op, name), count in shown.items():
+        if count > 3:
+            print(f"\n{op} {name!r}: {count - 3} more cases fail; --json PATH writes all of them")
+    run = sum(not v.declined for v in verdicts)
+    declined = f", {len(verdicts) - run} declined" if len(verdicts) > run else ""
+    print(
+        f"\n{run - len(failed)} of {run} passed{declined}; seed {args.seed}{', quick' if args.quick else ''}"
+    )
+    return 1 if failed else 0
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """JSON has no NaN and no infinity."""
+    return {
+        k: (v if not isinstance(v, float) or abs(v) < float("inf") else None if v != v else str(v))
+        for k, v in verdict.asdict().items()
+    }
+
+
+def _chosen(targets: list[str]) -> list[Implementation]:
+    """Implementations of these files, else all; of these ops; of these names."""
+    files = [t for t in targets if t.endswith(".py") or os.sep in t]
+    pool = [i for path in files for i in register(path)] if files else implementations()
+    names = {i.name for i in pool}
+    wanted = [t for t in targets if t not in files]
+    for target in wanted:
+        if target not in OPS and target not in names:
+            raise unknown("op or implementation", target, {*OPS, *names})
+    ops, impls = {t for t in wanted if t in OPS}, {t for t in wanted if t not in OPS}
+    chosen = [i for i in pool if (not ops or i.op in ops) and (not impls or i.name in impls)]
+    if not chosen:
+        raise OptionError(
+            f"nothing to check: {', '.join(sorted(ops))} has no implementation {', '.join(sorted(impls))}"
+        )
+    return chosen
+
+
+def _bar() -> Progress:
+    """A progress bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=0, unit="case", leave=False, file=sys.stderr, disable=None)
+
+    def progress(done: int, total: int, what: str) -> None:
+        bar.total = total
+        bar.n = done
+        bar.set_postfix_str(what, refresh=False)
+        bar.update(0)
+        if done == total:
+            bar.close()
+
+    return progress

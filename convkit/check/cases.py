@@ -1,0 +1,502 @@
+"""What the gate asks of an implementation: AlexNet's layers, edge cases, awkward data, random geometries.
+
+A case names an op, a problem, the options, and how the inputs are filled. It holds no array, and no dtype:
+each is tried in every dtype that the implementation declares (a `heavy` one in float32 alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConvkitError, unknown
+from ..geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    Pointwise,
+    Pool2d,
+    Problem,
+    SoftmaxXent,
+    window_span,
+)
+from ..registry import OPS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to an implementation.
+
+    Attributes
+    ----------
+    op : str
+    problem : Problem
+    name : str
+        What is special about it, in a few words.
+    options : dict
+        Keyword arguments of the implementation.
+    fill : str
+        How the inputs are filled: a key of `inputs.FILLS`.
+    absent : tuple of str
+        Optional inputs that are None.
+    heavy : bool
+        Of a real layer's size: float32 only, and left out where time is short.
+    """
+
+    op: str
+    problem: Problem
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    fill: str = "normal"
+    absent: tuple[str, ...] = ()
+    heavy: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.name}: {self.problem}"]
+        parts += [f"{k}={v}" for k, v in self.options.items() if v is not False]
+        parts += [f"no {a}" for a in self.absent]
+        parts += [f"{self.fill} data"] if self.fill != "normal" else []
+        return ", ".join(parts)
+
+    def of(self, dtype: str) -> Case:
+        """The same case in another dtype."""
+        return replace(self, problem=replace(self.problem, dtype=dtype))  # type: ignore[call-arg]
+
+
+def cases(op: str) -> Iterator[Case]:
+    """The fixed cases of an op: real layers, edges, and awkward data.
+
+    Parameters
+    ----------
+    op : str
+        Name of an op, such as "conv2d_fprop".
+    """
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    for name, problem, heavy in _layers(op):
+        yield Case(op, problem, name, _usual_options(op), heavy=heavy)
+    for index, (name, problem) in enumerate(_edges(op)):
+        yield _varied(op, problem, name, index)
+    yield from _option_cases(op)
+    for index, (fill, problem) in enumerate(_data(op)):
+        # The first five options leave no factor at zero, which would turn an infinity into NaN or not.
+        yield replace(_varied(op, problem, f"{fill} data", index % 5), fill=fill)
+
+
+def random_cases(
+    op: str,
+    count: int,
+    seed: int = 0,
+    accepts: Callable[[Problem], bool] = lambda problem: True,
+    draws: int = 50,
+) -> Iterator[Case]:
+    """Random geometries with random options.
+
+    Parameters
+    ----------
+    op : str
+    count : int
+        How many are wanted.
+    seed : int
+        The same seed gives the same cases.
+    accepts : callable, optional
+        Only problems for which it is true count.
+    draws : int
+        At most so many problems per wanted one are looked at.
+    """
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    rng = np.random.default_rng([seed, list(OPS).index(op)])
+    found = 0
+    for _ in range(count * draws):
+        if found == count:
+            return
+        try:
+            problem = RANDOM[OPS[op].problem](rng, op)
+        except ConvkitError:  # a window beyond its image: drawn, and thrown back
+            continue
+        case = _varied(op, problem, f"random {found}", int(rng.integers(1 << 30)), rng)
+        if accepts(problem):
+            found += 1
+            yield case
+
+
+# ---------------------------------------------------------------------------------------------------
+# Real layers
+# ---------------------------------------------------------------------------------------------------
+#: name: (x, w, options) of each convolution; 2012's first image has 224 pixels and 3 more on two sides.
+CONVOLUTIONS: dict[str, tuple[tuple, tuple, dict[str, Any]]] = {
+    "2012 conv1": ((1, 3, 224, 224), (96, 3, 11, 11), {"stride": 4, "padding": ((0, 3), (0, 3))}),
+    "caffe conv1": ((1, 3, 227, 227), (96, 3, 11, 11), {"stride": 4}),
+    "2012 conv2": ((1, 96, 27, 27), (256, 48, 5, 5), {"padding": 2, "groups": 2}),
+    "2012 conv3": ((1, 256, 13, 13), (384, 256, 3, 3), {"padding": 1}),
+    "2012 conv4": ((1, 384, 13, 13), (384, 192, 3, 3), {"padding": 1, "groups": 2}),
+    "2012 conv5": ((2, 384, 13, 13), (256, 192, 3, 3), {"padding": 1, "groups": 2}),
+    "owt conv1": ((1, 3, 224, 224), (64, 3, 11, 11), {"stride": 4, "padding": 2}),
+    "owt conv2": ((1, 64, 27, 27), (192, 64, 5, 5), {"padding": 2}),
+    "owt conv3": ((1, 192, 13, 13), (384, 192, 3, 3), {"padding": 1}),
+    "owt conv4": ((2, 384, 13, 13), (256, 384, 3, 3), {"padding": 1}),
+}
+FULLY_CONNECTED = {"fc6": (1, 9216, 4096), "fc7": (2, 4096, 4096), "fc8": (3, 4096, 1000)}
+
+
+def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
+    kind = OPS[op].problem
+    if kind is Conv2d:
+        for name, (x, w, options) in CONVOLUTIONS.items():
+            yield name, Conv2d.of(x, w, **options), True
+    elif op == "conv2d_bgrad":
+        for name, (x, w, options) in CONVOLUTIONS.items():
+            yield name, ChannelSum.of(Conv2d.of(x, w, **options).shape("y"), 4), True
+    elif op == "linear_bgrad":
+        yield "fc6", ChannelSum.of((128, 4096), 2), True
+    elif kind is Linear:
+        for name, (N, C, K) in FULLY_CONNECTED.items():
+            yield name, Linear(N, C, K), True
+    elif kind is Pool2d:
+        for name, shape in (
+            ("pool1", (1, 96, 55, 55)),
+            ("pool2", (1, 256, 27, 27)),
+            ("pool5", (2, 256, 13, 13)),
+        ):
+            yield name, Pool2d.of(shape), True
+    elif kind is LRN:
+        paper: dict[str, Any] = {"alpha": 1e-4, "beta": 0.75, "k": 2.0}
+        yield "2012 norm1", LRN.of((1, 96, 55, 55), groups=2, **paper), True
+        yield "2012 norm2", LRN.of((1, 256, 27, 27), groups=2, **paper), True
+        yield "caffe norm1", LRN.of((1, 96, 55, 55)), True
+        yield "caffe norm1, within the map", LRN.of((1, 96, 55, 55), region="within_channel"), True
+    elif kind is Pointwise:
+        yield "conv1's output", Pointwise((1, 96, 55, 55)), True
+    elif kind is SoftmaxXent:
+        yield "1000 classes", SoftmaxXent(128, 1000), True
+
+
+# ---------------------------------------------------------------------------------------------------
+# Edges
+# ---------------------------------------------------------------------------------------------------
+#: (name, x, w, options)
+CONV_EDGES: tuple[tuple[str, tuple, tuple, dict[str, Any]], ...] = (
+    ("one pixel", (1, 1, 1, 1), (1, 1, 1, 1), {}),
+    ("one pixel seen by a 3 x 3 window", (2, 3, 1, 1), (4, 3, 3, 3), {"padding": 1}),
+    ("1 x 1 window", (2, 5, 7, 6), (3, 5, 1, 1), {}),
+    ("1 x 1 window, stride 2", (2, 6, 7, 6), (4, 3, 1, 1), {"stride": 2, "groups": 2}),
+    ("stride beyond the window", (2, 3, 13, 11), (5, 3, 2, 2), {"stride": (5, 4)}),
+    ("rows that no window sees", (2, 2, 12, 11), (3, 2, 3, 3), {"stride": 4}),
+    ("dilation", (2, 4, 13, 12), (5, 4, 3, 3), {"dilation": (2, 3), "padding": 2}),
+    ("dilation in groups", (1, 6, 11, 11), (4, 3, 3, 2), {"dilation": 3, "groups": 2, "stride": 2}),
+    ("padding that differs on each side", (2, 3, 6, 7), (4, 3, 3, 4), {"padding": ((0, 2), (3, 1))}),
+    ("padding beyond the window", (1, 2, 3, 3), (3, 2, 2, 2), {"padding": 4}),
+    ("taps wholly in the padding", (1, 2, 2, 2), (3, 2, 3, 3), {"dilation": 4, "padding": 4}),
+    ("one window on the whole image", (3, 4, 6, 5), (7, 4, 6, 5), {}),
+    ("depthwise", (2, 7, 8, 8), (7, 1, 3, 3), {"padding": 1, "groups": 7}),
+    ("depthwise, two filters each", (1, 5, 9, 8), (10, 1, 3, 3), {"groups": 5, "stride": 2}),
+    ("one channel", (3, 1, 9, 9), (8, 1, 5, 5), {"padding": 2}),
+    ("one filter", (2, 9, 9, 9), (1, 9, 3, 3), {"padding": 1}),
+    ("primes", (3, 7, 17, 19), (11, 7, 5, 3), {"padding": ((1, 3), (2, 0)), "stride": (3, 2)}),
+    ("many channels, few pixels", (2, 130, 3, 3), (67, 130, 3, 3), {"padding": 1}),
+    ("few channels, many pixels", (1, 3, 37, 41), (16, 3, 3, 3), {"padding": 1}),
+    ("a row", (2, 3, 1, 23), (4, 3, 1, 3), {"padding": (0, 1)}),
+    ("a column", (2, 3, 23, 1), (4, 3, 3, 1), {"padding": (1, 0), "stride": (2, 1)}),
+    ("a small conv1", (2, 3, 31, 31), (20, 3, 11, 11), {"stride": 4, "padding": ((0, 3), (0, 3))}),
+    ("a small conv2", (2, 12, 9, 9), (24, 6, 5, 5), {"padding": 2, "groups": 2}),
+    ("a small conv3", (2, 20, 13, 13), (36, 20, 3, 3), {"padding": 1}),
+    ("empty batch", (0, 3, 7, 7), (4, 3, 3, 3), {}),
+)
+#: (name, x, options)
+POOL_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
+    ("one pixel", (1, 1, 1, 1), {"window": 1, "stride": 1}),
+    ("1 x 1 window, stride 2", (2, 3, 7, 6), {"window": 1, "stride": 2}),
+    ("window 2, stride 2", (2, 3, 8, 7), {"window": 2}),
+    ("overlap", (2, 3, 9, 11), {"window": 3, "stride": 1, "padding": 1}),
+    ("stride beyond the window", (2, 3, 13, 11), {"window": 2, "stride": (5, 4)}),
+    ("ceil_mode overhang", (2, 3, 8, 6), {"ceil_mode": True}),
+    (
+        "ceil_mode drops a window behind the image",
+        (1, 2, 4, 4),
+        {"window": 1, "stride": 4, "ceil_mode": True},
+    ),
+    ("ceil_mode with padding", (1, 2, 8, 9), {"window": 3, "stride": 3, "padding": 1, "ceil_mode": True}),
+    ("padding that differs on each side", (2, 3, 7, 8), {"window": 4, "padding": ((0, 3), (2, 1))}),
+    ("dilation", (2, 3, 13, 12), {"dilation": (2, 3), "stride": 1}),
+    ("taps wholly in the padding", (1, 2, 3, 3), {"dilation": 3, "padding": 3, "stride": 1}),
+    ("one window on the whole image", (2, 3, 6, 5), {"window": (6, 5)}),
+    ("primes", (3, 7, 17, 19), {"window": (5, 3), "stride": (3, 2)}),
+    ("a row", (1, 3, 1, 23), {"window": (1, 3)}),
+    ("a column", (1, 3, 23, 1), {"window": (3, 1)}),
+    ("256 taps: the last that fit uint8", (1, 2, 20, 19), {"window": 16, "stride": 2}),
+    ("289 taps: argmax of uint16", (1, 2, 21, 20), {"window": 17, "stride": 2}),
+    ("empty batch", (0, 3, 7, 7), {}),
+)
+LRN_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
+    ("one element", (1, 1, 1, 1), {"alpha": 0.5}),
+    ("size 1", (2, 5, 3, 4), {"size": 1, "alpha": 0.3}),
+    ("size 2: even reaches ahead", (2, 5, 3, 4), {"size": 2, "alpha": 0.7}),
+    ("size 4", (2, 9, 4, 3), {"size": 4, "alpha": 0.9, "beta": 0.5}),
+    ("size beyond the channels", (2, 3, 4, 5), {"size": 9, "alpha": 1.3}),
+    ("size 8 beyond the channels", (2, 3, 4, 5), {"size": 8, "alpha": 1.3}),
+    ("alpha that matters", (2, 7, 5, 6), {"size": 5, "alpha": 2.5, "k": 2.0}),
+    ("beta 1", (2, 7, 5, 6), {"size": 3, "alpha": 0.5, "beta": 1.0}),
+    ("beta 0", (1, 4, 3, 3), {"alpha": 0.5, "beta": 0.0}),
+    ("alpha 0", (1, 4, 3, 3), {"alpha": 0.0, "k": 3.0}),
+    ("small k", (1, 8, 3, 5), {"alpha": 1.0, "k": 1e-3}),
+    ("groups", (2, 12, 5, 4), {"size": 5, "alpha": 1.5, "groups": 3}),
+    ("groups of one channel", (2, 4, 5, 4), {"size": 5, "alpha": 1.5, "groups": 4}),
+    ("within the map", (2, 3, 7, 6), {"size": 3, "alpha": 1.5, "region": "within_channel"}),
+    ("within the map, even", (2, 3, 7, 6), {"size": 4, "alpha": 1.5, "region": "within_channel"}),
+    ("within a smaller map", (1, 3, 2, 3), {"size": 7, "alpha": 1.5, "region": "within_channel"}),
+    ("primes", (3, 17, 7, 5), {"alpha": 0.2}),
+    ("many channels, one pixel", (2, 131, 1, 1), {"alpha": 0.2}),
+    ("empty batch", (0, 5, 3, 3), {}),
+)
+LINEAR_EDGES = {
+    "one number": (1, 1, 1),
+    "one row": (1, 37, 11),
+    "one input": (5, 1, 9),
+    "one output": (5, 33, 1),
+    "primes": (7, 101, 53),
+    "blocks and one more": (17, 65, 129),
+    "powers of two": (16, 64, 32),
+    "long sum": (2, 3001, 3),
+    "empty batch": (0, 7, 5),
+}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "one number": (1,),
+    "no axes": (),
+    "three": (3,),
+    "seven": (7,),
+    "four axes": (2, 3, 5, 7),
+    "4097": (4097,),
+    "100,003": (100_003,),
+    "empty": (0, 3),
+}
+SOFTMAX_EDGES = {
+    "one class": (3, 1),
+    "two classes": (1, 2),
+    "one row": (1, 1000),
+    "primes": (13, 17),
+    "513 rows": (513, 10),
+    "empty batch": (0, 5),
+}
+
+
+def _edges(op: str) -> Iterator[tuple[str, Problem]]:
+    kind = OPS[op].problem
+    if kind is Conv2d:
+        for name, x, w, options in CONV_EDGES:
+            yield name, Conv2d.of(x, w, **options)
+    elif kind is Pool2d:
+        for name, x, options in POOL_EDGES:
+            yield name, Pool2d.of(x, **options)
+    elif kind is LRN:
+        for name, x, options in LRN_EDGES:
+            yield name, LRN.of(x, **options)
+    elif kind is Linear:
+        for name, (N, C, K) in LINEAR_EDGES.items():
+            yield name, Linear(N, C, K)
+    elif kind is ChannelSum and op == "conv2d_bgrad":
+        for image in ((1, 1, 1, 1), (3, 7, 5, 1), (2, 13, 17, 19), (1, 3, 100, 101), (0, 4, 3, 3)):
+            yield "edge", ChannelSum.of(image, 4)
+    elif kind is ChannelSum:
+        for row in ((1, 1), (3, 7), (128, 13), (1, 1000), (1001, 3), (0, 4)):
+            yield "edge", ChannelSum.of(row, 2)
+    elif kind is Pointwise:
+        for name, shape in SHAPES.items():
+            yield name, Pointwise(shape)
+    elif kind is SoftmaxXent:
+        for name, (N, K) in SOFTMAX_EDGES.items():
+            yield name, SoftmaxXent(N, K)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------------
+DROPOUT: tuple[dict[str, Any], ...] = tuple(
+    {"p": p, "seed": seed, "offset": offset, "scale": scale}
+    for p, seed, offset, scale in (
+        (0.5, 0, 0, 2.0),
+        (0.0, 1, 0, 1.0),
+        (1.0, 2, 0, 0.0),
+        (0.5, 2**64 - 1, 12345, 1.0),
+        (0.1, 2**32 + 7, 2**32 - 3, 1 / 0.9),  # the counter's low word runs over
+        (1e-9, 3, 2**40 + 1, 1.0),
+        (0.75, 0x0123456789ABCDEF, 2**63 - 2**20, 4.0),
+    )
+)
+_SGD = {
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "dampening": 0.0,
+    "nesterov": False,
+    "lr_in_velocity": False,
+}
+SGD: tuple[dict[str, Any], ...] = (
+    _SGD,
+    {**_SGD, "lr_in_velocity": True},
+    {**_SGD, "nesterov": True},
+    {**_SGD, "dampening": 0.3, "lr": 0.7},
+    {**_SGD, "dampening": 0.9, "nesterov": True, "weight_decay": 0.1},
+    {**_SGD, "momentum": 0.0, "weight_decay": 0.0},
+    {**_SGD, "momentum": 0.0, "lr": 1.5, "lr_in_velocity": True, "weight_decay": 0.2},
+    {**_SGD, "lr": 0.0},
+)
+
+
+def _usual_options(op: str) -> dict[str, Any]:
+    if "relu" in OPS[op].options:
+        return {"relu": True}
+    if op.startswith("dropout"):
+        return dict(DROPOUT[0])
+    return dict(SGD[0]) if op == "sgd_momentum" else {}
+
+
+def _varied(op: str, problem: Problem, name: str, index: int, rng: np.random.Generator | None = None) -> Case:
+    """A case whose options and absent inputs go round with the index."""
+    declared = OPS[op]
+    options: dict[str, Any] = {}
+    if "relu" in declared.options:
+        options = {"relu": index % 2 == 1}
+    elif op.startswith("dropout"):
+        options = dict(DROPOUT[index % len(DROPOUT)])
+        if rng is not None:
+            options.update(
+                p=float(rng.random()), seed=int(rng.integers(2**63)), offset=int(rng.integers(2**33))
+            )
+    elif op == "sgd_momentum":
+        options = dict(SGD[index % len(SGD)])
+        if rng is not None:
+            options.update(lr=float(rng.random()), momentum=float(rng.random()))
+    absent = tuple(a for a in declared.optional if index // 2 % 3 == 2)
+    return Case(op, problem, name, options, absent=absent)
+
+
+def _option_cases(op: str) -> Iterator[Case]:
+    """Every option beside every other one, on one problem."""
+    declared = OPS[op]
+    if "relu" in declared.options:
+        conv = Conv2d.of((2, 6, 9, 8), (4, 3, 3, 3), padding=1, stride=2, groups=2)
+        problem = conv if declared.problem is Conv2d else Linear(5, 23, 9)
+        for relu in (False, True):
+            for absent in ((), declared.optional):
+                yield Case(op, problem, "options", {"relu": relu}, absent=absent)
+    for options in DROPOUT if op.startswith("dropout") else SGD if op == "sgd_momentum" else ():
+        yield Case(op, Pointwise((5, 7, 11)), "options", dict(options))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Awkward data
+# ---------------------------------------------------------------------------------------------------
+def _data(op: str) -> Iterator[tuple[str, Problem]]:
+    """(fill, problem); where something is padded, also a problem without padding: see `inputs.plantable`."""
+    kind = OPS[op].problem
+    fills = ["nan", "inf", "zeros", "ties", "constant", "offset", "rectified"]
+    problems: list[Problem]
+    if kind is Conv2d:
+        problems = [
+            Conv2d.of((2, 6, 11, 10), (8, 6, 3, 3), padding=1),
+            Conv2d.of((2, 6, 12, 9), (4, 3, 3, 2), stride=2, groups=2),
+        ]
+    elif kind is Pool2d:
+        problems = [
+            Pool2d.of((2, 3, 11, 12), padding=1),
+            Pool2d.of((2, 3, 9, 9)),
+            Pool2d.of((1, 2, 8, 8), ceil_mode=True),
+        ]
+    elif kind is LRN:
+        problems = [
+            LRN.of((2, 9, 4, 5), alpha=0.5),
+            LRN.of((2, 3, 6, 5), size=3, alpha=0.5, region="within_channel"),
+        ]
+        # Beyond an infinity, which power meets which product first decides between 0, NaN and infinity.
+        fills = [f for f in fills if f != "inf" or op == "lrn_fprop"] + ["large"]
+    elif kind is Linear:
+        problems = [Linear(6, 35, 10), Linear(1, 16, 8)]
+    elif kind is ChannelSum:
+        problems = [ChannelSum(3, 5, 4, 3, 4) if op == "conv2d_bgrad" else ChannelSum(9, 5, 1, 1, 2)]
+    elif kind is SoftmaxXent:
+        problems = [SoftmaxXent(9, 11)]
+        fills.append("large")
+    else:
+        problems = [Pointwise((5, 67)), Pointwise((43, 3))]
+    for problem in problems:
+        for fill in fills:
+            yield fill, problem
+
+
+# ---------------------------------------------------------------------------------------------------
+# Random geometries
+# ---------------------------------------------------------------------------------------------------
+def _draw(rng: np.random.Generator, low: int, high: int, count: int) -> Any:
+    return [int(v) for v in rng.integers(low, high + 1, count)]
+
+
+def _random_extent(rng: np.random.Generator, window: int, dilation: int, before: int, after: int) -> int:
+    """An image extent on which the window finds between one and a dozen pixels of room."""
+    least = max(1, window_span(window, dilation) - before - after)
+    return least + int(rng.integers(0, 12))
+
+
+def _pads(rng: np.random.Generator, limit: int) -> Any:
+    """Four pads below the limit; every other time, none."""
+    return _draw(rng, 0, limit, 4) if limit and rng.random() < 0.6 else [0, 0, 0, 0]
+
+
+def _random_conv(rng: np.random.Generator, op: str) -> Conv2d:
+    groups = int(rng.choice([1, 1, 1, 2, 3]))
+    (N,), (c, k), (R, S) = _draw(rng, 1, 3, 1), _draw(rng, 1, 9, 2), _draw(rng, 1, 5, 2)
+    (u, v), (i, j), pads = _draw(rng, 1, 3, 2), _draw(rng, 1, 2, 2), _pads(rng, 3)
+    if rng.random() < 0.25:  # the shape that fast algorithms are written for
+        R, S, u, v, i, j = 3, 3, 1, 1, 1, 1
+    H = _random_extent(rng, R, i, pads[0], pads[1])
+    W = _random_extent(rng, S, j, pads[2], pads[3])
+    return Conv2d(N, c * groups, H, W, k * groups, R, S, u, v, *pads, i, j, groups)  # type: ignore[call-arg]
+
+
+def _random_pool(rng: np.random.Generator, op: str) -> Pool2d:
+    (N, C), (R, S), (u, v), (i, j) = (
+        _draw(rng, 1, 4, 2),
+        _draw(rng, 1, 4, 2),
+        _draw(rng, 1, 4, 2),
+        _draw(rng, 1, 2, 2),
+    )
+    pads = _pads(rng, min(window_span(R, i), window_span(S, j)) - 1)
+    H = _random_extent(rng, R, i, pads[0], pads[1])
+    W = _random_extent(rng, S, j, pads[2], pads[3])
+    return Pool2d(N, C, H, W, R, S, u, v, *pads, i, j, bool(rng.random() < 0.4))  # type: ignore[call-arg]
+
+
+def _random_lrn(rng: np.random.Generator, op: str) -> LRN:
+    groups, (N, c, H, W) = int(rng.choice([1, 1, 2, 3])), _draw(rng, 1, 9, 4)
+    region = str(rng.choice(["across_channels", "across_channels", "within_channel"]))
+    alpha, k = float(10 ** rng.uniform(-4, 1)), float(rng.uniform(0.1, 3))
+    beta = float(rng.choice([0.75, 0.5, 1.0, rng.uniform(0, 2)]))
+    return LRN(min(N, 3), c * groups, H, W, int(rng.integers(1, 8)), alpha, beta, k, groups, region)
+
+
+def _random_channel_sum(rng: np.random.Generator, op: str) -> ChannelSum:
+    N, K, P, Q = _draw(rng, 1, 20, 4)
+    return ChannelSum(N, K, P, Q, 4) if op == "conv2d_bgrad" else ChannelSum(N * P, K, 1, 1, 2)
+
+
+RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
+    Conv2d: _random_conv,
+    Pool2d: _random_pool,
+    LRN: _random_lrn,
+    ChannelSum: _random_channel_sum,
+    Linear: lambda rng, op: Linear(*_draw(rng, 1, 12, 1), *_draw(rng, 1, 150, 2)),
+    Pointwise: lambda rng, op: Pointwise(tuple(_draw(rng, 1, 9, int(rng.integers(1, 5))))),
+    SoftmaxXent: lambda rng, op: SoftmaxXent(*_draw(rng, 1, 30, 2)),
+}
+
+
+def all_cases(op: str, *, quick: bool, seed: int, random: int | None = None) -> Iterable[Case]:
+    """The fixed cases, without the heavy ones where `quick`, and some random ones."""
+    for case in cases(op):
+        if not (quick and case.heavy):
+            yield case
+    yield from random_cases(op, random if random is not None else 5 if quick else 40, seed)

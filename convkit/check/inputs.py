@@ -1,0 +1,104 @@
+"""Inputs of a case: fresh random data, and the values that break kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..arrays import np_dtype
+from ..cpu import reference
+from ..geometry import Conv2d, Pool2d, SoftmaxXent
+from ..registry import OPS
+from .cases import Case
+
+Fill = Callable[[np.ndarray, np.random.Generator], None]
+
+
+def _plant(*values: float) -> Fill:
+    """Put the values at random places, and one of them in the last element."""
+
+    def fill(a: np.ndarray, rng: np.random.Generator) -> None:
+        flat = a.reshape(-1)
+        if flat.size:
+            flat[rng.integers(flat.size, size=max(1, min(6, flat.size // 30)))] = rng.choice(values)
+            flat[-1] = rng.choice(values)
+
+    return fill
+
+
+def _replace(make: Callable[[np.ndarray, np.random.Generator], Any]) -> Fill:
+    def fill(a: np.ndarray, rng: np.random.Generator) -> None:
+        a[...] = make(a, rng)
+
+    return fill
+
+
+#: What is done to normally distributed data, by name.
+FILLS: dict[str, Fill] = {
+    "normal": lambda a, rng: None,
+    "nan": _plant(np.nan),
+    "inf": _plant(np.inf, -np.inf),
+    "zeros": _replace(lambda a, rng: rng.choice([0.0, -0.0, 1.0, -1.0], a.shape)),
+    "ties": _replace(lambda a, rng: rng.integers(-2, 3, a.shape)),
+    "constant": _replace(lambda a, rng: 0.5),
+    "offset": _replace(lambda a, rng: a + 3),  # sums of one sign, whose partial sums grow
+    "rectified": _replace(lambda a, rng: np.maximum(a, 0)),
+    "large": _replace(lambda a, rng: a * 300),
+}
+
+
+def plantable(case: Case) -> set[str]:
+    """Inputs whose NaN and infinities must come out at one set of places in every right algorithm.
+
+    Not the one that meets the padding: whether 0 * NaN is computed there, or left out as no pixel at all,
+    is the algorithm's own affair. In a dgrad, zeros between the strides meet w in the same way.
+    """
+    g = case.problem
+    names = set(OPS[case.op].inputs)
+    if isinstance(g, Conv2d):
+        padded = any((g.pad_top, g.pad_bottom, g.pad_left, g.pad_right))
+        if case.op == "conv2d_dgrad" or padded:
+            names.discard("w")
+        if case.op == "conv2d_wgrad" and padded:
+            names.discard("dy")
+    return names
+
+
+def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
+    """Inputs by name, in the dtypes of the problem. The same case, seed and salt give the same inputs."""
+    # The dtype is left out of the seed, so that a case has the same numbers in each, up to rounding.
+    letters = [ord(c) for c in f"{case.op} {case.name} {case.fill}"]
+    rng = np.random.default_rng([seed, salt, *letters, len(case.absent)])
+    made: dict[str, np.ndarray | None] = {}
+    for name in OPS[case.op].inputs:
+        if name in case.absent:
+            made[name] = None
+            continue
+        value = _one(case, name, rng)
+        if value.dtype.kind == "f" and (case.fill not in ("nan", "inf") or name in plantable(case)):
+            FILLS[case.fill](value, rng)
+        made[name] = np.ascontiguousarray(value, np_dtype(case.problem.dtype_of(name))).reshape(value.shape)
+    return made
+
+
+def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
+    g, shape = case.problem, case.problem.shape(name)
+    if name == "labels":
+        assert isinstance(g, SoftmaxXent)
+        return rng.integers(0, g.K, shape)
+    if name == "argmax":
+        assert isinstance(g, Pool2d)
+        x, y = rng.standard_normal(g.shape("x")), np.empty(shape)
+        FILLS[case.fill](x, rng)
+        argmax = np.empty(shape, np_dtype(g.dtype_of("argmax")))
+        reference.maxpool2d_fprop(g, x, y, argmax)
+        return argmax
+    value = rng.standard_normal(shape, np.float32 if case.heavy else np.float64)
+    if name == "probs":
+        value = np.exp(value)
+        value /= value.sum(axis=1, keepdims=True)
+    elif case.op == "relu_dgrad" and name == "y" and len(case.name) % 2:
+        np.maximum(value, 0, out=value)  # else it is relu's input, which serves as well
+    return np.asarray(value)

@@ -1,0 +1,398 @@
+"""How far an output element may be from the float64 reference: a bound for each element.
+
+Sums
+----
+    |y - ref| <= 4 u sqrt(L) (s + |ref|) + storage
+
+u is the unit roundoff of the accumulation (2^-24 for float32, which the 16-bit types accumulate in too;
+2^-53 for float64), L the length of the reduction, s = sqrt(sum of the squared products), which the
+reference computes from squared inputs. Where it comes from: adding up L products in any order rounds each
+partial sum, with an error of some 0.4 u times its size, and of either sign. A partial sum is, as a random
+walk and a trend, no larger than s + |ref|; L of them give 0.4 u sqrt(L) (s + |ref|) at the very most, and
+for the plain sequential sum of centred data 0.3 u sqrt(L) s. The factor 4 is thus some ten standard
+deviations: every order of summation, fused or not, passes, and so it should. A lost term does not: with
+unit normal data a product is about 1, while the bound is
+
+    ========================================  ======  ==========  ==================================
+    reduction                                      L    bound      of the outputs, a lost term fails
+    ========================================  ======  ==========  ==================================
+    3 x 3 window on 1 channel                     10     4e-6      100 %
+    conv1, 3 x 11 x 11                           364     2e-4      99.98 %
+    conv3, 256 x 3 x 3                         2,305     1e-3      99 %
+    fc6                                        9,217     4e-3      99 %
+    ========================================  ======  ==========  ==================================
+
+and an output tensor has more than one element. float16 accumulation is off by some 200 times the bound.
+tests/test_gate.py measures both sides.
+
+Other ops
+---------
+LRN, softmax: first-order conditioning, written out below. ReLU, max-pooling and argmax have nothing to
+round: they are exact. Dropout's and the update rule's few operations get a few u of the magnitudes added.
+
+Storage adds half a unit in the last place of a 16-bit type, and whatever a subnormal loses: the 16-bit
+float16 in full, the others may flush theirs to zero.
+
+float64: the reference rounds as much as the implementation, so the arithmetic part counts twice. That is
+honest as long as the reference itself is held to other oracles, which the tests do.
+
+Fast algorithms
+---------------
+An implementation that declares a relative RMS error above `PLAIN` (Winograd) may be off by ten times its
+declared error, relative to the element or to the typical element, in any one element. And in every case
+with enough elements to tell, the RMS of its error is held to the declared error, or to a quarter of the
+bound above where that is more. Such an algorithm mixes the pixels of a tile, so that a NaN or an infinity
+may spread up to `SPREAD` pixels; it must not vanish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cpu import reference
+from ..geometry import LRN, Problem, SoftmaxXent
+from ..registry import OPS, Implementation
+
+Array = np.ndarray
+Inputs = dict[str, "Array | None"]
+
+#: Declared relative RMS error of plain float32 arithmetic: up to this, sums are held to the bound above.
+PLAIN = 1e-6
+#: How far a fast algorithm may spread a NaN or an infinity, along each of the last two axes.
+SPREAD = 8
+#: Elements from which on the RMS of the errors says something.
+ENOUGH = 64
+#: (unit roundoff of storage, where it adds to the accumulation's; largest loss of a subnormal)
+_STORAGE = {
+    "float16": (2.0**-11, 2.0**-25),
+    "bfloat16": (2.0**-8, 2.0**-126),
+    "float32": (0.0, 2.0**-126),
+    "float64": (0.0, 2.0**-1022),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one output should be.
+
+    Attributes
+    ----------
+    value : ndarray
+        The reference's output: float64, or the integers themselves.
+    rounding : ndarray
+        Bound of the arithmetic's error, for each element. NaN or infinite where the data are.
+    storage : ndarray
+        Bound of the rounding to the storage type.
+    scale : ndarray
+        What a declared error is relative to; 0 where the op has nothing to round.
+    """
+
+    value: Array
+    rounding: Array
+    storage: Array
+    scale: Array
+
+    @property
+    def touched(self) -> Array:
+        """Where a NaN or an infinity of the inputs took part."""
+        return ~np.isfinite(self.rounding) | ~np.isfinite(self.value)
+
+    def bound(self, error: float = 0.0) -> Array:
+        """The bound of each element, for an implementation that declares this error."""
+        whole = self.rounding + self.storage
+        if error > PLAIN:
+            typical = _rms(self.scale[np.isfinite(self.scale)])
+            whole = np.maximum(whole, 10 * error * np.maximum(self.scale, typical))
+        return whole
+
+    def rms_limit(self, good: Array, error: float) -> float:
+        """What the RMS of the errors of the elements `good` may be."""
+        natural = _rms(self.rounding[good]) / 4 + _rms(self.storage[good])
+        return max(natural, error * _rms(self.scale[good]) + _rms(self.storage[good]))
+
+
+def _rms(a: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(a)))) if a.size else 0.0
+
+
+def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any]) -> dict[str, Array]:
+    """The reference's outputs by name, in float64 whatever the problem's dtype; integers as they are."""
+    outputs: dict[str, Array] = {}
+    for name in OPS[op].outputs:
+        dtype = "float64" if name != "argmax" else problem.dtype_of(name)
+        outputs[name] = np.zeros(problem.shape(name), dtype)
+    if not problem.empty:
+        getattr(reference, op)(problem, *inputs.values(), *outputs.values(), **options)
+    return outputs
+
+
+def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any]) -> dict[str, Expected]:
+    """The reference's outputs with their bounds, by name.
+
+    Parameters
+    ----------
+    op : str
+    problem : Problem
+    inputs : dict
+        By name, in the op's order; an optional one may be None.
+    options : dict
+    """
+    with np.errstate(all="ignore"):
+        values = run_reference(op, problem, inputs, options)
+        dtype: str = problem.dtype  # type: ignore[attr-defined]
+        u = 2.0**-53 if dtype == "float64" else 2.0**-24
+        arithmetic = _ROUNDING.get(op, _sum)(op, problem, inputs, options, values)
+        found = {}
+        for name, value in values.items():
+            relative, least = _STORAGE.get(problem.dtype_of(name), (0.0, 0.0))
+            weight, scale = arithmetic[name]
+            if weight is None:  # nothing to round
+                rounding, storage = np.where(np.isfinite(value), 0.0, np.nan), np.zeros(value.shape)
+            else:
+                rounding = (2 if dtype == "float64" else 1) * u * weight
+                storage = np.nan_to_num(relative * (np.abs(value) + rounding), posinf=0.0) + least
+            found[name] = Expected(value, rounding, storage, scale)
+        return found
+
+
+# Each of these returns, for each output, (bound of the rounding in units of u, scale of a declared error).
+Weights = dict[str, tuple["Array | None", Array]]
+
+
+def _f64(a: Array | None) -> Array:
+    assert a is not None
+    return a.astype(np.float64)
+
+
+def _sum(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    squares: Inputs = {n: a if a is None or a.dtype.kind in "iu" else _f64(a) ** 2 for n, a in inputs.items()}
+    (spread,) = run_reference(op, g, squares, {**options, **({"relu": False} if options else {})}).values()
+    ((name, value),) = values.items()
+    scale = np.sqrt(spread) + np.abs(value)
+    return {name: (4 * np.sqrt(g.reduction(op)) * scale, scale)}
+
+
+def _exact(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    return {name: (None, np.zeros(value.shape)) for name, value in values.items()}
+
+
+def _few(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    """A product or two."""
+    return {name: (4 * np.abs(value), np.abs(value)) for name, value in values.items()}
+
+
+def _lrn_parts(g: LRN, x: Array) -> tuple[Array, Array]:
+    """d, and the relative error of d^-beta in units of u, for beta = 1 of it and apart from it."""
+    d = g.k + g.alpha / g.taps * reference._window_sum(g, x**2, g.behind, g.ahead)
+    # Squares are positive: their sum's relative error is that of L additions, and d's is no more.
+    return d, np.sqrt(g.taps) + 3 + np.abs(np.log(d))
+
+
+def _lrn_fprop(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    # d^-beta multiplies d's relative error by beta; a power by exp and log adds u |beta ln d|; products, 4.
+    _, error = _lrn_parts(g, _f64(inputs["x"]))
+    y = np.abs(values["y"])
+    return {"y": (4 * y * (abs(g.beta) * error + 4), y)}
+
+
+def _lrn_dgrad(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    x, dy = _f64(inputs["x"]), _f64(inputs["dy"])
+    d, error = _lrn_parts(g, x)
+    first = np.abs(dy * d**-g.beta)
+    terms = np.abs(dy * x * d ** (-g.beta - 1))
+    factor = np.abs(2 * g.alpha * g.beta / g.taps * x)
+    # Each term of the sum has its own error, and the sum of L of them rounds as any sum does.
+    sums = reference._window_sum(
+        g, terms * (abs(g.beta + 1) * error + 4 + np.sqrt(g.taps)), g.ahead, g.behind
+    )
+    scale = first + factor * reference._window_sum(g, terms, g.ahead, g.behind)
+    return {"dx": (4 * (first * (abs(g.beta) * error + 4) + factor * sums), scale)}
+
+
+def _softmax(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    assert isinstance(g, SoftmaxXent)
+    z = _f64(inputs["logits"])
+    labels = inputs["labels"]
+    shifted = np.abs(z - z.max(axis=1, keepdims=True)) if z.size else z
+    p, loss = values["probs"], values["loss"]
+    # exp(z - max): the subtraction's error counts |z - max| fold. The sum of K positive terms weighs theirs.
+    weighted = np.where(p > 0, p * shifted, 0)  # 0 * inf: a logit of -inf has no weight
+    total = weighted.sum(axis=1, keepdims=True) + np.sqrt(g.K) + 4
+    with_class = shifted[np.arange(g.N), labels]
+    weight = 4 * np.where(p > 0, p * (shifted + total), p)
+    return {"loss": (4 * (total[:, 0] + with_class + np.abs(loss)), np.abs(loss)), "probs": (weight, p)}
+
+
+def _softmax_dgrad(
+    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
+) -> Weights:
+    magnitude = np.abs(values["dlogits"]) + np.zeros(g.shape("probs"))
+    return {"dlogits": (4 * magnitude, magnitude)}  # p - 1 is exact near 1, and rounds once elsewhere
+
+
+def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    w, dw, v = (np.abs(_f64(inputs[name])) for name in ("w", "dw", "v"))
+    lr, momentum, damp = abs(options["lr"]), abs(options["momentum"]), abs(1 - options["dampening"])
+    gradient = dw + abs(options["weight_decay"]) * w
+    if options["lr_in_velocity"]:
+        velocity = momentum * v + lr * gradient
+        weights = w + velocity
+    else:
+        velocity = momentum * v + damp * gradient
+        weights = w + lr * (velocity + (gradient + momentum * velocity if options["nesterov"] else 0))
+    return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
+
+
+_ROUNDING = {
+    "relu_fprop": _exact,
+    "relu_dgrad": _exact,
+    "maxpool2d_fprop": _exact,
+    "dropout_fprop": _few,
+    "dropout_dgrad": _few,
+    "lrn_fprop": _lrn_fprop,
+    "lrn_dgrad": _lrn_dgrad,
+    "softmax_xent_fprop": _softmax,
+    "softmax_xent_dgrad": _softmax_dgrad,
+    "sgd_momentum": _sgd,
+}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Comparison
+# ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Comparison:
+    """One output beside what was expected of it.
+
+    Attributes
+    ----------
+    reason : str
+        Empty, or what is wrong.
+    ratio : float
+        Largest error over bound; infinite where a NaN is lost or made, or an exact value missed.
+    rms : float
+        RMS of the errors over the RMS of the reference; NaN where there is nothing to measure.
+    index : tuple of int, optional
+        The worst element.
+    """
+
+    reason: str
+    ratio: float = 0.0
+    rms: float = float("nan")
+    index: tuple[int, ...] | None = None
+    got: float = float("nan")
+    wanted: float = float("nan")
+
+
+def compare(name: str, got: Array, want: Expected, implementation: Implementation, op: str) -> Comparison:
+    """Hold one output against its bounds.
+
+    Parameters
+    ----------
+    name : str
+        Name of the output, for the reason.
+    got : ndarray
+    want : Expected
+    implementation : Implementation
+        For the error that it declares.
+    op : str
+    """
+    if got.size == 0:
+        return Comparison("")
+    if got.ndim == 0:
+        parts = (want.value, want.rounding, want.storage, want.scale)
+        got, want = got.reshape(1), Expected(*(np.reshape(a, 1) for a in parts))
+    error_declared = implementation.error
+    with np.errstate(all="ignore"):
+        value, y = want.value, got.astype(np.float64)
+        reference_value = value.astype(np.float64)
+        bound = want.bound(error_declared)
+        # Data at infinity leave no scale: what comes out finite there (relu of -inf) is as good as exact.
+        bound = np.where(np.isfinite(bound), bound, 2.0**-20 * np.abs(reference_value))
+        error = np.abs(y - reference_value)
+        error[y == reference_value] = 0  # also infinities
+        wrong = np.asarray(np.logical_not(error <= bound))
+        nan_got, nan_wanted = np.isnan(y), np.isnan(reference_value)
+        wrong[nan_got & nan_wanted] = False
+        if want.value.dtype.kind == "f" and got.dtype.itemsize == 2:  # beyond 65504, float16 has infinity
+            stored = (reference_value + np.copysign(bound, reference_value)).astype(got.dtype)
+            wrong &= ~(np.isinf(y) & (stored == got))
+        if error_declared > PLAIN and _ROUNDING.get(op, _sum) is _sum:
+            wrong &= ~(_spread(want.touched) & ~np.isfinite(y))
+            wrong |= ~np.isfinite(reference_value) & np.isfinite(y)
+        if wrong.any():
+            return _worst(name, got, want, wrong, error, bound)
+        good = (
+            np.isfinite(error)
+            & ~nan_wanted
+            & np.isfinite(y)
+            & np.isfinite(want.rounding)
+            & np.isfinite(want.scale)
+        )
+        ratio = np.where(error > 0, error / bound, 0)[good]
+        worst = float(ratio.max()) if ratio.size else 0.0
+        measured = _rms(error[good])
+        base = _rms(reference_value[good])
+        relative = measured / base if base > 0 else 0.0
+        index = None
+        if ratio.size:
+            index = tuple(int(i[np.argmax(ratio)]) for i in np.nonzero(good))
+        at = (float(y[index]), float(reference_value[index])) if index is not None else (np.nan, np.nan)
+        limit = want.rms_limit(good, error_declared)
+        if int(good.sum()) >= ENOUGH and measured > limit:
+            reason = (
+                f"the relative RMS error of {name} is {relative:.2g}, more than the declared "
+                f"{error_declared:g} and than what rounding explains ({limit / base if base else 0:.2g})"
+            )
+            return Comparison(reason, worst, relative, index, *at)
+        return Comparison("", worst, relative, index, *at)
+
+
+def _spread(mask: Array) -> Array:
+    """The mask, grown by `SPREAD` along each of the last two axes (of four)."""
+    for axis in range(-2, 0) if mask.ndim == 4 else ():
+        padded = np.pad(
+            mask, [(SPREAD, SPREAD) if a == mask.ndim + axis else (0, 0) for a in range(mask.ndim)]
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * SPREAD + 1, axis)
+        mask = np.asarray(windows.any(axis=-1))
+    return mask
+
+
+def _worst(name: str, got: Array, want: Expected, wrong: Array, error: Array, bound: Array) -> Comparison:
+    y, value = got.astype(np.float64), want.value.astype(np.float64)
+    excess = np.where(wrong, np.where(np.isfinite(error), error / np.maximum(bound, 2.0**-1000), np.inf), -1)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), got.shape))
+    ratio = float(excess[index])
+    here = f"{name}[{', '.join(map(str, index))}]"
+    count = f"; {int(wrong.sum())} of {got.size} elements are wrong"
+    a, b = _number(got[index], got.dtype), _number(want.value[index], want.value.dtype)
+    if np.isnan(y[index]):
+        what = f"{here} is NaN, expected {b}"
+    elif np.isnan(value[index]):
+        what = f"{here} is {a}, expected NaN: a NaN (or infinity) of the inputs is lost"
+    elif want.value.dtype.kind != "f" or not np.isfinite(error[index]):
+        what = f"{here} is {a}, expected {b}"
+    else:
+        limit = "0 (there is nothing to round)" if bound[index] == 0 else f"{bound[index]:.2g}"
+        what = f"{here} is {a}, expected {b}: off by {error[index]:.2g}, where the bound is {limit}"
+    good = np.isfinite(error) & np.isfinite(value)
+    base = _rms(value[good])
+    return Comparison(
+        what + count,
+        ratio,
+        _rms(error[good]) / base if base > 0 else np.nan,
+        index,
+        float(y[index]),
+        float(value[index]),
+    )
+
+
+def _number(value: Any, dtype: np.dtype) -> str:
+    return str(int(value)) if dtype.kind in "iu" else f"{float(value):.9g}"
+
+
+__all__ = ["ENOUGH", "PLAIN", "SPREAD", "Comparison", "Expected", "compare", "expected", "run_reference"]

@@ -1,0 +1,53 @@
+"""What the tests share: optional packages, Hypothesis profiles, the GPU marker."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A run that fails must fail again: every geometry is derived from the test's own name.
+settings.register_profile(
+    "convkit",
+    deadline=None,
+    derandomize=True,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("explore", parent=settings.get_profile("convkit"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "convkit"))
+
+
+def need(module: str) -> ModuleType:
+    """An optional package. The test is skipped where it is missing, except in CI, where nothing may be."""
+    if os.environ.get("CI"):
+        return importlib.import_module(module)
+    return pytest.importorskip(module)
+
+
+@pytest.fixture(name="need")
+def _need():
+    return need
+
+
+def gpu_found() -> bool:
+    """Whether the driver is there and knows a device; nothing else is loaded for it."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not gpu_found():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))

@@ -1,0 +1,228 @@
+"""Implementations: registering, choosing, refusing; a user's file and what is wrong with it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import convkit as ck
+from convkit import registry
+from convkit.errors import NoImplementation, OptionError
+from convkit.geometry import Conv2d, Pointwise
+from convkit.registry import ALL_DTYPES, OPS, Implementation, select
+
+
+@pytest.fixture(autouse=True)
+def registry_kept():
+    ck.implementations()
+    before = dict(registry._IMPLEMENTATIONS)
+    yield
+    registry._IMPLEMENTATIONS.clear()
+    registry._IMPLEMENTATIONS.update(before)
+
+
+X = np.array([-1.0, 2.0], np.float32)
+
+
+def plant(name, rank=1000, op="relu_fprop", value=7, **declared):
+    @ck.implements(op, name=name, rank=rank, **declared)
+    def run(problem, *arrays, **options):
+        arrays[-1][...] = value
+
+    return run
+
+
+def test_every_op_has_a_reference_for_every_dtype():
+    for op in OPS:
+        (found,) = [i for i in ck.implementations(op) if i.name == "reference"]
+        assert set(found.dtypes) == set(ALL_DTYPES) and found.error == 0
+        assert found.rank == min(i.rank for i in ck.implementations(op)), "the reference is the last resort"
+
+
+def test_every_op_is_public():
+    for op in OPS:
+        assert callable(getattr(ck, op))
+        assert getattr(ck, op).__doc__
+
+
+def test_listed_in_order_of_preference():
+    plant("low", -1000)
+    plant("high", 1000)
+    names = [i.name for i in ck.implementations("relu_fprop")]
+    assert names[0] == "high" and names[-1] == "low"
+    assert [i.op for i in ck.implementations()] == sorted(
+        (i.op for i in ck.implementations()), key=list(OPS).index
+    )
+    assert ck.implementations("relu_fprop", device="cuda") == []
+
+
+def test_highest_rank_that_accepts_is_chosen():
+    plant("picky", 2000, when=lambda g: "not today")
+    plant("lacking", 1900, missing=lambda: "no compiler")
+    plant("doubles", 1800, dtypes=("float64",))
+    plant("coarse", 1700, error=1e-3)
+    plant("tensor", 1600, math="tf32")
+    plant("good", 1000)
+    assert select("relu_fprop", Pointwise((3,))).name == "good"
+    assert ck.relu_fprop(X).tolist() == [7, 7]
+    assert select("relu_fprop", Pointwise((3,), "float64")).name == "doubles"
+    assert select("relu_fprop", Pointwise((3,)), math="tf32").name == "tensor"
+    with ck.use(max_error=1e-2):
+        assert select("relu_fprop", Pointwise((3,))).name == "coarse"
+
+
+def test_named_one_is_taken_or_refused_never_replaced():
+    plant("doubles", 1800, dtypes=("float64",))
+    plant("coarse", -5, error=1e-3, value=9)
+    assert ck.relu_fprop(X, impl="coarse").tolist() == [9, 9], "naming it accepts its error"
+    with pytest.raises(NoImplementation, match=r"relu_fprop: .*\n  doubles: takes float64, not float32"):
+        ck.relu_fprop(X, impl="doubles")
+    with ck.use(relu_fprop="doubles"), pytest.raises(NoImplementation, match="doubles: takes float64"):
+        ck.relu_fprop(X)
+
+
+def test_a_refusal_lists_every_candidate_with_its_reason():
+    for name in [i.name for i in ck.implementations("relu_fprop")]:
+        del registry._IMPLEMENTATIONS["relu_fprop", "cpu", name]
+    plant("picky", 4, when=lambda g: "not on a Monday")
+    plant("lacking", 3, missing=lambda: "no compiler on this machine")
+    plant("coarse", 2, error=1e-3)
+    plant("tensor", 1, math="tf32")
+    with pytest.raises(NoImplementation) as caught:
+        ck.relu_fprop(X)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("relu_fprop: no implementation for cpu takes Pointwise")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["picky", "lacking", "coarse", "tensor"]
+    for word in ("Monday", "no compiler", "0.001, above max_error = 1e-05", "computes in tf32"):
+        assert word in str(caught.value)
+
+
+def test_use_nests_and_ends():
+    plant("seven")
+    plant("nine", value=9)
+    with ck.use(relu_fprop="seven"):
+        assert ck.relu_fprop(X)[0] == 7
+        with ck.use(relu_fprop="nine"):
+            assert ck.relu_fprop(X)[0] == 9
+            assert ck.relu_fprop(X, impl="seven")[0] == 7, "the call's own word counts most"
+        assert ck.relu_fprop(X)[0] == 7
+        with pytest.raises(ZeroDivisionError), ck.use(relu_fprop="reference"):
+            _ = 1 // 0
+        assert ck.relu_fprop(X)[0] == 7
+    with ck.use(relu_fprop="reference"):
+        assert ck.relu_fprop(X).tolist() == [0, 2]
+
+
+def test_use_is_of_one_thread():
+    plant("seven", -2000)
+    seen = []
+    with ck.use(relu_fprop="seven"):
+        thread = threading.Thread(target=lambda: seen.append(ck.relu_fprop(X).tolist()))
+        thread.start()
+        thread.join()
+    assert seen == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda: ck.relu_fprop(X, impl="referense"),
+            "relu_fprop: unknown implementation .*did you mean 'reference'",
+        ),
+        (lambda: ck.use(relu_fprop="referense").__enter__(), "did you mean 'reference'"),
+        (lambda: ck.use(relu_frop="reference").__enter__(), "did you mean 'relu_fprop'"),
+        (lambda: ck.use(max_error=-1).__enter__(), "max_error"),
+        (lambda: ck.use(max_error=float("nan")).__enter__(), "max_error"),
+        (lambda: ck.implementations("relu_frop"), "did you mean 'relu_fprop'"),
+        (lambda: plant("mine", op="relu_forward"), "unknown op 'relu_forward'"),
+        (lambda: plant("mine", math="fp64"), "unknown math 'fp64'"),
+        (
+            lambda: select("conv2d_fprop", Conv2d.of((1, 1, 3, 3), (1, 1, 3, 3)), math="tf23"),
+            "did you mean 'tf32'",
+        ),
+    ],
+)
+def test_unknown_names(call, words):
+    with pytest.raises(OptionError, match=words):
+        call()
+
+
+GOOD = """
+import numpy as np
+import convkit as ck
+
+@ck.implements("relu_fprop", name="{name}", rank=-1000)
+def relu(problem, x, y):
+    np.maximum(x, {value}, out=y)
+"""
+
+
+def test_a_file_registers(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD.format(name="mine", value=0))
+    (found,) = ck.register(path)
+    assert (found.op, found.name, found.source) == ("relu_fprop", "mine", str(path))
+    assert ck.relu_fprop(X, impl="mine").tolist() == [0, 2]
+
+
+def test_a_file_can_be_changed_and_registered_again(tmp_path):
+    path = tmp_path / "mine.py"
+    for value in (0, 5):
+        path.write_text(GOOD.format(name="mine", value=value))
+        assert len(ck.register(path)) == 1
+        assert ck.relu_fprop(X, impl="mine")[0] == value
+
+
+def test_a_taken_name_is_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(GOOD.format(name="mine", value=0))
+    ck.register(tmp_path / "one.py")
+    with pytest.raises(OptionError, match=r"already has an implementation 'mine'.*one\.py"):
+        ck.register(tmp_path / "two.py")
+    (tmp_path / "three.py").write_text(GOOD.format(name="reference", value=0))
+    with pytest.raises(OptionError, match="already has an implementation 'reference'"):
+        ck.register(tmp_path / "three.py")
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("none.py", None, "no such file"),
+        ("mine.cu", "__global__", r"only \.py files"),
+        ("mine", "", r"only \.py files"),
+        ("empty.py", "", "registers nothing"),
+        ("broken.py", "def (", "SyntaxError"),
+        ("raises.py", GOOD.format(name="half", value=0) + "\n1 / 0\n", "ZeroDivisionError"),
+        ("wrong.py", GOOD.format(name="m", value=0).replace("relu_fprop", "relu"), "unknown op 'relu'"),
+        ("declares.py", GOOD.format(name="m", value=0).replace("rank", "speed"), "speed"),
+    ],
+)
+def test_a_bad_file_leaves_nothing_behind(tmp_path, name, text, words):
+    before = ck.implementations()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(OptionError, match=words):
+        ck.register(tmp_path / name)
+    assert ck.implementations() == before
+
+
+def test_refusal_of_a_problem():
+    one = Implementation("relu_fprop", "one", lambda *a: None, when=lambda g: "odd" if g.size % 2 else None)
+    assert one.refusal(Pointwise((4,))) is None
+    assert one.refusal(Pointwise((3,))) == "odd"
+    assert one.refusal(Pointwise((4,), "float16")) == "takes float32, not float16"
+
+
+def test_workspace_is_given_aligned():
+    seen = []
+
+    @ck.implements("relu_fprop", name="scratch", rank=1000, workspace=lambda g: 10 * g.size)
+    def run(problem, x, y, *, workspace):
+        seen.append((workspace.dtype, workspace.size, workspace.ctypes.data % 64))
+        y[...] = x
+
+    ck.relu_fprop(X)
+    assert seen == [(np.uint8, 20, 0)]
