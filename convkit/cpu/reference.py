@@ -50,6 +50,16 @@ def _groups(g: Conv2d) -> Iterator[tuple[slice, slice]]:
         yield slice(i * c, (i + 1) * c), slice(i * k, (i + 1) * k)
 
 
+def _pixels(maps: Array) -> Array:
+    """(N, channels, P, Q) as one matrix for each image, (N, channels, P*Q)."""
+    return maps.reshape(*maps.shape[:2], -1)
+
+
+def _maps(matrices: Array, g: Conv2d) -> Array:
+    """(N, channels, P*Q) as maps again, (N, channels, P, Q)."""
+    return matrices.reshape(*matrices.shape[:2], g.P, g.Q)
+
+
 @_reference("conv2d_fprop")
 def conv2d_fprop(g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False) -> None:
     padded, weights = _padded(g, _f64(x), 0), _f64(w)
@@ -58,7 +68,7 @@ def conv2d_fprop(g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu:
         total += _f64(b)[:, None, None]
     for r, s, tap in _taps(g):
         for c, k in _groups(g):
-            total[:, k] += np.einsum("ncpq,kc->nkpq", padded[tap][:, c], weights[k, :, r, s], optimize=True)
+            total[:, k] += _maps(weights[k, :, r, s] @ _pixels(padded[tap][:, c]), g)
     y[...] = np.maximum(total, 0) if relu else total
 
 
@@ -68,9 +78,7 @@ def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array) -> None:
     padded = _padded(g, np.zeros(dx.shape), 0)
     for r, s, tap in _taps(g):
         for c, k in _groups(g):
-            padded[tap][:, c] += np.einsum(
-                "nkpq,kc->ncpq", gradient[:, k], weights[k, :, r, s], optimize=True
-            )
+            padded[tap][:, c] += _maps(weights[k, :, r, s].T @ _pixels(gradient[:, k]), g)
     dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
 
 
@@ -79,7 +87,8 @@ def conv2d_wgrad(g: Conv2d, x: Array, dy: Array, dw: Array) -> None:
     padded, gradient = _padded(g, _f64(x), 0), _f64(dy)
     for r, s, tap in _taps(g):
         for c, k in _groups(g):
-            dw[k, :, r, s] = np.einsum("nkpq,ncpq->kc", gradient[:, k], padded[tap][:, c], optimize=True)
+            products = _pixels(gradient[:, k]) @ _pixels(padded[tap][:, c]).swapaxes(1, 2)
+            dw[k, :, r, s] = products.sum(axis=0)
 
 
 @_reference("conv2d_bgrad")
