@@ -18,7 +18,7 @@ INSTALLED_FROM := pyproject.toml setup.py $(wildcard convkit/cpu/native/*.cpp co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: run test test-slow test-all lint format bench clean help
+.PHONY: run test test-slow test-all lint format bench gpu budget clean help
 
 run: $(VENV)/stamp-images ## run AlexNet on photographs (ARGS= go to `convkit alexnet`)
 	@echo "make run: AlexNet on photographs: convkit alexnet $(ARGS)"
@@ -50,6 +50,14 @@ format: $(VENV)/stamp-dev ## reformat the Python sources, fix what ruff can
 bench: $(VENV)/stamp-test ## run the benchmarks (ARGS= go to pytest)
 	@echo "make bench: the benchmarks, one at a time"
 	@$(BIN)/python -m pytest bench $(ARGS)
+
+budget: $(VENV)/stamp-test ## compile every kernel for every GPU, write kernels/budget.json (ARGS=--kernel=NAME: only one)
+	@echo "make budget: what every kernel compiles to -> kernels/budget.json"
+	@$(BIN)/python -m convkit.budget --update $(ARGS)
+
+gpu: $(VENV)/stamp-test ## on a GPU: check and time every kernel (needs CuPy; ARGS=--quick)
+	@echo "make gpu: every kernel on the GPU; the results go to bench/results"
+	@$(BIN)/python bench/gpu.py $(ARGS)
 
 clean: ## remove .venv, builds and caches
 	@echo "make clean: removing .venv, builds and caches"

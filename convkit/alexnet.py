@@ -14,7 +14,7 @@ class AlexNet(Network):
     preset : {"paper", "2012", "caffe", "owt"}
         Which published version; `convkit alexnet --diff paper 2012` prints how they differ.
     num_classes : int
-    seed, dtype, math
+    seed, dtype, math, device
         As in `Network`.
 
     Examples
@@ -32,10 +32,11 @@ class AlexNet(Network):
         seed: int = 0,
         dtype: str = "float32",
         math: str | None = None,
+        device: str = "cpu",
     ) -> None:
         self.preset = find(preset)
         size = self.preset.image_size
         super().__init__(
             self.preset.layers, (3, size, size), num_classes, seed=seed, dtype=dtype,
-            update=self.preset.update, math=math,
+            update=self.preset.update, math=math, device=device,
         )  # fmt: skip

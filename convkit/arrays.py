@@ -1,7 +1,8 @@
 """Arrays in and out: NumPy, CuPy, or anything with DLPack, without importing what the user has not.
 
-`view` turns what the caller passed into an array that implementations understand (NumPy for the CPU),
-without a copy; `Kind.wrap` turns a result back into the caller's kind.
+`view` turns what the caller passed into an array that implementations understand (NumPy for the CPU, CuPy
+for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. Everything that differs
+between NumPy and CuPy is here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .errors import DtypeError, OutOfMemory
+from .errors import DtypeError, MissingExtra, OutOfMemory
 
 #: Storage dtypes by name. The 16-bit ones accumulate in float32.
 DTYPES: dict[str, np.dtype] = {
@@ -43,7 +44,7 @@ class Kind:
 
     def wrap(self, array: np.ndarray) -> Any:
         """A result as the caller's kind, sharing its memory."""
-        if self.module == "numpy":
+        if self.module in ("numpy", "cupy"):
             return array
         library = sys.modules[self.module]
         from_dlpack = getattr(library, "from_dlpack", None) or library.dlpack.from_dlpack
@@ -73,9 +74,11 @@ def kind_of(name: str, value: Any) -> Kind:
 
 
 def view(name: str, value: Any, *, write: bool = False) -> np.ndarray:
-    """The caller's CPU array as a NumPy array over the same memory, read-only or not."""
+    """The caller's array as a NumPy array, or a CuPy array, over the same memory, read-only or not."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if kind_of(name, value).device == "cuda":
+        return _cuda_view(name, value)
     bfloat16 = str(getattr(value, "dtype", "")).endswith("bfloat16")
     try:
         if write and hasattr(value, "numpy") and not bfloat16:
@@ -111,7 +114,7 @@ def np_dtype(name: str) -> np.dtype:
     return DTYPES.get(name) or np.dtype(name)
 
 
-def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray:
     """A new array, 64-byte aligned for vector loads; a clear error where memory is short.
 
     Source
@@ -123,9 +126,69 @@ def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     for extent in shape:
         count *= extent
     try:
+        if device == "cuda":
+            return _cupy().empty(shape, kind)  # type: ignore[no-any-return]
         raw = np.empty(count * kind.itemsize + 64, np.uint8)
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
         raise OutOfMemory(f"no memory for an array of shape {shape}, {dtype}: {gib:.1f} GiB") from error
     start = -raw.ctypes.data % 64
     return raw[start : start + count * kind.itemsize].view(kind).reshape(shape)
+
+
+def assign(target: np.ndarray, values: Any) -> None:
+    """target[...] = values, across devices where they differ."""
+    if isinstance(target, np.ndarray):
+        target[...] = values if isinstance(values, np.ndarray) else values.get()
+    elif isinstance(values, np.ndarray):
+        target.set(np.ascontiguousarray(values, target.dtype))
+    else:
+        target[...] = values
+
+
+def contiguous(array: Any, dtype: str) -> Any:
+    """The array itself where it is contiguous, aligned and of that dtype; else a copy that is."""
+    if isinstance(array, np.ndarray):
+        return np.require(array, np_dtype(dtype), ["C", "A"]).reshape(array.shape)
+    return _cupy().ascontiguousarray(array, np_dtype(dtype))
+
+
+def bounds(array: Any) -> tuple[int, int]:
+    """Address of the first byte of an array, and that behind its last."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    if array.size == 0:
+        return start, start
+    reach = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + array.itemsize
+
+
+def overlap(a: Any, b: Any) -> bool:
+    """Whether the extents of two arrays in memory overlap."""
+    (a0, a1), (b0, b1) = bounds(a), bounds(b)
+    return a0 < b1 and b0 < a1
+
+
+def in_order(array: Any) -> bool:
+    """Whether an implementation may write into the array as it is: contiguous and aligned."""
+    return bool(array.flags.c_contiguous and getattr(array.flags, "aligned", True))
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError:
+        raise MissingExtra("arrays on a GPU", "CuPy", "cuda13") from None
+    return cupy
+
+
+def _cuda_view(name: str, value: Any) -> Any:
+    cupy = _cupy()
+    if isinstance(value, cupy.ndarray):
+        return value
+    try:
+        if str(getattr(value, "dtype", "")).endswith("bfloat16"):
+            library = sys.modules[type(value).__module__.partition(".")[0]]
+            return cupy.from_dlpack(value.view(library.int16)).view(DTYPES["bfloat16"])
+        return cupy.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, AttributeError) as error:
+        raise DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}") from error

@@ -1,13 +1,15 @@
-"""The command line: `convkit alexnet | check | list`."""
+"""The command line: `convkit alexnet | check | list | source`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import ConvkitError, OptionError, unknown
@@ -59,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     alexnet.add_argument(
         "--batch", type=int, help="images in a batch; photographs take turns (default: 8)", default=8
     )
-    alexnet.add_argument("--device", default="cpu", help="cpu (default)")
+    alexnet.add_argument(
+        "--device", default="cpu", help="cpu (default), or emulator: the CUDA kernels, run on the CPU"
+    )
     alexnet.add_argument(
         "--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32"
     )
@@ -97,7 +101,37 @@ def _parser() -> argparse.ArgumentParser:
     lister.add_argument("op", nargs="?", help="only this op")
     lister.add_argument("--device", help="only this device")
     lister.set_defaults(run=_list)
+    source = commands.add_parser(
+        "source",
+        help="print what is compiled for a kernel",
+        description="Print the translation unit of a kernel, for nvcc, ncu or a look: "
+        "convkit source NAME > unit.cu; nvcc -I kernels -cubin -arch=sm_90a unit.cu",
+    )
+    source.add_argument("kernel", help="a kernel file's stem, or a path to a .cu file")
+    source.add_argument("--dtype", help="storage (default: the first that the kernel declares)")
+    source.set_defaults(run=_source)
     return parser
+
+
+# ---------------------------------------------------------------------------------------------------
+# convkit source
+# ---------------------------------------------------------------------------------------------------
+def _source(args: argparse.Namespace) -> int:
+    from . import check, kernel
+
+    files = {path.stem: path for path in kernel.builtin_files()}
+    path = Path(args.kernel)
+    if path.suffix != ".cu":
+        if args.kernel not in files:
+            raise unknown("kernel", args.kernel, files)
+        path = files[args.kernel]
+    file = kernel.read(path.resolve())
+    dtype = args.dtype or file.header.dtypes[0]
+    if dtype not in file.header.dtypes:
+        raise unknown(f"dtype of {file.stem}", dtype, file.header.dtypes)
+    case = next(iter(check.cases(file.header.op))).of(dtype)
+    print(kernel.translation_unit(file, case.problem))
+    return 0
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str], **options: Any) -> str:
@@ -142,21 +176,19 @@ def _alexnet(args: argparse.Namespace) -> int:
         return _diff(*args.diff)
     from . import photos
     from .alexnet import AlexNet
+    from .devices import emulate
     from .presets import preset
     from .registry import use
 
-    if args.device != "cpu":
-        if args.device in ("cuda", "emulator"):
-            raise OptionError(
-                f"no CUDA kernel is registered yet, so --device {args.device} has nothing to run"
-            )
-        raise unknown("device", args.device, ("cpu",))
+    if args.device not in ("cpu", "emulator"):
+        raise unknown("device", args.device, ("cpu", "emulator"))
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, not {args.repeats}")
     if args.json and args.json != "-":
         _write(args.json, "")  # a path that cannot be written is better known before the measurement
     chosen = _choices(args.impl)
-    with use(**chosen):
+    where = emulate() if args.device == "emulator" else contextlib.nullcontext()
+    with where, use(**chosen):
         x, labels, files = photos.batch(args.images, preset(args.preset), args.batch)
         quiet = args.json == "-"
         if not quiet:
@@ -197,8 +229,9 @@ def _check_used(net: Any, batch: int) -> int:
     """Gate every implementation that the plan uses; 1 if one fails."""
     from . import check
 
-    used = dict.fromkeys((c.op.name, c.implementation.name) for c in net.plan(batch).calls())
-    verdicts = [v for op, name in used for v in check.check(op, name, quick=True)]
+    calls = net.plan(batch).calls()
+    used = dict.fromkeys((c.op.name, c.implementation.name, c.implementation.device) for c in calls)
+    verdicts = [v for op, name, device in used for v in check.check(op, name, device=device, quick=True)]
     failed = [v for v in verdicts if not v.ok]
     print(f"gate: {len(verdicts) - len(failed)} of {len(verdicts)} cases passed, {len(used)} implementations")
     for verdict in failed:

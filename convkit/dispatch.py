@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import arrays
-from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
+from . import arrays, devices
+from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
 from .geometry import Problem
 from .registry import OPS, Implementation, Op, select
 
@@ -64,7 +64,8 @@ class Call:
             return
         options = self.options
         if self.implementation.workspace and "workspace" not in options:
-            options = {**options, "workspace": arrays.empty((self.workspace_bytes,), "uint8")}
+            device = "cpu" if isinstance(self.outputs[0], np.ndarray) else "cuda"
+            options = {**options, "workspace": arrays.empty((self.workspace_bytes,), "uint8", device)}
         with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
             self.implementation.run(self.problem, *self.inputs, *self.outputs, **options)
 
@@ -118,12 +119,12 @@ class Arguments:
         self.views: dict[str, np.ndarray | None] = {}
         kinds = {name: arrays.kind_of(name, value) for name, value in given.items() if value is not None}
         self.kind = next(iter(kinds.values()), arrays.NUMPY)
-        for name, kind in kinds.items():
-            if kind.device != "cpu":
-                raise NoImplementation(
-                    f"{name} lives on a {kind.device} device, for which no kernel is registered; "
-                    "copy it to the CPU first"
-                )
+        self.device = "cuda" if devices.emulating() else self.kind.device
+        if len({kind.device for kind in kinds.values()}) > 1:
+            places = ", ".join(f"{name}: {kind.device}" for name, kind in kinds.items())
+            raise DtypeError(f"the arrays must share a device, not {places}")
+        if self.kind.device == "cuda" and devices.emulating():
+            raise DtypeError("the emulator takes arrays on the CPU")
         dtypes: dict[str, str] = {}
         for name, value in given.items():
             if value is None:
@@ -164,13 +165,13 @@ class Arguments:
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
-        implementation = select(self.op.name, problem, impl=impl, math=math)
+        implementation = select(self.op.name, problem, device=self.device, impl=impl, math=math)
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
         outputs = tuple(
             array
             if array is not None and self._direct(array, inputs)
-            else arrays.empty(problem.shape(name), problem.dtype_of(name))
+            else arrays.empty(problem.shape(name), problem.dtype_of(name), self.kind.device)
             for name, array in zip(self.op.outputs, given, strict=True)
         )
         call = Call(self.op, implementation, problem, inputs, outputs, options)
@@ -193,12 +194,10 @@ class Arguments:
         if array is None:
             return None
         try:
-            ready = np.require(array, arrays.np_dtype(problem.dtype_of(name)), ["C", "A"]).reshape(
-                array.shape
-            )
+            ready = arrays.contiguous(array, problem.dtype_of(name))
         except MemoryError as error:
             raise OutOfMemory(f"no memory for a contiguous copy of {name}, {array.shape}: {error}") from error
-        if recording() and not np.may_share_memory(ready, array) and array.size:
+        if recording() and array.size and not arrays.overlap(ready, array):
             raise OptionError(f"a recorded op needs {name} contiguous and of its own dtype")
         return ready
 
@@ -219,28 +218,30 @@ class Arguments:
                 found.append(None)
                 continue
             label = f"out ({name})"
-            if arrays.kind_of(label, value).device != "cpu":
-                raise DtypeError(f"{label} must live on the CPU, as the inputs do")
+            if (device := arrays.kind_of(label, value).device) != self.kind.device:
+                raise DtypeError(
+                    f"{label} must live on {self.kind.device}, as the inputs do, not on {device}"
+                )
             array = arrays.view(label, value, write=True)
             if array.shape != problem.shape(name):
                 raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
             if array.dtype != arrays.np_dtype(problem.dtype_of(name)):
                 raise DtypeError(f"{label} must have dtype {problem.dtype_of(name)}, not {array.dtype}")
-            if not array.flags.writeable:
+            if not getattr(array.flags, "writeable", True):
                 raise OptionError(f"{label} is read-only")
             found.append(array)
         written = [a for a in found if a is not None]
-        if any(np.may_share_memory(a, b) for i, a in enumerate(written) for b in written[:i]):
+        if any(arrays.overlap(a, b) for i, a in enumerate(written) for b in written[:i]):
             raise OptionError("the outputs share memory with each other")
         return found
 
     def _direct(self, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
-        if not out.flags.c_contiguous or not out.flags.aligned:
+        if not arrays.in_order(out):
             return False
         for array in inputs:
-            if array is not None and np.may_share_memory(array, out):
-                same = array.ctypes.data == out.ctypes.data and array.nbytes == out.nbytes
-                if not (self.op.inplace and same):
-                    return False
+            if array is None or not arrays.overlap(array, out):
+                continue
+            if not (self.op.inplace and arrays.bounds(array) == arrays.bounds(out)):
+                return False
         return True

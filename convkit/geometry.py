@@ -23,6 +23,8 @@ Shape = tuple[int, ...]
 #: The largest byte count that an index of an array can reach.
 MAX_BYTES = 2**63 - 1
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+#: Types of the fields of a C struct.
+_FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.float32}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -159,17 +161,21 @@ class Problem:
                 numbers[name] = getattr(self, name)
         return {k: v for k, v in numbers.items() if isinstance(v, (int, float))}
 
+    def c_type(self, scalar: str) -> str:
+        """Type of a field of the C struct: "int" or "float", or "long long" for a count of elements."""
+        return "int" if isinstance(self.scalars()[scalar], int) else "float"
+
     def struct(self) -> np.ndarray:
-        """The C struct that kernels receive by value: one int32 or float32 per entry of `scalars()`."""
+        """The C struct that kernels receive by value: a field of type `c_type` per entry of `scalars()`."""
         scalars = self.scalars()
-        layout = [(k, np.int32 if isinstance(v, int) else np.float32) for k, v in scalars.items()]
-        if any(isinstance(v, int) and v > 2**31 - 1 for v in scalars.values()):
+        layout = [(k, _FIELDS[self.c_type(k)]) for k in scalars]
+        if any(v > 2**31 - 1 for k, v in scalars.items() if self.c_type(k) == "int"):
             raise ShapeError(f"an extent does not fit the kernels' 32-bit fields: {scalars}")
         return np.array([tuple(scalars.values())], dtype=layout)
 
     def c_struct(self) -> str:
         """The declaration of that struct in C, so that its layout has one home."""
-        members = (f"{'int' if isinstance(v, int) else 'float'} {k};" for k, v in self.scalars().items())
+        members = (f"{self.c_type(k)} {k};" for k in self.scalars())
         return f"struct {type(self).__name__} {{ {' '.join(members)} }};"
 
 
@@ -499,6 +505,12 @@ class LRN(Problem):
         x = (self.N, self.C, self.H, self.W)
         return {"x": x, "y": x, "dx": x, "dy": x}
 
+    def scalars(self) -> dict[str, int | float]:
+        """`within` is 1 for the region within a channel; `taps` is a float: size^2 may pass 2^31."""
+        within = int(self.region == "within_channel")
+        window = {"within": within, "behind": self.behind, "ahead": self.ahead, "taps": float(self.taps)}
+        return {**super().scalars(), **window}
+
     def flops(self, op: str) -> int:
         """By convention: a multiply-add per tap of each window sum, and 4 operations around it."""
         sums = 1 if op == "lrn_fprop" else 2
@@ -544,6 +556,9 @@ class Pointwise(Problem):
 
     def scalars(self) -> dict[str, int | float]:
         return {"size": self.size}
+
+    def c_type(self, scalar: str) -> str:
+        return "long long"
 
 
 @dataclass(frozen=True)

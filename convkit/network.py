@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
+from .devices import emulating
 from .dispatch import operation
 from .errors import DtypeError, OptionError, ShapeError, unknown
 from .geometry import Shape, finite, integer
@@ -37,6 +38,8 @@ class Network:
         The update rule and its rates.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
         As in `convkit.conv2d_fprop`.
+    device : {"cpu", "cuda"}
+        Where parameters and activations live; CuPy arrays on "cuda".
 
     Attributes
     ----------
@@ -54,7 +57,10 @@ class Network:
         dtype: str = "float32",
         update: Update | None = None,
         math: str | None = None,
+        device: str = "cpu",
     ) -> None:
+        if device not in ("cpu", "cuda"):
+            raise unknown("device", device, ("cpu", "cuda"))
         if dtype not in arrays.DTYPES:
             raise unknown("dtype", dtype, arrays.DTYPES)
         if math is not None and math not in MATH:
@@ -63,7 +69,7 @@ class Network:
         self.input_shape = tuple(input_shape)
         self.num_classes = integer("num_classes", num_classes, 1)
         self.seed = integer("seed", seed, 0)
-        self.dtype, self.math = dtype, math
+        self.dtype, self.math, self.device = dtype, math, device
         self.update = update or Update()
         self.params: dict[str, np.ndarray] = {}
         self._initialise()
@@ -74,7 +80,7 @@ class Network:
         self._last: Plan | None = None
 
     def _zeros(self, shape: Shape) -> np.ndarray:
-        array = arrays.empty(shape, self.dtype)
+        array = arrays.empty(shape, self.dtype, self.device)
         array.fill(0)
         return array
 
@@ -86,8 +92,8 @@ class Network:
             fan_in = int(np.prod(parameters["w"][0][1:])) if "w" in parameters else 1
             for which, (name, (w_shape, init)) in enumerate(parameters.items()):
                 stream = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, which)))
-                array = arrays.empty(w_shape, self.dtype)
-                array[...] = init.fill(stream, w_shape, fan_in)
+                array = arrays.empty(w_shape, self.dtype, self.device)
+                arrays.assign(array, init.fill(stream, w_shape, fan_in))
                 self.params[f"{layer.name}.{name}"] = array
             shape = layer.output_shape(shape, self.num_classes)
 
@@ -104,13 +110,13 @@ class Network:
             `print(plan)` shows each call with its implementation, layout, bytes and FLOPs.
         """
         batch = integer("batch", batch, 0)
-        key = (batch, current_choice())
+        key = (batch, current_choice(), emulating())
         if key not in self._plans:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = Plan(
                 self.layers, self.params, self.grads, self.velocities, (batch, *self.input_shape), self.dtype,
-                self.update, self.math,
+                self.update, self.math, self.device,
             )  # fmt: skip
         return self._plans[key]
 
@@ -131,7 +137,8 @@ class Network:
             A new array of the kind of x.
         """
         plan, kind = self._load(x)
-        self._run_forward(plan, training)
+        self._begin(plan, training)
+        plan.run(plan.forward)
         return kind.wrap(plan.logits.copy())
 
     @operation
@@ -151,7 +158,7 @@ class Network:
         if plan is None:
             raise OptionError("forward comes first")
         kind = arrays.kind_of("dlogits", dlogits)
-        plan.dlogits[...] = self._checked("dlogits", dlogits, plan.dlogits.shape)
+        arrays.assign(plan.dlogits, self._checked("dlogits", dlogits, plan.dlogits.shape))
         plan.run(plan.backward)
         plan.run([plan.input_gradient])
         return kind.wrap(plan.dx.copy())
@@ -172,6 +179,21 @@ class Network:
         loss : float
             Mean cross-entropy of the batch before the update, in nats.
         """
+        plan = self.load_step(x, labels, lr=lr)
+        plan.run(plan.forward)
+        plan.run(plan.loss)
+        plan.run(plan.backward)
+        plan.run(plan.update)
+        return float(plan.losses.mean(dtype=np.float64))
+
+    def load_step(self, x: Any, labels: Any, *, lr: float | None = None) -> Plan:
+        """Everything of `step` but the running: check the arguments, and load a plan with them.
+
+        Returns
+        -------
+        plan : Plan
+            Its calls `forward`, `loss`, `backward` and `update`, run in this order, are the step.
+        """
         rate = self.update.lr if lr is None else finite("lr", lr, 0)
         values = self._labels(labels)
         plan, _ = self._load(x)
@@ -180,15 +202,12 @@ class Network:
             raise ShapeError("a step needs at least one image")
         if values.shape != (N,):
             raise ShapeError(f"labels must have shape {(N,)}, as x has {N} images, not {values.shape}")
-        plan.labels[...] = values
-        self._run_forward(plan, training=True)
-        plan.run(plan.loss)
-        plan.run(plan.backward)
-        self.set_rate(plan, rate)
-        plan.run(plan.update)
-        return float(plan.losses.mean(dtype=np.float64))
+        arrays.assign(plan.labels, values)
+        self._begin(plan, training=True)
+        self._set_rate(plan, rate)
+        return plan
 
-    def set_rate(self, plan: Plan, lr: float) -> None:
+    def _set_rate(self, plan: Plan, lr: float) -> None:
         """Give a plan's update the learning rate of each parameter."""
         first = next(iter(self.params)).partition(".")[0]
         for call in plan.update:
@@ -200,9 +219,9 @@ class Network:
                     rate = self.update.bias_lr_fixed
             call.options["lr"] = rate
 
-    def _run_forward(self, plan: Plan, training: bool) -> None:
+    def _begin(self, plan: Plan, training: bool) -> None:
+        """Point the plan's dropouts at counters that no step has used."""
         end = plan.set_dropout(self.layers, training, self.seed, self.dropout_offset)
-        plan.run(plan.forward)
         if training:
             self.dropout_offset = end
         self._last = plan
@@ -212,7 +231,8 @@ class Network:
         values = arrays.view("labels", labels)
         if values.dtype.kind not in "iu":
             raise DtypeError(f"labels must be of an integer dtype, not {values.dtype}")
-        if values.size and (values.min() < 0 or values.max() >= self.num_classes):
+        on_host = isinstance(values, np.ndarray)  # reading values on a GPU would have to wait for it
+        if on_host and values.size and (values.min() < 0 or values.max() >= self.num_classes):
             raise OptionError(f"labels must each be a class, 0 <= value < {self.num_classes}")
         return values
 
@@ -224,7 +244,7 @@ class Network:
             raise ShapeError(f"x must have shape (N, {C}, {H}, {W}), not {shape}")
         images = self._checked("x", x, shape)
         plan = self.plan(shape[0])
-        plan.x[...] = images
+        arrays.assign(plan.x, images)
         return plan, kind
 
     def _checked(self, name: str, value: Any, shape: Shape) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import empty, kind_of
 from .dispatch import Arguments, operation, recording
 from .errors import OptionError, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, integer
@@ -613,8 +614,8 @@ def softmax_xent_dgrad(
     """
     if dloss is None:
         shape = getattr(probs, "shape", (0,))
-        N = max(1, int(shape[0]) if len(shape) else 1)
-        dloss = np.full(shape[:1], 1.0 / N, np.float64)
+        dloss = empty(tuple(shape[:1]), "float64", kind_of("probs", probs).device)
+        dloss.fill(1 / max(1, dloss.size))
     a = Arguments("softmax_xent_dgrad", probs=probs, labels=labels, dloss=dloss)
     problem = SoftmaxXent.of(a.probs.shape, a.dtype, name="probs")
     _in_range("labels", a.labels, problem.K, "a class")
@@ -622,8 +623,12 @@ def softmax_xent_dgrad(
 
 
 def _in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
-    """Refuse integers outside [0, end); their values mean nothing yet while a plan is recorded."""
-    if recording() or values.size == 0:
+    """Refuse integers outside [0, end).
+
+    Their values mean nothing yet while a plan is recorded; and on a GPU, reading them would have to wait
+    for it: kernels take care not to read out of bounds there.
+    """
+    if recording() or values.size == 0 or not isinstance(values, np.ndarray):
         return
     if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:
         return

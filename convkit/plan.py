@@ -36,6 +36,7 @@ class Plan:
     dtype : str
     update : Update
     math : str, optional
+    device : {"cpu", "cuda"}
 
     Attributes
     ----------
@@ -56,8 +57,9 @@ class Plan:
         dtype: str,
         update: Update,
         math: str | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.math, self.dtype = math, dtype
+        self.math, self.dtype, self.device = math, dtype, device
         self._parameters, self._gradients = parameters, gradients
         self._kept: dict[tuple[str, str], Array] = {}
         self._owned: list[Array] = []
@@ -172,11 +174,11 @@ class Plan:
     def scratch(self, shape: Shape, besides: Array) -> Array:
         """Memory for an activation's gradient, valid until the layer after next; not where `besides` is."""
         assert self._arenas is not None
-        arena = next(a for a in self._arenas if not np.may_share_memory(a, besides))
+        arena = next(a for a in self._arenas if not arrays.overlap(a, besides))
         return arena[: prod(shape)].reshape(shape)
 
     def _new(self, shape: Shape, dtype: str) -> Array:
-        array = arrays.empty(shape, dtype)
+        array = arrays.empty(shape, dtype, self.device)
         self._owned.append(array)
         return array
 

@@ -120,7 +120,7 @@ def profile(
     Profile
     """
     progress(0, "warming up")
-    losses = [net.step(x, labels, lr=lr)]  # checks the arguments, compiles, fills caches
+    losses = [net.step(x, labels, lr=lr)]  # compiles, fills caches
     plan = net.plan(len(x))
     phases = {"forward": plan.forward, "loss": plan.loss, "backward": plan.backward, "update": plan.update}
     samples: dict[int, list[float]] = {id(call): [] for calls in phases.values() for call in calls}
@@ -128,7 +128,7 @@ def profile(
     for repeat in range(repeats):
         progress(1, f"step {repeat + 1} of {repeats}")
         peaks.append(probe.peak_gflops(seconds=0.1))
-        net.dropout_offset = plan.set_dropout(net.layers, True, net.seed, net.dropout_offset)
+        net.load_step(x, labels, lr=lr)
         begin = time.perf_counter()
         for calls in phases.values():
             for call in calls:
@@ -138,7 +138,8 @@ def profile(
         steps.append((time.perf_counter() - begin) * 1e3)
         losses.append(float(plan.losses.mean()))
     progress(1, "comparing with float64")
-    deviation = _errors(net, plan, phases, progress) if errors else {}
+    net.load_step(x, labels, lr=lr)
+    deviation = _errors(phases, progress) if errors else {}
     best = max(peaks, key=lambda p: p.gflops)
 
     def total(calls: list[Call]) -> float:
@@ -165,9 +166,8 @@ def profile(
     )
 
 
-def _errors(net: Network, plan: Plan, phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
+def _errors(phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
     """Error of each call, in one more training step."""
-    net.dropout_offset = plan.set_dropout(net.layers, True, net.seed, net.dropout_offset)
     found = {}
     for calls in phases.values():
         for call in calls:

@@ -1,7 +1,8 @@
 """Which ops there are, which implementations each one has, and how one is chosen.
 
-An implementation registers by existing: every module of `convkit.cpu` is scanned on the first look-up,
-and a user's file is added with `register`. Nothing here keeps a list of implementations by hand.
+An implementation registers by existing: every module of `convkit.cpu` and every `kernels/*.cu` is found
+on the first look-up, and a user's file is added with `register`. Nothing here keeps a list of
+implementations by hand.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ def register(path: str | Path) -> list[Implementation]:
     Parameters
     ----------
     path : path
-        A Python file that uses `@convkit.implements`. It is executed: load only what you trust.
+        A kernel file (`.cu`), of which only the header is read; or a Python file that uses
+        `@convkit.implements`, which is executed: load only what you trust.
 
     Returns
     -------
@@ -229,11 +231,15 @@ def register(path: str | Path) -> list[Implementation]:
     path = Path(path).resolve()
     if not path.is_file():
         raise OptionError(f"no such file: {path}")
+    builtin()
+    if path.suffix == ".cu":
+        from .kernel import implementation
+
+        return [add(implementation(path))]
     if path.suffix != ".py":
         raise OptionError(
-            f"{path.name}: only .py files can be registered as yet, not {path.suffix or 'this'!r}"
+            f"{path.name}: a .cu or a .py file can be registered, not {path.suffix or 'this'!r}"
         )
-    builtin()
     before = dict(_IMPLEMENTATIONS)
     module_name = f"convkit_user_{abs(hash(path)):x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -257,7 +263,7 @@ def register(path: str | Path) -> list[Implementation]:
 
 
 def builtin() -> None:
-    """Import the modules of `convkit.cpu`, each of which registers what it implements."""
+    """Register what convkit ships: import the modules of `convkit.cpu`, read the headers of `kernels/`."""
     global _loaded
     if _loaded:
         return
@@ -266,6 +272,10 @@ def builtin() -> None:
             package = importlib.import_module("convkit.cpu")
             for module in pkgutil.iter_modules(package.__path__, "convkit.cpu."):
                 importlib.import_module(module.name)
+            from . import kernel
+
+            for path in kernel.builtin_files():
+                add(kernel.implementation(path))
             _loaded = True
 
 

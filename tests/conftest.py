@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import shutil
 from types import ModuleType
 
 import pytest
@@ -32,6 +33,30 @@ def need(module: str) -> ModuleType:
 @pytest.fixture(name="need")
 def _need():
     return need
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """For tests that emulate kernels: skipped without a C++ compiler, except in CI, which must have one."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        assert not os.environ.get("CI"), "CI must have a C++ compiler"
+        pytest.skip("no C++ compiler")
+
+
+@pytest.fixture(scope="session")
+def cuda_compiler() -> None:
+    """For tests that compile kernels to machine code and look into it: the wheels of the extra `[static]`."""
+    need("cuda.core")
+    from convkit import nvrtc, sass
+    from convkit.errors import MissingExtra
+
+    try:
+        nvrtc.version()
+        sass.nvdisasm()
+    except MissingExtra as missing:
+        assert not os.environ.get("CI"), missing
+        pytest.skip(str(missing))
 
 
 def gpu_found() -> bool:

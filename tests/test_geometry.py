@@ -142,8 +142,9 @@ def test_struct_has_every_number_in_order():
     assert all(struct.dtype[n] == np.int32 for n in struct.dtype.names)
     lrn = LRN.of((1, 2, 3, 4), alpha=0.5).struct()
     assert lrn["alpha"].dtype == np.float32 and lrn["alpha"][0] == 0.5
+    assert Pointwise((2**33,)).struct()["size"][0] == 2**33
     with pytest.raises(ShapeError, match="32-bit"):
-        Pointwise((2**33,)).struct()
+        LRN.of((1, 2**31, 1, 1)).struct()
 
 
 def test_lrn_window():

@@ -17,7 +17,7 @@ from convkit.errors import ConvkitError, DtypeError, OptionError, OutOfMemory, S
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from convkit.registry import ALL_DTYPES, OPS
 
-CONTENDERS = {op: [i for i in ck.implementations(op) if i.name != "reference"] for op in OPS}
+CONTENDERS = {op: [i for i in ck.implementations(op, device="cpu") if i.name != "reference"] for op in OPS}
 DTYPES = st.sampled_from(ALL_DTYPES)
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -758,7 +758,7 @@ def test_nan_in_nan_out(op):
     """Every op, by its default implementation, lets a NaN through."""
     case = next(c for c in check.cases(op) if c.fill == "nan")
     question = check.Question.of(case, "float32", 3)
-    verdict = check.judge(ck.implementations(op)[0], question)
+    verdict = check.judge(ck.implementations(op, device="cpu")[0], question)
     assert verdict.ok, str(verdict)
     if op != "dropout_dgrad":
         assert any(np.isnan(w.value).any() for w in question.wanted.values() if w.value.dtype.kind == "f")
@@ -796,7 +796,7 @@ def test_relu_in_place():
 
 
 def test_out_that_overlaps_an_input():
-    for impl in [i.name for i in ck.implementations("conv2d_fprop")]:
+    for impl in [i.name for i in ck.implementations("conv2d_fprop", device="cpu")]:
         memory = random(1, 2 * 4 * 8 * 8 + 40).astype(F)
         x, w = memory[: X.size].reshape(X.shape), np.ones((4, 4, 3, 3), F)
         expected = ck.conv2d_fprop(x.copy(), w, padding=1, impl=impl)

@@ -36,9 +36,11 @@ def plant(name, rank=1000, op="relu_fprop", value=7, **declared):
 
 def test_every_op_has_a_reference_for_every_dtype():
     for op in OPS:
-        (found,) = [i for i in ck.implementations(op) if i.name == "reference"]
+        (found,) = [i for i in ck.implementations(op, device="cpu") if i.name == "reference"]
         assert set(found.dtypes) == set(ALL_DTYPES) and found.error == 0
-        assert found.rank == min(i.rank for i in ck.implementations(op)), "the reference is the last resort"
+        assert found.rank == min(i.rank for i in ck.implementations(op, device="cpu")), (
+            "the reference is the last resort"
+        )
 
 
 def test_every_op_is_public():
@@ -50,12 +52,12 @@ def test_every_op_is_public():
 def test_listed_in_order_of_preference():
     plant("low", -1000)
     plant("high", 1000)
-    names = [i.name for i in ck.implementations("relu_fprop")]
+    names = [i.name for i in ck.implementations("relu_fprop", device="cpu")]
     assert names[0] == "high" and names[-1] == "low"
     assert [i.op for i in ck.implementations()] == sorted(
         (i.op for i in ck.implementations()), key=list(OPS).index
     )
-    assert ck.implementations("relu_fprop", device="cuda") == []
+    assert {i.device for i in ck.implementations(device="cuda")} == {"cuda"}
 
 
 def test_highest_rank_that_accepts_is_chosen():
@@ -84,7 +86,7 @@ def test_named_one_is_taken_or_refused_never_replaced():
 
 
 def test_a_refusal_lists_every_candidate_with_its_reason():
-    for name in [i.name for i in ck.implementations("relu_fprop")]:
+    for name in [i.name for i in ck.implementations("relu_fprop", device="cpu")]:
         del registry._IMPLEMENTATIONS["relu_fprop", "cpu", name]
     plant("picky", 4, when=lambda g: "not on a Monday")
     plant("lacking", 3, missing=lambda: "no compiler on this machine")
@@ -191,8 +193,8 @@ def test_a_taken_name_is_refused(tmp_path):
     "name, text, words",
     [
         ("none.py", None, "no such file"),
-        ("mine.cu", "__global__", r"only \.py files"),
-        ("mine", "", r"only \.py files"),
+        ("mine.cu", "__global__", "mine.cu: no header"),
+        ("mine", "", r"a \.cu or a \.py file"),
         ("empty.py", "", "registers nothing"),
         ("broken.py", "def (", "SyntaxError"),
         ("raises.py", GOOD.format(name="half", value=0) + "\n1 / 0\n", "ZeroDivisionError"),

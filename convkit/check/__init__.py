@@ -8,6 +8,7 @@ is watched besides. The tests, the bench, the command line and users all call th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -15,13 +16,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..devices import emulate, emulating, gpu_found
 from ..errors import OptionError, unknown
 from ..geometry import Problem
 from ..registry import OPS, Implementation, implementations, register
 from .cases import Case, all_cases, cases, random_cases
+from .network import check_step
 from .verdicts import Question, Verdict, judge
 
-__all__ = ["Case", "Question", "Verdict", "cases", "check", "judge", "random_cases", "summary"]
+__all__ = ["Case", "Question", "Verdict", "cases", "check", "check_step", "judge", "random_cases", "summary"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,6 +47,8 @@ def check(
     impl : str, optional
         Only implementations of this name.
     device : {"cpu", "cuda"}
+        CUDA kernels run on the GPU, or, where there is none or in a `with convkit.emulate()`, under the
+        emulator.
     quick : bool
         Leave out the cases of real layers' size, and most random ones.
     seed : int
@@ -86,6 +91,10 @@ def check_these(
     random: int | None = None,
 ) -> list[Verdict]:
     """Put these implementations through the gate; see `check`."""
+    chosen = list(chosen)
+    if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
+        with emulate():
+            return check_these(chosen, quick=quick, seed=seed, progress=progress, random=random)
     by_op: dict[str, list[Implementation]] = {}
     for implementation in chosen:
         by_op.setdefault(implementation.op, []).append(implementation)
@@ -200,8 +209,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "targets",
         nargs="*",
-        metavar="op|implementation|file.py",
-        help="what to check: an op, an implementation's name, or a file that registers some; all by default",
+        metavar="op|implementation|file",
+        help="what to check: an op, an implementation's name, or a kernel file (.cu) or Python file (.py) "
+        "that registers some; by default all that the CPU backend has",
+    )
+    parser.add_argument(
+        "--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one"
+    )
+    parser.add_argument("--emulate", action="store_true", help="the same, but under the emulator in any case")
+    parser.add_argument(
+        "--sanitize",
+        action="store_true",
+        help="the same, watching every access to memory: races, bounds, uninitialised reads; slow, so it "
+        "implies --quick",
     )
     parser.add_argument("--quick", action="store_true", help="small cases only, some seconds")
     parser.add_argument("--seed", type=int, default=0, help="of inputs and random geometries (default: 0)")
@@ -210,12 +230,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run `convkit check`; returns 1 where something fails."""
-    chosen = _chosen(args.targets)
+    emulated = args.emulate or args.sanitize
+    chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
     # A plan first, so that the file cannot turn out to be unwritable after a minute's work.
     target = Path(args.json) if args.json else None
     if target is not None and not target.resolve().parent.is_dir():
         raise OptionError(f"--json: there is no folder {target.resolve().parent}")
-    verdicts = check_these(chosen, quick=args.quick, seed=args.seed, progress=_bar())
+    args.quick = args.quick or args.sanitize
+    with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
+        verdicts = check_these(chosen, quick=args.quick, seed=args.seed, progress=_bar())
     if target is not None:
         text = {"seed": args.seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
         target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
@@ -246,10 +269,10 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _chosen(targets: list[str]) -> list[Implementation]:
-    """Implementations of these files, else all; of these ops; of these names."""
-    files = [t for t in targets if t.endswith(".py") or os.sep in t]
-    pool = [i for path in files for i in register(path)] if files else implementations()
+def _chosen(targets: list[str], device: str) -> list[Implementation]:
+    """Implementations of these files, else all of the device; of these ops; of these names."""
+    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t]
+    pool = [i for path in files for i in register(path)] if files else implementations(device=device)
     names = {i.name for i in pool}
     wanted = [t for t in targets if t not in files]
     for target in wanted:

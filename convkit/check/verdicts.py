@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from ..arrays import np_dtype
+from ..devices import emulating
 from ..dispatch import Call
 from ..geometry import Problem
 from ..registry import OPS, Implementation, Op
 from . import inputs as fill
 from .cases import Case
+from .device import Twins
 from .tolerance import Comparison, Expected, Inputs, compare, expected
 
 #: Bytes before and behind each tensor: a row, or a small plane.
@@ -125,8 +127,8 @@ class Guarded:
     def __init__(self, shape: tuple[int, ...], dtype: str, band: int, *, aligned: bool = True) -> None:
         kind = np_dtype(dtype)
         size = prod(shape) * kind.itemsize
-        raw = np.empty(size + 2 * GUARD + 128, np.uint8)
-        start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
+        self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
+        self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
         self.before, self.bytes, self.behind = raw[:start], raw[start : start + size], raw[start + size :]
         self.before.fill(band)
         self.behind.fill(band)
@@ -224,12 +226,28 @@ def attempt(
                 scratch = Guarded((wanted,), "uint8", setting.band)
                 scratch.bytes.fill(setting.scratch)
                 options["workspace"] = scratch.array
-            with np.errstate(all="ignore"):
-                Call(op, implementation, problem, tuple(seen), outputs, options).run()
+            call = Call(op, implementation, problem, tuple(seen), outputs, options)
+            if implementation.device == "cuda" and not emulating():
+                _run_on_gpu(call, given, taken, scratch)
+            else:
+                call.run()
         except (Exception, SystemExit) as error:
             return Run({}, "raised " + _last_line(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.array.copy() for name, memory in taken.items()}, fault)
+
+
+def _run_on_gpu(
+    call: Call, given: dict[str, Guarded], taken: dict[str, Guarded], scratch: Guarded | None
+) -> None:
+    """Run a call on copies of its memory on the GPU, and copy that back, guard bands and all."""
+    memories = [*given.values(), *taken.values(), *([scratch] if scratch else [])]
+    twins = Twins(memories)
+    options = {**call.options, **({"workspace": twins.array(scratch)} if scratch else {})}
+    inputs = tuple(twins.array(given[name]) if name in given else None for name in call.op.inputs)
+    outputs = tuple(twins.array(taken[name]) for name in call.op.outputs)
+    replace(call, inputs=inputs, outputs=outputs, options=options).run()
+    twins.bring_back()
 
 
 def _trespass(

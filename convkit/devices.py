@@ -1,0 +1,129 @@
+"""Where kernels run: on the GPU that holds the arrays, or under the emulator, by the same launch code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .errors import NoImplementation, OptionError
+from .executors import Argument
+from .geometry import Problem, integer
+from .kernel import KernelFile, translation_unit
+from .paths import kernels_dir
+
+Extent = tuple[int, int, int]
+
+
+class Function(Protocol):
+    """One kernel, compiled."""
+
+    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
+        """Run it; on a GPU, queue it on the caller's stream."""
+
+
+class Executor(Protocol):
+    """Something that compiles and runs translation units."""
+
+    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> Function:
+        """The kernel, compiled for the problem; from memory or the disk cache where it has been before."""
+
+
+@dataclass
+class Emulator:
+    """Runs kernels on the CPU (`convkit.emulate`)."""
+
+    check: bool = False
+    seed: int | None = None
+    timeout: float = 60.0
+    _functions: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> Function:
+        from .executors import emulator
+
+        source = translation_unit(kernel, problem)
+        key = (source, entry)
+        if key not in self._functions:
+            include = (kernel.path.parent, kernels_dir())
+            self._functions[key] = emulator.compile(source, entry, include=include, check=self.check)
+        return _Emulated(self._functions[key], self)
+
+
+@dataclass(frozen=True)
+class _Emulated:
+    """An emulated function with the options of `emulate`."""
+
+    function: Any
+    options: Emulator
+
+    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
+        how = self.options
+        self.function.launch(grid, block, arguments, shared=shared, seed=how.seed, timeout=how.timeout)
+
+
+_emulator: ContextVar[Emulator | None] = ContextVar("convkit_emulator", default=None)
+
+
+@contextlib.contextmanager
+def emulate(*, check: bool = False, seed: int | None = None, timeout: float = 60.0) -> Iterator[Emulator]:
+    """Run the CUDA kernels on the CPU inside a `with` block: NumPy arrays in, NumPy arrays out.
+
+    Parameters
+    ----------
+    check : bool
+        Report out-of-bounds accesses, races, uninitialised reads and more, with file and line; some ten to
+        twenty times slower.
+    seed : int, optional
+        Order in which threads and blocks run; None is in order. A kernel that is right gives the same bits
+        for every seed.
+    timeout : float
+        Seconds after which a launch counts as hung.
+
+    Examples
+    --------
+    >>> with ck.emulate(check=True):
+    ...     y = ck.conv2d_fprop(x, w)
+    """
+    if seed is not None:
+        seed = integer("seed", seed, 0)
+    if not timeout > 0:
+        raise OptionError(f"timeout must be positive, not {timeout!r}")
+    emulator = Emulator(check, seed, timeout)
+    token = _emulator.set(emulator)
+    try:
+        yield emulator
+    finally:
+        _emulator.reset(token)
+
+
+def emulating() -> bool:
+    """Whether NumPy arrays are given to the CUDA kernels here."""
+    return _emulator.get() is not None
+
+
+@functools.lru_cache(maxsize=1)
+def gpu_found() -> bool:
+    """Whether CuPy is installed and sees a GPU."""
+    try:
+        import cupy
+
+        return bool(cupy.cuda.is_available())
+    except Exception:  # a broken installation is no GPU
+        return False
+
+
+def current() -> Executor:
+    """The executor of this context."""
+    emulator = _emulator.get()
+    if emulator is not None:
+        return emulator
+    try:
+        from .executors import cuda
+    except ImportError as error:
+        raise NoImplementation(
+            f"CUDA kernels need a GPU and CuPy, or `with convkit.emulate():` ({error})"
+        ) from None
+    return cuda.executor()

@@ -1,0 +1,66 @@
+"""CUDA kernels on a GPU: NVRTC's CUBIN for the device's own architecture, launched through CuPy.
+
+Status: written against CuPy 14's documentation; no GPU has run it yet.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ..geometry import Problem
+from ..kernel import KernelFile, translation_unit
+from ..nvrtc import cached_cubin
+from . import Argument
+
+Extent = tuple[int, int, int]
+
+
+class Cuda:
+    """Compiles for the current device, and launches on the caller's current stream."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        major, minor = divmod(int(cupy.cuda.Device(device).compute_capability), 10)
+        # The "a" of Hopper and Blackwell names features of that architecture alone, such as wgmma.
+        self.arch = f"sm_{major}{minor}" + ("a" if major in (9, 10) else "")
+        self._functions: dict[tuple[str, str], _Loaded] = {}
+
+    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> _Loaded:
+        source = translation_unit(kernel, problem)
+        key = (source, entry)
+        if key not in self._functions:
+            self._functions[key] = _Loaded(self._module(kernel, source).get_function(entry))
+        return self._functions[key]
+
+    def _module(self, kernel: KernelFile, source: str) -> Any:
+        cubin = cached_cubin(source, self.arch, include=(kernel.path.parent,), name=kernel.stem)
+        module = cupy.cuda.function.Module()
+        module.load(cubin)
+        return module
+
+
+class _Loaded:
+    """A function on the device."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
+        if shared > 48 * 1024:
+            self.function.max_dynamic_shared_size_bytes = shared
+        values = tuple(np.uint64(0) if a.value is None else a.value for a in arguments)
+        self.function(grid, block, values, shared_mem=shared)
+
+
+@functools.cache
+def _executor(device: int) -> Cuda:
+    return Cuda(device)
+
+
+def executor() -> Cuda:
+    """The executor of CuPy's current device."""
+    return _executor(cupy.cuda.runtime.getDevice())

@@ -1,0 +1,67 @@
+// What a kernel's translation unit and the runtime share: the built-in variables and the calls from one to
+// the other. Plain C linkage, so that a kernel's .so finds the runtime's symbols whatever it was compiled
+// with.
+//
+// The built-in variables are thread-local with the initial-exec model: one instruction to read them. To a
+// kernel they are `const`, which is true (a fiber's threadIdx never changes while it lives, and fibers never
+// move to another OS thread) and pays twice: the compiler may keep them in registers across barriers, and
+// the sanitizer's pass leaves reads of constants alone.
+#pragma once
+
+#include "types.hpp"
+
+#if defined(CONVKIT_EMULATOR_RUNTIME)
+#define CONVKIT_BUILTIN __attribute__((tls_model("initial-exec"), visibility("default"))) extern __thread
+#else
+#define CONVKIT_BUILTIN \
+  __attribute__((tls_model("initial-exec"), visibility("default"))) extern __thread const
+#endif
+
+// Where in the user's source something happens: default arguments are evaluated at the call.
+#define CONVKIT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+extern "C" {
+CONVKIT_BUILTIN uint3 threadIdx;
+CONVKIT_BUILTIN uint3 blockIdx;
+CONVKIT_BUILTIN uint3 blockDim;
+CONVKIT_BUILTIN uint3 gridDim;
+
+#pragma GCC visibility push(default)
+// Block-wide barriers; returns the count, the conjunction or the disjunction of `predicate`.
+enum { CKEMU_SYNC, CKEMU_COUNT, CKEMU_AND, CKEMU_OR };
+int ckemu_barrier(int kind, int predicate, const char* file, int line);
+
+// Warp-wide operations: the lanes of `mask` meet, then `value` (at most 16 bytes) holds each lane's result.
+enum {
+  CKEMU_SYNCWARP,
+  CKEMU_SHFL_IDX,
+  CKEMU_SHFL_UP,
+  CKEMU_SHFL_DOWN,
+  CKEMU_SHFL_XOR,
+  CKEMU_BALLOT,
+  CKEMU_MATCH_ANY,
+  CKEMU_ADD,
+  CKEMU_MIN_S,
+  CKEMU_MAX_S,
+  CKEMU_MIN_U,
+  CKEMU_MAX_U,
+  CKEMU_RAND,
+  CKEMU_ROR,
+  CKEMU_RXOR
+};
+void ckemu_warp(int op, unsigned mask, void* value, unsigned bytes, int operand, int width, const char* file,
+                int line);
+unsigned ckemu_activemask(void);
+
+// Asynchronous copies to shared memory: `bytes` of which the first `valid` come from `from`, the rest are
+// zeros.
+void ckemu_copy_async(void* to, const void* from, unsigned bytes, unsigned valid, const char* file, int line);
+void ckemu_copy_commit(void);
+void ckemu_copy_wait(unsigned groups_in_flight);
+
+void* ckemu_dynamic_shared(void);
+// In check mode: an access by an atomic operation, told before it is made.
+void ckemu_atomic(const void* at, unsigned bytes, const char* file, int line);
+[[noreturn]] void ckemu_fail(const char* kind, const char* text, const char* file, int line);
+#pragma GCC visibility pop
+}

@@ -1,0 +1,106 @@
+// CUDA C++ for a host compiler: included in front of a kernel's translation unit (g++ -include), so that the
+// text NVRTC compiles for a GPU compiles here unchanged.
+//
+// Qualifiers vanish, but for __shared__: every OS thread runs one block at a time, so what a block shares
+// is what an OS thread owns, `static __thread`. As in CUDA it takes no initialiser. `extern __shared__` has
+// no host equivalent: kernels say DYN_SMEM (convkit.cuh). No header of the C++ library may be included
+// after this one: names such as __noinline__ are attributes there.
+#pragma once
+
+#define CONVKIT_EMULATOR 1
+
+#include "api.hpp"
+#include "half.hpp"
+#include "math.hpp"
+#include "warp.hpp"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __grid_constant__
+#define __managed__
+#define __shared__ static __thread
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) __attribute__((aligned(n)))
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __maxnreg__(...)
+#define __builtin_assume(condition) ((void)0)
+
+static constexpr int warpSize = 32;
+
+#undef assert
+#define assert(condition) \
+  ((condition) ? (void)0 : ckemu_fail("assertion", "assert(" #condition ")", __FILE__, __LINE__))
+#define __trap() ckemu_fail("trap", "__trap() was called", __FILE__, __LINE__)
+#define printf(...) (0)
+
+// How the runtime calls a kernel, and what it may ask about its parameters. The executor appends one line
+// with CONVKIT_ENTRY(name). Arguments arrive as CUDA packs them, an array of pointers, and are read with
+// memcpy: NumPy's scalars are not aligned for it.
+namespace convkit_emulator {
+template <class T>
+struct Value {
+  alignas(T) unsigned char bytes[sizeof(T)];
+  __attribute__((no_sanitize("thread"), always_inline)) explicit Value(const void* from) {
+    __builtin_memcpy(bytes, from, sizeof(T));
+  }
+  const T& get() const { return *reinterpret_cast<const T*>(bytes); }
+};
+template <class T>
+struct IsPointer {
+  static constexpr int value = 0;
+};
+template <class T>
+struct IsPointer<T*> {
+  static constexpr int value = 1;
+};
+template <class T>
+struct IsPointer<const T*> {
+  static constexpr int value = 2;
+};
+template <int...>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
+template <class... A, int... I>
+__attribute__((no_sanitize("thread"), always_inline)) inline void call(void (*kernel)(A...), void** arguments,
+                                                                       Indices<I...>) {
+  kernel(Value<A>(arguments[I]).get()...);
+}
+template <class... A>
+__attribute__((no_sanitize("thread"), always_inline)) inline void call(void (*kernel)(A...),
+                                                                       void** arguments) {
+  call(kernel, arguments, typename MakeIndices<sizeof...(A)>::type());
+}
+// Size in bytes of parameter i and whether it is a pointer (1; 2 to const), or -1 past the last one.
+template <class... A>
+inline int parameter(void (*)(A...), int i, int* pointer) {
+  const int sizes[] = {static_cast<int>(sizeof(A))..., -1};
+  const int pointers[] = {IsPointer<A>::value..., 0};
+  if (i < 0 || i >= static_cast<int>(sizeof...(A))) return -1;
+  *pointer = pointers[i];
+  return sizes[i];
+}
+// Every other thread-local of this module is a __shared__ variable; this one makes sure that there is a
+// block.
+static __thread char anchor;
+}  // namespace convkit_emulator
+
+#define CONVKIT_ENTRY(kernel)                                                                             \
+  extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void convkit_entry(void** a) { \
+    convkit_emulator::call(kernel, a);                                                                    \
+  }                                                                                                       \
+  extern "C" __attribute__((visibility("default"))) int convkit_parameter(int i, int* pointer) {          \
+    return convkit_emulator::parameter(kernel, i, pointer);                                               \
+  }                                                                                                       \
+  extern "C" __attribute__((visibility("default"))) void* convkit_anchor() {                              \
+    return &convkit_emulator::anchor;                                                                     \
+  }

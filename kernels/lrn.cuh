@@ -1,0 +1,80 @@
+// lrn.cuh: what the kernels of local response normalisation share: powers of d, and the sum over a window.
+#pragma once
+
+#include "storage.cuh"
+
+struct Powers {
+  float of_d;    // d^-beta
+  float over_d;  // d^-beta / d
+};
+
+// With THREE_QUARTERS beta is 0.75, and d^-0.75 = d^-1/2 * (d^1/2)^-1/2 costs two reciprocal roots. Of an infinite d,
+// d^1/2 comes out as 0 * inf; fminf takes that NaN for the largest number, and the product is 0, as it should be.
+template <bool THREE_QUARTERS>
+__device__ __forceinline__ Powers powers(float d, float beta) {
+  if (THREE_QUARTERS) {
+    const float root = rsqrtf(d);
+    const float power = root * rsqrtf(fminf(d * root, 3.4028234e38f));
+    return {power, power * root * root};
+  }
+  const float power = powf(d, -beta);
+  return {power, power / d};
+}
+
+__device__ __forceinline__ Powers powers(float d, float beta) {
+  return beta == 0.75f ? powers<true>(d, beta) : powers<false>(d, beta);
+}
+
+// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, as far as they are in its group
+// of channels or, for the region within a channel, in its map.
+template <class Value>
+__device__ __forceinline__ float window_sum(const LRN& g, long long i, int behind, int ahead, Value value) {
+  const long long pixels = static_cast<long long>(g.H) * g.W;
+  float sum = 0.0f;
+  if (!g.within) {
+    const int c = static_cast<int>(i / pixels % g.C), channels = g.C / g.groups;
+    const int group = c / channels * channels;
+    const int first = max(c - behind, group);
+    const int last = c + min(ahead, group + channels - 1 - c);
+    for (int j = first; j <= last; ++j) sum += value(i + (j - c) * pixels);
+    return sum;
+  }
+  const int w = static_cast<int>(i % g.W), h = static_cast<int>(i / g.W % g.H);
+  const int top = max(h - behind, 0), bottom = h + min(ahead, g.H - 1 - h);
+  const int left = max(w - behind, 0), right = w + min(ahead, g.W - 1 - w);
+  for (int row = top; row <= bottom; ++row) {
+    const long long start = i + static_cast<long long>(row - h) * g.W - w;
+    float row_sum = 0.0f;
+    for (int column = left; column <= right; ++column) row_sum += value(start + column);
+    sum += row_sum;
+  }
+  return sum;
+}
+
+// The part of a problem that one thread of a sliding kernel makes: channels [first, last) of one pixel.
+struct Walk {
+  int first, last;  // channels
+  int begin, end;   // the group that they are in
+  long long base;   // element of channel 0 of the pixel
+  long long step;   // elements from one channel to the next
+  bool any;         // false for the threads behind the last pixel
+};
+
+// Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side: the
+// channels that both read come from DRAM once.
+template <int SEGMENT_CHANNELS>
+__device__ __forceinline__ Walk walk_of_thread(const LRN& g) {
+  const int channels = g.C / g.groups, segments = (channels + SEGMENT_CHANNELS - 1) / SEGMENT_CHANNELS;
+  const unsigned parts = static_cast<unsigned>(segments) * g.groups;
+  const int part = static_cast<int>(blockIdx.x % parts), group = part / segments;
+  const long long pixel = static_cast<long long>(blockIdx.x / parts) * blockDim.x + threadIdx.x;
+  Walk walk;
+  walk.step = static_cast<long long>(g.H) * g.W;
+  walk.begin = group * channels;
+  walk.end = walk.begin + channels;
+  walk.first = walk.begin + part % segments * SEGMENT_CHANNELS;
+  walk.last = min(walk.first + SEGMENT_CHANNELS, walk.end);
+  walk.base = pixel / walk.step * g.C * walk.step + pixel % walk.step;
+  walk.any = pixel < walk.step * g.N;
+  return walk;
+}

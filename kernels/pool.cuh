@@ -1,0 +1,45 @@
+// pool.cuh: what the max-pooling kernels share: argmax, and which part of a plane a thread makes.
+#pragma once
+
+#include "storage.cuh"
+
+// argmax is a position in the window, in the smallest unsigned type that holds R*S of them (geometry.Pool2d). The
+// type is the same for all threads, so the branch costs next to nothing.
+__device__ __forceinline__ long long window_taps(const Pool2d& g) {
+  return static_cast<long long>(g.R) * g.S;
+}
+
+__device__ __forceinline__ unsigned load_argmax(const Pool2d& g, const void* argmax, long long i) {
+  if (window_taps(g) <= 1 << 8) return static_cast<const unsigned char*>(argmax)[i];
+  if (window_taps(g) <= 1 << 16) return static_cast<const unsigned short*>(argmax)[i];
+  return static_cast<const unsigned*>(argmax)[i];
+}
+
+__device__ __forceinline__ void store_argmax(const Pool2d& g, void* argmax, long long i, unsigned value) {
+  if (window_taps(g) <= 1 << 8)
+    static_cast<unsigned char*>(argmax)[i] = static_cast<unsigned char>(value);
+  else if (window_taps(g) <= 1 << 16)
+    static_cast<unsigned short*>(argmax)[i] = static_cast<unsigned short>(value);
+  else
+    static_cast<unsigned*>(argmax)[i] = value;
+}
+
+// A strip is `rows` pixels of one column of one plane: index -> (plane, first row, column). Indices run along the
+// columns first, so that neighbouring threads make neighbouring pixels; the divisions are paid once per strip.
+struct Strip {
+  long long plane;  // n*C + c
+  int row, column;
+  bool any;  // false for the threads behind the last strip
+};
+
+__device__ __forceinline__ Strip strip_of_thread(const Pool2d& g, int height, int width, int rows) {
+  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int strips = (height + rows - 1) / rows;
+  const long long line = i / width;
+  Strip strip;
+  strip.column = static_cast<int>(i % width);
+  strip.row = static_cast<int>(line % strips) * rows;
+  strip.plane = line / strips;
+  strip.any = strip.plane < static_cast<long long>(g.N) * g.C;
+  return strip;
+}

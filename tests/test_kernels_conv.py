@@ -1,0 +1,150 @@
+"""The FFMA kernels of convolution and of the fully connected layers, under the emulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convkit as ck
+from convkit.check import Case, Question
+from convkit.geometry import Conv2d, Linear
+from convkit.kernel import KernelFile, Runner, read
+from convkit.paths import kernels_dir
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+PASSES = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "linear_fprop", "linear_dgrad", "linear_wgrad")
+NAIVE = [f"{op}_naive" for op in PASSES]
+CONV = [f"conv2d_{p}_implicit_gemm" for p in ("fprop", "dgrad", "wgrad")]
+LINEAR = [f"linear_{p}_gemm" for p in ("fprop", "dgrad", "wgrad")]
+TILED = CONV + LINEAR
+
+#: Few outputs and long sums, so that each pass is cut into slices in one of them.
+SLICED = {
+    "conv2d": [
+        Conv2d.of((1, 130, 3, 3), (67, 130, 3, 3), padding=1),
+        Conv2d.of((3, 4, 23, 21), (6, 2, 3, 3), groups=2, padding=((0, 2), (1, 0))),
+        Conv2d.of((1, 3, 17, 19), (70, 3, 5, 5), stride=2, padding=1),
+    ],
+    "linear": [Linear.of((3, 1001), (5, 1001)), Linear.of((1, 8), (1030, 8)), Linear.of((530, 4), (8, 4))],
+}
+SMALL = {
+    "conv2d": [
+        Conv2d.of((2, 3, 13, 11), (5, 3, 2, 2), stride=(5, 4)),
+        Conv2d.of((1, 6, 11, 11), (4, 3, 3, 2), dilation=3, groups=2, stride=2, padding=1),
+        Conv2d.of((3, 1, 1, 1), (1, 1, 1, 1), stride=5),
+    ],
+    "linear": [Linear.of((3, 37), (9, 37)), Linear.of((4, 16), (8, 16))],
+}
+#: The convolutions of the paper's AlexNet.
+LAYERS = {
+    "conv1": ((3, 227, 227), (96, 3, 11, 11), {"stride": 4}),
+    "conv2": ((96, 27, 27), (256, 48, 5, 5), {"padding": 2, "groups": 2}),
+    "conv3": ((256, 13, 13), (384, 256, 3, 3), {"padding": 1}),
+    "conv4": ((384, 13, 13), (384, 192, 3, 3), {"padding": 1, "groups": 2}),
+    "conv5": ((384, 13, 13), (256, 192, 3, 3), {"padding": 1, "groups": 2}),
+}
+
+
+def kernel(stem: str, **tile: int) -> KernelFile:
+    found = read(kernels_dir() / f"{stem}.cu")
+    return replace(found, header=replace(found.header, tile={**found.header.tile, **tile}))
+
+
+def options(stem: str) -> dict[str, Any]:
+    return {"relu": 1} if "fprop" in stem else {}
+
+
+def question(stem: str, problem: Any) -> Question:
+    case = Case(stem[: stem.index("rop" if "fprop" in stem else "rad") + 3], problem, "test", options(stem))
+    return Question.of(case, "float32")
+
+
+def launch(kernel: KernelFile, asked: Question, **how: Any) -> np.ndarray:
+    """What the kernel makes of the inputs; its workspace and its output are NaN at first."""
+    runner, problem = Runner(kernel), asked.problem
+    (name,) = asked.op.outputs
+    out = np.full(problem.shape(name), np.nan, np.float32)
+    workspace = np.full(runner.workspace(problem), 0xFF, np.uint8) if kernel.header.workspace else None
+    with ck.emulate(**how):
+        runner(problem, *asked.inputs.values(), out, workspace=workspace, **asked.case.options)
+    return out
+
+
+def assert_right(got: np.ndarray, asked: Question) -> None:
+    (wanted,) = asked.wanted.values()
+    excess = np.abs(got - wanted.value) / wanted.bound()
+    assert np.all(excess <= 1), f"{np.nanmax(excess)} times the bound, or not written"
+
+
+def slices(stem: str, problem: Any) -> int:
+    runner = Runner(kernel(stem))
+    return runner.extents(runner.kernel.header.launches[0], problem)[0][2]
+
+
+@pytest.mark.parametrize("stem", NAIVE + TILED)
+def test_check_mode_is_clean(stem):
+    kind = stem.split("_")[0]
+    for problem in SMALL[kind] + (SLICED[kind] if stem in TILED else []):
+        asked = question(stem, problem)
+        assert_right(launch(kernel(stem), asked, check=True), asked)
+
+
+@pytest.mark.parametrize("stem", TILED)
+def test_any_order_of_threads_gives_the_same_bits(stem):
+    kind = stem.split("_")[0]
+    counts = []
+    for problem in SLICED[kind]:
+        asked = question(stem, problem)
+        counts.append(slices(stem, problem))
+        first = launch(kernel(stem), asked)
+        assert_right(first, asked)
+        for seed in range(4):
+            assert launch(kernel(stem), asked, seed=seed).tobytes() == first.tobytes()
+    assert max(counts) > 1, "no problem here is cut into slices"
+
+
+@pytest.mark.parametrize("stem", CONV)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_alexnet(stem, layer):
+    x, w, how = LAYERS[layer]
+    asked = question(stem, Conv2d.of((1, *x), w, **how))
+    assert_right(launch(kernel(stem), asked), asked)
+
+
+@pytest.mark.parametrize("stem", CONV)
+def test_a_batch_runs_over_tiles(stem):
+    """Two images in one tile, and sums that one block makes alone."""
+    asked = question(stem, Conv2d.of((2, 32, 13, 13), (40, 16, 3, 3), padding=1, groups=2))
+    assert_right(launch(kernel(stem), asked), asked)
+
+
+@pytest.mark.parametrize(
+    ("stem", "tile"),
+    [
+        ("conv2d_fprop_implicit_gemm", {"BLOCK_M": 96, "THREAD_M": 12, "THREAD_N": 8}),
+        ("conv2d_dgrad_implicit_gemm", {"BLOCK_K": 16, "BLOCK_N": 128, "THREAD_N": 8}),
+        ("conv2d_wgrad_implicit_gemm", {"BLOCK_M": 64, "THREAD_N": 8}),
+    ],
+)
+def test_other_tiles(stem, tile):
+    asked = question(stem, SLICED["conv2d"][1])
+    assert_right(launch(kernel(stem, **tile), asked), asked)
+
+
+@pytest.mark.parametrize("stem", LINEAR)
+def test_another_tile_of_linear(stem):
+    small = kernel(stem, BLOCK_M=64, BLOCK_K=16, THREAD_N=8)
+    for problem in SLICED["linear"]:
+        asked = question(stem, problem)
+        assert_right(launch(small, asked), asked)
+
+
+def test_a_tile_that_cannot_be_is_refused():
+    file = kernel("conv2d_fprop_implicit_gemm", BLOCK_M=100)
+    asked = question(file.stem, SMALL["conv2d"][0])
+    with pytest.raises(ck.ConvkitError, match="BLOCK_M: a multiple of a warp's"):
+        launch(file, asked)

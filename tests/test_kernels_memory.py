@@ -1,0 +1,343 @@
+"""The memory-bound kernels under the emulator, beyond what the gate asks of every kernel (test_kernels.py).
+
+Arrays that begin anywhere, arrays that are one, the paths made for AlexNet's layers, every value that `tune`
+offers, random bits, and check mode.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import pytest
+
+from convkit.arrays import np_dtype
+from convkit.check.cases import Case
+from convkit.check.inputs import make
+from convkit.check.tolerance import expected
+from convkit.cpu.philox import words
+from convkit.executors import Argument, emulator
+from convkit.geometry import LRN, ChannelSum, Pointwise, Pool2d, Problem, SoftmaxXent
+from convkit.kernel import KernelFile, Runner, read, translation_unit
+from convkit.paths import kernels_dir
+from convkit.registry import OPS
+
+OPS_HERE = (
+    *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
+    *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
+    *("conv2d_bgrad", "linear_bgrad"),
+)
+KERNELS = [
+    k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
+]
+DTYPES = ("float32", "float16", "bfloat16")
+SGD = {
+    "lr": 0.7,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "dampening": 0.99,  # 1 - 0.99 must not suffer from 0.99's rounding to float
+    "nesterov": True,
+    "lr_in_velocity": False,
+}
+OPTIONS = {"dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25}, "sgd": SGD}
+
+#: A problem of odd extents for each op, and one of even ones, whose packs are whole.
+PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
+    Pointwise: (Pointwise((1, 4, 1031)), Pointwise((4096,))),
+    LRN: (
+        LRN.of((2, 14, 3, 5), groups=2, alpha=0.7),
+        LRN.of((1, 75, 2, 8), size=3, beta=0.6, alpha=0.7),
+        LRN.of((1, 6, 5, 4), size=4, alpha=0.7),
+        LRN.of((1, 2, 7, 6), alpha=0.7, region="within_channel"),
+    ),
+    Pool2d: (
+        Pool2d.of((2, 3, 27, 13), ceil_mode=True, padding=((1, 0), (0, 2))),
+        Pool2d.of((1, 2, 9, 10), window=(2, 4), stride=(3, 1), dilation=(2, 1), padding=1),
+    ),
+    SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
+    ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4)),
+}
+
+
+def problems(op: str, dtype: str = "float32") -> list[Problem]:
+    found = [replace(p, dtype=dtype) for p in PROBLEMS[OPS[op].problem]]  # type: ignore[call-arg]
+    if op == "linear_bgrad":
+        found = [ChannelSum(67, 45, 1, 1, 2, dtype), ChannelSum(128, 64, 1, 1, 2, dtype)]
+    return found
+
+
+def options_of(op: str) -> dict:
+    return next((o for name, o in OPTIONS.items() if op.startswith(name)), {})
+
+
+def launch(
+    kernel: KernelFile,
+    problem: Problem,
+    tensors: dict[str, np.ndarray],
+    options: dict,
+    *,
+    check: bool = False,
+    seed: int | None = None,
+) -> None:
+    """Each launch of the file, in order; a later one may read what an earlier one wrote."""
+    runner = Runner(kernel)
+    scratch = np.full(runner.workspace(problem), 0xFF, np.uint8) if kernel.header.workspace else None
+    arguments = runner.arguments(problem, list(tensors.values()), options, scratch)
+    for index, entry in enumerate(kernel.header.launches):
+        function = emulator.compile(translation_unit(kernel, problem), entry.entry, check=check)
+        grid, block, shared = runner.extents(entry, problem)
+        given = [replace(a, reads=a.output and index > 0) for a in arguments]
+        function.launch(grid, block, given, shared=shared, seed=seed)
+
+
+def question(op: str, problem: Problem) -> tuple[dict, dict[str, np.ndarray]]:
+    """Inputs by name, and outputs full of NaN."""
+    inputs = make(Case(op, problem, "memory", options_of(op)), 3)
+    outputs = {
+        n: np.frombuffer(b"\xff" * prod(problem.shape(n)) * np_dtype(problem.dtype_of(n)).itemsize, np.uint8)
+        .copy()
+        .view(np_dtype(problem.dtype_of(n)))
+        .reshape(problem.shape(n))
+        for n in OPS[op].outputs
+    }
+    return inputs, outputs
+
+
+def judge(op: str, problem: Problem, inputs: dict, outputs: dict) -> None:
+    for name, want in expected(op, problem, inputs, options_of(op)).items():
+        got = outputs[name].astype(np.float64)
+        assert np.all(np.abs(got - want.value) <= want.bound()), f"{name} of {problem}"
+
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+def test_check_mode_is_clean_and_the_results_are_right(kernel, dtype):
+    op, ran = kernel.header.op, 0
+    for problem in problems(op, dtype):
+        if Runner(kernel).refusal(problem):
+            continue
+        inputs, outputs = question(op, problem)
+        launch(kernel, problem, inputs | outputs, options_of(op), check=True)
+        judge(op, problem, inputs, outputs)
+        ran += 1
+    assert ran
+
+
+def variants() -> list[KernelFile]:
+    """Each kernel with one value of its tile changed for another that `tune` offers."""
+    found = []
+    for kernel in KERNELS:
+        for name, values in kernel.header.tune.items():
+            for value in values:
+                if value != kernel.header.tile[name]:
+                    tile = {**kernel.header.tile, name: value}
+                    found.append(replace(kernel, header=replace(kernel.header, tile=tile)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel", variants(), ids=lambda k: f"{k.stem}-{'-'.join(map(str, k.header.tile.values()))}"
+)
+def test_every_tile_that_tune_offers_is_right(kernel):
+    op = kernel.header.op
+    for problem in problems(op):
+        if not Runner(kernel).refusal(problem):
+            inputs, outputs = question(op, problem)
+            launch(kernel, problem, inputs | outputs, options_of(op))
+            judge(op, problem, inputs, outputs)
+
+
+def pointers(kernel: KernelFile) -> list[str]:
+    return [*kernel.op.inputs, *kernel.op.outputs]
+
+
+def wrapped(kernel: KernelFile, parameters: list[str], arguments: list[str]) -> str:
+    """A kernel that calls the file's own with other pointers: under the emulator it is a function."""
+    options = [f"{ctype} {name}" for name, ctype in kernel.header.options.items()]
+    parameters = ["GEOMETRY(Pointwise)", *parameters, *options]
+    return (
+        f'\nextern "C" __global__ void wrapped({", ".join(parameters)}) {{\n'
+        f"    {kernel.stem}({', '.join(['g', *arguments, *kernel.header.options])});\n}}\n"
+    )
+
+
+def call_wrapped(
+    kernel: KernelFile, problem: Problem, wrapper: str, arrays: list[Argument], options: dict
+) -> None:
+    function = emulator.compile(translation_unit(kernel, problem) + wrapper, "wrapped")
+    plain = Runner(kernel).arguments(problem, [None] * len(pointers(kernel)), options)
+    grid, block, _ = Runner(kernel).extents(kernel.header.launches[0], problem)
+    function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
+
+
+ELEMENTWISE = [k for k in KERNELS if k.op.problem is Pointwise]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", ELEMENTWISE, ids=lambda k: k.stem)
+def test_arrays_that_are_not_aligned_give_the_same_bits(kernel, dtype):
+    """One element off a multiple of 16 bytes, where the 128-bit accesses must give way."""
+    op, options = kernel.header.op, options_of(kernel.header.op)
+    for problem in problems(op, dtype):
+        inputs, outputs = question(op, problem)
+        launch(kernel, problem, inputs | outputs, options)
+        judge(op, problem, inputs, outputs)
+        names = pointers(kernel)
+        wrapper = wrapped(
+            kernel,
+            [f"{'const ' if n in inputs else ''}storage_t* {n}" for n in names],
+            [f"{n} + 1" for n in names],
+        )
+        shifted = {n: np.concatenate([a.reshape(-1)[:1], a.reshape(-1)]) for n, a in inputs.items()}
+        for name, a in outputs.items():
+            shifted[name] = np.full(a.size + 1, np.nan, a.dtype)
+        arrays = [Argument(n, shifted[n], output=n in outputs) for n in names]
+        call_wrapped(kernel, problem, wrapper, arrays, options)
+        for name, a in outputs.items():
+            assert shifted[name][1:].tobytes() == a.tobytes(), f"{name} of {problem}"
+            assert np.isnan(shifted[name][:1].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("kernel", ELEMENTWISE, ids=lambda k: k.stem)
+def test_in_place_gives_the_same_bits(kernel):
+    """Each output in the place of each input in turn."""
+    op, options = kernel.header.op, options_of(kernel.header.op)
+    problem = problems(op)[0]
+    inputs, outputs = question(op, problem)
+    launch(kernel, problem, inputs | outputs, options)
+    for shared in itertools.permutations(inputs, len(outputs)):
+        place = dict(zip(outputs, shared, strict=True))
+        memory = {n: a.copy() for n, a in inputs.items()}
+        wrapper = wrapped(
+            kernel,
+            [f"storage_t* {n}" for n in inputs],
+            [*inputs, *(place[n] for n in outputs)],
+        )
+        arrays = [Argument(n, a, output=True, reads=True) for n, a in memory.items()]
+        call_wrapped(kernel, problem, wrapper, arrays, options)
+        for name, a in outputs.items():
+            assert memory[place[name]].tobytes() == a.tobytes(), f"{name} in the place of {place[name]}"
+
+
+def kernel_named(stem: str) -> KernelFile:
+    return read(kernels_dir() / f"{stem}.cu")
+
+
+@pytest.mark.parametrize("p", [0.0, 2.0**-33, 1.5 * 2.0**-32, 2.5 * 2.0**-32, 0.1, 0.5, 1 - 2.0**-33, 1.0])
+@pytest.mark.parametrize(
+    ("seed", "offset"), [(0, 0), (2**64 - 1, 2**32 - 3), (0x0123456789ABCDEF, 2**63 - 2**20)]
+)
+def test_dropout_drops_what_the_reference_drops(p, seed, offset):
+    """Bit for bit, thresholds that lie between two words or beyond the last one included."""
+    problem, size = Pointwise((4099,)), 4099
+    y = np.full(size, np.nan, np.float32)
+    options = {"p": p, "seed": seed, "offset": offset, "scale": 1.0}
+    launch(kernel_named("dropout_fprop_philox"), problem, {"x": np.ones(size, np.float32), "y": y}, options)
+    drawn = words(size, seed, offset)
+    np.testing.assert_array_equal(y == 0, drawn < np.uint64(round(p * 2**32)))
+
+
+PADS = list(itertools.product(range(3), repeat=2))
+
+
+@pytest.mark.parametrize("fill", ["nan", "ties", "inf"])
+@pytest.mark.parametrize(("top", "left"), PADS)
+def test_the_pool_of_alexnet_with_every_padding(top, left, fill):
+    """3 x 3 at stride 2 has a path of its own in both directions; images of every parity, with overhang."""
+    forward, backward = kernel_named("maxpool2d_fprop_window"), kernel_named("maxpool2d_dgrad_gather")
+    for H, W, bottom, right, ceil in (
+        (3, 8, 0, 2, True),
+        (10, 5, 1, 0, False),
+        (17, 4, 2, 1, True),
+        (1, 2, 2, 2, False),
+    ):
+        problem = (
+            Pool2d.of((2, 1, H, W), padding=((top, bottom), (left, right)), ceil_mode=ceil)
+            if (H + top + bottom >= 3 and W + left + right >= 3)
+            else None
+        )
+        if problem is None:
+            continue
+        x = make(Case("maxpool2d_fprop", problem, "pads", fill=fill), 1)["x"]
+        y, argmax = (
+            np.full(problem.shape("y"), np.nan, np.float32),
+            np.full(problem.shape("y"), 255, np.uint8),
+        )
+        launch(forward, problem, {"x": x, "y": y, "argmax": argmax}, {})
+        want = expected("maxpool2d_fprop", problem, {"x": x}, {})
+        np.testing.assert_array_equal(y, want["y"].value.astype(np.float32))
+        np.testing.assert_array_equal(argmax, want["argmax"].value)
+        dy = np.random.default_rng(0).integers(-8, 9, y.shape).astype(np.float32)  # whose sums are exact
+        dx = np.full(x.shape, np.nan, np.float32)
+        launch(backward, problem, {"dy": dy, "argmax": argmax, "dx": dx}, {})
+        np.testing.assert_array_equal(
+            dx, expected("maxpool2d_dgrad", problem, {"dy": dy, "argmax": argmax}, {})["dx"].value
+        )
+
+
+def test_a_window_that_sees_nothing_and_one_that_sees_minus_infinity():
+    kernel = kernel_named("maxpool2d_fprop_window")
+    blind = Pool2d.of((1, 1, 1, 1), window=2, stride=1, dilation=3, padding=2)
+    for problem, value in ((blind, 5.0), (Pool2d.of((1, 1, 4, 4), padding=1, ceil_mode=True), -np.inf)):
+        x = np.full(problem.shape("x"), value, np.float32)
+        y, argmax = (
+            np.full(problem.shape("y"), np.nan, np.float32),
+            np.full(problem.shape("y"), 255, np.uint8),
+        )
+        launch(kernel, problem, {"x": x, "y": y, "argmax": argmax}, {})
+        want = expected("maxpool2d_fprop", problem, {"x": x}, {})
+        np.testing.assert_array_equal(y, want["y"].value)
+        np.testing.assert_array_equal(argmax, want["argmax"].value)
+
+
+@pytest.mark.parametrize("window", [16, 17, 257], ids=["uint8", "uint16", "uint32"])
+def test_argmax_of_every_width(window):
+    problem = Pool2d.of((1, 1, window + 2, window + 1), window=window, stride=1)
+    inputs, outputs = question("maxpool2d_fprop", problem)
+    launch(kernel_named("maxpool2d_fprop_window"), problem, inputs | outputs, {})
+    judge("maxpool2d_fprop", problem, inputs, outputs)
+    back = {"dy": inputs["x"][..., : problem.P, : problem.Q].copy(), "argmax": outputs["argmax"]}
+    dx = np.full(problem.shape("dx"), np.nan, np.float32)
+    launch(kernel_named("maxpool2d_dgrad_gather"), problem, {**back, "dx": dx}, {})
+    judge("maxpool2d_dgrad", problem, back, {"dx": dx})
+
+
+@pytest.mark.parametrize("op", ["lrn_fprop", "lrn_dgrad"])
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_no_nan_crosses_a_group_or_lingers(op, size):
+    """A NaN reaches the windows that hold it, in its own group, and nothing else."""
+    problem = LRN.of((1, 3 * 70, 1, 3), size=size, groups=3, alpha=0.5)
+    kernel = kernel_named(f"{op}_sliding")
+    for channel in (0, 31, 32, 69, 70, 139, 209):
+        inputs, outputs = question(op, problem)
+        inputs["x"][0, channel, 0, 1] = np.nan
+        launch(kernel, problem, inputs | outputs, {})
+        (got,) = outputs.values()
+        (want,) = expected(op, problem, inputs, {}).values()
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want.value))
+        good = ~np.isnan(want.value)
+        assert np.all(np.abs(got - want.value)[good] <= want.bound()[good])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+def test_the_layers_of_alexnet(kernel):
+    """Real extents, where indices are large and segments many; batch 2."""
+    layers: dict[type[Problem], tuple[Problem, ...]] = {
+        Pointwise: (Pointwise((2, 96, 55, 55)),),
+        LRN: (LRN.of((2, 96, 55, 55), groups=2, k=2.0), LRN.of((2, 256, 27, 27), groups=2, k=2.0)),
+        Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
+        SoftmaxXent: (SoftmaxXent(128, 1000),),
+        ChannelSum: (ChannelSum(2, 96, 55, 55, 4),),
+    }
+    op = kernel.header.op
+    for problem in (ChannelSum(128, 4096, 1, 1, 2),) if op == "linear_bgrad" else layers[OPS[op].problem]:
+        inputs, outputs = question(op, problem)
+        launch(kernel, problem, inputs | outputs, options_of(op))
+        judge(op, problem, inputs, outputs)

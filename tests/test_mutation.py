@@ -1,0 +1,82 @@
+"""Every barrier of every shipped kernel is needed: taken out, the emulator's check mode reports it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import convkit as ck
+from convkit import check
+from convkit.check.verdicts import FIRST, attempt
+from convkit.kernel import builtin_files, implementation
+
+pytestmark = pytest.mark.slow
+
+KERNELS = builtin_files()
+FOLDER = KERNELS[0].parent
+BARRIER = re.compile(r"^(\s*)(__syncthreads\(\)|__syncwarp\([^)]*\)|cp_async_wait<[^>]*>\(\));", re.M)
+
+
+def included(path: Path) -> list[Path]:
+    """The file, and every header of convkit's that it includes, at any depth."""
+    found, todo = [path], [path]
+    while todo:
+        for name in re.findall(r'^#include "(\w+\.cuh)"', todo.pop().read_text(), re.M):
+            header = FOLDER / name
+            if header not in found:
+                found.append(header)
+                todo.append(header)
+    return [f for f in found if f.name not in ("convkit.cuh", "ptx.cuh")]
+
+
+MUTANTS = [
+    (kernel, file, match.start())
+    for kernel in KERNELS
+    for file in included(kernel)
+    for match in BARRIER.finditer(file.read_text())
+]
+
+
+def line(file: Path, at: int) -> int:
+    return file.read_text()[:at].count("\n") + 1
+
+
+def cases(kernel: Path) -> list:
+    """Small problems, of which the largest have more than one step along the reduction."""
+    implemented = implementation(kernel)
+    fitting = [c for c in check.random_cases(implemented.op, 40, 3) if implemented.refusal(c.problem) is None]
+    fitting.sort(key=lambda c: -c.problem.reduction(implemented.op) * c.problem.flops(implemented.op))
+    return fitting[:3]
+
+
+def faults(kernel: Path, questions: list) -> list[str]:
+    implemented = implementation(kernel)
+    with ck.emulate(check=True, timeout=120):
+        return [attempt(implemented, question, FIRST).fault for question in questions]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "file", "at"), MUTANTS, ids=[f"{k.stem}-{f.name}-{line(f, at)}" for k, f, at in MUTANTS]
+)
+def test_a_barrier_taken_out_is_reported(kernel, file, at, compiler, tmp_path):
+    for path in FOLDER.glob("*.cu*"):
+        shutil.copy(path, tmp_path)
+    text = file.read_text()
+    mutated = text[:at] + BARRIER.sub(r"\1;", text[at:], count=1)
+    assert mutated != text
+    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    (tmp_path / file.name).write_text(mutated)
+    found = faults(tmp_path / kernel.name, questions)
+    assert any("race" in f or "uninitialised" in f for f in found), found
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+def test_check_mode_finds_nothing_in_what_ships(kernel, compiler):
+    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    edges = [c for c in check.cases(implementation(kernel).op) if not c.heavy and c.fill == "normal"]
+    fitting = [c for c in edges if implementation(kernel).refusal(c.problem) is None and not c.problem.empty]
+    questions += [check.Question.of(case, "float32") for case in fitting[:12]]
+    assert faults(kernel, questions) == [""] * len(questions)
