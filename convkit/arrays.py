@@ -58,6 +58,8 @@ NUMPY = Kind("numpy")
 
 def kind_of(name: str, value: Any) -> Kind:
     """The kind of an array argument; `name` is for the error."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise DtypeError(f"{name} is a masked array, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
         return NUMPY
     module = type(value).__module__.partition(".")[0]
@@ -67,7 +69,10 @@ def kind_of(name: str, value: Any) -> Kind:
         raise DtypeError(
             f"{name} must be an array (NumPy, CuPy, or an object with DLPack), not {type(value).__name__}"
         )
-    code = int(device()[0])
+    try:
+        code = int(device()[0])
+    except Exception as error:  # whatever a library raises for what it cannot export
+        raise DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}") from error
     if code not in _DLPACK_DEVICES:
         raise DtypeError(f"{name} lives on a device (DLPack code {code}) that convkit does not know")
     return Kind(module, _DLPACK_DEVICES[code])
@@ -79,6 +84,8 @@ def view(name: str, value: Any, *, write: bool = False) -> np.ndarray:
         return np.asarray(value)
     if kind_of(name, value).device == "cuda":
         return _cuda_view(name, value)
+    if not write and getattr(value, "is_neg", bool)():
+        value = value.resolve_neg()  # a sign that torch has put off, and that DLPack does not carry
     bfloat16 = str(getattr(value, "dtype", "")).endswith("bfloat16")
     try:
         if write and hasattr(value, "numpy") and not bfloat16:
@@ -98,7 +105,8 @@ def dtype_name(name: str, array: np.ndarray) -> str:
     found = _names().get(array.dtype)
     if found is None or not array.dtype.isnative:
         raise DtypeError(
-            f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}; "
+            f"{name} has dtype {array.dtype}"
+            f"{'' if array.dtype.isnative else ', in the byte order of another machine'}; "
             f"known: {', '.join(DTYPES)}"
         )
     return found

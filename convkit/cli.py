@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"convkit {args.command}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -184,6 +187,8 @@ def _alexnet(args: argparse.Namespace) -> int:
         raise unknown("device", args.device, ("cpu", "emulator"))
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, not {args.repeats}")
+    if args.lr < 0 or args.lr != args.lr:
+        raise OptionError(f"--lr must be a number of at least 0, not {args.lr}")
     if args.json and args.json != "-":
         _write(args.json, "")  # a path that cannot be written is better known before the measurement
     chosen = _choices(args.impl)
@@ -273,8 +278,9 @@ def _print_profile(net: Any, result: Any) -> None:
         f"\npeak    {result.peak_gflops:.0f} GFLOP/s float32 ({result.peak_method}; samples "
         f"{min(result.peak_samples):.0f} to {max(result.peak_samples):.0f})"
         f"\nloss    {' '.join(f'{loss:.3f}' for loss in result.losses)}"
-        "\nerror   relative RMS of each layer's outputs, both ways, against float64 on the same inputs"
     )
+    if any(r.error is not None for r in result.rows):
+        print("error   relative RMS of each layer's outputs, both ways, against float64 on the same inputs")
 
 
 def _write_json(args: argparse.Namespace, net: Any, files: Sequence[Any], result: Any) -> None:

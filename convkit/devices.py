@@ -34,11 +34,17 @@ class Executor(Protocol):
 
 @dataclass
 class Emulator:
-    """Runs kernels on the CPU (`convkit.emulate`)."""
+    """Runs kernels on the CPU (`convkit.emulate`).
+
+    `counted` has, for each line of each launch since the beginning, how it used memory
+    (`convkit.executors.emulator.Counter`), where `counters` asks for it.
+    """
 
     check: bool = False
     seed: int | None = None
     timeout: float = 60.0
+    counters: bool = False
+    counted: list[Any] = field(default_factory=list)
     _functions: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def function(self, kernel: KernelFile, problem: Problem, entry: str) -> Function:
@@ -61,14 +67,20 @@ class _Emulated:
 
     def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
         how = self.options
-        self.function.launch(grid, block, arguments, shared=shared, seed=how.seed, timeout=how.timeout)
+        self.function.launch(
+            grid, block, arguments, shared=shared, seed=how.seed, timeout=how.timeout, counters=how.counters
+        )
+        if how.counters:
+            how.counted += self.function.counters()
 
 
 _emulator: ContextVar[Emulator | None] = ContextVar("convkit_emulator", default=None)
 
 
 @contextlib.contextmanager
-def emulate(*, check: bool = False, seed: int | None = None, timeout: float = 60.0) -> Iterator[Emulator]:
+def emulate(
+    *, check: bool = False, seed: int | None = None, timeout: float = 60.0, counters: bool = False
+) -> Iterator[Emulator]:
     """Run the CUDA kernels on the CPU inside a `with` block: NumPy arrays in, NumPy arrays out.
 
     Parameters
@@ -81,6 +93,8 @@ def emulate(*, check: bool = False, seed: int | None = None, timeout: float = 60
         for every seed.
     timeout : float
         Seconds after which a launch counts as hung.
+    counters : bool
+        Count bank conflicts and 32-byte sectors by line, which implies `check`; see `Emulator.counted`.
 
     Examples
     --------
@@ -91,7 +105,7 @@ def emulate(*, check: bool = False, seed: int | None = None, timeout: float = 60
         seed = integer("seed", seed, 0)
     if not timeout > 0:
         raise OptionError(f"timeout must be positive, not {timeout!r}")
-    emulator = Emulator(check, seed, timeout)
+    emulator = Emulator(check or counters, seed, timeout, counters)
     token = _emulator.set(emulator)
     try:
         yield emulator

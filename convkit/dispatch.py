@@ -199,6 +199,9 @@ class Arguments:
             raise OutOfMemory(f"no memory for a contiguous copy of {name}, {array.shape}: {error}") from error
         if recording() and array.size and not arrays.overlap(ready, array):
             raise OptionError(f"a recorded op needs {name} contiguous and of its own dtype")
+        if isinstance(ready, np.ndarray):
+            ready = ready.view()
+            ready.flags.writeable = False  # an implementation that writes to an input fails
         return ready
 
     def _out_objects(self, out: Any) -> tuple[Any, ...]:
@@ -227,6 +230,9 @@ class Arguments:
                 raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
             if array.dtype != arrays.np_dtype(problem.dtype_of(name)):
                 raise DtypeError(f"{label} must have dtype {problem.dtype_of(name)}, not {array.dtype}")
+            low, high = arrays.bounds(array)
+            if high - low < array.nbytes:
+                raise OptionError(f"{label} overlaps itself: several of its elements share memory")
             if not getattr(array.flags, "writeable", True):
                 raise OptionError(f"{label} is read-only")
             found.append(array)

@@ -22,6 +22,8 @@ from .errors import OptionError, ShapeError
 Shape = tuple[int, ...]
 #: The largest byte count that an index of an array can reach.
 MAX_BYTES = 2**63 - 1
+#: The largest stride, padding, dilation, or extent of a window.
+MAX_OPTION = 2**31 - 1
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Types of the fields of a C struct.
 _FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.float32}
@@ -30,8 +32,8 @@ _FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.f
 # ---------------------------------------------------------------------------------------------------
 # Options as users write them -> integers
 # ---------------------------------------------------------------------------------------------------
-def integer(name: str, value: object, least: int | None = None) -> int:
-    """`value` as an int; bools, floats and values below `least` are refused by name."""
+def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int; bools, floats and values outside [least, most] are refused by name."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -40,6 +42,8 @@ def integer(name: str, value: object, least: int | None = None) -> int:
         raise OptionError(f"{name} must be an integer, not {value!r}") from None
     if least is not None and number < least:
         raise OptionError(f"{name} must be at least {least}, not {number}")
+    if most is not None and number > most:
+        raise OptionError(f"{name} must be at most {most}, not {number}")
     return number
 
 
@@ -48,8 +52,8 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise OptionError(f"{name} must be an int or a pair (vertical, horizontal), not {value!r}")
-        return integer(name, value[0], least), integer(name, value[1], least)
-    number = integer(name, value, least)
+        return integer(name, value[0], least, MAX_OPTION), integer(name, value[1], least, MAX_OPTION)
+    number = integer(name, value, least, MAX_OPTION)
     return number, number
 
 
@@ -65,12 +69,14 @@ def padding4(value: Any) -> tuple[int, int, int, int]:
         raise OptionError(
             f"padding must be an int, a pair, or ((top, bottom), (left, right)), not {value!r}"
         ) from None
-    top, bottom, left, right = (integer("padding", v, 0) for v in (top, bottom, left, right))
+    top, bottom, left, right = (integer("padding", v, 0, MAX_OPTION) for v in (top, bottom, left, right))
     return top, bottom, left, right
 
 
 def shape_of(name: str, value: Any, rank: int, letters: str) -> Shape:
     """`value` as a shape of `rank` extents, each at least 1 (the batch, which comes first, at least 0)."""
+    if hasattr(value, "shape"):
+        raise ShapeError(f"{name} must be a shape {letters}, not an array: pass its .shape")
     try:
         shape = tuple(value)
     except TypeError:
@@ -475,14 +481,14 @@ class LRN(Problem):
         dtype: str = "float32",
     ) -> LRN:
         N, C, H, W = shape_of("x", x_shape, 4, "(N, C, H, W)")
-        size, groups = integer("size", size, 1), integer("groups", groups, 1)
+        size, groups = integer("size", size, 1, MAX_OPTION), integer("groups", groups, 1)
         if C % groups:
             raise ShapeError(f"x has C = {C} channels, not divisible by groups = {groups}")
         if region not in ("across_channels", "within_channel"):
             raise OptionError(f"region must be 'across_channels' or 'within_channel', not {region!r}")
-        alpha, beta, k = finite("alpha", alpha, 0), finite("beta", beta), finite("k", k, 0)
-        if k == 0:
-            raise OptionError("k must be positive: a window of zeros would divide by zero")
+        alpha, beta, k = finite("alpha", alpha, 0), finite("beta", beta), finite("k", k)
+        if k <= 0:
+            raise OptionError(f"k must be positive, not {k}: a window of zeros would divide by zero")
         return cls(N, C, H, W, size, alpha, beta, k, groups, region, dtype)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ MAX_PLANS = 2
 
 class Network:
     """Layers in a row, with their parameters, gradients and velocities.
+
+    Several Python threads may use one network; they take turns. A copy, or a pickle, has its own parameters
+    and makes its own plans.
 
     Parameters
     ----------
@@ -71,13 +75,31 @@ class Network:
         self.seed = integer("seed", seed, 0)
         self.dtype, self.math, self.device = dtype, math, device
         self.update = update or Update()
+        if self.seed >= 2**64:
+            raise OptionError(f"seed must be below 2^64, not {self.seed}")
+        names = [layer.name for layer in self.layers]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise OptionError(f"every layer needs a name of its own; more than once: {', '.join(twice)}")
         self.params: dict[str, np.ndarray] = {}
         self._initialise()
         self.grads = {name: self._zeros(w.shape) for name, w in self.params.items()}
         self.velocities = {name: self._zeros(w.shape) for name, w in self.params.items()}
         self.dropout_offset = 0
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
         self._plans: dict[Any, Plan] = {}
-        self._last: Plan | None = None
+        self._last: tuple[Any, Plan] | None = None  # of the last forward pass, for backward
+        self._turn = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the plans, which are bound to this network's own arrays."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_plans", "_last", "_turn")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_plans()
 
     def _zeros(self, shape: Shape) -> np.ndarray:
         array = arrays.empty(shape, self.dtype, self.device)
@@ -96,6 +118,11 @@ class Network:
                 arrays.assign(array, init.fill(stream, w_shape, fan_in))
                 self.params[f"{layer.name}.{name}"] = array
             shape = layer.output_shape(shape, self.num_classes)
+        if shape != (1, self.num_classes):
+            raise ShapeError(
+                f"the last layer must make (N, {self.num_classes}), one value for each class, not "
+                f"{('N', *shape[1:])}"
+            )
 
     def plan(self, batch: int) -> Plan:
         """The plan for a batch size, with the implementations that `convkit.use` has chosen here.
@@ -110,7 +137,7 @@ class Network:
             `print(plan)` shows each call with its implementation, layout, bytes and FLOPs.
         """
         batch = integer("batch", batch, 0)
-        key = (batch, current_choice(), emulating())
+        key = (batch, *self._setting())
         if key not in self._plans:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
@@ -119,6 +146,11 @@ class Network:
                 self.update, self.math, self.device,
             )  # fmt: skip
         return self._plans[key]
+
+    @staticmethod
+    def _setting() -> tuple[Any, ...]:
+        """What a plan depends on besides the batch."""
+        return current_choice(), emulating()
 
     @operation
     def forward(self, x: Any, *, training: bool = False) -> Any:
@@ -136,14 +168,18 @@ class Network:
         logits : array, (N, num_classes)
             A new array of the kind of x.
         """
-        plan, kind = self._load(x)
-        self._begin(plan, training)
-        plan.run(plan.forward)
-        return kind.wrap(plan.logits.copy())
+        with self._turn:
+            plan, kind = self._load(x)
+            self._begin(plan, training)
+            plan.run(plan.forward)
+            self._last = self._setting(), plan
+            return kind.wrap(plan.logits.copy())
 
     @operation
     def backward(self, dlogits: Any) -> Any:
         """Gradients of everything, after `forward`: fills `grads`.
+
+        It runs the plan of that forward pass, and so must see the same `convkit.use`.
 
         Parameters
         ----------
@@ -154,14 +190,17 @@ class Network:
         dx : array, (N, C, H, W)
             Gradient of the images, a new array of the kind of dlogits.
         """
-        plan = self._last
-        if plan is None:
-            raise OptionError("forward comes first")
-        kind = arrays.kind_of("dlogits", dlogits)
-        arrays.assign(plan.dlogits, self._checked("dlogits", dlogits, plan.dlogits.shape))
-        plan.run(plan.backward)
-        plan.run([plan.input_gradient])
-        return kind.wrap(plan.dx.copy())
+        with self._turn:
+            if self._last is None:
+                raise OptionError("forward comes first, and nothing between it and backward")
+            setting, plan = self._last
+            if setting != self._setting():
+                raise OptionError("forward ran under another `use` or `emulate`: put both calls inside")
+            kind = arrays.kind_of("dlogits", dlogits)
+            arrays.assign(plan.dlogits, self._checked("dlogits", dlogits, plan.dlogits.shape))
+            plan.run(plan.backward)
+            plan.run([plan.input_gradient])
+            return kind.wrap(plan.dx.copy())
 
     @operation
     def step(self, x: Any, labels: Any, *, lr: float | None = None) -> float:
@@ -179,12 +218,13 @@ class Network:
         loss : float
             Mean cross-entropy of the batch before the update, in nats.
         """
-        plan = self.load_step(x, labels, lr=lr)
-        plan.run(plan.forward)
-        plan.run(plan.loss)
-        plan.run(plan.backward)
-        plan.run(plan.update)
-        return float(plan.losses.mean(dtype=np.float64))
+        with self._turn:
+            plan = self.load_step(x, labels, lr=lr)
+            plan.run(plan.forward)
+            plan.run(plan.loss)
+            plan.run(plan.backward)
+            plan.run(plan.update)
+            return float(plan.losses.mean(dtype=np.float64))
 
     def load_step(self, x: Any, labels: Any, *, lr: float | None = None) -> Plan:
         """Everything of `step` but the running: check the arguments, and load a plan with them.
@@ -221,10 +261,10 @@ class Network:
 
     def _begin(self, plan: Plan, training: bool) -> None:
         """Point the plan's dropouts at counters that no step has used."""
+        self._last = None  # until a forward pass has succeeded
         end = plan.set_dropout(self.layers, training, self.seed, self.dropout_offset)
         if training:
             self.dropout_offset = end
-        self._last = plan
 
     def _labels(self, labels: Any) -> np.ndarray:
         arrays.kind_of("labels", labels)
@@ -233,7 +273,8 @@ class Network:
             raise DtypeError(f"labels must be of an integer dtype, not {values.dtype}")
         on_host = isinstance(values, np.ndarray)  # reading values on a GPU would have to wait for it
         if on_host and values.size and (values.min() < 0 or values.max() >= self.num_classes):
-            raise OptionError(f"labels must each be a class, 0 <= value < {self.num_classes}")
+            bad = values.min() if values.min() < 0 else values.max()
+            raise OptionError(f"labels must each be a class, 0 <= value < {self.num_classes}; found {bad}")
         return values
 
     def _load(self, x: Any) -> tuple[Plan, arrays.Kind]:

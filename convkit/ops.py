@@ -7,7 +7,7 @@ the same for all arrays of a call; the 16-bit types accumulate in float32. Layou
 
 Every op takes `impl`, the name of an implementation (`convkit.implementations(op)` lists them), and
 `out`, an array, or a tuple of arrays where it returns several, that is filled and returned. A call that
-fails raises a `ConvkitError`, and has written nothing.
+is refused raises a `ConvkitError`, and has written nothing.
 """
 
 from __future__ import annotations
@@ -234,6 +234,7 @@ def lrn_fprop(
     size : int
         Extent of the window: channels [c - (size-1)//2, c + size//2].
     alpha, beta, k : float
+        k must be positive. Squares of x must not overflow: in float32, |x| < 1.8e19.
     groups : int
         Windows never cross from one group of channels into the next (the two GPUs of 2012).
     region : {"across_channels", "within_channel"}
@@ -313,12 +314,13 @@ def maxpool2d_fprop(
         Smaller than the window's span. Padding never wins.
     ceil_mode : bool
         Round the output size up, so that the last window may overhang the image (Caffe, the 2012 code);
-        a window that would begin behind the image is dropped.
+        a window that would begin behind the image is dropped, and one that is larger than the padded image
+        is refused.
 
     Returns
     -------
     y : array, (N, C, P, Q)
-        A window with a NaN gives NaN.
+        A window with a NaN gives NaN; one that sees padding alone, as a dilated one can, -inf.
     argmax : array of uint8, (N, C, P, Q)
         Position of the maximum in its window, r*S + s; of equal ones the first. uint16 or uint32 where
         the window has more than 256 or 65,536 taps.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConvkitError, MissingExtra, OptionError
+from .errors import ConvkitError, MissingExtra, OptionError, OutOfMemory
 from .geometry import integer
 from .presets import Preset
 
@@ -39,7 +39,10 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     Image, _ = _pillow()
     suffixes = Image.registered_extensions()
     found: list[Path] = []
-    for path in map(Path, paths):
+    for text in paths:
+        path = Path(text)
+        if not str(text):
+            raise ImageError("an empty path names no image")
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if not inside:
@@ -129,5 +132,9 @@ def batch(
     count = len(files) if size is None else integer("batch", size, 1)
     files = files[:count]
     photos = np.stack([load(path, preset) for path in files])
-    labels = np.arange(count) % len(files)
-    return photos[labels], labels, files
+    try:
+        labels = np.arange(count) % len(files)
+        return photos[labels], labels, files
+    except (MemoryError, ValueError) as error:
+        gib = count * photos[0].nbytes / 2**30
+        raise OutOfMemory(f"no memory for a batch of {count}: {gib:.1f} GiB; take a smaller one") from error

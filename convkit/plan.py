@@ -17,6 +17,7 @@ from . import arrays, ops
 from .dispatch import Call, record
 from .geometry import Shape
 from .layers import Conv, Dropout, Layer, Linear, Relu
+from .registry import current_choice
 
 if TYPE_CHECKING:
     from .presets import Update
@@ -64,8 +65,10 @@ class Plan:
         self._kept: dict[tuple[str, str], Array] = {}
         self._owned: list[Array] = []
         self._arenas: tuple[Array, Array] | None = None
-        # A ReLU right behind a layer with weights runs in that layer's epilogue.
-        pairs = pairwise(layers)
+        # A ReLU right behind a layer with weights runs in that layer's epilogue, unless somebody wants to see
+        # an implementation of ReLU at work.
+        chosen = dict(current_choice().names)
+        pairs = () if {"relu_fprop", "relu_dgrad"} & chosen.keys() else pairwise(layers)
         self._fused = {
             a.name: b.name for a, b in pairs if isinstance(a, (Conv, Linear)) and isinstance(b, Relu)
         }

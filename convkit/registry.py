@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ OPS: dict[str, Op] = {
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
 MATH = ("tf32", "fp32-emulated", "fp32")
+DEVICES = ("cpu", "cuda")
 ALL_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -166,6 +167,10 @@ def add(implementation: Implementation) -> Implementation:
     """Register one implementation. A name that is taken by another file is an error."""
     if implementation.op not in OPS:
         raise unknown("op", implementation.op, OPS)
+    for dtype in implementation.dtypes:
+        if dtype not in ALL_DTYPES:
+            raise unknown("dtype", dtype, ALL_DTYPES)
+    finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
     key = (implementation.op, implementation.device, implementation.name)
@@ -201,6 +206,11 @@ def implements(
     ...     np.maximum(x, 0, out=y)
     """
 
+    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source"}
+    for key in declared:
+        if key not in known:
+            raise unknown("declaration", key, known)
+
     def decorate(run: Callable[..., None]) -> Callable[..., None]:
         source = getattr(run, "__code__", None)
         add(Implementation(op, name, run, source=source.co_filename if source else "", **declared))
@@ -228,9 +238,12 @@ def register(path: str | Path) -> list[Implementation]:
     OptionError
         If the file does not exist, is of an unknown type, fails, or registers nothing.
     """
-    path = Path(path).resolve()
+    try:
+        path = Path(path).resolve()
+    except TypeError:
+        raise OptionError(f"a path is needed, not {path!r}") from None
     if not path.is_file():
-        raise OptionError(f"no such file: {path}")
+        raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
     builtin()
     if path.suffix == ".cu":
         from .kernel import implementation
@@ -248,7 +261,7 @@ def register(path: str | Path) -> list[Implementation]:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         with _LOCK:  # a file that fails half-way leaves nothing behind
             _IMPLEMENTATIONS.clear()
             _IMPLEMENTATIONS.update(before)
@@ -292,6 +305,8 @@ def implementations(op: str | None = None, *, device: str | None = None) -> list
     builtin()
     if op is not None and op not in OPS:
         raise unknown("op", op, OPS)
+    if device not in (None, *DEVICES):
+        raise unknown("device", device, DEVICES)
     order = list(OPS)
     found = [i for i in _IMPLEMENTATIONS.values() if op in (None, i.op) and device in (None, i.device)]
     return sorted(found, key=lambda i: (order.index(i.op), i.device, -i.rank, i.name))
@@ -370,7 +385,7 @@ def select(
     if math is not None and math not in MATH:
         raise unknown("math", math, MATH)
     choice = _choice.get()
-    name = impl or dict(choice.names).get(op)
+    name = impl if impl is not None else dict(choice.names).get(op)
     candidates = implementations(op, device=device)
     if name is not None:
         named = [i for i in candidates if i.name == name]

@@ -112,6 +112,16 @@ struct GemmNoTable {
   __device__ __forceinline__ void operator()(unsigned) const {}
 };
 
+// Whether `fill` writes to shared memory, so that the block must wait for it.
+template <class Fill>
+struct GemmFills {
+  static constexpr bool VALUE = true;
+};
+template <>
+struct GemmFills<GemmNoTable> {
+  static constexpr bool VALUE = false;
+};
+
 // ------------------------------------------------------------------------------------------------------------------
 // Loaders: fetch(step), called for each step in turn, reads global memory into registers, store(to) puts them into a[k][m] or b[k][n].
 // ------------------------------------------------------------------------------------------------------------------
@@ -385,7 +395,9 @@ __device__ __forceinline__ void gemm_sum(GemmShared<Tile>& shared, LoadA& a, Loa
     for (int j = 0; j < Tile::THREAD_N; ++j) sum[i][j] = 0.0f;
 
   fill(0);
-  __syncthreads();
+  if constexpr (GemmFills<Fill>::VALUE) {
+    __syncthreads();
+  }
   a.fetch(0);
   b.fetch(0);
   unsigned buffer = 0;

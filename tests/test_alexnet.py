@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 import tracemalloc
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from conftest import need
 
 import convkit as ck
+from convkit import layers, registry
 from convkit.dispatch import Call
 from convkit.presets import PRESETS, diff, entries
 
@@ -289,6 +293,101 @@ def test_sixteen_bit_storage_stays_close(dtype, batch2):
 
 
 # ---------------------------------------------------------------------------------------------------
+# The network as an object: swaps, copies, threads, order of calls
+# ---------------------------------------------------------------------------------------------------
+def small(**options):
+    init = layers.Normal(0.1)
+    stack = (
+        layers.Conv("conv1", 8, 3, init, init, padding=1),
+        layers.Relu("relu1"),
+        layers.MaxPool("pool1"),
+        layers.Flatten("flatten"),
+        layers.Linear("fc", None, init, init),
+    )
+    return ck.Network(stack, (3, 12, 12), 10, **options)
+
+
+SMALL_X = np.random.default_rng(5).standard_normal((4, 3, 12, 12)).astype(np.float32)
+SMALL_Y = np.arange(4)
+
+
+def test_a_swapped_relu_is_not_fused_away(monkeypatch):
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    calls = []
+
+    @ck.implements("relu_fprop", name="counted", rank=-1)
+    def relu(problem, x, y):
+        calls.append(problem)
+        np.maximum(x, 0, out=y)
+
+    net, plain = small(seed=1), small(seed=1)
+    with ck.use(relu_fprop="counted"):
+        loss = net.step(SMALL_X, SMALL_Y)
+    assert len(calls) == 1
+    assert loss == plain.step(SMALL_X, SMALL_Y)
+
+
+def test_copies_learn_on_their_own():
+    net = small(seed=1)
+    net.step(SMALL_X, SMALL_Y)
+    twins = [copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+    losses = [[n.step(SMALL_X, SMALL_Y) for _ in range(3)] for n in (net, *twins)]
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[0][2] < losses[0][0]
+    before = net.params["fc.w"].copy()
+    twins[0].step(SMALL_X, SMALL_Y)
+    assert np.array_equal(net.params["fc.w"], before)
+
+
+def test_threads_take_turns_and_give_the_same_bits():
+    net = small(seed=1)
+    images = [SMALL_X * (i + 1) for i in range(4)]
+    expected = [net.forward(x) for x in images]
+    wrong = []
+
+    def work(i):
+        results = [net.forward(images[i]) for _ in range(30)]
+        wrong.extend(i for result in results if not np.array_equal(result, expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_backward_belongs_to_the_forward_before_it():
+    net = small()
+    dlogits = np.ones((4, 10), np.float32)
+    net.forward(SMALL_X)
+    net.backward(dlogits)
+    net.step(SMALL_X, SMALL_Y)
+    with pytest.raises(ck.OptionError, match="forward comes first"):
+        net.backward(dlogits)
+    net.forward(SMALL_X)
+    with ck.use(conv2d_dgrad="reference"), pytest.raises(ck.OptionError, match="another `use`"):
+        net.backward(dlogits)
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        ([], "the last layer must make"),
+        ([layers.Conv("c", 4, 3, layers.Constant(0), layers.Constant(0))], "the last layer must make"),
+        (
+            [layers.Flatten("f"), layers.Linear("l", 7, layers.Constant(0), layers.Constant(0))],
+            r"not \('N', 7\)",
+        ),
+        ([layers.Relu("r"), layers.Relu("r")], "a name of its own; more than once: r"),
+    ],
+)
+def test_a_network_that_cannot_be(stack, message):
+    with pytest.raises(ck.ConvkitError, match=message):
+        ck.Network(stack, (3, 12, 12), 10)
+
+
+# ---------------------------------------------------------------------------------------------------
 # Bad input
 # ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
@@ -306,6 +405,7 @@ def test_sixteen_bit_storage_stays_close(dtype, batch2):
         (lambda n, x, y: ck.AlexNet("papre"), "did you mean 'paper'"),
         (lambda n, x, y: ck.AlexNet(dtype="int8"), "unknown dtype"),
         (lambda n, x, y: ck.AlexNet(math="fp8"), "unknown math"),
+        (lambda n, x, y: ck.AlexNet(seed=2**64), "seed must be below"),
         (lambda n, x, y: ck.AlexNet(num_classes=0), "num_classes must be at least 1"),
         (lambda n, x, y: ck.AlexNet().backward(np.zeros((1, 1000), "f")), "forward comes first"),
     ],

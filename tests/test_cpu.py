@@ -193,6 +193,62 @@ def test_a_forked_child_computes(eager):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_bits_and_blas_do_not_depend_on_the_calling_thread():
+    """threadpoolctl heeds one thread at a time: the first one here must not be that one for good."""
+    import threadpoolctl
+
+    def blas_threads():
+        return [m["num_threads"] for m in threadpoolctl.threadpool_info() if m["user_api"] == "blas"]
+
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 64, 20, 20), np.float32), rng.standard_normal((96, 64, 3, 3), np.float32)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        expected = ck.conv2d_fprop(x, w, impl="im2col_gemm").tobytes()
+        results, stop = [], threading.Event()
+
+        def other():
+            while not stop.is_set():
+                results.append(ck.conv2d_fprop(x, w, impl="im2col_gemm").tobytes())
+
+        threads = [threading.Thread(target=other) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        results += [ck.conv2d_fprop(x, w, impl="im2col_gemm").tobytes() for _ in range(20)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert set(results) == {expected}
+        assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer")
+def test_ctrl_c_at_any_moment_leaves_the_pool_whole():
+    """In a child, which is ended if it hangs: some hundred interrupts at random moments."""
+    code = """if True:
+        import random, signal, sys, time
+        import numpy as np, convkit as ck
+        x = np.ones((8, 16, 40, 40), np.float32)
+        expected = ck.lrn_fprop(x).tobytes()
+        def interrupt(*_): raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        random.seed(1)
+        end, interrupts = time.time() + 6, 0
+        while time.time() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 4e-3))
+                while True:
+                    ck.lrn_fprop(x)
+            except KeyboardInterrupt:
+                interrupts += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert ck.lrn_fprop(x).tobytes() == expected
+        print(interrupts)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and int(done.stdout) > 50, done.stderr
+
+
 def test_blas_keeps_to_the_threads_it_is_given():
     """Products have the same bits whatever BLAS's own setting is, and the setting comes back."""
     import threadpoolctl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import need
 
 import convkit as ck
 from convkit import arrays, check, devices, layers
+from convkit.cli import main
 from convkit.executors import Argument
 from convkit.geometry import Pointwise
 from convkit.kernel import builtin_files, read
@@ -75,6 +77,19 @@ extern "C" __global__ void relu_fprop_wild(GEOMETRY(Pointwise), const float* x, 
     y[i + (1 << 26)] = x[i];
 }
 """
+
+
+def test_counters_by_line(compiler, tmp_path, capsys):
+    path = tmp_path / "relu_fprop_strided.cu"
+    text = WILD.replace("relu_fprop_wild", "relu_fprop_strided")
+    # Neighbouring threads read every second float: two sectors for each that would do.
+    text = text.replace("y[i + (1 << 26)] = x[i];", "if (2 * i < g.size) y[2 * i] = x[2 * i];")
+    path.write_text(text)
+    assert main(["check", str(path), "--counters"]) == 0
+    out = capsys.readouterr().out
+    found = re.findall(r"relu_fprop_strided\.cu:10 +(global \w+) +\d+ +\d+ +\d+ +([\d.]+)", out)
+    assert {kind for kind, _ in found} == {"global load", "global store"}
+    assert all(1.9 < float(ratio) <= 2.0 for _, ratio in found), out
 
 
 @pytest.fixture(autouse=True)

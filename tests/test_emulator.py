@@ -612,7 +612,7 @@ def worker(folder):
 
 
 def test_two_processes_at_once_and_a_truncated_library(tmp_path):
-    _, runtime = emulator._runtime(kernels_dir() / "emulator", emulator._compiler(os.environ.get("CXX")))
+    _, runtime = emulator._runtime(kernels_dir() / "emulator", emulator.find_compiler(os.environ.get("CXX")))
     shutil.copy(runtime, tmp_path)  # building that takes longest, and tells no more
     assert [process.wait(120) for process in (worker(tmp_path), worker(tmp_path))] == [0, 0]
     for path in tmp_path.glob("f-*.so"):
@@ -635,7 +635,7 @@ def test_two_processes_build_the_runtime_at_once(tmp_path):
 @pytest.mark.slow
 def test_the_portable_switch_gives_the_same_bits(monkeypatch):
     expected = [run(build(name))[0] for name, run in CORRECT.items()]
-    monkeypatch.setattr(emulator, "_RUNTIME", (*emulator._RUNTIME, "-DCONVKIT_UCONTEXT"))
+    monkeypatch.setattr(emulator, "RUNTIME_FLAGS", (*emulator.RUNTIME_FLAGS, "-DCONVKIT_UCONTEXT"))
     emulator._runtime.cache_clear()
     for (name, run), bits in zip(CORRECT.items(), expected):
         assert run(build(name), seed=3)[0].tobytes() == bits.tobytes()

@@ -171,6 +171,8 @@ def test_a_broken_header(mine, change, words):
         (("y[i] = x", "y[i] = z"), r"relu_fprop_mine\.cu:12.*'?z'? was not declared|relu_fprop_mine\.cu:12"),
         (("THREADS = 64", "THREADS = 40"), r"whole warps[\s\S]*relu_fprop_mine\.cu:10"),
         (("void relu_fprop_mine(", "void another_name("), "relu_fprop_mine"),
+        (("float* y)", "float* y, int z)"), "the kernel takes 4 arguments, not 3: g, x, y"),
+        (("const float* x,", "double x,"), "x: the kernel's parameter is 8 bytes by value|does not compile"),
         (("ceil_div(size, THREADS)", "ceil_div(N, THREADS)"), "uses 'N'; it may use THREADS, size"),
         (("ceil_div(size, THREADS)", "size // (THREADS - 64)"), "divides by zero"),
     ],

@@ -896,3 +896,53 @@ def test_torch_pool_and_labels(torch):
     torch.testing.assert_close(
         ck.softmax_xent_dgrad(probs, labels).sum(), torch.tensor(0.0), atol=1e-6, rtol=0
     )
+
+
+# ---------------------------------------------------------------------------------------------------
+# What an adversary tried
+# ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: ck.relu_fprop(np.ma.masked_array([1.0, 2.0], [0, 1])), "masked array"),
+        (lambda: ck.lrn_fprop(X, size=10**30), "size must be at most"),
+        (lambda: ck.conv2d_fprop(X, W, stride=10**30), "stride must be at most"),
+        (lambda: ck.lrn_fprop(X, k=-1), "k must be positive, not -1"),
+        (lambda: ck.conv2d_dgrad(X, W, X), r"x must be a shape .* pass its \.shape"),
+        (lambda: ck.relu_fprop(X.astype(">f4")), "byte order of another machine"),
+        (lambda: ck.relu_fprop(X, impl=""), "unknown implementation"),
+        (
+            lambda: ck.relu_fprop(
+                X[:1, :1], out=np.lib.stride_tricks.as_strided(X.copy(), (1, 1, *X.shape[2:]), (0, 0, 0, 4))
+            ),
+            "overlaps itself",
+        ),
+    ],
+)
+def test_refusals(act, words):
+    with pytest.raises(ck.ConvkitError, match=words):
+        act()
+
+
+def test_torch_signs_and_devices(need):
+    torch = need("torch")
+    lazy = torch.tensor([1 + 2j, 3 - 4j]).conj().imag  # a negation that torch has put off
+    assert ck.relu_fprop(lazy).tolist() == [0.0, 4.0]
+    with pytest.raises(ck.DtypeError, match="cannot be read"):
+        ck.relu_fprop(torch.ones(3, device="meta"))
+
+
+def test_implementations_cannot_write_to_inputs(monkeypatch):
+    from convkit import registry
+
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+
+    @ck.implements("relu_fprop", name="greedy", rank=-1)
+    def relu(problem, x, y):
+        x[...] = 0
+
+    x = random(1, 3, 4).astype(F)
+    before = x.copy()
+    with pytest.raises(ValueError, match="read-only"):
+        ck.relu_fprop(x, impl="greedy")
+    assert np.array_equal(x, before)

@@ -197,6 +197,12 @@ def test_a_taken_name_is_refused(tmp_path):
         ("mine", "", r"a \.cu or a \.py file"),
         ("empty.py", "", "registers nothing"),
         ("broken.py", "def (", "SyntaxError"),
+        ("leaves.py", "raise SystemExit(0)", "SystemExit"),
+        (
+            "dtypes.py",
+            GOOD.format(name="m", value=0).replace("rank", "dtypes=('float8',), rank"),
+            "unknown dtype",
+        ),
         ("raises.py", GOOD.format(name="half", value=0) + "\n1 / 0\n", "ZeroDivisionError"),
         ("wrong.py", GOOD.format(name="m", value=0).replace("relu_fprop", "relu"), "unknown op 'relu'"),
         ("declares.py", GOOD.format(name="m", value=0).replace("rank", "speed"), "speed"),
@@ -228,3 +234,10 @@ def test_workspace_is_given_aligned():
 
     ck.relu_fprop(X)
     assert seen == [(np.uint8, 20, 0)]
+
+
+def test_unknown_devices_and_paths():
+    with pytest.raises(OptionError, match="unknown device 'tpu'"):
+        ck.implementations(device="tpu")
+    with pytest.raises(OptionError, match="a path is needed"):
+        ck.register(None)

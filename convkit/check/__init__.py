@@ -18,11 +18,11 @@ from typing import Any
 
 from ..devices import emulate, emulating, gpu_found
 from ..errors import OptionError, unknown
-from ..geometry import Problem
+from ..geometry import Problem, integer
 from ..registry import OPS, Implementation, implementations, register
 from .cases import Case, all_cases, cases, random_cases
 from .network import check_step
-from .verdicts import Question, Verdict, judge
+from .verdicts import FIRST, Question, Verdict, attempt, judge
 
 __all__ = ["Case", "Question", "Verdict", "cases", "check", "check_step", "judge", "random_cases", "summary"]
 
@@ -224,24 +224,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "implies --quick",
     )
     parser.add_argument("--quick", action="store_true", help="small cases only, some seconds")
+    parser.add_argument(
+        "--counters",
+        action="store_true",
+        help="do not judge, but count: shared-memory wavefronts and global sectors of each line, emulated",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and random geometries (default: 0)")
     parser.add_argument("--json", metavar="PATH", help="write every verdict to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run `convkit check`; returns 1 where something fails."""
-    emulated = args.emulate or args.sanitize
+    emulated = args.emulate or args.sanitize or args.counters
     chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
+    if args.counters:
+        return _count([i for i in chosen if i.device == "cuda"])
     # A plan first, so that the file cannot turn out to be unwritable after a minute's work.
-    target = Path(args.json) if args.json else None
+    integer("seed", args.seed, 0)
+    target = Path(args.json) if args.json and args.json != "-" else None
     if target is not None and not target.resolve().parent.is_dir():
         raise OptionError(f"--json: there is no folder {target.resolve().parent}")
     args.quick = args.quick or args.sanitize
     with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
         verdicts = check_these(chosen, quick=args.quick, seed=args.seed, progress=_bar())
-    if target is not None:
-        text = {"seed": args.seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
-        target.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    if args.json:
+        plain = {"seed": args.seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
+        text = json.dumps(plain, indent=1) + "\n"
+        if target is None:
+            print(text, end="")
+            return 0 if all(v.ok for v in verdicts) else 1
+        target.write_text(text, encoding="utf-8")
     print(summary(verdicts))
     failed = [v for v in verdicts if not v.ok]
     shown: dict[tuple[str, str], int] = {}
@@ -261,6 +273,33 @@ def main(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+#: Work that the counting emulator does in some seconds.
+_COUNTED_FLOPS = 3e7
+
+
+def _count(chosen: list[Implementation]) -> int:
+    """Print how each line of these kernels uses memory, in the largest case that is quick enough."""
+    from tabulate import tabulate
+
+    for i in chosen:
+        fitting = [c for c in cases(i.op) if not c.problem.empty and _fits(i, c)]
+        case = max(fitting, key=lambda c: c.problem.flops(i.op))
+        with emulate(counters=True) as emulator:
+            fault = attempt(i, Question.of(case, i.dtypes[0]), FIRST).fault
+        print(f"\n{i.op} {i.name}: {case}{': ' + fault if fault else ''}")
+        rows = [
+            (f"{Path(c.file).name}:{c.line}", c.kind, c.accesses, c.actual, c.ideal, f"{c.ratio:.2f}")
+            for c in emulator.counted
+        ]
+        print(tabulate(rows, ("line", "kind", "accesses", "actual", "ideal", "ratio"), disable_numparse=True))
+    return 0
+
+
+def _fits(implementation: Implementation, case: Case) -> bool:
+    flops = case.problem.flops(implementation.op)
+    return flops < _COUNTED_FLOPS and _takes(implementation, case, any_dtype=True)
+
+
 def _plain(verdict: Verdict) -> dict[str, Any]:
     """JSON has no NaN and no infinity."""
     return {
@@ -271,8 +310,12 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
 
 def _chosen(targets: list[str], device: str) -> list[Implementation]:
     """Implementations of these files, else all of the device; of these ops; of these names."""
-    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t]
-    pool = [i for path in files for i in register(path)] if files else implementations(device=device)
+    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
+    pool = (
+        [i for path in dict.fromkeys(files) for i in register(path)]
+        if files
+        else implementations(device=device)
+    )
     names = {i.name for i in pool}
     wanted = [t for t in targets if t not in files]
     for target in wanted:

@@ -11,11 +11,12 @@ Bound     BLAS's kernel on each core. Narrow blocks make BLAS pack the other ope
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import itertools
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import threadpoolctl
@@ -31,21 +32,47 @@ _RATE = 20.0
 
 _lock = threading.Lock()
 _users = 0
-_limit: Any = None
+_before: list[int] = []
+
+Library = tuple[Callable[[], int], Callable[[int], object]]
 
 
 @functools.lru_cache(maxsize=1)
-def _controller() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
+def _libraries() -> tuple[Library, ...]:
+    """(get, set) of the number of threads, for each BLAS that is loaded.
+
+    threadpoolctl finds them. For OpenBLAS its own functions are called: threadpoolctl lets one Python
+    thread at a time change the number, and passes over the calls of any other.
+    """
+    found: list[Library] = []
+    for library in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
+        names = (
+            itertools.product(("", "scipy_"), ("", "64_", "_64"))
+            if library.internal_api == "openblas"
+            else ()
+        )
+        handle = ctypes.CDLL(library.filepath)
+        for prefix, suffix in names:
+            get = getattr(handle, f"{prefix}openblas_get_num_threads{suffix}", None)
+            put = getattr(handle, f"{prefix}openblas_set_num_threads{suffix}", None)
+            if get and put:
+                get.restype, put.argtypes, put.restype = ctypes.c_int, [ctypes.c_int], None
+                found.append((get, put))
+                break
+        else:
+            found.append((library.get_num_threads, library.set_num_threads))
+    return tuple(found)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Hold BLAS to one thread. The limit is the process's: the first user sets it, the last one lifts it."""
-    global _users, _limit
+    global _users, _before
     with _lock:
         if _users == 0:
-            _limit = _controller().limit(limits=1, user_api="blas")
+            _before = [get() for get, _ in _libraries()]
+            for _, put in _libraries():
+                put(1)
         _users += 1
     try:
         yield
@@ -53,7 +80,8 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                _limit.restore_original_limits()
+                for (_, put), count in zip(_libraries(), _before):
+                    put(count)
 
 
 def _forget() -> None:

@@ -2,9 +2,10 @@
 
 Idea      Numba's own parallel layers do not serve a library: its OpenMP dies in a forked child, its workqueue
           breaks under several Python threads. So kernels are compiled without the GIL (`jit.kernel`), take a
-          range (start, stop) of units, and a ThreadPoolExecutor hands out ranges. The caller works too, and
-          a range belongs to whoever asks next, so that a core which is busy with something else does not hold
-          up the rest.
+          range (start, stop) of units, and threads of our own take ranges. The caller works too, and a range
+          belongs to whoever asks next, so that a core which is busy with something else does not hold up the
+          rest. Threads meet in SimpleQueues alone, which are C and survive a Ctrl-C at any moment; a
+          ThreadPoolExecutor's locks, which are Python, can be left locked by one.
 Bits      A unit (a row, a plane, a block of pixels) is computed whole by one thread and its extent never
           depends on the number of threads: the result has the same bits for any number of them.
 Fork      A forked child has none of its parent's threads: the pool is forgotten there and made anew.
@@ -20,7 +21,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -33,7 +34,8 @@ WORTH_WAKING = 50_000
 RANGES = 4
 
 _lock = threading.Lock()
-_pool: tuple[int, ThreadPoolExecutor] | None = None
+_workers = 0
+_tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
 
 def count() -> int:
@@ -65,48 +67,53 @@ def split(run: Callable[[int, int], object], units: int, cost: float) -> None:
         return
     ranges = min(units, RANGES * threads)
     turn = itertools.count()  # next() is one step under the GIL: every range is taken once
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work() -> None:
         with np.errstate(all="ignore"):  # each thread has its own state; dispatch has set the caller's
             while (i := next(turn)) < ranges:
-                run(i * units // ranges, (i + 1) * units // ranges)
+                try:
+                    run(i * units // ranges, (i + 1) * units // ranges)
+                except BaseException as error:
+                    done.put(error)
+                else:
+                    done.put(None)
 
-    helpers = _start(work, threads - 1)
-    error: BaseException | None = None
+    _wake(work, threads - 1)
     try:
         work()
-    finally:
-        for helper in helpers:
-            # One that has not begun has nothing left to do. Not waiting for it also means that calls from
-            # inside the pool, or from many Python threads at once, cannot wait for each other.
-            if not helper.cancel():
-                error = helper.exception() or error
-    if error is not None:
-        raise error
+        # Every range is taken by now, and whoever took one is at work on it: nobody waits for a thread that
+        # has not begun, so that calls from inside the pool, or from many Python threads, cannot lock up.
+        errors = [error for error in (done.get() for _ in range(ranges)) if error is not None]
+    except KeyboardInterrupt:
+        turn = itertools.count(ranges)  # leave the rest undone
+        raise
+    if errors:
+        raise errors[0]
 
 
-def _start(work: Callable[[], None], helpers: int) -> list[Future[None]]:
-    """Have `helpers` threads of the pool do `work` too; fewer where no more can be had."""
-    global _pool
-    started: list[Future[None]] = []
-    size = max(helpers, count() - 1)
-    try:
-        with _lock:
-            if _pool is None or _pool[0] != size:
-                if _pool is not None:
-                    _pool[1].shutdown(wait=False)
-                _pool = size, ThreadPoolExecutor(size, thread_name_prefix="convkit")
-            pool = _pool[1]
-        while len(started) < helpers:
-            started.append(pool.submit(work))
-    except RuntimeError:
-        pass  # no more to be had: the system's limit, the interpreter's end, another size asked for meanwhile
-    return started
+def _wake(work: Callable[[], None], helpers: int) -> None:
+    """Have `helpers` threads of the pool do `work` too, when they get to it."""
+    global _workers
+    with _lock:
+        while _workers < helpers:
+            try:
+                threading.Thread(target=_serve, args=(_tasks,), name="convkit", daemon=True).start()
+            except RuntimeError:
+                break  # the system's limit: there will be fewer
+            _workers += 1
+    for _ in range(helpers):
+        _tasks.put(work)
+
+
+def _serve(tasks: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        tasks.get()()
 
 
 def _forget() -> None:
-    global _lock, _pool
-    _lock, _pool = threading.Lock(), None
+    global _lock, _workers, _tasks
+    _lock, _workers, _tasks = threading.Lock(), 0, SimpleQueue()
 
 
 if hasattr(os, "register_at_fork"):

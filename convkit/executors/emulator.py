@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -26,36 +25,20 @@ import numpy as np
 from ..cache import Cache, key_of
 from ..paths import kernels_dir
 from . import Argument, KernelError
+from .host import (
+    CHECK_FLAGS,
+    FAST_FLAGS,
+    RUNTIME_FLAGS,
+    CompilerFailed,
+    available,
+    compile_error,
+    find_compiler,
+    included,
+    processor,
+    run,
+)
 
 __all__ = ["Argument", "Counter", "Function", "KernelError", "available", "compile"]
-
-_COMMON = (
-    "-std=c++17",
-    "-fPIC",
-    "-pthread",
-    "-fvisibility=hidden",
-    "-U_FORTIFY_SOURCE",
-    "-fno-strict-aliasing",
-)
-_RUNTIME = (*_COMMON, "-O2", "-DCONVKIT_EMULATOR_RUNTIME")
-_KERNEL = (
-    *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-fno-gnu-unique"),
-    # The machine that compiles is the one that runs. CUDA, too, fuses a*b+c unless told otherwise.
-    *("-march=native", "-ffp-contract=fast"),
-    # The page below a thread's stack cannot be jumped over.
-    "-fstack-clash-protection",
-    # Version 4, since some versions of addr2line are off by one file in version 5.
-    *("-gdwarf-4", "-g1"),
-)
-_FAST: tuple[str, ...] = (*_KERNEL, "-O3")
-if platform.machine() in ("x86_64", "AMD64"):
-    _FAST += ("-mprefer-vector-width=128",)  # a thread's work comes in fours (float4)
-# The instrumentation calls our runtime (hooks.cpp), not the sanitizers' own. GCC would otherwise take float4
-# apart, and a kernel's 128-bit accesses would not be seen as such.
-_CHECK: tuple[str, ...] = (
-    *(*_KERNEL, "-O1", "-fno-tree-sra"),
-    "-fsanitize=thread,alignment,bounds,signed-integer-overflow",
-)
 
 _HINTS = {
     "out of bounds": "guard the index against the array's extent, also in the last tile of each axis",
@@ -147,77 +130,10 @@ class _Row(ctypes.Structure):
 
 
 # ---------------------------------------------------------------------------------------------------
-# The compiler
+# Building
 # ---------------------------------------------------------------------------------------------------
-@functools.lru_cache(maxsize=8)
-def _compiler(wanted: str | None) -> tuple[str, str]:
-    """Path and version of the C++ compiler."""
-    for name in [wanted] if wanted else ["g++", "c++", "clang++"]:
-        path = shutil.which(name)
-        if path:
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-            return path, shown.partition("\n")[0]
-    raise KernelError(
-        "the emulator needs a C++ compiler, and none was found (looked for "
-        f"{wanted or 'g++, c++, clang++'}); install g++, or set CXX to its path",
-        kind="no compiler",
-    )
-
-
-def available() -> bool:
-    """Whether there is a C++ compiler, which is all that the emulator needs."""
-    try:
-        _compiler(os.environ.get("CXX"))
-    except KernelError:
-        return False
-    return True
-
-
-@functools.lru_cache(maxsize=1)
-def _processor() -> str:
-    """What -march=native stands for: a cache may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return "\n".join(
-        sorted({line for line in lines if re.match(r"flags|Features|model name|CPU part", line)})
-    )
-
-
 def _folder() -> Path:
     return kernels_dir() / "emulator"
-
-
-def _run(command: Sequence[str | Path], cwd: Path) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=cwd)
-    if done.returncode:
-        raise _CompilerFailed(done.stderr)
-
-
-class _CompilerFailed(Exception):
-    pass
-
-
-_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
-
-
-def _included(text: str, folders: Sequence[Path]) -> dict[Path, bytes]:
-    """Every file that the text includes, directly or not, as far as it lies in these folders."""
-    found: dict[Path, bytes] = {}
-    waiting = [(text, list(folders))]
-    while waiting:
-        text, around = waiting.pop()
-        for name in _INCLUDE.findall(text):
-            for folder in around:
-                path = Path(os.path.normpath(folder / name))
-                if path in found:
-                    break
-                if path.is_file():
-                    found[path] = path.read_bytes()
-                    waiting.append((found[path].decode("utf-8", "replace"), [path.parent, *folders]))
-                    break
-    return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -228,15 +144,15 @@ def _runtime(folder: Path, compiler: tuple[str, str]) -> tuple[ctypes.CDLL, Path
         folder / name
         for name in ("api.hpp", "types.hpp", "fiber.hpp", "runtime.hpp", "memory.hpp", "check.hpp")
     ]
-    key = key_of([*compiler, *_RUNTIME, _processor(), *(p.read_bytes() for p in (*sources, *headers))])
+    key = key_of([*compiler, *RUNTIME_FLAGS, processor(), *(p.read_bytes() for p in (*sources, *headers))])
 
     def build(path: Path) -> None:
         soname = f"-Wl,-soname,libconvkit-emulator-{key}.so"
-        _run([compiler[0], *_RUNTIME, "-shared", soname, *sources, "-o", path, "-ldl"], path.parent)
+        run([compiler[0], *RUNTIME_FLAGS, "-shared", soname, *sources, "-o", path, "-ldl"], path.parent)
 
     try:
         path = Cache().get(f"emulator-{key}", build)
-    except _CompilerFailed as error:
+    except CompilerFailed as error:
         raise KernelError(
             f"the emulator's runtime does not compile:\n{error}", kind="compile error"
         ) from None
@@ -272,18 +188,18 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
     KernelError
         The source does not compile (with the first error and its place), or there is no compiler.
     """
-    compiler = _compiler(os.environ.get("CXX"))
+    compiler = find_compiler(os.environ.get("CXX"))
     folder = _folder()
     runtime, runtime_file = _runtime(folder, compiler)
     folders = [*(Path(p) for p in include), kernels_dir()]
     # The entry is declared where it stands; a name that is not there fails in this line, not in the user's.
     unit = f'{source}\n#line 1 "convkit_entry"\nCONVKIT_ENTRY({entry})\n'
-    flags = _CHECK if check else _FAST
+    flags = CHECK_FLAGS if check else FAST_FLAGS
     if "clang" in compiler[1]:
         flags = tuple(f for f in flags if f not in ("-fno-gnu-unique", "-fno-tree-sra"))
-    files = _included(f'#include "cuda.hpp"\n{source}', [folder, folder / "shim", *folders])
+    files = included(f'#include "cuda.hpp"\n{source}', [folder, folder / "shim", *folders])
     key = key_of(
-        [*compiler, *flags, _processor(), runtime_file.name, unit]
+        [*compiler, *flags, processor(), runtime_file.name, unit]
         + [part for path in sorted(files) for part in (str(path.name), files[path])]
     )
 
@@ -293,7 +209,7 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
         search = [f"-I{p.resolve()}" for p in (folder / "shim", *folders)]
         # Paths in debug information are those of #line, not of the folder where this happens to be built.
         here = f"-fdebug-prefix-map={path.parent}=."
-        _run(
+        run(
             [
                 compiler[0],
                 *flags,
@@ -308,43 +224,13 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
             ],
             path.parent,
         )
-        _run([compiler[0], "-shared", object_file, runtime_file, "-o", path, "-lm"], path.parent)
+        run([compiler[0], "-shared", object_file, runtime_file, "-o", path, "-lm"], path.parent)
 
     try:
         path = Cache().get(f"{re.sub('[^A-Za-z0-9_]', '_', entry)[:64]}-{key}", build)
-    except _CompilerFailed as error:
-        raise _compile_error(str(error), entry, folder) from None
+    except CompilerFailed as error:
+        raise compile_error(str(error), entry, folder) from None
     return Function(entry, path, runtime, compiler[0], folder, check)
-
-
-def _compile_error(log: str, entry: str, folder: Path) -> KernelError:
-    """The first error at a line of the user's own; errors inside our headers are named by who called them."""
-    own = str(folder)
-    found = re.findall(r"^(\S[^:\n]*):(\d+):\d+: (?:fatal )?error: (.*)$", log, re.MULTILINE)
-    called = re.findall(
-        r"^(\S[^:\n]*):(\d+):\d+: +(?:required from here|note: in expansion of macro)", log, re.M
-    )
-    users = [f for f in found if own not in f[0] and f[0] not in ("convkit_entry",)]
-    callers = [c for c in called if own not in c[0]]
-    file, line, message = (
-        users[0] if users else found[0] if found else ("", "0", log.strip().partition("\n")[0])
-    )
-    if not users and callers:
-        file, line = callers[0]
-    if file == "convkit_entry":
-        file, line = "", "0"
-        message = f'{message} (is there an extern "C" __global__ function {entry}?)'
-    start = log.find(message.partition(" (is there")[0])
-    excerpt = "\n".join(log[max(start, 0) :].split("\n")[1:4]) if start >= 0 else ""
-    where = f"\n  at {file}:{line}" if file else ""
-    return KernelError(
-        f"{entry} does not compile: {message}{where}\n{excerpt}".rstrip(),
-        kernel=entry,
-        kind="compile error",
-        file=file,
-        line=int(line),
-        log=log,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------
