@@ -11,6 +11,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import need
 
 import convkit as ck
 from convkit import arrays, registry
@@ -18,7 +19,7 @@ from convkit.cpu import blas, conv2d_im2col_gemm, jit, philox, storage, threads
 from convkit.errors import NoImplementation, OptionError
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 
-pytest.importorskip("numba")
+need("numba")
 
 CONV = Conv2d.of((3, 8, 30, 29), (12, 4, 3, 3), stride=(1, 2), padding=1, groups=2)
 NORM = LRN.of((3, 16, 30, 40), k=2.0)
