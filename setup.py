@@ -11,6 +11,7 @@ sets it) a failed build fails the install.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import sys
@@ -30,13 +31,37 @@ COMPILE += ["-ffp-contract=fast"]
 COMPILE += ["-Wno-psabi"]
 
 
+#: Instruction sets that the kernels are compiled for, each into a module of its own: `convkit/native.py` loads
+#: the widest that the machine has. x86-64-v2: SSE4; v3: AVX2 and FMA; v4: AVX-512.
+ISAS = {
+    "x86_64": {
+        "v2": ["-march=x86-64-v2"],
+        "v3": ["-march=x86-64-v3"],
+        "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    },
+    "aarch64": {"neon": []},
+}
+# Each module is whole in itself: no symbol of one may stand in for that of another, which a CPU may not run.
+# sqrt need not set errno, so that it is an instruction.
+KERNELS = ["-fno-gnu-unique", "-fno-math-errno", "-fno-trapping-math"]
+
+
+def _machine() -> str:
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
 def extensions() -> list[Extension]:
-    """Every extension module: its name, and the folder whose *.cpp files make it.
+    """Every extension module: its name, the folder whose *.cpp files make it, and its own flags.
 
     A new .cpp file needs no entry here, only a new module does. Nothing is built with -march=native: a wheel
     must run on any machine of its architecture, so wider instruction sets are chosen at run time.
     """
-    folders = {"convkit._native": "convkit/cpu/native"}
+    modules = {"convkit._native": ("convkit/cpu/native", [])}
+    for isa, flags in ISAS.get(_machine(), {"generic": []}).items():
+        name = f"convkit._cpu_{isa}"
+        define = f"-DCK_MODULE={name.rpartition('.')[2]}"
+        modules[name] = ("convkit/cpu/native/kernels", [*KERNELS, *flags, define])
     return [
         Extension(
             name,
@@ -44,10 +69,10 @@ def extensions() -> list[Extension]:
             depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("*.hpp")),
             include_dirs=[folder],
             language="c++",
-            extra_compile_args=COMPILE,
+            extra_compile_args=[*COMPILE, *flags],
             extra_link_args=["-pthread"],
         )
-        for name, folder in folders.items()
+        for name, (folder, flags) in modules.items()
     ]
 
 

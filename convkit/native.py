@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +50,49 @@ def _why_not_built() -> str:
             return f"{_NAME} is not built: {reason}; {first}run `pip install -e .` again"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return f"{_NAME} is not built for this Python ({version}): run `pip install -e .` with {sys.executable}"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Kernels, one module for each instruction set
+# ---------------------------------------------------------------------------------------------------
+VARIABLE = "CONVKIT_ISA"
+#: Widest first.
+ISAS = ("v4", "v3", "v2", "neon", "generic")
+
+_kernels: ModuleType | None = None
+_chosen = False
+
+
+@functools.lru_cache(maxsize=1)
+def isas() -> tuple[str, ...]:
+    """The instruction sets whose kernels are installed and that this machine can run, widest first."""
+    package = Path(__file__).resolve().parent
+    supported = set(load().cpu_isas()) if load() is not None else set()
+    return tuple(isa for isa in ISAS if isa in supported and any(package.glob(f"_cpu_{isa}.*")))
+
+
+def kernels() -> ModuleType | None:
+    """The CPU kernels for the widest instruction set here (or CONVKIT_ISA), or None where there are none."""
+    global _kernels, _chosen
+    if not _chosen:
+        asked = os.environ.get(VARIABLE, "").strip()
+        found = isas()
+        _kernels = _module(asked or found[0]) if found else None
+        _chosen = True
+    return _kernels
+
+
+def _module(isa: str) -> ModuleType:
+    return importlib.import_module(f"convkit._cpu_{isa}")
+
+
+@contextlib.contextmanager
+def using(isa: str) -> Iterator[ModuleType]:
+    """Run the kernels of another instruction set in a `with` block; for tests and benchmarks."""
+    global _kernels, _chosen
+    before = _kernels, _chosen
+    _kernels, _chosen = _module(isa), True
+    try:
+        yield _kernels
+    finally:
+        _kernels, _chosen = before

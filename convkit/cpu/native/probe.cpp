@@ -147,6 +147,27 @@ const Fma& fma() {
 
 const char* isa() { return fma().isa; }
 
+std::vector<std::string> cpu_isas() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  std::vector<std::string> found;
+#define CK_HAS(feature) (__builtin_cpu_supports(feature) != 0)
+  const bool v2 = CK_HAS("sse4.2") && CK_HAS("popcnt");
+  const bool v3 = v2 && CK_HAS("avx2") && CK_HAS("fma") && CK_HAS("bmi") && CK_HAS("bmi2");
+  const bool v4 = v3 && CK_HAS("avx512f") && CK_HAS("avx512bw") && CK_HAS("avx512cd") && CK_HAS("avx512dq") &&
+                  CK_HAS("avx512vl");
+#undef CK_HAS
+  if (v4) found.push_back("v4");
+  if (v3) found.push_back("v3");
+  if (v2) found.push_back("v2");
+  return found;
+#elif defined(__aarch64__)
+  return {"neon"};
+#else
+  return {"generic"};
+#endif
+}
+
 double fma_gflops(int threads, double seconds) {
   const Fma& best = fma();
   threads = std::max(threads, 1);

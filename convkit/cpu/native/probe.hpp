@@ -1,10 +1,16 @@
 // What this machine can do: the ceilings that benchmarks are judged by.
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace convkit {
 
 // The widest instruction set that the probes use on this CPU: "avx512", "avx2", "sse2", "neon" or "generic".
 const char* isa();
+
+// Which of the kernel modules (setup.py: ISAS) this CPU and its operating system can run.
+std::vector<std::string> cpu_isas();
 
 // Single-precision multiply-adds, as GFLOP/s of all threads together (one multiply-add = 2 FLOP).
 double fma_gflops(int threads, double seconds);
