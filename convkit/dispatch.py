@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import arrays, devices
+from . import arrays, devices, layouts
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
-from .geometry import Problem
+from .geometry import Pointwise, Problem
+from .layouts import Blocked
 from .registry import OPS, Implementation, Op, select
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -117,7 +118,11 @@ class Arguments:
         self.op = OPS[op]
         self.given = given
         self.views: dict[str, np.ndarray | None] = {}
-        kinds = {name: arrays.kind_of(name, value) for name, value in given.items() if value is not None}
+        kinds = {
+            name: arrays.NUMPY if isinstance(value, Blocked) else arrays.kind_of(name, value)
+            for name, value in given.items()
+            if value is not None
+        }
         self.kind = next(iter(kinds.values()), arrays.NUMPY)
         self.device = "cuda" if devices.emulating() else self.kind.device
         if len({kind.device for kind in kinds.values()}) > 1:
@@ -132,7 +137,7 @@ class Arguments:
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
-            array = arrays.view(name, value)
+            array = value if isinstance(value, Blocked) else arrays.view(name, value)
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
@@ -165,13 +170,22 @@ class Arguments:
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
-        implementation = select(self.op.name, problem, device=self.device, impl=impl, math=math)
+        layout = self._layout(problem, out)
+        implementation = select(
+            self.op.name, problem, device=self.device, impl=impl, math=math, layout=layout
+        )
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
         outputs = tuple(
             array
             if array is not None and self._direct(array, inputs)
-            else arrays.empty(problem.shape(name), problem.dtype_of(name), self.kind.device)
+            else arrays.empty(
+                layouts.physical(problem.shape(name))
+                if layouts.of(layout, name) == layouts.BLOCKED
+                else problem.shape(name),
+                problem.dtype_of(name),
+                self.kind.device,
+            )
             for name, array in zip(self.op.outputs, given, strict=True)
         )
         call = Call(self.op, implementation, problem, inputs, outputs, options)
@@ -183,16 +197,32 @@ class Arguments:
         else:
             call.run()
         results = []
-        for array, filled, wanted in zip(given, outputs, self._out_objects(out), strict=True):
+        for name, array, filled, wanted in zip(
+            self.op.outputs, given, outputs, self._out_objects(out), strict=True
+        ):
             if array is not None and array is not filled:
                 array[...] = filled
-            results.append(self.kind.wrap(filled) if wanted is None else wanted)
+            if wanted is not None:
+                results.append(wanted)
+            elif layouts.of(layout, name) == layouts.BLOCKED:
+                results.append(Blocked(filled, problem.shape(name)[1]))
+            else:
+                results.append(self.kind.wrap(filled))
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _layout(self, problem: Problem, out: Any) -> str:
+        """The layout that the tensors have; outputs that are not given follow the inputs."""
+        if isinstance(problem, Pointwise):
+            return layouts.NCHW  # any order of the elements will do
+        given = {**self.given, **dict(zip(self.op.outputs, self._out_objects(out), strict=True))}
+        return layouts.named({name: isinstance(a, Blocked) for name, a in given.items() if a is not None})
 
     def _input(self, problem: Problem, name: str) -> np.ndarray | None:
         array = self.views[name]
         if array is None:
             return None
+        if isinstance(array, Blocked):
+            array = array.data
         try:
             ready = arrays.contiguous(array, problem.dtype_of(name))
         except MemoryError as error:
@@ -221,13 +251,15 @@ class Arguments:
                 found.append(None)
                 continue
             label = f"out ({name})"
-            if (device := arrays.kind_of(label, value).device) != self.kind.device:
+            kind = arrays.NUMPY if isinstance(value, Blocked) else arrays.kind_of(label, value)
+            if (device := kind.device) != self.kind.device:
                 raise DtypeError(
                     f"{label} must live on {self.kind.device}, as the inputs do, not on {device}"
                 )
-            array = arrays.view(label, value, write=True)
+            array = value if isinstance(value, Blocked) else arrays.view(label, value, write=True)
             if array.shape != problem.shape(name):
                 raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
+            array = array.data if isinstance(array, Blocked) else array
             if array.dtype != arrays.np_dtype(problem.dtype_of(name)):
                 raise DtypeError(f"{label} must have dtype {problem.dtype_of(name)}, not {array.dtype}")
             low, high = arrays.bounds(array)

@@ -10,7 +10,7 @@ Letters are the field's: N images, C input channels, H x W input, K filters, R x
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -524,6 +524,47 @@ class LRN(Problem):
 
     def reduction(self, op: str) -> int:
         return self.taps
+
+
+@dataclass(frozen=True)
+class LrnMaxPool2d(Problem):
+    """LRN across channels, and max pooling of its output, as one op: what lies between is not stored."""
+
+    lrn: LRN
+    pool: Pool2d
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        # One dtype, whichever way the problem was made.
+        for name in ("lrn", "pool"):
+            object.__setattr__(self, name, replace(getattr(self, name), dtype=self.dtype))
+        if self.lrn.shape("x") != self.pool.shape("x"):
+            raise ShapeError(f"LRN of {self.lrn.shape('x')} cannot feed a pool of {self.pool.shape('x')}")
+        super().__post_init__()
+
+    @property
+    def N(self) -> int:
+        return self.lrn.N
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        return self.pool.shapes
+
+    def dtype_of(self, tensor: str) -> str:
+        return self.pool.dtype_of(tensor)
+
+    def scalars(self) -> dict[str, int | float]:
+        return {**self.pool.scalars(), **self.lrn.scalars()}
+
+    def flops(self, op: str) -> int:
+        way = op.rpartition("_")[2]
+        return self.lrn.flops(f"lrn_{way}") + self.pool.flops(f"maxpool2d_{way}")
+
+    def reduction(self, op: str) -> int:
+        return self.lrn.reduction("") * self.pool.reduction("maxpool2d_dgrad")
+
+    def __str__(self) -> str:
+        return f"LRN size {self.lrn.size} groups {self.lrn.groups}, then {self.pool}"
 
 
 def finite(name: str, value: Any, least: float | None = None) -> float:

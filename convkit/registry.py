@@ -19,12 +19,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from . import layouts
 from .errors import NoImplementation, OptionError, unknown
 from .geometry import (
     LRN,
     ChannelSum,
     Conv2d,
     Linear,
+    LrnMaxPool2d,
     Pointwise,
     Pool2d,
     Problem,
@@ -56,6 +58,8 @@ OPS: dict[str, Op] = {
     for op in (
         Op("conv2d_fprop", Conv2d, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
         Op("conv2d_dgrad", Conv2d, ("dy", "w"), ("dx",)),
+        # dx of a convolution whose input is a ReLU's output, x: zero where x is.
+        Op("conv2d_dgrad_relu", Conv2d, ("dy", "w", "x"), ("dx",)),
         Op("conv2d_wgrad", Conv2d, ("x", "dy"), ("dw",)),
         Op("conv2d_bgrad", ChannelSum, ("dy",), ("db",)),
         Op("relu_fprop", Pointwise, ("x",), ("y",), inplace=True),
@@ -64,6 +68,9 @@ OPS: dict[str, Op] = {
         Op("lrn_dgrad", LRN, ("dy", "x"), ("dx",)),
         Op("maxpool2d_fprop", Pool2d, ("x",), ("y", "argmax")),
         Op("maxpool2d_dgrad", Pool2d, ("dy", "argmax"), ("dx",)),
+        # With relu, dx is zero where x is not positive: x is then a ReLU's output.
+        Op("lrn_maxpool2d_fprop", LrnMaxPool2d, ("x",), ("y", "argmax")),
+        Op("lrn_maxpool2d_dgrad", LrnMaxPool2d, ("dy", "argmax", "x"), ("dx",), options=("relu",)),
         Op("linear_fprop", Linear, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
         Op("linear_dgrad", Linear, ("dy", "w"), ("dx",)),
         Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
@@ -105,14 +112,15 @@ class Implementation:
     Attributes
     ----------
     op, name, device : str
-        Together the key. The name says the idea ("implicit_gemm"), never a number.
+        With the layout, the key. The name says the idea ("implicit_gemm"), never a number.
     run : callable
         `run(problem, *inputs, *outputs, **options)` fills the outputs, which hold anything at first.
         Inputs and outputs are contiguous arrays; an optional input may be None.
     dtypes : tuple of str
         Storage dtypes that it accepts.
     layout : str
-        Layout that it reads and writes.
+        Layout that it reads and writes: "NCHW", "nChw16c", or of its input's and its output's side,
+        "NCHW>nChw16c". Part of the key: a name may stand for an idea in several layouts.
     rank : int
         The highest rank that accepts a problem is chosen.
     error : float
@@ -145,6 +153,11 @@ class Implementation:
     workspace: Callable[[Any], int] | None = None
     source: str = field(default="", compare=False)
 
+    @property
+    def label(self) -> str:
+        """The name, and the layout where it is not the users' own."""
+        return self.name if self.layout == "NCHW" else f"{self.name} {self.layout}"
+
     def refusal(self, problem: Any, math: str | None = None, max_error: float = 1.0) -> str | None:
         """Why this implementation cannot be used for the problem, or None."""
         if self.missing and (lack := self.missing()):
@@ -158,7 +171,7 @@ class Implementation:
         return self.when(problem) if self.when else None
 
 
-_IMPLEMENTATIONS: dict[tuple[str, str, str], Implementation] = {}
+_IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
 _LOCK = threading.RLock()
 _loaded = False
 
@@ -173,7 +186,7 @@ def add(implementation: Implementation) -> Implementation:
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
-    key = (implementation.op, implementation.device, implementation.name)
+    key = (implementation.op, implementation.device, implementation.name, implementation.layout)
     with _LOCK:
         before = _IMPLEMENTATIONS.get(key)
         if before is not None and before.source != implementation.source:
@@ -292,7 +305,9 @@ def builtin() -> None:
             _loaded = True
 
 
-def implementations(op: str | None = None, *, device: str | None = None) -> list[Implementation]:
+def implementations(
+    op: str | None = None, *, device: str | None = None, layout: str | None = "NCHW"
+) -> list[Implementation]:
     """The registered implementations, in the order in which dispatch prefers them.
 
     Parameters
@@ -301,6 +316,8 @@ def implementations(op: str | None = None, *, device: str | None = None) -> list
         Only those of this op.
     device : {"cpu", "cuda"}, optional
         Only those for this device.
+    layout : str, optional
+        Only those that compute in this layout; by default the layout of users' arrays, None for all.
     """
     builtin()
     if op is not None and op not in OPS:
@@ -308,8 +325,14 @@ def implementations(op: str | None = None, *, device: str | None = None) -> list
     if device not in (None, *DEVICES):
         raise unknown("device", device, DEVICES)
     order = list(OPS)
-    found = [i for i in _IMPLEMENTATIONS.values() if op in (None, i.op) and device in (None, i.device)]
-    return sorted(found, key=lambda i: (order.index(i.op), i.device, -i.rank, i.name))
+    found = [
+        i
+        for i in _IMPLEMENTATIONS.values()
+        if op in (None, i.op)
+        and device in (None, i.device)
+        and (layout is None or layouts.same(layout, i.layout))
+    ]
+    return sorted(found, key=lambda i: (order.index(i.op), i.device, -i.rank, i.name, i.layout))
 
 
 @dataclass(frozen=True)
@@ -348,7 +371,7 @@ def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
     for op, name in names.items():
         if op not in OPS:
             raise unknown("op", op, OPS)
-        known = {i.name for i in implementations(op)}
+        known = {i.name for i in implementations(op, layout=None)}
         if name not in known:
             raise unknown(f"implementation of {op}", name, known)
     current = _choice.get()
@@ -361,7 +384,13 @@ def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
 
 
 def select(
-    op: str, problem: Problem, *, device: str = "cpu", impl: str | None = None, math: str | None = None
+    op: str,
+    problem: Problem,
+    *,
+    device: str = "cpu",
+    impl: str | None = None,
+    math: str | None = None,
+    layout: str = "NCHW",
 ) -> Implementation:
     """The implementation that runs a problem: the named one, else the highest rank that accepts it.
 
@@ -374,6 +403,8 @@ def select(
         Name; the default is what `use` has chosen, else none.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
         Coarsest arithmetic accepted for float32 data. None means "fp32".
+    layout : str
+        Of the tensors that are given; as `Implementation.layout`.
 
     Raises
     ------
@@ -386,11 +417,12 @@ def select(
         raise unknown("math", math, MATH)
     choice = _choice.get()
     name = impl if impl is not None else dict(choice.names).get(op)
-    candidates = implementations(op, device=device)
+    candidates = implementations(op, device=device, layout=layout)
     if name is not None:
         named = [i for i in candidates if i.name == name]
         if not named:
-            raise unknown(f"implementation of {op} for {device}", name, (i.name for i in candidates))
+            where = device if layout == "NCHW" else f"{device} in {layout}"
+            raise unknown(f"implementation of {op} for {where}", name, (i.name for i in candidates))
         # Naming an implementation accepts the error that it declares.
         candidates, max_error = named, 1.0
     else:

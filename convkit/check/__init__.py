@@ -73,7 +73,7 @@ def check(
     >>> [v for v in verdicts if not v.ok]
     []
     """
-    chosen = implementations(op, device=device)
+    chosen = implementations(op, device=device, layout=None)
     if impl is not None:
         known = {i.name for i in chosen}
         if impl not in known:
@@ -120,19 +120,19 @@ def check_these(
         progress(len(plan), len(plan), "")
     for group in by_op.values():
         for i in group:
-            mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.name, i.device)]
+            mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
             if all(v.declined for v in mine):
                 why = f": {mine[0].reason}" if mine else ""
                 lacks = i.missing is not None and bool(mine) and i.missing() is not None
                 verdicts.append(
                     Verdict(
-                        *(i.op, i.name, "all cases", i.dtypes[0], lacks),
+                        *(i.op, i.label, "all cases", i.dtypes[0], lacks),
                         f"not one case could be run, so nothing is known about it{why}",
                         declined=lacks,
                         device=i.device,
                     )
                 )
-    order = {(i.op, i.name): n for n, i in enumerate(i for group in by_op.values() for i in group)}
+    order = {(i.op, i.label): n for n, i in enumerate(i for group in by_op.values() for i in group)}
     return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
 
 
@@ -314,7 +314,7 @@ def _chosen(targets: list[str], device: str) -> list[Implementation]:
     pool = (
         [i for path in dict.fromkeys(files) for i in register(path)]
         if files
-        else implementations(device=device)
+        else implementations(device=device, layout=None)
     )
     names = {i.name for i in pool}
     wanted = [t for t in targets if t not in files]

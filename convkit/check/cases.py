@@ -18,6 +18,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LrnMaxPool2d,
     Pointwise,
     Pool2d,
     Problem,
@@ -170,6 +171,9 @@ def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
         yield "2012 norm2", LRN.of((1, 256, 27, 27), groups=2, **paper), True
         yield "caffe norm1", LRN.of((1, 96, 55, 55)), True
         yield "caffe norm1, within the map", LRN.of((1, 96, 55, 55), region="within_channel"), True
+    elif kind is LrnMaxPool2d:
+        for name, shape in (("norm1 and pool1", (1, 96, 55, 55)), ("norm2 and pool2", (1, 256, 27, 27))):
+            yield f"2012 {name}", _lrn_pool(shape, {"groups": 2, "k": 2.0}, {}), True
     elif kind is Pointwise:
         yield "conv1's output", Pointwise((1, 96, 55, 55)), True
     elif kind is SoftmaxXent:
@@ -253,6 +257,19 @@ LRN_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
     ("many channels, one pixel", (2, 131, 1, 1), {"alpha": 0.2}),
     ("empty batch", (0, 5, 3, 3), {}),
 )
+#: (name, x, options of LRN, options of the pool)
+LRN_POOL_EDGES: tuple[tuple[str, tuple, dict[str, Any], dict[str, Any]], ...] = (
+    ("one pixel", (1, 1, 1, 1), {"alpha": 0.5}, {"window": 1}),
+    ("a small norm1", (2, 32, 15, 15), {"alpha": 0.5, "k": 2.0, "groups": 2}, {}),
+    ("a small norm2", (3, 48, 7, 9), {"alpha": 0.5, "k": 2.0}, {"ceil_mode": True}),
+    ("even size", (1, 20, 9, 6), {"size": 4, "alpha": 0.7}, {"window": 2}),
+    ("size beyond the channels", (2, 3, 8, 5), {"size": 9, "alpha": 1.3}, {}),
+    ("another beta", (1, 17, 7, 7), {"beta": 0.5, "alpha": 0.9}, {"window": (3, 2), "stride": 1}),
+    ("padding", (1, 16, 8, 9), {"alpha": 0.9}, {"padding": ((0, 1), (1, 0))}),
+    ("windows apart", (1, 18, 13, 11), {"alpha": 0.9}, {"window": 2, "stride": (5, 4)}),
+    ("dilation", (1, 16, 12, 13), {"alpha": 0.9}, {"dilation": (2, 3), "stride": 1}),
+    ("empty batch", (0, 16, 7, 7), {}, {}),
+)
 LINEAR_EDGES = {
     "one number": (1, 1, 1),
     "one row": (1, 37, 11),
@@ -284,6 +301,10 @@ SOFTMAX_EDGES = {
 }
 
 
+def _lrn_pool(shape: tuple[int, ...], lrn: dict[str, Any], pool: dict[str, Any]) -> LrnMaxPool2d:
+    return LrnMaxPool2d(LRN.of(shape, **lrn), Pool2d.of(shape, **pool))
+
+
 def _edges(op: str) -> Iterator[tuple[str, Problem]]:
     kind = OPS[op].problem
     if kind is Conv2d:
@@ -295,6 +316,9 @@ def _edges(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is LRN:
         for name, x, options in LRN_EDGES:
             yield name, LRN.of(x, **options)
+    elif kind is LrnMaxPool2d:
+        for name, x, lrn, pool in LRN_POOL_EDGES:
+            yield name, _lrn_pool(x, lrn, pool)
     elif kind is Linear:
         for name, (N, C, K) in LINEAR_EDGES.items():
             yield name, Linear(N, C, K)
@@ -380,7 +404,12 @@ def _option_cases(op: str) -> Iterator[Case]:
     declared = OPS[op]
     if "relu" in declared.options:
         conv = Conv2d.of((2, 6, 9, 8), (4, 3, 3, 3), padding=1, stride=2, groups=2)
-        problem = conv if declared.problem is Conv2d else Linear(5, 23, 9)
+        small: dict[type[Problem], Problem] = {
+            Conv2d: conv,
+            Linear: Linear(5, 23, 9),
+            LrnMaxPool2d: _lrn_pool((2, 19, 9, 8), {"alpha": 0.5}, {}),
+        }
+        problem = small[declared.problem]
         for relu in (False, True):
             for absent in ((), declared.optional):
                 yield Case(op, problem, "options", {"relu": relu}, absent=absent)
@@ -414,6 +443,13 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
         ]
         # Beyond an infinity, which power meets which product first decides between 0, NaN and infinity.
         fills = [f for f in fills if f != "inf" or op == "lrn_fprop"] + ["large"]
+    elif kind is LrnMaxPool2d:
+        problems = [
+            _lrn_pool((2, 18, 9, 8), {"alpha": 0.5}, {}),
+            _lrn_pool((1, 32, 8, 8), {"alpha": 0.5, "groups": 2}, {"ceil_mode": True}),
+        ]
+        # As for LRN; and a value that another one of its window overtakes hides what it was made of.
+        fills = [f for f in fills if f not in ("inf", "nan")]
     elif kind is Linear:
         problems = [Linear(6, 35, 10), Linear(1, 16, 8)]
     elif kind is ChannelSum:
@@ -483,10 +519,21 @@ def _random_channel_sum(rng: np.random.Generator, op: str) -> ChannelSum:
     return ChannelSum(N, K, P, Q, 4) if op == "conv2d_bgrad" else ChannelSum(N * P, K, 1, 1, 2)
 
 
+def _random_lrn_pool(rng: np.random.Generator, op: str) -> LrnMaxPool2d:
+    pool = _random_pool(rng, op)
+    C, groups = [(pool.C, 1), (16 * pool.C, 1), (32 * pool.C, 2)][int(rng.integers(3))]
+    drawn = _random_lrn(rng, op)
+    lrn = replace(
+        drawn, N=pool.N, C=C, H=pool.H, W=pool.W, groups=groups, region="across_channels", beta=0.75
+    )
+    return LrnMaxPool2d(lrn, replace(pool, C=C))
+
+
 RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
     Conv2d: _random_conv,
     Pool2d: _random_pool,
     LRN: _random_lrn,
+    LrnMaxPool2d: _random_lrn_pool,
     ChannelSum: _random_channel_sum,
     Linear: lambda rng, op: Linear(*_draw(rng, 1, 12, 1), *_draw(rng, 1, 150, 2)),
     Pointwise: lambda rng, op: Pointwise(tuple(_draw(rng, 1, 9, int(rng.integers(1, 5))))),

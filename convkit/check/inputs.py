@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import np_dtype
 from ..cpu import reference
-from ..geometry import Conv2d, Pool2d, SoftmaxXent
+from ..geometry import Conv2d, LrnMaxPool2d, Pool2d, SoftmaxXent
 from ..registry import OPS
 from .cases import Case
 
@@ -35,6 +35,9 @@ def _replace(make: Callable[[np.ndarray, np.random.Generator], Any]) -> Fill:
     return fill
 
 
+#: Tensors that are a ReLU's output, or its input: every other case has them rectified.
+RECTIFIED = {("relu_dgrad", "y"), ("conv2d_dgrad_relu", "x"), ("lrn_maxpool2d_dgrad", "x")}
+
 #: What is done to normally distributed data, by name.
 FILLS: dict[str, Fill] = {
     "normal": lambda a, rng: None,
@@ -59,7 +62,7 @@ def plantable(case: Case) -> set[str]:
     names = set(OPS[case.op].inputs)
     if isinstance(g, Conv2d):
         padded = any((g.pad_top, g.pad_bottom, g.pad_left, g.pad_right))
-        if case.op == "conv2d_dgrad" or padded:
+        if case.op.startswith("conv2d_dgrad") or padded:
             names.discard("w")
         if case.op == "conv2d_wgrad" and padded:
             names.discard("dy")
@@ -89,6 +92,7 @@ def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
         assert isinstance(g, SoftmaxXent)
         return rng.integers(0, g.K, shape)
     if name == "argmax":
+        g = g.pool if isinstance(g, LrnMaxPool2d) else g
         assert isinstance(g, Pool2d)
         x, y = rng.standard_normal(g.shape("x")), np.empty(shape)
         FILLS[case.fill](x, rng)
@@ -99,6 +103,6 @@ def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
     if name == "probs":
         value = np.exp(value)
         value /= value.sum(axis=1, keepdims=True)
-    elif case.op == "relu_dgrad" and name == "y" and len(case.name) % 2:
-        np.maximum(value, 0, out=value)  # else it is relu's input, which serves as well
+    elif (case.op, name) in RECTIFIED and len(case.name) % 2:
+        np.maximum(value, 0, out=value)
     return np.asarray(value)

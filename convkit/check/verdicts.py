@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import layouts
 from ..arrays import np_dtype
 from ..devices import emulating
 from ..dispatch import Call
@@ -122,10 +123,23 @@ class Question:
 
 
 class Guarded:
-    """Memory of one tensor between two guard bands."""
+    """Memory of one tensor between two guard bands.
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, band: int, *, aligned: bool = True) -> None:
+    `put` and `get` speak NCHW; the memory is in the layout that the implementation reads and writes.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        band: int,
+        *,
+        aligned: bool = True,
+        layout: str = layouts.NCHW,
+    ) -> None:
         kind = np_dtype(dtype)
+        self.channels = shape[1] if layout == layouts.BLOCKED else None
+        shape = shape if self.channels is None else layouts.physical(shape)
         size = prod(shape) * kind.itemsize
         self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
         self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
@@ -134,6 +148,21 @@ class Guarded:
         self.behind.fill(band)
         self.band = band
         self.array = self.bytes.view(kind).reshape(shape)
+
+    def put(self, array: np.ndarray) -> None:
+        """Fill the memory with an NCHW array."""
+        self.array[...] = array if self.channels is None else layouts.block(array)
+
+    def get(self) -> np.ndarray:
+        """A copy of the memory, in NCHW."""
+        return self.array.copy() if self.channels is None else layouts.unblock(self.array, self.channels)
+
+    def spare(self) -> str:
+        """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
+        if self.channels is None or self.array.dtype.kind in "iu" or not self.array.size:
+            return ""
+        used = self.channels - (self.array.shape[1] - 1) * layouts.BLOCK
+        return "left its spare channels other than zero" if np.any(self.array[:, -1, ..., used:]) else ""
 
     def trespass(self) -> str:
         """Where the bands were written to, or an empty string."""
@@ -193,11 +222,23 @@ def attempt(
     for name, array in question.inputs.items():
         if array is not None:
             dtype = problem.dtype_of(name)
-            given[name] = Guarded(array.shape, dtype, setting.band, aligned=setting.aligned)
+            given[name] = Guarded(
+                array.shape,
+                dtype,
+                setting.band,
+                aligned=setting.aligned,
+                layout=layouts.of(implementation.layout, name),
+            )
     taken = {
         name: given[inplace[name]]
         if name in inplace
-        else Guarded(problem.shape(name), problem.dtype_of(name), setting.band, aligned=setting.aligned)
+        else Guarded(
+            problem.shape(name),
+            problem.dtype_of(name),
+            setting.band,
+            aligned=setting.aligned,
+            layout=layouts.of(implementation.layout, name),
+        )
         for name in op.outputs
     }
     seen: list[np.ndarray | None] = []
@@ -216,7 +257,7 @@ def attempt(
         for name, memory in given.items():
             array = inputs[name]
             assert array is not None
-            memory.array[...] = array
+            memory.put(array)
         for name, memory in taken.items():
             if name not in inplace:
                 memory.bytes.fill(setting.poison)
@@ -234,7 +275,7 @@ def attempt(
         except (Exception, SystemExit) as error:
             return Run({}, "raised " + _last_line(error))
     fault = _trespass(question, given, taken, scratch, inplace)
-    return Run({name: memory.array.copy() for name, memory in taken.items()}, fault)
+    return Run({name: memory.get() for name, memory in taken.items()}, fault)
 
 
 def _run_on_gpu(
@@ -260,11 +301,13 @@ def _trespass(
     for name, memory in taken.items():
         if where := memory.trespass():
             return f"wrote outside its output {name}: {where}"
+        if not question.problem.empty and (what := memory.spare()):
+            return f"{what}: output {name}"
     for name, memory in given.items():
         if where := memory.trespass():
             return f"wrote outside its input {name}: {where}"
         before = question.inputs[name]
-        if before is not None and name not in inplace.values() and memory.bytes.tobytes() != before.tobytes():
+        if before is not None and name not in inplace.values() and memory.get().tobytes() != before.tobytes():
             return f"changed its input {name}"
     if scratch is not None and (where := scratch.trespass()):
         return f"wrote outside its workspace of {scratch.bytes.size} bytes: {where}"
@@ -287,7 +330,7 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
     """
     case, problem = question.case, question.problem
     blank = Verdict(
-        *(case.op, implementation.name, str(case), problem.dtype, True),  # type: ignore[attr-defined]
+        *(case.op, implementation.label, str(case), problem.dtype, True),  # type: ignore[attr-defined]
         device=implementation.device,
     )
     try:

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, window_span
+from ..geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    LrnMaxPool2d,
+    Pointwise,
+    Pool2d,
+    SoftmaxXent,
+    window_span,
+)
 from ..registry import ALL_DTYPES, implements
 from .philox import dropped
 
@@ -80,6 +90,13 @@ def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array) -> None:
         for c, k in _groups(g):
             padded[tap][:, c] += _maps(weights[k, :, r, s].T @ _pixels(gradient[:, k]), g)
     dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+
+
+@_reference("conv2d_dgrad_relu")
+def conv2d_dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array) -> None:
+    gradient = np.empty(dx.shape)
+    conv2d_dgrad(g, dy, w, gradient)
+    dx[...] = np.where(_f64(x) <= 0, 0, gradient)
 
 
 @_reference("conv2d_wgrad")
@@ -162,6 +179,24 @@ def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
     for r, s, tap in _taps(g):
         padded[tap] += np.where(argmax == r * g.S + s, _f64(dy), 0)
     dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+
+
+@_reference("lrn_maxpool2d_fprop")
+def lrn_maxpool2d_fprop(g: LrnMaxPool2d, x: Array, y: Array, argmax: Array) -> None:
+    normalised = np.empty(x.shape)
+    lrn_fprop(g.lrn, x, normalised)
+    maxpool2d_fprop(g.pool, normalised, y, argmax)
+
+
+@_reference("lrn_maxpool2d_dgrad")
+def lrn_maxpool2d_dgrad(
+    g: LrnMaxPool2d, dy: Array, argmax: Array, x: Array, dx: Array, relu: bool = False
+) -> None:
+    inner = np.empty(x.shape)
+    maxpool2d_dgrad(g.pool, dy, argmax, inner)
+    gradient = np.empty(x.shape)
+    lrn_dgrad(g.lrn, inner, x, gradient)
+    dx[...] = np.where(_f64(x) <= 0, 0, gradient) if relu else gradient
 
 
 @_reference("linear_fprop")

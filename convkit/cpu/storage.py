@@ -28,15 +28,20 @@ def accumulator(problem: Problem) -> np.dtype:
     return np.dtype(np.float64 if problem.dtype == "float64" else np.float32)  # type: ignore[attr-defined]
 
 
-def accelerates(op: str, *, name: str, rank: int = 0, **declared: Any) -> Callable[[Run], Run]:
-    """Decorator: register a function for float32 and float64 as an implementation for every dtype.
+def accelerates(
+    op: str, *, name: str, rank: int = 0, float64: bool = True, **declared: Any
+) -> Callable[[Run], Run]:
+    """Decorator: register a function for float32 (and float64) as an implementation for every dtype.
 
     Parameters
     ----------
     op, name, rank, **declared
         As in `registry.implements`. `workspace` must count in `accumulator(problem)`.
+    float64 : bool
+        Whether it takes float64; the C++ kernels do not.
     """
     arity = len(OPS[op].inputs)
+    dtypes = ALL_DTYPES if float64 else tuple(d for d in ALL_DTYPES if d != "float64")
 
     def decorate(run: Run) -> Run:
         @functools.wraps(run)
@@ -54,7 +59,7 @@ def accelerates(op: str, *, name: str, rank: int = 0, **declared: Any) -> Callab
                     output[...] = value  # the one rounding
 
         source = run.__code__.co_filename
-        add(Implementation(op, name, stored, dtypes=ALL_DTYPES, rank=rank, source=source, **declared))
+        add(Implementation(op, name, stored, dtypes=dtypes, rank=rank, source=source, **declared))
         return stored
 
     return decorate

@@ -11,6 +11,10 @@ Bits      A unit (a row, a plane, a block of pixels) is computed whole by one th
 Fork      A forked child has none of its parent's threads: the pool is forgotten there and made anew.
 Bound     Waking a thread costs tens of microseconds, so `split` is told roughly what the work costs, and
           leaves small work to the caller.
+Limits    The C++ kernels have a pool of their own (`native/kernels/pool.hpp`), which takes the number of
+          threads from `count` too. threadpoolctl sees both as one (user_api "convkit"): its limits hold for
+          the Python thread or the task that sets them, as OpenMP's do, so that two threads which set and
+          lift limits at the same time do not leave each other's behind.
 
 BLAS is called from these threads too, each call on one thread (`blas.product`).
 """
@@ -21,10 +25,13 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from queue import SimpleQueue
 
 import numpy as np
+import threadpoolctl
 
+from .. import native
 from ..errors import OptionError
 
 VARIABLE = "CONVKIT_NUM_THREADS"
@@ -36,15 +43,24 @@ RANGES = 4
 _lock = threading.Lock()
 _workers = 0
 _tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+_limit: ContextVar[int | None] = ContextVar("convkit_threads", default=None)
 
 
 def count() -> int:
-    """How many threads work: CONVKIT_NUM_THREADS, else the CPUs that this process may run on."""
+    """How many threads work: threadpoolctl's limit, else CONVKIT_NUM_THREADS, else this process's CPUs."""
+    return _limit.get() or _unlimited()
+
+
+def _unlimited() -> int:
     asked = os.environ.get(VARIABLE, "").strip()
     if asked:
         if not (asked.isascii() and asked.isdigit() and 1 <= int(asked) <= 4096):
             raise OptionError(f"{VARIABLE} must be a number of threads, 1 to 4096, not {asked!r}")
         return int(asked)
+    return _cpus()
+
+
+def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -68,8 +84,10 @@ def split(run: Callable[[int, int], object], units: int, cost: float) -> None:
     ranges = min(units, RANGES * threads)
     turn = itertools.count()  # next() is one step under the GIL: every range is taken once
     done: SimpleQueue[BaseException | None] = SimpleQueue()
+    limit = _limit.get()
 
     def work() -> None:
+        _limit.set(limit)  # a `split` inside of this one is held to it too
         with np.errstate(all="ignore"):  # each thread has its own state; dispatch has set the caller's
             while (i := next(turn)) < ranges:
                 try:
@@ -118,3 +136,39 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+# ---------------------------------------------------------------------------------------------------
+# threadpoolctl
+# ---------------------------------------------------------------------------------------------------
+class _NoLimit(int):
+    """What `count` is while nobody limits it. threadpoolctl hands it back to lift its limit."""
+
+
+class _Controller(threadpoolctl.LibController):
+    """How threadpoolctl reads and sets the number of threads. It looks for libraries, so it is shown one."""
+
+    user_api = "convkit"
+    internal_api = "convkit"
+    filename_prefixes = ("_native",)
+    check_symbols = ("convkit_is_here",)  # others may have a library of this name
+
+    def get_num_threads(self) -> int:
+        try:
+            return _limit.get() or _NoLimit(_unlimited())
+        except OptionError:  # convkit's own calls say so; those of others to threadpoolctl must not fail
+            return _NoLimit(_cpus())
+
+    def set_num_threads(self, num_threads: int) -> None:
+        _limit.set(None if isinstance(num_threads, _NoLimit) else max(1, int(num_threads)))
+
+    def get_version(self) -> str:
+        from .. import __version__
+
+        return __version__
+
+
+# A limit can be set before anything is computed, and threadpoolctl knows only what is loaded then. The
+# extension is small; the kernels may wait.
+if native.load() is not None:
+    threadpoolctl.register(_Controller)

@@ -10,6 +10,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #if !defined(__GNUC__)
 #error "GCC's vector extensions are needed (GCC or Clang); convkit works without this module"
 #endif
@@ -152,8 +156,14 @@ std::vector<std::string> cpu_isas() {
   __builtin_cpu_init();
   std::vector<std::string> found;
 #define CK_HAS(feature) (__builtin_cpu_supports(feature) != 0)
-  const bool v2 = CK_HAS("sse4.2") && CK_HAS("popcnt");
-  const bool v3 = v2 && CK_HAS("avx2") && CK_HAS("fma") && CK_HAS("bmi") && CK_HAS("bmi2");
+  // Not every compiler knows every feature by name, and those of general registers need no system's consent.
+  unsigned a, b, c, d, basic = 0, extended = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d)) basic = c;
+  if (__get_cpuid(0x80000001, &a, &b, &c, &d)) extended = c;
+  const unsigned cx16 = 1u << 13, movbe = 1u << 22, f16c = 1u << 29, lahf = 1u << 0, lzcnt = 1u << 5;
+  const bool v2 = CK_HAS("ssse3") && CK_HAS("sse4.2") && CK_HAS("popcnt") && (basic & cx16) && (extended & lahf);
+  const bool v3 = v2 && CK_HAS("avx2") && CK_HAS("fma") && CK_HAS("bmi") && CK_HAS("bmi2") && (basic & movbe) &&
+                  (basic & f16c) && (extended & lzcnt);
   const bool v4 = v3 && CK_HAS("avx512f") && CK_HAS("avx512bw") && CK_HAS("avx512cd") && CK_HAS("avx512dq") &&
                   CK_HAS("avx512vl");
 #undef CK_HAS

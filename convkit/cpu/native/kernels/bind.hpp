@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include "simd.hpp"
+#include "unlock.hpp"
 
 namespace py = pybind11;
 

@@ -1,7 +1,75 @@
+#include <array>
+
 #include "bind.hpp"
+#include "conv.hpp"
 
 namespace convkit {
+namespace {
 
-void bind_conv(py::module_& m) { (void)m; }
+// The fields of convkit.geometry.Conv2d, then P and Q.
+using Numbers = std::array<int64_t, 18>;
+
+Conv conv(const Numbers& a) {
+  return {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17]};
+}
+
+using Workspace = int64_t (*)(const Conv&, Layouts);
+using Fprop = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, bool, void*, int);
+using Dgrad = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, void*, int);
+using Wgrad = void (*)(const Conv&, Layouts, const float*, const float*, float*, void*, int);
+
+struct Algorithm {
+  const char* name;
+  const char* (*refusal)(const Conv&);
+  Workspace fprop_workspace, dgrad_workspace, wgrad_workspace;
+  Fprop fprop;
+  Dgrad dgrad;
+  Wgrad wgrad;
+};
+
+void bind(py::module_& m, const Algorithm& a) {
+  const auto named = [&](const char* pass) { return "conv2d_" + std::string(pass) + "_" + a.name; };
+  m.def(("conv2d_" + std::string(a.name) + "_refusal").c_str(),
+        [f = a.refusal](const Numbers& g) -> py::object {
+          const char* reason = f(conv(g));
+          return reason ? py::object(py::str(reason)) : py::object(py::none());
+        },
+        "Why the problem cannot be done so, or None.");
+  for (auto [pass, f] : {std::pair{"fprop", a.fprop_workspace}, {"dgrad", a.dgrad_workspace}, {"wgrad", a.wgrad_workspace}})
+    m.def((named(pass) + "_workspace").c_str(),
+          [f = f](const Numbers& g, bool x_blocked, bool y_blocked) { return f(conv(g), {x_blocked, y_blocked}); },
+          "Bytes of scratch memory.");
+  m.def(named("fprop").c_str(),
+        [f = a.fprop](const Numbers& g, bool x_blocked, bool y_blocked, py::object x, py::object w, py::object b, py::object y,
+                      bool relu, py::object workspace, int threads) {
+          auto *xp = in(x), *wp = in(w), *bp = in(b);
+          auto *yp = out(y), *sp = out(workspace);
+          py::gil_scoped_release free;
+          f(conv(g), {x_blocked, y_blocked}, xp, wp, bp, yp, relu, sp, threads);
+        });
+  m.def(named("dgrad").c_str(),
+        [f = a.dgrad](const Numbers& g, bool x_blocked, bool y_blocked, py::object dy, py::object w, py::object mask,
+                      py::object dx, py::object workspace, int threads) {
+          auto *dyp = in(dy), *wp = in(w), *mp = in(mask);
+          auto *dxp = out(dx), *sp = out(workspace);
+          py::gil_scoped_release free;
+          f(conv(g), {x_blocked, y_blocked}, dyp, wp, mp, dxp, sp, threads);
+        });
+  m.def(named("wgrad").c_str(),
+        [f = a.wgrad](const Numbers& g, bool x_blocked, bool y_blocked, py::object x, py::object dy, py::object dw,
+                      py::object workspace, int threads) {
+          auto *xp = in(x), *dyp = in(dy);
+          auto *dwp = out(dw), *sp = out(workspace);
+          py::gil_scoped_release free;
+          f(conv(g), {x_blocked, y_blocked}, xp, dyp, dwp, sp, threads);
+        });
+}
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  bind(m, {"winograd", winograd::refusal, winograd::fprop_workspace, winograd::dgrad_workspace, winograd::wgrad_workspace,
+           winograd::fprop, winograd::dgrad, winograd::wgrad});
+}
 
 }  // namespace convkit

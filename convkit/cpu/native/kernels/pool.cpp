@@ -1,12 +1,13 @@
 #include "pool.hpp"
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace convkit {
@@ -22,6 +23,42 @@ void pause() {
 #endif
 }
 
+// A thread's rounding and its treatment of denormal numbers. A caller may have changed its own at any time, as
+// torch.set_flush_denormal does; a worker has those of whoever started it.
+#if defined(__x86_64__)
+using Mode = unsigned;
+Mode mode() { return __builtin_ia32_stmxcsr(); }
+void adopt(Mode m) { __builtin_ia32_ldmxcsr(m); }
+#elif defined(__aarch64__)
+using Mode = std::uint64_t;
+Mode mode() {
+  Mode m;
+  asm volatile("mrs %0, fpcr" : "=r"(m));
+  return m;
+}
+void adopt(Mode m) { asm volatile("msr fpcr, %0" : : "r"(m)); }
+#else
+using Mode = int;
+Mode mode() { return 0; }
+void adopt(Mode) {}
+#endif
+
+// Holds back every signal while it lives, for the threads that are started meanwhile. Not those that a fault of the
+// thread itself raises: blocked, they would end the process before faulthandler could say where it was.
+class NoSignals {
+ public:
+  NoSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&all, fault);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
 // Spins until done(), for SPIN at most; whether it came true.
 template <class Done>
 bool spin(Done done) {
@@ -35,23 +72,28 @@ bool spin(Done done) {
   return done();
 }
 
+// What different threads write lies on cache lines of its own.
+constexpr int LINE = 64;
+
 struct Pool {
-  std::mutex owner;  // held by the caller whose region runs
+  std::atomic<bool> busy{false};  // a region runs; only its caller may touch what is not atomic here
   int workers = 0;
 
-  // The region. `function`, `context`, `tasks`, `helpers` and `next` are written before `open` is set, and not again
-  // until `open` is cleared and `inside` has come down to 0: a worker that finds `open` set after it has counted
-  // itself in may use them.
+  // The region. Its parts are written before `open` is set, and not again until `open` is cleared and `inside` has
+  // come down to 0: a worker that finds `open` set after it has counted itself in may use them. (It counts itself in,
+  // then looks at `open`; the caller clears `open`, then looks at `inside`. All in one order that everybody sees, so
+  // one of the two sees the other.)
   TaskFunction function = nullptr;
   const void* context = nullptr;
   std::int64_t tasks = 0;
+  Mode caller_mode{};
   std::atomic<int> helpers{0};
-  std::atomic<std::int64_t> next{0};
   std::atomic<bool> open{false};
-  std::atomic<int> inside{0};
 
-  std::atomic<std::uint64_t> epoch{0};  // of the latest region
-  std::atomic<int> sleepers{0};
+  alignas(LINE) std::atomic<std::int64_t> next{0};
+  alignas(LINE) std::atomic<int> inside{0};
+  alignas(LINE) std::atomic<std::uint64_t> epoch{0};  // of the latest region
+  alignas(LINE) std::atomic<int> sleepers{0};
   std::mutex bed;
   std::condition_variable bell;
 
@@ -61,26 +103,32 @@ struct Pool {
 
   void serve(int index) {
     for (std::uint64_t seen = 0;;) {
-      auto rung = [&] { return epoch.load() != seen; };
+      // A region for fewer threads is none of this worker's business: it neither spins nor stays awake for it.
+      auto rung = [&] { return epoch.load() != seen && index < helpers.load(); };
       if (!spin(rung)) {
         std::unique_lock<std::mutex> lock(bed);
-        sleepers.fetch_add(1);
+        sleepers.fetch_add(1);  // before `rung` is asked, as the caller rings before it asks for sleepers
         bell.wait(lock, rung);
         sleepers.fetch_sub(1);
       }
       seen = epoch.load();
       inside.fetch_add(1);
-      if (open.load() && index < helpers.load()) work();
+      if (open.load() && index < helpers.load()) {
+        adopt(caller_mode);
+        work();
+      }
       inside.fetch_sub(1);
     }
   }
 
   void hire(int wanted) {
+    if (workers >= wanted) return;
+    const NoSignals quiet;
     while (workers < wanted) {
       try {
         std::thread([this, index = workers] { serve(index); }).detach();
-      } catch (const std::system_error&) {
-        return;  // the system's limit: there will be fewer
+      } catch (const std::exception&) {
+        return;  // the system's limit, or no memory: there will be fewer
       }
       ++workers;
     }
@@ -93,7 +141,7 @@ struct Pool {
     open.store(true);
     epoch.fetch_add(1);
     if (sleepers.load() > 0) {
-      std::lock_guard<std::mutex> lock(bed);
+      std::lock_guard<std::mutex> lock(bed);  // so that none is between asking `rung` and falling asleep
       bell.notify_all();
     }
     work();
@@ -112,15 +160,16 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; })
 void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const void* context) {
   (void)registered;
   Pool& p = *pool;
-  std::unique_lock<std::mutex> lock(p.owner, std::try_to_lock);
-  if (!lock) {
+  if (p.busy.exchange(true)) {
     for (std::int64_t i = 0; i < tasks; ++i) function(context, i);
     return;
   }
   p.function = function;
   p.context = context;
   p.tasks = tasks;
+  p.caller_mode = mode();
   p.run(static_cast<int>(threads < tasks ? threads : tasks));
+  p.busy.store(false);
 }
 
 }  // namespace convkit

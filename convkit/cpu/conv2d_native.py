@@ -1,0 +1,101 @@
+"""Convolution in C++: Winograd's minimal filtering, and direct sums. `native/kernels/{winograd,direct}*.cpp` argue each.
+
+What is here decides which problems each of them takes. Both compute in nChw16c, and are registered for every layout:
+a network's plan, which keeps its activations blocked, and users' NCHW arrays, which are packed on the way in and
+unpacked on the way out, a few images at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .. import layouts, native
+from ..geometry import Conv2d
+from . import threads
+from .storage import accelerates
+
+Array = np.ndarray
+
+#: Relative RMS error of Winograd's tiles of 7 x 7 against float64; see native/kernels/winograd_transform.hpp.
+WINOGRAD_ERROR = 1e-5
+#: Tiles below which the transformed weights' traffic costs more than Winograd's saved arithmetic.
+FEW_TILES = {"fprop": 24, "dgrad": 24, "wgrad": 32}
+#: (of the input's side, of the output's side)
+LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
+
+
+@lru_cache(maxsize=256)
+def numbers(g: Conv2d) -> tuple[int, ...]:
+    """The C++ struct `Conv`."""
+    return (*astuple(g)[:-1], g.P, g.Q)
+
+
+def _flags(layout: str) -> tuple[bool, bool]:
+    return layouts.of(layout, "x") == layouts.BLOCKED, layouts.of(layout, "y") == layouts.BLOCKED
+
+
+def _blocks_fit(g: Conv2d, layout: str) -> str | None:
+    """A group's channels must be whole blocks where a blocked tensor is shared by groups."""
+    if g.groups == 1:
+        return None
+    for side, channels in (("x", g.C), ("y", g.K)):
+        if layouts.of(layout, side) == layouts.BLOCKED and channels // g.groups % layouts.BLOCK:
+            return f"in {layouts.BLOCKED}, each group needs whole blocks of {layouts.BLOCK} channels"
+    return None
+
+
+def _register(algorithm: str, layout: str, rank: int, error: float, when: Callable[..., str | None]) -> None:
+    """Register the passes of one algorithm for one layout."""
+    x_blocked, y_blocked = flags = _flags(layout)
+
+    def declared(way: str) -> dict[str, Any]:
+        def fits(g: Conv2d) -> str | None:
+            return _blocks_fit(g, layout) or when(g, way, layout)
+
+        def workspace(g: Conv2d) -> int:
+            kernels = native.kernels()
+            assert kernels is not None
+            return int(getattr(kernels, f"conv2d_{way}_{algorithm}_workspace")(numbers(g), *flags))
+
+        return {
+            "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
+            "missing": native.kernels_missing, "when": fits, "workspace": workspace,
+        }  # fmt: skip
+
+    def kernel(way: str) -> Callable[..., None]:
+        return getattr(native.kernels(), f"conv2d_{way}_{algorithm}")  # type: ignore[no-any-return]
+
+    @accelerates("conv2d_fprop", **declared("fprop"))
+    def fprop(
+        g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
+    ) -> None:
+        kernel("fprop")(numbers(g), *flags, x, w, b, y, relu, workspace, threads.count())
+
+    @accelerates("conv2d_dgrad", **declared("dgrad"))
+    def dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
+        kernel("dgrad")(numbers(g), *flags, dy, w, None, dx, workspace, threads.count())
+
+    @accelerates("conv2d_dgrad_relu", **declared("dgrad"))
+    def dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
+        kernel("dgrad")(numbers(g), *flags, dy, w, x, dx, workspace, threads.count())
+
+    @accelerates("conv2d_wgrad", **declared("wgrad"))
+    def wgrad(g: Conv2d, x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
+        kernel("wgrad")(numbers(g), *flags, x, dy, dw, workspace, threads.count())
+
+
+def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
+    kernels = native.kernels()
+    assert kernels is not None
+    if g.stride_h > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
+        return "a stride is taken away on NCHW images only"
+    return kernels.conv2d_winograd_refusal(numbers(g))  # type: ignore[no-any-return]
+
+
+for _layout in LAYOUTS:
+    _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)

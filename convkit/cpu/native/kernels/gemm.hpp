@@ -1,0 +1,23 @@
+// The register tile over blocked operands: NJ rows of B, which lie b_row floats apart, against one tile of A.
+//
+//     out[j][v] = sum over c of  A[c][v] * B[j][c]
+//
+// A is packed, [c][width], and read once from front to back; B comes in blocks of 16 channels, so that the rows of a
+// tile lie at constant distances. Tiles of A are KT = TILE_V registers wide, the last one of a 16-channel block perhaps
+// less. Sums run over c in order: the bits depend on nothing else.
+#pragma once
+
+#include "tile.hpp"
+
+namespace convkit {
+
+constexpr int KT = TILE_V * LANES;  // output channels of a tile: 32, 16 or 8
+
+// Output channels are padded to whole blocks; a tile is as wide as fits.
+CK_INLINE int64_t tiles_of(int64_t k) { return ceil_div(round_up(k, BLOCK), KT); }
+CK_INLINE int64_t tile_width(int64_t tile, int64_t k) { return least(KT, round_up(k, BLOCK) - tile * KT); }
+
+// Even shares of `count` in parts of at most `most_`: how many parts.
+CK_INLINE int64_t parts_of(int64_t count, int64_t most_) { return ceil_div(count, most_); }
+
+}  // namespace convkit

@@ -1,0 +1,221 @@
+#include "linear.hpp"
+#include "pool.hpp"
+
+namespace convkit {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------
+// Few images: dot products along c
+// ---------------------------------------------------------------------------------------------------
+#ifndef LOC
+#define LOC 3
+#endif
+constexpr int DOT_ROWS = 4;
+constexpr int DOT_IMAGES = REGISTERS == 32 ? 6 : 2;
+constexpr int64_t DOT_N = REGISTERS == 32 ? 24 : 12;  // up to so many images
+#ifndef DC
+#define DC 256
+#endif
+constexpr int64_t DOT_CHUNK = DC;
+constexpr int64_t DOT_TASK = 16;  // rows of w
+
+int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
+
+template <class S, int M>
+void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64_t x_row, int64_t count, V* sums) {
+  V acc[DOT_ROWS][M];
+  CK_UNROLL
+  for (int r = 0; r < DOT_ROWS; ++r) {
+    CK_UNROLL
+    for (int m = 0; m < M; ++m) acc[r][m] = sums[m * DOT_ROWS + r];
+  }
+  const auto step = [&](int64_t c, const V (&rows)[DOT_ROWS]) {
+    CK_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const V image = load(x + m * x_row + c);
+      CK_UNROLL
+      for (int r = 0; r < DOT_ROWS; ++r) acc[r][m] += rows[r] * image;
+    }
+  };
+  int64_t c = 0;
+  V rows[DOT_ROWS];
+  for (; c + LANES <= count; c += LANES) {
+    CK_UNROLL
+    for (int r = 0; r < DOT_ROWS; ++r) {
+      if (r >= ahead.begin && r < ahead.end) __builtin_prefetch(w[r] + c + DOT_CHUNK, 0, LOC);
+      rows[r] = load(w[r] + c);
+    }
+    step(c, rows);
+  }
+  if (c < count) {
+    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = load_part(w[r] + c, count - c);
+    step(c, rows);
+  }
+  CK_UNROLL
+  for (int r = 0; r < DOT_ROWS; ++r) {
+    CK_UNROLL
+    for (int m = 0; m < M; ++m) sums[m * DOT_ROWS + r] = acc[r][m];
+  }
+}
+
+template <class S>
+void dot_images(int64_t images, const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64_t x_row, int64_t count, V* sums) {
+  switch (images) {
+    case 1: return dot_chunk<S, 1>(w, ahead, x, x_row, count, sums);
+    case 2: return dot_chunk<S, 2>(w, ahead, x, x_row, count, sums);
+#if CK_LANES == 16 || defined(__aarch64__)
+    case 3: return dot_chunk<S, 3>(w, ahead, x, x_row, count, sums);
+    case 4: return dot_chunk<S, 4>(w, ahead, x, x_row, count, sums);
+    case 5: return dot_chunk<S, 5>(w, ahead, x, x_row, count, sums);
+    default: return dot_chunk<S, 6>(w, ahead, x, x_row, count, sums);
+#else
+    default: return;
+#endif
+  }
+}
+
+template <class S>
+void put(S* y, float value, const S* b, int64_t k, bool relu_) {
+  V v = splat(value + (b ? load_one(b + k) : 0.0f));
+  store_part(y, relu_ ? relu(v) : v, 1);
+}
+
+template <class S>
+void dot_rows(const LinearShape& g, const float* x, const S* w, const S* b, S* y, bool relu, int64_t k0) {
+  const int64_t stride = dot_stride(g.C), groups = ceil_div(g.N, DOT_IMAGES);
+  V sums[DOT_N * DOT_ROWS];
+  for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) sums[i] = V{};
+  for (int64_t c = 0; c < g.C; c += DOT_CHUNK) {
+    const S* rows[DOT_ROWS];
+    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = w + least(k0 + r, g.K - 1) * g.C + c;
+    for (int64_t i = 0; i < groups; ++i) {
+      const Range n = piece(i, groups, g.N);
+      dot_images(n.end - n.begin, rows, piece(i, groups, DOT_ROWS), x + n.begin * stride + c, stride, least(DOT_CHUNK, g.C - c),
+                 sums + n.begin * DOT_ROWS);
+    }
+  }
+  for (int64_t n = 0; n < g.N; ++n) {
+    for (int64_t r = 0; r < least(DOT_ROWS, g.K - k0); ++r)
+      put(y + n * g.K + k0 + r, sum(sums[n * DOT_ROWS + r]), b, k0 + r, relu);
+  }
+}
+
+template <class S>
+void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch) {
+  parallel_for(g.N > 1 ? threads : 1, g.N, [&](int64_t n) {
+    copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C));
+  });
+  parallel_for(threads, ceil_div(g.K, DOT_TASK), [&](int64_t task) {
+    for (int64_t k = task * DOT_TASK; k < least(g.K, (task + 1) * DOT_TASK); k += DOT_ROWS)
+      dot_rows(g, scratch, w, b, y, relu, k);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Many images: panels of images
+// ---------------------------------------------------------------------------------------------------
+constexpr int64_t CHUNK = 256;          // of c
+constexpr int64_t ROW = CHUNK + 16;     // in cache: rows a power of two apart would meet in one set
+constexpr int64_t ROWS = 8 * PANEL_J;   // of w, in a task
+constexpr int64_t IMAGES = 128;         // in a task
+
+// Panel p of x, transposed: for each c, PANEL images (zeros behind the last).
+template <class S>
+void transpose_panel(const LinearShape& g, const S* x, int64_t p, int64_t c0, float* panels) {
+  float row[CHUNK];
+  const int64_t count = least(CHUNK, g.C - c0), images = least(PANEL, g.N - p * PANEL);
+  float* to = panels + p * PANEL * g.C + c0 * PANEL;
+  for (int64_t n = 0; n < panel_registers(images) * LANES; ++n) {
+    if (n < images) {
+      copy_row(x + (p * PANEL + n) * g.C + c0, count, row);
+    } else if (n == images) {
+      std::memset(row, 0, sizeof row);
+    }
+    for (int64_t c = 0; c < count; ++c) to[c * PANEL + n] = row[c];
+  }
+}
+
+// Asks for the next block of w, some lines at a time, while this one is worked on.
+template <class S>
+struct Ahead {
+  const S* w;
+  int64_t stride, rows, lines;
+  int64_t row = 0, line = 0;
+
+  CK_INLINE void some(int64_t count) {
+    for (; count > 0 && row < rows; --count) {
+      __builtin_prefetch(reinterpret_cast<const char*>(w + row * stride) + 64 * line, 0, 2);
+      if (++line == lines) {
+        line = 0;
+        ++row;
+      }
+    }
+  }
+};
+
+template <class S>
+void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k, Range n) {
+  alignas(64) float sums[ROWS * IMAGES];
+  alignas(64) float rows[ROWS * ROW];
+  const int64_t height = k.end - k.begin, tiles = ceil_div(height, PANEL_J);
+  const int64_t widths = ceil_div(n.end - n.begin, PANEL);
+  for (int64_t c = 0; c < g.C; c += CHUNK) {
+    const int64_t count = least(CHUNK, g.C - c), next = least(CHUNK, g.C - c - count);
+    for (int64_t r = 0; r < height; ++r) copy_row(w + (k.begin + r) * g.C + c, count, rows + r * ROW);
+    Ahead<S> ahead{w + k.begin * g.C + c + count, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
+    const int64_t share = ceil_div(height * ahead.lines, tiles * widths);
+    for (int64_t p = 0; p < widths; ++p) {
+      const float* a = panels + (n.begin + p * PANEL) * g.C + c * PANEL;
+      const int64_t registers = panel_registers(n.end - n.begin - p * PANEL);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const Range j = piece(t, tiles, height);
+        ahead.some(share);
+        panel_product_for(registers, j.end - j.begin)(a, rows + j.begin * ROW, 1, ROW, count,
+                                                      sums + j.begin * IMAGES + p * PANEL, IMAGES, c > 0);
+      }
+    }
+  }
+  for (int64_t i = n.begin; i < n.end; ++i) {
+    float row[ROWS];
+    for (int64_t r = 0; r < height; ++r) row[r] = sums[r * IMAGES + i - n.begin];
+    for (int64_t r = 0; r < height; r += LANES) {
+      const int64_t left = least(LANES, height - r);
+      V v = load_part(row + r, left);
+      if (b) v += load_part(b + k.begin + r, left);
+      store_part(y + i * g.K + k.begin + r, relu ? convkit::relu(v) : v, left);
+    }
+  }
+}
+
+template <class S>
+void fprop_panels(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+                  float* scratch) {
+  const int64_t chunks = ceil_div(g.C, CHUNK), blocks = ceil_div(g.N, IMAGES), tasks = ceil_div(g.K, ROWS);
+  parallel_for(threads, chunks * ceil_div(g.N, PANEL), [&](int64_t task) {
+    transpose_panel(g, x, task / chunks, task % chunks * CHUNK, scratch);
+  });
+  parallel_for(threads, tasks * blocks, [&](int64_t task) {
+    const int64_t n = task % blocks * IMAGES;
+    panel_block(g, scratch, w, b, y, relu, piece(task / blocks, tasks, g.K), {n, least(n + IMAGES, g.N)});
+  });
+}
+
+}  // namespace
+
+int64_t linear_fprop_scratch(const LinearShape& g) {
+  return g.N <= DOT_N ? g.N * dot_stride(g.C) : round_up(g.N, PANEL) * g.C;
+}
+
+template <class S>
+void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+                  float* scratch) {
+  (g.N <= DOT_N ? fprop_dot<S> : fprop_panels<S>)(threads, g, x, w, b, y, relu, scratch);
+}
+
+template void linear_fprop(int, const LinearShape&, const float*, const float*, const float*, float*, bool, float*);
+template void linear_fprop(int, const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*, bool,
+                           float*);
+template void linear_fprop(int, const LinearShape&, const Float16*, const Float16*, const Float16*, Float16*, bool,
+                           float*);
+
+}  // namespace convkit

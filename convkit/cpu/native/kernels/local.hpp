@@ -1,0 +1,39 @@
+// Small things that the kernels bound by memory share: scratch of a thread, and how work is cut.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "pool.hpp"
+#include "simd.hpp"
+
+namespace convkit {
+
+// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most. A row or two.
+inline float* local_floats(int64_t count) {
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<float, Free> memory;
+  static thread_local int64_t size = 0;
+  if (count > size) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(round_up(4 * count, 64)))));
+    if (!memory) throw std::bad_alloc();
+    size = count;
+  }
+  return memory.get();
+}
+
+// Below this many bytes read and written, waking another thread costs more than it saves.
+constexpr int64_t WORTH_WAKING = 64 * 1024;
+inline int workers(int threads, int64_t bytes) { return bytes < WORTH_WAKING ? 1 : threads; }
+
+// Bands of rows that each of N images is cut into: some 16 tasks in all, of at least `least_rows` rows each.
+inline int64_t bands(int64_t N, int64_t rows, int64_t least_rows) {
+  return most(1, least(ceil_div(16, most(1, N)), rows / least_rows));
+}
+
+}  // namespace convkit

@@ -1,0 +1,197 @@
+// Local response normalisation across channels, a row of pixels of a blocked image at a time.
+//
+//   d = k + alpha/n * sum of x^2 over the window,  y = x d^-beta,
+//   dx = dy d^-beta - 2 alpha beta/n x * (sum of dy x d^(-beta-1) over the mirrored window)
+//
+// Idea      A register holds 16 neighbouring channels of a pixel. The squares of some pixels go into scratch rows of
+//           channels, with zeros between the groups, so that a tap of the window is an unaligned load: no shuffles, and
+//           any size. A few dozen registers are in flight at a time, in L1, and long enough after their stores.
+// Direct    A sum of `size` squares each time, not a running sum: no error builds up.
+// Power     beta = 3/4: z = d^-1/4 from an estimate by the exponent's bits and one polynomial (14 multiplications and
+//           additions, no square root, no division, which would take twice as long); then d^-3/4 = z^3 and
+//           d^-7/4 = z^7. Any other beta calls pow.
+// Ragged    Where groups do not begin with a block of 16, each tap is masked by its channel's group. Slower, and rare.
+#pragma once
+
+#include "simd.hpp"
+
+namespace convkit {
+
+struct Lrn {
+  int64_t N, C, H, W, groups, behind, ahead;
+  float k, scale, beta, coefficient;  // scale = alpha/n, coefficient = 2 alpha beta/n
+
+  int64_t blocks() const { return ceil_div(C, BLOCK); }
+  int64_t plane() const { return H * W * BLOCK; }
+  int64_t image() const { return blocks() * plane(); }
+};
+
+// A row of pixels of a blocked image: pixel w of block b is at p + b * stride + w * BLOCK.
+template <class T = const float>
+struct BlockedRow {
+  T* p;
+  int64_t stride;
+};
+
+// The lanes of the last block that hold channels, as a mask for each of its registers.
+CK_INLINE VI lanes_below(int64_t channels, int part) {
+  VI mask;
+  CK_UNROLL
+  for (int l = 0; l < LANES; ++l) mask[l] = part * LANES + l < channels ? -1 : 0;
+  return mask;
+}
+CK_INLINE V masked(VI mask, V v) { return mask ? v : V{}; }
+
+class LrnRows {
+ public:
+  explicit LrnRows(const Lrn& g);
+
+  // Floats of scratch that the passes want, and the scratch, whose zeros are set once.
+  int64_t floats() const { return 3 * chunk_ * width_; }
+  void prepare(float* scratch);
+
+  void fprop(BlockedRow<> x, BlockedRow<float> y) const;
+
+  // source(b, w0, n): where dy of pixels [w0, w0 + n) of block b lies. With relu, dx is 0 where x is not positive.
+  template <class Source>
+  void dgrad(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
+
+ private:
+  template <bool FAST>
+  void fprop_row(BlockedRow<> x, BlockedRow<float> y) const;
+  template <bool FAST, class Source>
+  void dgrad_row(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
+
+  void squares(BlockedRow<> x, int64_t w0, int64_t n) const;
+  template <bool FAST>
+  V window(const float* at, int64_t channel, int64_t behind, int64_t ahead) const;
+  template <bool FAST>
+  V root(V d) const;
+
+  // f(b, offset of block b in a pixel's scratch row)
+  template <class F>
+  void each_block(const F& f) const {
+    int64_t at = pad_;
+    for (int64_t b = 0; b < g_.blocks();) {
+      for (int64_t i = 0; i < section_; ++i, ++b, at += BLOCK) f(b, at);
+      at += pad_;
+    }
+  }
+
+  Lrn g_;
+  bool ragged_, fast_;
+  int64_t section_;        // blocks between two paddings
+  int64_t pad_, width_;    // floats of a padding, and of a pixel
+  int64_t chunk_;          // pixels at a time
+  float *squares_ = nullptr, *terms_ = nullptr, *direct_ = nullptr;
+};
+
+// ---------------------------------------------------------------------------------------------------
+// d^-1/4
+// ---------------------------------------------------------------------------------------------------
+// Halving the bits of a float twice halves its logarithm twice, but for the mantissa: an estimate z whose
+// e = 1 - d z^4 lies within 1/8. Then d^-1/4 = z (1 - e)^-1/4, the latter to 8e-9 by a polynomial of degree 5.
+// For d in [2^-100, inf]; NaN stays NaN.
+CK_INLINE V inverse_fourth_root(V d) {
+  const V z = reinterpret_cast<V>(0x4f580000 - (reinterpret_cast<VI>(d) >> 2));
+  const V z2 = z * z;
+  const V e = 1.0f - d * z2 * z2;
+  V p = splat(0.08351237f);
+  p = p * e + 0.09684438f;
+  p = p * e + 0.11716127f;
+  p = p * e + 0.15624071f;
+  p = p * e + 0.25000006f;
+  const V r = z + z * (e * p);
+  return d > 3.40282347e38f ? V{} : r;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Rows
+// ---------------------------------------------------------------------------------------------------
+// Sum of the taps around the register at `at`, whose first lane is that channel.
+template <bool FAST>
+CK_INLINE V LrnRows::window(const float* at, int64_t channel, int64_t behind, int64_t ahead) const {
+  if constexpr (FAST) return ((load(at - 2) + load(at - 1)) + (load(at + 1) + load(at + 2))) + load(at);
+  V total{};
+  for (int64_t o = -behind; o <= ahead; ++o) {
+    V tap = load(at + o);
+    if (ragged_) {
+      const int64_t size = g_.C / g_.groups;
+      for (int l = 0; l < LANES; ++l) {
+        const int64_t c = channel + l;
+        if (c + o < 0 || (c + o) / size != c / size) tap[l] = 0;
+      }
+    }
+    total += tap;
+  }
+  return total;
+}
+
+// What d^-beta is made of: FAST, d^-1/4; else d itself.
+struct Power {
+  V direct, steep;  // d^-beta and d^(-beta-1)
+};
+template <bool FAST>
+CK_INLINE Power power(V d, float beta) {
+  if constexpr (FAST) {
+    const V z = inverse_fourth_root(d), z2 = z * z, z3 = z2 * z;
+    return {z3, z3 * (z2 * z2)};
+  }
+  V direct;
+  for (int l = 0; l < LANES; ++l) direct[l] = std::pow(d[l], -beta);
+  return {direct, direct / d};
+}
+
+template <bool FAST, class Source>
+void LrnRows::dgrad_row(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
+  const V k = splat(g_.k), scale = splat(g_.scale), coefficient = splat(g_.coefficient);
+  const int64_t last = g_.blocks() - 1;
+  for (int64_t w0 = 0; w0 < g_.W; w0 += chunk_) {
+    const int64_t n = least(chunk_, g_.W - w0);
+    squares(x, w0, n);
+    each_block([&](int64_t b, int64_t at) {
+      const float* dy = source(b, w0, n);
+      const float* from = x.p + b * x.stride + w0 * BLOCK;
+      for (int64_t w = 0; w < n; ++w) {
+        CK_UNROLL
+        for (int i = 0; i < PARTS; ++i) {
+          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
+          const V sum = window<FAST>(squares_ + here, b * BLOCK + i * LANES, g_.behind, g_.ahead);
+          const Power p = power<FAST>(k + scale * sum, g_.beta);
+          const V dy_v = load(dy + there);
+          store(direct_ + here, dy_v * p.direct);
+          V term = dy_v * load(from + there) * p.steep;
+          if (b == last) term = masked(lanes_below(g_.C - b * BLOCK, i), term);
+          store(terms_ + here, term);
+        }
+      }
+    });
+    each_block([&](int64_t b, int64_t at) {
+      const float* from = x.p + b * x.stride + w0 * BLOCK;
+      float* to = dx.p + b * dx.stride + w0 * BLOCK;
+      for (int64_t w = 0; w < n; ++w) {
+        CK_UNROLL
+        for (int i = 0; i < PARTS; ++i) {
+          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
+          const V sum = window<FAST>(terms_ + here, b * BLOCK + i * LANES, g_.ahead, g_.behind);
+          const V x_v = load(from + there);
+          V dx_v = load(direct_ + here) - coefficient * x_v * sum;
+          if (relu) dx_v = where_positive(x_v, dx_v);
+          if (b == last) dx_v = masked(lanes_below(g_.C - b * BLOCK, i), dx_v);
+          store(to + there, dx_v);
+        }
+      }
+    });
+  }
+}
+
+template <class Source>
+void LrnRows::dgrad(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
+  if (fast_) return dgrad_row<true>(source, x, dx, relu);
+  dgrad_row<false>(source, x, dx, relu);
+}
+
+void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads);
+void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads);
+
+}  // namespace convkit

@@ -1,0 +1,60 @@
+// Max pooling, blocked: a row of outputs from rows of inputs, and a row of dx from rows of dy and argmax.
+//
+// Idea      A register holds 16 neighbouring channels of a pixel, so that a window is R x S loads, comparisons and
+//           selections, with no branch but for the loops. The winner is kept as an int32 in a register beside the
+//           maximum and stored as the smallest type.
+// NaN       A tap wins where it is larger than the best or is NaN, unless the best is NaN already: !(v <= best) and
+//           best == best. So the first NaN wins, and the first of equal values. The first tap inside the image starts.
+// dgrad     Gathered, not scattered: for each pixel, the windows that it lies in, in a fixed order, each compared
+//           with the tap that it is there. Nothing is read before it is written, and rows are independent.
+// Window 3, stride 2, no padding: loops unrolled; backward, a dy serves its three pixels of a row from a register.
+#pragma once
+
+#include "simd.hpp"
+
+namespace convkit {
+
+struct Pool {
+  int64_t N, C, H, W, P, Q, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+
+  int64_t blocks() const { return ceil_div(C, BLOCK); }
+  int64_t x_image() const { return blocks() * H * W * BLOCK; }
+  int64_t y_image() const { return blocks() * P * Q * BLOCK; }
+  int64_t top(int64_t p) const { return p * stride_h - pad_top; }
+  int64_t left(int64_t q) const { return q * stride_w - pad_left; }
+  int64_t span() const { return (R - 1) * dilation_h + 1; }  // rows that a window reaches over
+  bool usual() const {  // AlexNet's
+    return R == 3 && S == 3 && stride_h == 2 && stride_w == 2 && !pad_top && !pad_left && dilation_h == 1 &&
+           dilation_w == 1;
+  }
+};
+
+// Taps [begin, end) of a window that lie inside, along one axis; `first` is where tap 0 is.
+CK_INLINE Range taps_inside(int64_t first, int64_t dilation, int64_t taps, int64_t extent) {
+  const int64_t begin = first < 0 ? ceil_div(-first, dilation) : 0;
+  const int64_t end = first >= extent ? 0 : least(taps, (extent - 1 - first) / dilation + 1);
+  return {begin, most(begin, end)};
+}
+
+// Rows of a blocked image, or a ring of some: pixel (h, w) of block b is at
+// p + (h % period) * pitch + b * stride + w * BLOCK.
+struct RowRing {
+  const float* p;
+  int64_t period, pitch, stride;
+  const float* row(int64_t h, int64_t b) const { return p + (h % period) * pitch + b * stride; }
+};
+
+// Row p of y and argmax, of all blocks; they point at row p of block 0.
+template <class Index>
+void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, Index* argmax);
+
+// Pixels [w0, w0 + n) of row h of dx, of one block; dy and argmax point at that block's plane.
+template <class Index>
+void maxpool2d_dgrad_row(const Pool& g, int64_t h, int64_t w0, int64_t n, const float* dy, const Index* argmax, float* dx);
+
+template <class Index>
+void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads);
+template <class Index>
+void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax, float* dx, int threads);
+
+}  // namespace convkit
