@@ -1,6 +1,7 @@
 """convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
 
 from .alexnet import AlexNet
+from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .devices import emulate
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent

@@ -158,7 +158,21 @@ def _list(args: argparse.Namespace) -> int:
     print(_table(rows, ("op", "implementation", "device", "layout", "dtypes", "error", "rank", "state")))
     module = native.load()
     print(f"\nnative extension: {module.isa() if module else native.why_missing()}")
+    if args.device in (None, "cpu"):
+        _print_cpu()
     return 0
+
+
+def _print_cpu() -> None:
+    """What the CPU kernels run on: the instruction sets, one a line, and the threads."""
+    from . import native
+    from .cpu import threads
+
+    print(f"C++ kernels: {native.kernels_missing() or native.isa()}")
+    for isa, reason in native.unusable().items():
+        state = reason or ("in use" if isa == native.isa() else "usable")
+        print(f"  {isa}: {native.ISAS[isa]}: {state}")
+    print(f"threads: {threads.count()}")
 
 
 # ---------------------------------------------------------------------------------------------------

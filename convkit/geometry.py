@@ -277,7 +277,7 @@ class Conv2d(Problem):
     def reduction(self, op: str) -> int:
         if op == "conv2d_fprop":
             return (self.C // self.groups) * self.R * self.S + 1
-        if op == "conv2d_dgrad":
+        if op.startswith("conv2d_dgrad"):
             return (self.K // self.groups) * self.R * self.S
         return max(1, self.N * self.P * self.Q)
 

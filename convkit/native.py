@@ -1,15 +1,33 @@
-"""The optional C++ extension `convkit._native`: the module, or the reason that it is not there."""
+"""The optional C++ extensions: `convkit._native`, and the CPU kernels, one module for each instruction set.
+
+A machine may lack any of them. Whatever is there is loaded on first use, the rest says why it is not.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+from .errors import OptionError, unknown
+
+VARIABLE = "CONVKIT_ISA"
+#: The instruction sets that kernels may be compiled for (setup.py), widest first, and what a CPU needs.
+ISAS = {
+    "v4": "x86-64 with AVX-512 (F, BW, CD, DQ, VL)",
+    "v3": "x86-64 with AVX2 and FMA",
+    "v2": "x86-64 with SSE4.2",
+    "neon": "64-bit ARM",
+    "generic": "another architecture",
+}
+#: The value of CONVKIT_ISA that does without the kernels.
+NONE = "none"
 
 _NAME = "convkit._native"
 # Written by setup.py. A strict editable install links the sources from elsewhere, hence resolve().
@@ -18,81 +36,168 @@ _REASON_FILE = Path(__file__).resolve().parent / "_native_missing.txt"
 
 def load() -> ModuleType | None:
     """The extension module, or None where it is missing (`why_missing` says why). Never raises."""
-    return _load()[0]
+    return _load(_NAME)[0]
 
 
 def why_missing() -> str:
     """One line: why the extension is missing, and what to do about it. Empty where it is there."""
-    return _load()[1]
+    return _load(_NAME)[1]
 
 
-@functools.lru_cache(maxsize=1)
-def _load() -> tuple[ModuleType | None, str]:
+@functools.cache
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """A module, or the reason that it is not there."""
     try:
-        return importlib.import_module(_NAME), ""
+        return importlib.import_module(name), ""
     except ModuleNotFoundError as error:
-        if error.name != _NAME:
-            return None, f"{_NAME} cannot be loaded: {error}"
-        return None, _why_not_built()
-    except ImportError as error:  # built, but for other libraries than these
-        return None, f"{_NAME} cannot be loaded ({error}); run `pip install -e .` again"
+        if error.name != name:
+            return None, f"{name} cannot be loaded: {error}"
+        return None, _why_not_built(name)
+    except Exception as error:  # built, but for other libraries than these
+        return None, f"{name} cannot be loaded ({error}); run `pip install -e .` again"
 
 
-def _why_not_built() -> str:
+def _why_not_built(name: str) -> str:
     try:
         reasons = _REASON_FILE.read_text(encoding="utf-8").splitlines()
     except OSError:
         reasons = []
     for line in reasons:
-        name, _, reason = line.partition(": ")
-        if name == _NAME:
+        left_out, _, reason = line.partition(": ")
+        if left_out == name:
             first = "install g++ and " if "compiler was found" in reason else ""
-            return f"{_NAME} is not built: {reason}; {first}run `pip install -e .` again"
+            return f"{name} is not built: {reason}; {first}run `pip install -e .` again"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return f"{_NAME} is not built for this Python ({version}): run `pip install -e .` with {sys.executable}"
+    return f"{name} is not built for this Python ({version}): run `pip install -e .` with {sys.executable}"
 
 
 # ---------------------------------------------------------------------------------------------------
 # Kernels, one module for each instruction set
 # ---------------------------------------------------------------------------------------------------
-VARIABLE = "CONVKIT_ISA"
-#: Widest first.
-ISAS = ("v4", "v3", "v2", "neon", "generic")
-
-_kernels: ModuleType | None = None
-_chosen = False
-
-
-@functools.lru_cache(maxsize=1)
-def isas() -> tuple[str, ...]:
-    """The instruction sets whose kernels are installed and that this machine can run, widest first."""
-    package = Path(__file__).resolve().parent
-    supported = set(load().cpu_isas()) if load() is not None else set()
-    return tuple(isa for isa in ISAS if isa in supported and any(package.glob(f"_cpu_{isa}.*")))
+# (The module, its instruction set, why there is none), once it is chosen. One tuple, so that threads which
+# choose at the same time do no harm.
+_choice: tuple[ModuleType | None, str, str] | None = None
+_OFF = (None, NONE, "the C++ kernels are switched off")
+_broken: dict[str, str] = {}  # instruction sets whose module could not be loaded, and why
 
 
 def kernels() -> ModuleType | None:
-    """The CPU kernels for the widest instruction set here (or CONVKIT_ISA), or None where there are none."""
-    global _kernels, _chosen
-    if not _chosen:
-        asked = os.environ.get(VARIABLE, "").strip()
-        found = isas()
-        _kernels = _module(asked or found[0]) if found else None
-        _chosen = True
-    return _kernels
+    """The CPU kernels for the widest instruction set here (or CONVKIT_ISA), or None where there are none.
+
+    Raises
+    ------
+    OptionError
+        If CONVKIT_ISA names an instruction set that is not known, or that cannot be used here.
+    """
+    return (_choice or _choose())[0]
 
 
-def _module(isa: str) -> ModuleType:
-    return importlib.import_module(f"convkit._cpu_{isa}")
+def kernels_missing() -> str | None:
+    """None, or why there are no kernels; for `Implementation.missing`.
+
+    Raises
+    ------
+    OptionError
+        As `kernels` does: who misspells CONVKIT_ISA wants to know, not to compute with something slower.
+    """
+    return (_choice or _choose())[2] or None
+
+
+def isa() -> str:
+    """The instruction set whose kernels `kernels` returns, or "none"."""
+    return (_choice or _choose())[1]
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets whose kernels are installed and that this machine can run, widest first."""
+    return tuple(isa for isa, reason in unusable().items() if not reason)
+
+
+def unusable() -> dict[str, str]:
+    """Every instruction set of this architecture, widest first, and why it cannot be used; empty if it can.
+
+    What is installed is looked for, not loaded; a module that turned out to be broken is known as such.
+    """
+    return {isa: _unusable(isa) for isa in ISAS if isa in _supported() or _installed(isa)}
+
+
+def _choose() -> tuple[ModuleType | None, str, str]:
+    global _choice
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked:
+        _choice = _of(asked, VARIABLE)
+        return _choice
+    for isa in isas():
+        if (module := _try(isa)) is not None:  # else a narrower one may load
+            _choice = module, isa, ""
+            return _choice
+    here = [reason for isa, reason in unusable().items() if isa in _supported()]
+    _choice = None, NONE, why_missing() or "; ".join(here) or "there are no C++ kernels for this CPU"
+    return _choice
+
+
+def _of(isa: str, who: str) -> tuple[ModuleType | None, str, str]:
+    """The choice of one instruction set by name; an error that begins with `who` where it cannot be used."""
+    usable = f"usable here: {', '.join((*isas(), NONE))}"
+    if isa == NONE:
+        return _OFF
+    if isa not in ISAS:
+        raise OptionError(f"{who}: {unknown('instruction set', isa, (*ISAS, NONE))}; {usable}")
+    module = None if _unusable(isa) else _try(isa)
+    if module is None:
+        raise OptionError(f"{who}: {isa!r} cannot be used: {_unusable(isa)}; {usable}")
+    return module, isa, ""
+
+
+def _try(isa: str) -> ModuleType | None:
+    module, reason = _load(_module_name(isa))
+    if module is None:
+        _broken[isa] = reason
+    return module
+
+
+def _module_name(isa: str) -> str:
+    return f"convkit._cpu_{isa}"
+
+
+def _supported() -> tuple[str, ...]:
+    module = load()
+    return () if module is None else tuple(module.cpu_isas())
+
+
+@functools.cache
+def _installed(isa: str) -> bool:
+    return importlib.util.find_spec(_module_name(isa)) is not None
+
+
+def _unusable(isa: str) -> str:
+    """Why the kernels of this instruction set cannot be used, or an empty string."""
+    if load() is None:
+        return why_missing()
+    if isa not in _supported():
+        return f"this CPU, or its system, is not {ISAS[isa]}"
+    if not _installed(isa):
+        return _why_not_built(_module_name(isa))
+    return _broken.get(isa, "")
 
 
 @contextlib.contextmanager
-def using(isa: str) -> Iterator[ModuleType]:
-    """Run the kernels of another instruction set in a `with` block; for tests and benchmarks."""
-    global _kernels, _chosen
-    before = _kernels, _chosen
-    _kernels, _chosen = _module(isa), True
+def using(isa: str) -> Iterator[ModuleType | None]:
+    """Run the kernels of another instruction set in a `with` block, in all threads; for tests and benchmarks.
+
+    Parameters
+    ----------
+    isa : str
+        One of `isas()`, or "none" for no kernels.
+
+    Raises
+    ------
+    OptionError
+        If it is not known, or cannot be used here.
+    """
+    global _choice
+    before, _choice = _choice, _of(isa, "using")
     try:
-        yield _kernels
+        yield _choice[0]
     finally:
-        _kernels, _chosen = before
+        _choice = before

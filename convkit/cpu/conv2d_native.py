@@ -97,5 +97,12 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     return kernels.conv2d_winograd_refusal(numbers(g))  # type: ignore[no-any-return]
 
 
+def _direct(g: Conv2d, way: str, layout: str) -> str | None:
+    kernels = native.kernels()
+    assert kernels is not None
+    return kernels.conv2d_direct_refusal(numbers(g))  # type: ignore[no-any-return]
+
+
 for _layout in LAYOUTS:
+    _register("direct", _layout, 20, 1e-6, _direct)
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)

@@ -70,6 +70,8 @@ void bind(py::module_& m, const Algorithm& a) {
 void bind_conv(py::module_& m) {
   bind(m, {"winograd", winograd::refusal, winograd::fprop_workspace, winograd::dgrad_workspace, winograd::wgrad_workspace,
            winograd::fprop, winograd::dgrad, winograd::wgrad});
+  bind(m, {"direct", direct::refusal, direct::fprop_workspace, direct::dgrad_workspace, direct::wgrad_workspace,
+           direct::fprop, direct::dgrad, direct::wgrad});
 }
 
 }  // namespace convkit

@@ -52,6 +52,45 @@ struct Epilogue {
   const float* mask = nullptr;  // blocked like the output, or none: where it is not positive, 0 is stored
 };
 
+// All bits of the lanes below `count`, which are channels; the others are spare and stay zero, also beside a NaN.
+CK_INLINE VI lanes_below(int64_t count) {
+  VI keep = VI{};
+  for (int l = 0; l < LANES; ++l) keep[l] = l < count ? -1 : 0;
+  return keep;
+}
+
+// The epilogue for one register of channels.
+struct Finish {
+  V bias;
+  bool relu;
+  VI keep;
+
+  // `channel` counts from the epilogue's first; `left` channels exist from there on.
+  Finish(const Epilogue& e, int64_t channel, int64_t left)
+      : bias(e.bias ? load(e.bias + channel) : V{}), relu(e.relu), keep(lanes_below(left)) {}
+
+  // mask: where it lies for this output, or nullptr.
+  CK_INLINE V operator()(V v, const float* mask) const {
+    v += bias;
+    if (relu) v = convkit::relu(v);
+    if (mask) v = where_positive(load(mask), v);
+    return reinterpret_cast<V>(reinterpret_cast<VI>(v) & keep);
+  }
+};
+
+// A bias of (groups * k) as whole blocks for each group; zeros where there is none.
+inline void pad_bias(const float* b, int64_t groups, int64_t k, float* to) {
+  const int64_t padded = round_up(k, BLOCK);
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = 0; i < padded; ++i) to[g * padded + i] = b && i < k ? b[g * k + i] : 0.0f;
+}
+
+// Where weight (k, c, r, s) of a pass lies: k comes out, c goes in, whichever the pass is.
+struct Weights {
+  const float* at;
+  int64_t k_step, c_step, r_step, s_step;
+};
+
 // conv2d_fprop and conv2d_dgrad, each with the workspace that it wants, in bytes. x, y, dx, dy are NCHW or blocked as
 // the flags say; w is always (K, C/groups, R, S). x_mask: dx is zero where x is not positive.
 struct Layouts {

@@ -36,4 +36,21 @@ inline int64_t bands(int64_t N, int64_t rows, int64_t least_rows) {
   return most(1, least(ceil_div(16, most(1, N)), rows / least_rows));
 }
 
+// The lanes of register `part` of a block that hold one of the `channels` channels, which are left there.
+CK_INLINE VI lanes_below(int64_t channels, int part) {
+  VI lane;
+  CK_UNROLL
+  for (int l = 0; l < LANES; ++l) lane[l] = part * LANES + l;
+  return lane < VI{} + static_cast<int>(least(channels, BLOCK));
+}
+CK_INLINE V masked(VI mask, V v) { return mask ? v : V{}; }
+
+// Whether any lane is set.
+CK_INLINE bool any(VI mask) {
+  std::int32_t lanes[LANES], all = 0;
+  std::memcpy(lanes, &mask, sizeof lanes);
+  for (int l = 0; l < LANES; ++l) all |= lanes[l];
+  return all != 0;
+}
+
 }  // namespace convkit

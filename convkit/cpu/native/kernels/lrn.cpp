@@ -1,7 +1,5 @@
 #include "lrn.hpp"
 
-#include "local.hpp"
-
 namespace convkit {
 
 LrnRows::LrnRows(const Lrn& g) : g_(g) {
@@ -39,7 +37,7 @@ void LrnRows::squares(BlockedRow<> x, int64_t w0, int64_t n) const {
 template <bool FAST>
 void LrnRows::fprop_row(BlockedRow<> x, BlockedRow<float> y) const {
   const V k = splat(g_.k), scale = splat(g_.scale);
-  const int64_t last = g_.blocks() - 1;
+  const int64_t last = g_.C / BLOCK;
   for (int64_t w0 = 0; w0 < g_.W; w0 += chunk_) {
     const int64_t n = least(chunk_, g_.W - w0);
     squares(x, w0, n);
@@ -65,6 +63,54 @@ void LrnRows::fprop(BlockedRow<> x, BlockedRow<float> y) const {
   fprop_row<false>(x, y);
 }
 
+template <bool FAST>
+void LrnRows::dgrad_row(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
+  const V k = splat(g_.k), scale = splat(g_.scale), coefficient = splat(g_.coefficient);
+  const int64_t last = g_.C / BLOCK;  // the block with spare channels, if there is one
+  for (int64_t w0 = 0; w0 < g_.W; w0 += chunk_) {
+    const int64_t n = least(chunk_, g_.W - w0);
+    squares(x, w0, n);
+    each_block([&](int64_t b, int64_t at) {
+      const float* gradient = dy.p + b * dy.stride + w0 * BLOCK;
+      const float* from = x.p + b * x.stride + w0 * BLOCK;
+      for (int64_t w = 0; w < n; ++w) {
+        CK_UNROLL
+        for (int i = 0; i < PARTS; ++i) {
+          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
+          const V sum = window<FAST>(squares_ + here, b * BLOCK + i * LANES, g_.behind, g_.ahead);
+          const Power p = power<FAST>(k + scale * sum, g_.beta);
+          const V dy_v = load(gradient + there);
+          store(direct_ + here, dy_v * p.direct);
+          V term = dy_v * load(from + there) * p.steep;
+          if (b == last) term = masked(lanes_below(g_.C - b * BLOCK, i), term);
+          store(terms_ + here, term);
+        }
+      }
+    });
+    each_block([&](int64_t b, int64_t at) {
+      const float* from = x.p + b * x.stride + w0 * BLOCK;
+      float* to = dx.p + b * dx.stride + w0 * BLOCK;
+      for (int64_t w = 0; w < n; ++w) {
+        CK_UNROLL
+        for (int i = 0; i < PARTS; ++i) {
+          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
+          const V sum = window<FAST>(terms_ + here, b * BLOCK + i * LANES, g_.ahead, g_.behind);
+          const V x_v = load(from + there);
+          V dx_v = load(direct_ + here) - coefficient * x_v * sum;
+          if (relu) dx_v = where_positive(x_v, dx_v);
+          if (b == last) dx_v = masked(lanes_below(g_.C - b * BLOCK, i), dx_v);
+          store(to + there, dx_v);
+        }
+      }
+    });
+  }
+}
+
+void LrnRows::dgrad(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
+  if (fast_) return dgrad_row<true>(dy, x, dx, relu);
+  dgrad_row<false>(dy, x, dx, relu);
+}
+
 void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads) {
   const int64_t cut = bands(g.N, g.H, 4);
   parallel_for(workers(threads, 8 * g.N * g.image()), g.N * cut, [&](int64_t task) {
@@ -86,8 +132,7 @@ void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx,
     const Range band = piece(task % cut, cut, g.H);
     for (int64_t h = band.begin; h < band.end; ++h) {
       const int64_t at = task / cut * g.image() + h * g.W * BLOCK;
-      const auto source = [&](int64_t b, int64_t w0, int64_t) { return dy + at + b * g.plane() + w0 * BLOCK; };
-      rows.dgrad(source, {x + at, g.plane()}, {dx + at, g.plane()}, false);
+      rows.dgrad({dy + at, g.plane()}, {x + at, g.plane()}, {dx + at, g.plane()}, false);
     }
   });
 }

@@ -13,7 +13,7 @@
 // Ragged    Where groups do not begin with a block of 16, each tap is masked by its channel's group. Slower, and rare.
 #pragma once
 
-#include "simd.hpp"
+#include "local.hpp"
 
 namespace convkit {
 
@@ -33,15 +33,6 @@ struct BlockedRow {
   int64_t stride;
 };
 
-// The lanes of the last block that hold channels, as a mask for each of its registers.
-CK_INLINE VI lanes_below(int64_t channels, int part) {
-  VI mask;
-  CK_UNROLL
-  for (int l = 0; l < LANES; ++l) mask[l] = part * LANES + l < channels ? -1 : 0;
-  return mask;
-}
-CK_INLINE V masked(VI mask, V v) { return mask ? v : V{}; }
-
 class LrnRows {
  public:
   explicit LrnRows(const Lrn& g);
@@ -52,15 +43,14 @@ class LrnRows {
 
   void fprop(BlockedRow<> x, BlockedRow<float> y) const;
 
-  // source(b, w0, n): where dy of pixels [w0, w0 + n) of block b lies. With relu, dx is 0 where x is not positive.
-  template <class Source>
-  void dgrad(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
+  // With relu, dx is 0 where x is not positive.
+  void dgrad(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
 
  private:
   template <bool FAST>
   void fprop_row(BlockedRow<> x, BlockedRow<float> y) const;
-  template <bool FAST, class Source>
-  void dgrad_row(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
+  template <bool FAST>
+  void dgrad_row(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool relu) const;
 
   void squares(BlockedRow<> x, int64_t w0, int64_t n) const;
   template <bool FAST>
@@ -140,55 +130,6 @@ CK_INLINE Power power(V d, float beta) {
   V direct;
   for (int l = 0; l < LANES; ++l) direct[l] = std::pow(d[l], -beta);
   return {direct, direct / d};
-}
-
-template <bool FAST, class Source>
-void LrnRows::dgrad_row(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
-  const V k = splat(g_.k), scale = splat(g_.scale), coefficient = splat(g_.coefficient);
-  const int64_t last = g_.blocks() - 1;
-  for (int64_t w0 = 0; w0 < g_.W; w0 += chunk_) {
-    const int64_t n = least(chunk_, g_.W - w0);
-    squares(x, w0, n);
-    each_block([&](int64_t b, int64_t at) {
-      const float* dy = source(b, w0, n);
-      const float* from = x.p + b * x.stride + w0 * BLOCK;
-      for (int64_t w = 0; w < n; ++w) {
-        CK_UNROLL
-        for (int i = 0; i < PARTS; ++i) {
-          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
-          const V sum = window<FAST>(squares_ + here, b * BLOCK + i * LANES, g_.behind, g_.ahead);
-          const Power p = power<FAST>(k + scale * sum, g_.beta);
-          const V dy_v = load(dy + there);
-          store(direct_ + here, dy_v * p.direct);
-          V term = dy_v * load(from + there) * p.steep;
-          if (b == last) term = masked(lanes_below(g_.C - b * BLOCK, i), term);
-          store(terms_ + here, term);
-        }
-      }
-    });
-    each_block([&](int64_t b, int64_t at) {
-      const float* from = x.p + b * x.stride + w0 * BLOCK;
-      float* to = dx.p + b * dx.stride + w0 * BLOCK;
-      for (int64_t w = 0; w < n; ++w) {
-        CK_UNROLL
-        for (int i = 0; i < PARTS; ++i) {
-          const int64_t here = w * width_ + at + i * LANES, there = w * BLOCK + i * LANES;
-          const V sum = window<FAST>(terms_ + here, b * BLOCK + i * LANES, g_.ahead, g_.behind);
-          const V x_v = load(from + there);
-          V dx_v = load(direct_ + here) - coefficient * x_v * sum;
-          if (relu) dx_v = where_positive(x_v, dx_v);
-          if (b == last) dx_v = masked(lanes_below(g_.C - b * BLOCK, i), dx_v);
-          store(to + there, dx_v);
-        }
-      }
-    });
-  }
-}
-
-template <class Source>
-void LrnRows::dgrad(const Source& source, BlockedRow<> x, BlockedRow<float> dx, bool relu) const {
-  if (fast_) return dgrad_row<true>(source, x, dx, relu);
-  dgrad_row<false>(source, x, dx, relu);
 }
 
 void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads);

@@ -1,7 +1,5 @@
 #include "lrn_maxpool2d.hpp"
 
-#include "local.hpp"
-
 namespace convkit {
 
 template <class Index>
@@ -30,20 +28,19 @@ void lrn_maxpool2d_fprop_blocked(const Lrn& lrn, const Pool& pool, const float* 
 template <class Index>
 void lrn_maxpool2d_dgrad_blocked(const Lrn& lrn, const Pool& pool, const float* dy, const Index* argmax, const float* x,
                                  float* dx, bool relu, int threads) {
-  const int64_t cut = bands(pool.N, pool.H, 4), row = pool.W * BLOCK, plane = pool.P * pool.Q * BLOCK;
+  const int64_t cut = bands(pool.N, pool.H, 4), blocks = pool.blocks(), row = pool.W * BLOCK;
+  const int64_t plane = pool.P * pool.Q * BLOCK;
   parallel_for(workers(threads, 8 * pool.N * (pool.x_image() + pool.y_image())), pool.N * cut, [&](int64_t task) {
     LrnRows rows(lrn);
     const int64_t n = task / cut, out = n * pool.y_image();
-    float* scratch = local_floats(row + rows.floats());
-    rows.prepare(scratch + row);
+    float* gathered = local_floats(blocks * row + rows.floats());
+    rows.prepare(gathered + blocks * row);
     const Range band = piece(task % cut, cut, pool.H);
     for (int64_t h = band.begin; h < band.end; ++h) {
       const int64_t at = n * pool.x_image() + h * row;
-      const auto source = [&](int64_t b, int64_t w0, int64_t count) {
-        maxpool2d_dgrad_row(pool, h, w0, count, dy + out + b * plane, argmax + out + b * plane, scratch);
-        return scratch;
-      };
-      rows.dgrad(source, {x + at, pool.H * row}, {dx + at, pool.H * row}, relu);
+      for (int64_t b = 0; b < blocks; ++b)
+        maxpool2d_dgrad_row(pool, h, dy + out + b * plane, argmax + out + b * plane, gathered + b * row);
+      rows.dgrad({gathered, row}, {x + at, pool.H * row}, {dx + at, pool.H * row}, relu);
     }
   });
 }

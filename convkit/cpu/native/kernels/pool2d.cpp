@@ -1,21 +1,25 @@
 #include "pool2d.hpp"
 
-#include "local.hpp"
-#include "lrn.hpp"
-
 namespace convkit {
 namespace {
 
+// Winners of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
 template <class Index>
 struct Winners {
   typedef Index Vector __attribute__((vector_size(sizeof(Index) * LANES)));
+  typedef std::uint16_t Half __attribute__((vector_size(2 * LANES)));
   static CK_INLINE VI load(const Index* p) {
     Vector v;
     std::memcpy(&v, p, sizeof v);
+    if constexpr (sizeof(Index) == 1) return __builtin_convertvector(__builtin_convertvector(v, Half), VI);
     return __builtin_convertvector(v, VI);
   }
   static CK_INLINE void store(Index* p, VI winner) {
-    const Vector v = __builtin_convertvector(winner, Vector);
+    Vector v;
+    if constexpr (sizeof(Index) == 1)
+      v = __builtin_convertvector(__builtin_convertvector(winner, Half), Vector);
+    else
+      v = __builtin_convertvector(winner, Vector);
     std::memcpy(p, &v, sizeof v);
   }
 };
@@ -44,12 +48,33 @@ CK_INLINE Best window(const Pool& g, const Rows& row, Range r, Range s, int part
   return best;
 }
 
+// Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen a NaN.
 template <class Index>
-CK_INLINE void put(const Best& best, bool last, int64_t channels, int part, float* y, Index* argmax) {
-  V value = best.value;
-  if (last) value = masked(lanes_below(channels, part), value);
-  store(y + part * LANES, value);
-  Winners<Index>::store(argmax + part * LANES, best.tap);
+CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, const float* row1, const float* row2,
+                           float* y, Index* argmax) {
+  VI tap[9], nan{};
+  CK_UNROLL
+  for (int t = 0; t < 9; ++t) tap[t] = VI{} + static_cast<int>(t / 3 * g.S + t % 3);
+  for (int64_t q = 0; q < count; ++q) {
+    CK_UNROLL
+    for (int part = 0; part < PARTS; ++part) {
+      const int64_t at = q * 2 * BLOCK + part * LANES, to = q * BLOCK + part * LANES;
+      V best = load(row0 + at), sum = best;
+      VI winner = tap[0];
+      CK_UNROLL
+      for (int t = 1; t < 9; ++t) {
+        const V v = load((t < 3 ? row0 : t < 6 ? row1 : row2) + at + t % 3 * BLOCK);
+        const VI wins = v > best;
+        best = wins ? v : best;
+        winner = wins ? tap[t] : winner;
+        sum += v;
+      }
+      nan |= sum != sum;
+      store(y + to, best);
+      Winners<Index>::store(argmax + to, winner);
+    }
+  }
+  return !any(nan);
 }
 
 }  // namespace
@@ -58,36 +83,23 @@ template <class Index>
 void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, Index* argmax) {
   const int64_t blocks = g.blocks(), top = g.top(p), plane = g.P * g.Q * BLOCK;
   const Range r = taps_inside(top, g.dilation_h, g.R, g.H);
-  // Outputs whose windows have all their taps inside.
-  const int64_t whole = g.usual() && r.end == 3 ? least(g.Q, (g.W - 1) / 2) : 0;
   for (int64_t b = 0; b < blocks; ++b, y += plane, argmax += plane) {
-    const bool last = b == blocks - 1;
-    const int64_t channels = g.C - b * BLOCK;
-    if (whole) {
-      const float *row0 = x.row(top, b), *row1 = x.row(top + 1, b), *row2 = x.row(top + 2, b);
-      for (int64_t q = 0; q < whole; ++q) {
-        CK_UNROLL
-        for (int part = 0; part < PARTS; ++part) {
-          const int64_t at = q * 2 * BLOCK + part * LANES;
-          Best best{load(row0 + at), VI{}};
-          best.see(load(row0 + at + BLOCK), 1);
-          best.see(load(row0 + at + 2 * BLOCK), 2);
-          best.see(load(row1 + at), 3);
-          best.see(load(row1 + at + BLOCK), 4);
-          best.see(load(row1 + at + 2 * BLOCK), 5);
-          best.see(load(row2 + at), 6);
-          best.see(load(row2 + at + BLOCK), 7);
-          best.see(load(row2 + at + 2 * BLOCK), 8);
-          put(best, last, channels, part, y + q * BLOCK, argmax + q * BLOCK);
-        }
-      }
+    const bool spare = (b + 1) * BLOCK > g.C;
+    int64_t q = 0;
+    if (g.usual() && r.end == 3) {
+      q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
+      if (!usual_fprop(g, q, x.row(top, b), x.row(top + 1, b), x.row(top + 2, b), y, argmax)) q = 0;
     }
-    for (int64_t q = whole; q < g.Q; ++q) {
+    for (; q < g.Q; ++q) {
       const int64_t left = g.left(q);
       const Range s = taps_inside(left, g.dilation_w, g.S, g.W);
       const auto row = [&](int64_t i) { return x.row(top + i * g.dilation_h, b) + left * BLOCK; };
-      for (int part = 0; part < PARTS; ++part)
-        put(window(g, row, r, s, part), last, channels, part, y + q * BLOCK, argmax + q * BLOCK);
+      for (int part = 0; part < PARTS; ++part) {
+        Best best = window(g, row, r, s, part);
+        if (spare) best.value = masked(lanes_below(g.C - b * BLOCK, part), best.value);
+        store(y + q * BLOCK + part * LANES, best.value);
+        Winners<Index>::store(argmax + q * BLOCK + part * LANES, best.tap);
+      }
     }
   }
 }
@@ -114,62 +126,52 @@ CK_INLINE V won(const float* dy, const Index* argmax, int tap) {
   return masked(Winners<Index>::load(argmax) == VI{} + tap, load(dy));
 }
 
-// Window 3, stride 2: one row of windows, whose tap r this row is. w0 is even. Adds to dx, or begins it.
+// Window 3, stride 2: one row of windows, whose tap r this row is. Adds to dx, or begins it.
 template <bool ADD, class Index>
-CK_INLINE void usual_dgrad(const Pool& g, int64_t w0, int64_t n, int r, const float* dy, const Index* argmax, float* dx) {
+CK_INLINE void usual_dgrad(const Pool& g, int r, const float* dy, const Index* argmax, float* dx) {
   CK_UNROLL
   for (int part = 0; part < PARTS; ++part) {
-    V left_dy{};
-    VI left_tap = VI{} - 1;
-    int64_t q = w0 / 2;
     const int64_t o = part * LANES;
-    if (q > 0) {
-      left_dy = load(dy + (q - 1) * BLOCK + o);
-      left_tap = Winners<Index>::load(argmax + (q - 1) * BLOCK + o);
-    }
-    for (int64_t w = 0; w < n; w += 2, ++q) {
+    const VI first = VI{} + 3 * r, second = first + 1, third = first + 2;
+    const auto put = [&](int64_t w, V v) {
       float* to = dx + w * BLOCK + o;
-      V here_dy{};
-      VI here_tap = VI{} - 1;
-      if (q < g.Q) {
-        here_dy = load(dy + q * BLOCK + o);
-        here_tap = Winners<Index>::load(argmax + q * BLOCK + o);
-      }
-      const V even = masked(left_tap == VI{} + (3 * r + 2), left_dy) + masked(here_tap == VI{} + 3 * r, here_dy);
-      store(to, ADD ? load(to) + even : even);
-      if (w + 1 < n) {
-        const V odd = masked(here_tap == VI{} + (3 * r + 1), here_dy);
-        store(to + BLOCK, ADD ? load(to + BLOCK) + odd : odd);
-      }
-      left_dy = here_dy;
-      left_tap = here_tap;
+      store(to, ADD ? load(to) + v : v);
+    };
+    V right{};  // what the window before gives to its right pixel, which is this one's left
+    int64_t w = 0;
+    for (int64_t q = 0; q < g.Q; ++q, w += 2) {
+      const V dy_v = load(dy + q * BLOCK + o);
+      const VI tap = Winners<Index>::load(argmax + q * BLOCK + o);
+      put(w, right + masked(tap == first, dy_v));
+      if (w + 1 < g.W) put(w + 1, masked(tap == second, dy_v));
+      right = masked(tap == third, dy_v);
     }
+    for (; w < g.W; ++w, right = V{}) put(w, right);
   }
 }
 
 }  // namespace
 
 template <class Index>
-void maxpool2d_dgrad_row(const Pool& g, int64_t h, int64_t w0, int64_t n, const float* dy, const Index* argmax,
-                         float* dx) {
+void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index* argmax, float* dx) {
   const int64_t row = g.Q * BLOCK;
-  if (g.usual() && w0 % 2 == 0) {
+  if (g.usual()) {
     const int64_t p = h / 2;
     const bool upper = h % 2 == 0 && p > 0, own = p < g.P;
-    if (upper) usual_dgrad<false>(g, w0, n, 2, dy + (p - 1) * row, argmax + (p - 1) * row, dx);
+    if (upper) usual_dgrad<false>(g, 2, dy + (p - 1) * row, argmax + (p - 1) * row, dx);
     if (upper && own)
-      usual_dgrad<true>(g, w0, n, 0, dy + p * row, argmax + p * row, dx);
+      usual_dgrad<true>(g, 0, dy + p * row, argmax + p * row, dx);
     else if (own)
-      usual_dgrad<false>(g, w0, n, int(h % 2), dy + p * row, argmax + p * row, dx);
+      usual_dgrad<false>(g, int(h % 2), dy + p * row, argmax + p * row, dx);
     else if (!upper)
-      std::memset(dx, 0, size_t(n * BLOCK) * sizeof(float));
+      std::memset(dx, 0, size_t(g.W * BLOCK) * sizeof(float));
     return;
   }
-  for (int64_t w = 0; w < n; ++w) {
+  for (int64_t w = 0; w < g.W; ++w) {
     for (int part = 0; part < PARTS; ++part) {
       V total{};
       each_window(h + g.pad_top, g.stride_h, g.dilation_h, g.R, g.P, [&](int64_t p, int64_t r) {
-        each_window(w0 + w + g.pad_left, g.stride_w, g.dilation_w, g.S, g.Q, [&](int64_t q, int64_t s) {
+        each_window(w + g.pad_left, g.stride_w, g.dilation_w, g.S, g.Q, [&](int64_t q, int64_t s) {
           const int64_t at = p * row + q * BLOCK + part * LANES;
           total += won(dy + at, argmax + at, int(r * g.S + s));
         });
@@ -198,13 +200,13 @@ void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax
   const int64_t blocks = g.blocks(), row = g.W * BLOCK, plane = g.P * g.Q * BLOCK;
   parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
     for (int64_t h = 0; h < g.H; ++h)
-      maxpool2d_dgrad_row(g, h, 0, g.W, dy + task * plane, argmax + task * plane, dx + (task * g.H + h) * row);
+      maxpool2d_dgrad_row(g, h, dy + task * plane, argmax + task * plane, dx + (task * g.H + h) * row);
   });
 }
 
 #define CK_POOL(Index)                                                                                              \
   template void maxpool2d_fprop_row(const Pool&, int64_t, const RowRing&, float*, Index*);                          \
-  template void maxpool2d_dgrad_row(const Pool&, int64_t, int64_t, int64_t, const float*, const Index*, float*);    \
+  template void maxpool2d_dgrad_row(const Pool&, int64_t, const float*, const Index*, float*);                      \
   template void maxpool2d_fprop_blocked(const Pool&, const float*, float*, Index*, int);                            \
   template void maxpool2d_dgrad_blocked(const Pool&, const float*, const Index*, float*, int);
 CK_POOL(std::uint8_t)

@@ -7,10 +7,11 @@
 //           best == best. So the first NaN wins, and the first of equal values. The first tap inside the image starts.
 // dgrad     Gathered, not scattered: for each pixel, the windows that it lies in, in a fixed order, each compared
 //           with the tap that it is there. Nothing is read before it is written, and rows are independent.
-// Window 3, stride 2, no padding: loops unrolled; backward, a dy serves its three pixels of a row from a register.
+// Window 3, stride 2, no padding: loops unrolled; forward, a sum over the window tells of NaNs (or opposed infinities),
+//           and a row that has any is done again; backward, a dy serves its three pixels of a row from a register.
 #pragma once
 
-#include "simd.hpp"
+#include "local.hpp"
 
 namespace convkit {
 
@@ -48,9 +49,9 @@ struct RowRing {
 template <class Index>
 void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, Index* argmax);
 
-// Pixels [w0, w0 + n) of row h of dx, of one block; dy and argmax point at that block's plane.
+// Row h of dx, of one block; dy and argmax point at that block's plane.
 template <class Index>
-void maxpool2d_dgrad_row(const Pool& g, int64_t h, int64_t w0, int64_t n, const float* dy, const Index* argmax, float* dx);
+void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index* argmax, float* dx);
 
 template <class Index>
 void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads);

@@ -42,7 +42,7 @@ typedef float VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 CK_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 CK_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
-CK_INLINE V splat(float a) { return V{} + a; }
+CK_INLINE V splat(float a) { return a - V{}; }  // not V{} + a: an addition must be done, since it makes -0 a 0
 // max(v, 0) that keeps a NaN, as every ReLU here does.
 CK_INLINE V relu(V v) { return v <= V{} ? V{} : v; }
 // a where mask > 0 or NaN, else 0: the gradient of a ReLU whose output is `mask`.

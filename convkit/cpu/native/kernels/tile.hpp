@@ -25,16 +25,22 @@ struct Tile {
     }
   }
 
-  CK_INLINE void step(const float* a, int64_t a_part, const float* b, int64_t b_row) {
+  // With b(j), the scalar of row j.
+  template <class B>
+  CK_INLINE void step(const float* a, int64_t a_part, const B& b) {
     V part[NV];
     CK_UNROLL
     for (int v = 0; v < NV; ++v) part[v] = load(a + v * a_part);
     CK_UNROLL
     for (int j = 0; j < NJ; ++j) {
-      const V scalar = splat(b[j * b_row]);
+      const V scalar = splat(b(j));
       CK_UNROLL
       for (int v = 0; v < NV; ++v) acc[j][v] += part[v] * scalar;
     }
+  }
+
+  CK_INLINE void step(const float* a, int64_t a_part, const float* b, int64_t b_row) {
+    step(a, a_part, [&](int j) { return b[j * b_row]; });
   }
 
   CK_INLINE void run(const float* a, int64_t a_step, int64_t a_part, const float* b, int64_t b_step, int64_t b_row,

@@ -112,32 +112,20 @@ void multiply_point(const Shape& s, const float* u, const float* v, float* m, in
 // ---------------------------------------------------------------------------------------------------------------------
 // Outputs
 // ---------------------------------------------------------------------------------------------------------------------
-template <int M>
 struct Output {
   float* to;
   const float* mask;
-  V bias;
-  bool relu;
-  VI keep;  // lanes that are channels
+  Finish finish;
   int64_t row;
 
   CK_INLINE void put(int i, int j, V v) const {
-    v += bias;
-    if (relu) v = convkit::relu(v);
-    if (mask) v = where_positive(load(mask + i * row + j * BLOCK), v);
-    v = reinterpret_cast<V>(reinterpret_cast<VI>(v) & keep);
-    store(to + i * row + j * BLOCK, v);
+    const int64_t at = i * row + j * BLOCK;
+    store(to + at, finish(v, mask ? mask + at : nullptr));
   }
 };
 
-CK_INLINE VI lanes_below(int64_t count) {
-  VI keep = VI{};
-  for (int l = 0; l < LANES; ++l) keep[l] = l < count ? -1 : 0;
-  return keep;
-}
-
 template <int M>
-CK_INLINE void output_tile(const float* m, int64_t plane, const Output<M>& out, int64_t rows, int64_t columns) {
+CK_INLINE void output_tile(const float* m, int64_t plane, const Output& out, int64_t rows, int64_t columns) {
   static constexpr auto A = output_matrix<M>();
   const auto get = [&](int i, int j) { return load(m + (i * TILE + j) * plane); };
   if (rows >= M && columns >= M) {
@@ -151,13 +139,14 @@ CK_INLINE void output_tile(const float* m, int64_t plane, const Output<M>& out, 
 
 // One row of tiles of one block of output channels.
 template <int M>
-void output_row(const Shape& s, const float* m, int64_t plane, float* map, const float* mask, const float* bias, bool relu,
-                int64_t channels, int64_t tile_row) {
+void output_row(const Shape& s, const float* m, int64_t plane, float* map, const float* mask, const Epilogue& e,
+                int64_t group, int64_t block, int64_t tile_row) {
   const int64_t p0 = tile_row * M, at = p0 * s.Q * BLOCK;
   for (int part = 0; part < PARTS; ++part) {
     const int64_t lane = part * LANES;
-    Output<M> out{map + at + lane, mask ? mask + at + lane : nullptr, bias ? load(bias + lane) : V{}, relu,
-                  lanes_below(channels - lane), s.Q * BLOCK};
+    const int64_t channel = block * BLOCK + lane;
+    const Finish finish(e, group * s.k_blocks() * BLOCK + channel, s.k - channel);
+    Output out{map + at + lane, mask ? mask + at + lane : nullptr, finish, s.Q * BLOCK};
     for (int64_t t = 0; t < s.columns(); ++t) {
       output_tile<M>(m + t * BLOCK + lane, plane, out, s.P - p0, s.Q - t * M);
       out.to += M * BLOCK;
@@ -204,10 +193,9 @@ void correlate(const Shape& s, const Buffers& b, const Maps& x, const Maps& y, c
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t r = unit % rows, block = unit / rows % s.k_blocks(), g = unit / rows / s.k_blocks();
         const int64_t n = (first + r) / s.rows(), row = (first + r) % s.rows();
-        const float* bias = e.bias ? e.bias + (g * s.k_blocks() + block) * BLOCK : nullptr;
         const float* mask = e.mask ? e.mask + (y.at(n, g, block) - y.data) : nullptr;
-        output_row<M>(s, m_at(g) + (block * tiles + r * s.columns()) * BLOCK, m_plane, y.at(n, g, block), mask, bias, e.relu,
-                      s.k - block * BLOCK, row);
+        output_row<M>(s, m_at(g) + (block * tiles + r * s.columns()) * BLOCK, m_plane, y.at(n, g, block), mask, e, g,
+                      block, row);
       }
     });
   }
@@ -260,12 +248,6 @@ struct Pass {
   Maps maps_in(int64_t n, float* data) const { return {data, n, s.groups, s.c, s.H, s.W}; }
   Maps maps_out(int64_t n, float* data) const { return {data, n, s.groups, s.k, s.P, s.Q}; }
 };
-
-void pad_bias(const Shape& s, const float* b, float* to) {
-  for (int64_t g = 0; g < s.groups; ++g)
-    for (int64_t k = 0; k < s.k_blocks() * BLOCK; ++k)
-      to[g * s.k_blocks() * BLOCK + k] = b && k < s.k ? b[g * s.k + k] : 0.0f;
-}
 
 }  // namespace
 
@@ -349,7 +331,7 @@ void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float
   const int64_t taps = p.v.R * p.v.R;
   if (p.v.s > 1) spread_weights(g, p.v, w, p.w);
   const Weights weights{p.v.s > 1 ? p.w : w, p.s.c * taps, taps, p.v.R, 1};
-  pad_bias(p.s, b, p.bias);
+  pad_bias(b, g.groups, p.s.k, p.bias);
   for (int64_t n = 0; n < g.N; n += p.images) {
     const int64_t count = least(p.images, g.N - n);
     const Maps in = p.maps_in(count, l.x_blocked ? const_cast<float*>(x) + n * p.maps_in(1, nullptr).image() : p.in);

@@ -34,12 +34,6 @@ struct Virtual {
 };
 Virtual virtual_of(const Conv& g);
 
-// Where weight (k, c, r, s) of a pass lies.
-struct Weights {
-  const float* at;
-  int64_t k_step, c_step, r_step, s_step;
-};
-
 // w of the virtual problem, (K, C * s * s, R', R'): taps beyond the filter are zeros.
 void spread_weights(const Conv& g, const Virtual& v, const float* w, float* to);
 // The way back for its gradient.
