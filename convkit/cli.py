@@ -168,7 +168,8 @@ def _print_cpu() -> None:
     from . import native
     from .cpu import threads
 
-    print(f"C++ kernels: {native.kernels_missing() or native.isa()}")
+    reason = native.kernels_missing()
+    print(f"C++ kernels: {native.isa()}{f' ({reason})' if reason else ''}")
     for isa, reason in native.unusable().items():
         state = reason or ("in use" if isa == native.isa() else "usable")
         print(f"  {isa}: {native.ISAS[isa]}: {state}")

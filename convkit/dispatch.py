@@ -58,8 +58,8 @@ class Call:
 
     def run(self) -> None:
         """Fill the outputs."""
-        if self.problem.empty:
-            # Sums over an empty batch are zero; everything else is empty itself.
+        if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
+            # Sums over an empty batch are zero; everything else is empty itself. Weights still decay.
             for output in self.outputs:
                 output.fill(0)
             return
@@ -178,7 +178,7 @@ class Arguments:
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
         outputs = tuple(
             array
-            if array is not None and self._direct(array, inputs)
+            if array is not None and self._direct(name, array, inputs)
             else arrays.empty(
                 layouts.physical(problem.shape(name))
                 if layouts.of(layout, name) == layouts.BLOCKED
@@ -273,13 +273,14 @@ class Arguments:
             raise OptionError("the outputs share memory with each other")
         return found
 
-    def _direct(self, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
+    def _direct(self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
         if not arrays.in_order(out):
             return False
-        for array in inputs:
+        for given, array in zip(self.op.inputs, inputs, strict=True):
             if array is None or not arrays.overlap(array, out):
                 continue
-            if not (self.op.inplace and arrays.bounds(array) == arrays.bounds(out)):
+            may = self.op.inplace or self.op.updates.get(name) == given
+            if not (may and arrays.bounds(array) == arrays.bounds(out)):
                 return False
         return True

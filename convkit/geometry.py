@@ -342,10 +342,11 @@ class Linear(Problem):
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         x, w, b, y = (self.N, self.C), (self.K, self.C), (self.K,), (self.N, self.K)
-        return {"x": x, "dx": x, "w": w, "dw": w, "b": b, "y": y, "dy": y}
+        weights = dict.fromkeys(("w", "dw", "v", "w_new", "v_new"), w)
+        return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights}
 
     def flops(self, op: str) -> int:
-        return 2 * self.N * self.C * self.K
+        return 2 * self.N * self.C * self.K * (2 if op == "linear_dgrad_wgrad_sgd" else 1)
 
     def reduction(self, op: str) -> int:
         return {"linear_fprop": self.C + 1, "linear_dgrad": self.K}.get(op, max(1, self.N))

@@ -41,7 +41,7 @@ class Op:
 
     `optional` inputs may be None. `options` are further arguments of an implementation, by keyword.
     An op that is `inplace` reads each element before it writes it, and nothing else, so an output may
-    be one of the inputs.
+    be one of the inputs. In any op, "w_new" may be written in w's place: see `updates`.
     """
 
     name: str
@@ -52,6 +52,13 @@ class Op:
     options: tuple[str, ...] = ()
     inplace: bool = False
 
+    @property
+    def updates(self) -> dict[str, str]:
+        """Outputs that are an input's new value, with that input: each may be written in its place."""
+        return {out: out.removesuffix("_new") for out in self.outputs if out.endswith("_new")}
+
+
+_SGD = ("lr", "momentum", "weight_decay", "dampening", "nesterov", "lr_in_velocity")
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -75,6 +82,16 @@ OPS: dict[str, Op] = {
         Op("linear_dgrad", Linear, ("dy", "w"), ("dx",)),
         Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
         Op("linear_bgrad", ChannelSum, ("dy",), ("db",)),
+        # wgrad and sgd_momentum in one, so that dw is never stored; beside dx, which the old w makes.
+        Op("linear_wgrad_sgd", Linear, ("x", "dy", "w", "v"), ("w_new", "v_new"), options=_SGD),
+        # With relu, dx is zero where x is not positive: x is then a ReLU's output.
+        Op(
+            "linear_dgrad_wgrad_sgd",
+            Linear,
+            ("dy", "w", "x", "v"),
+            ("dx", "w_new", "v_new"),
+            options=("relu", *_SGD),
+        ),
         Op(
             "dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True
         ),
@@ -93,7 +110,7 @@ OPS: dict[str, Op] = {
             Pointwise,
             ("w", "dw", "v"),
             ("w_new", "v_new"),
-            options=("lr", "momentum", "weight_decay", "dampening", "nesterov", "lr_in_velocity"),
+            options=_SGD,
             inplace=True,
         ),
     )

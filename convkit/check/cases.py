@@ -372,29 +372,30 @@ SGD: tuple[dict[str, Any], ...] = (
 
 
 def _usual_options(op: str) -> dict[str, Any]:
-    if "relu" in OPS[op].options:
-        return {"relu": True}
-    if op.startswith("dropout"):
-        return dict(DROPOUT[0])
-    return dict(SGD[0]) if op == "sgd_momentum" else {}
+    options = dict(DROPOUT[0]) if op.startswith("dropout") else dict(SGD[0]) if _updates(op) else {}
+    return {**options, **({"relu": True} if "relu" in OPS[op].options else {})}
+
+
+def _updates(op: str) -> bool:
+    return "momentum" in OPS[op].options
 
 
 def _varied(op: str, problem: Problem, name: str, index: int, rng: np.random.Generator | None = None) -> Case:
     """A case whose options and absent inputs go round with the index."""
     declared = OPS[op]
     options: dict[str, Any] = {}
-    if "relu" in declared.options:
-        options = {"relu": index % 2 == 1}
-    elif op.startswith("dropout"):
+    if op.startswith("dropout"):
         options = dict(DROPOUT[index % len(DROPOUT)])
         if rng is not None:
             options.update(
                 p=float(rng.random()), seed=int(rng.integers(2**63)), offset=int(rng.integers(2**33))
             )
-    elif op == "sgd_momentum":
+    elif _updates(op):
         options = dict(SGD[index % len(SGD)])
         if rng is not None:
             options.update(lr=float(rng.random()), momentum=float(rng.random()))
+    if "relu" in declared.options:
+        options["relu"] = index % 2 == 1
     absent = tuple(a for a in declared.optional if index // 2 % 3 == 2)
     return Case(op, problem, name, options, absent=absent)
 
@@ -412,9 +413,10 @@ def _option_cases(op: str) -> Iterator[Case]:
         problem = small[declared.problem]
         for relu in (False, True):
             for absent in ((), declared.optional):
-                yield Case(op, problem, "options", {"relu": relu}, absent=absent)
-    for options in DROPOUT if op.startswith("dropout") else SGD if op == "sgd_momentum" else ():
-        yield Case(op, Pointwise((5, 7, 11)), "options", dict(options))
+                yield Case(op, problem, "options", {**_usual_options(op), "relu": relu}, absent=absent)
+    for options in DROPOUT if op.startswith("dropout") else SGD if _updates(op) else ():
+        problem = Linear(5, 23, 9) if declared.problem is Linear else Pointwise((5, 7, 11))
+        yield Case(op, problem, "options", {**_usual_options(op), **options})
 
 
 # ---------------------------------------------------------------------------------------------------

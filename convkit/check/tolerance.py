@@ -127,7 +127,7 @@ def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, 
     for name in OPS[op].outputs:
         dtype = "float64" if name != "argmax" else problem.dtype_of(name)
         outputs[name] = np.zeros(problem.shape(name), dtype)
-    if not problem.empty:
+    if not problem.empty or OPS[op].updates:
         getattr(reference, op)(problem, *inputs.values(), *outputs.values(), **options)
     return outputs
 
@@ -280,8 +280,9 @@ def _softmax_dgrad(
     return {"dlogits": (4 * magnitude, magnitude)}  # p - 1 is exact near 1, and rounds once elsewhere
 
 
-def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    w, dw, v = (np.abs(_f64(inputs[name])) for name in ("w", "dw", "v"))
+def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tuple[Array, Array]:
+    """Magnitudes that the update rule adds up, of the weights and of the velocity."""
+    w, dw, v = np.abs(w), np.abs(dw), np.abs(v)
     lr, momentum, damp = abs(options["lr"]), abs(options["momentum"]), abs(1 - options["dampening"])
     gradient = dw + abs(options["weight_decay"]) * w
     if options["lr_in_velocity"]:
@@ -290,7 +291,39 @@ def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: d
     else:
         velocity = momentum * v + damp * gradient
         weights = w + lr * (velocity + (gradient + momentum * velocity if options["nesterov"] else 0))
+    return weights, velocity
+
+
+def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    weights, velocity = _update_size(*(_f64(inputs[name]) for name in ("w", "dw", "v")), options)
     return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
+
+
+def _part(op: str, g: Problem, inputs: Inputs) -> tuple[Array, Array, Array]:
+    """Value, bound and scale of the only output of an op that is a part of another."""
+    mine: Inputs = {name: inputs[name] for name in OPS[op].inputs}
+    values = run_reference(op, g, mine, {})
+    ((name, value),) = values.items()
+    return value, *_sum(op, g, mine, {}, values)[name]  # type: ignore[return-value]
+
+
+def _linear_sgd(
+    op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
+) -> Weights:
+    """The update's own rounding, and what it makes of the gradient's; dx is as that of linear_dgrad."""
+    gradient, bound, scale = _part("linear_wgrad", g, inputs)
+    w, v = _f64(inputs["w"]), _f64(inputs["v"])
+    own = _update_size(w, gradient, v, options)
+    passed = _update_size(np.zeros(w.shape), bound, np.zeros(v.shape), options)
+    scales = _update_size(w, scale, v, options)
+    weights: Weights = {
+        name: (8 * a + b, c) for name, a, b, c in zip(("w_new", "v_new"), own, passed, scales, strict=True)
+    }
+    if "dx" in values:
+        _, bound, scale = _part("linear_dgrad", g, inputs)
+        masked = (_f64(inputs["x"]) <= 0) & bool(options["relu"])
+        weights["dx"] = np.where(masked, 0, bound), np.where(masked, 0, scale)
+    return weights
 
 
 _ROUNDING = {
@@ -306,6 +339,8 @@ _ROUNDING = {
     "softmax_xent_fprop": _softmax,
     "softmax_xent_dgrad": _softmax_dgrad,
     "sgd_momentum": _sgd,
+    "linear_wgrad_sgd": _linear_sgd,
+    "linear_dgrad_wgrad_sgd": _linear_sgd,
 }
 
 

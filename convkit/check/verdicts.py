@@ -361,7 +361,7 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
     )
     if worst.reason:
         return replace(blank, ok=False, reason=worst.reason + _hint(implementation, question, first))
-    if question.op.inplace and not case.heavy and not problem.empty:
+    if not case.heavy and not problem.empty:
         for places in _aliases(question.op):
             run = attempt(implementation, question, FIRST, inplace=places)
             if run.fault or not _same(first, run):
@@ -371,11 +371,14 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
 
 
 def _aliases(op: Op) -> list[dict[str, str]]:
-    """Each output in each input's place; and all of them at once, in the places that they update."""
-    single = [{out: given} for out in op.outputs for given in op.inputs]
-    updates = {out: out.removesuffix("_new") for out in op.outputs}
-    together = [updates] if len(updates) > 1 and set(updates.values()) <= set(op.inputs) else []
-    return single + together
+    """Each output in each input's place where it may be; and all at once, in the places that they update."""
+    single = [
+        {out: given}
+        for out in op.outputs
+        for given in op.inputs
+        if op.inplace or op.updates.get(out) == given
+    ]
+    return single + ([op.updates] if len(op.updates) > 1 else [])
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in float64 whatever the storage is; the one rounding is the assignment to the ou
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -274,3 +275,31 @@ def sgd_momentum(
         weights = weights - lr * (gradient + momentum * velocity if nesterov else velocity)
     w_new[...] = weights
     v_new[...] = velocity
+
+
+@_reference("linear_wgrad_sgd")
+def linear_wgrad_sgd(
+    g: Linear, x: Array, dy: Array, w: Array, v: Array, w_new: Array, v_new: Array, **sgd: Any
+) -> None:
+    gradient = np.empty(w.shape)
+    linear_wgrad(g, x, dy, gradient)
+    sgd_momentum(Pointwise(w.shape), w, gradient, v, w_new, v_new, **sgd)
+
+
+@_reference("linear_dgrad_wgrad_sgd")
+def linear_dgrad_wgrad_sgd(
+    g: Linear,
+    dy: Array,
+    w: Array,
+    x: Array,
+    v: Array,
+    dx: Array,
+    w_new: Array,
+    v_new: Array,
+    relu: bool = False,
+    **sgd: Any,
+) -> None:
+    gradient = np.empty(dx.shape)
+    linear_dgrad(g, dy, w, gradient)
+    dx[...] = np.where(_f64(x) <= 0, 0, gradient) if relu else gradient
+    linear_wgrad_sgd(g, x, dy, w, v, w_new, v_new, **sgd)

@@ -1,3 +1,6 @@
+#include <array>
+#include <string>
+
 #include "bind.hpp"
 #include "linear.hpp"
 
@@ -13,25 +16,41 @@ void with_storage(const std::string& dtype, const F& f) {
   throw py::value_error("no such storage type here: " + dtype);
 }
 
-void fprop(int threads, const std::string& dtype, LinearShape g, const py::object& x, const py::object& w,
-           const py::object& b, const py::object& y, bool relu, const py::object& scratch) {
+using Extents = std::array<int64_t, 3>;  // N, C, K
+
+LinearShape shape(const Extents& e) { return {e[0], e[1], e[2]}; }
+
+// Options of ops.sgd_momentum, by name.
+Sgd sgd_of(const py::dict& o) {
+  if (o.empty()) return {};
+  const auto number = [&](const char* name) { return py::cast<double>(o[name]); };
+  return {float(number("lr")),
+          float(number("momentum")),
+          float(number("weight_decay")),
+          float(1 - number("dampening")),
+          py::cast<bool>(o["nesterov"]),
+          py::cast<bool>(o["lr_in_velocity"])};
+}
+
+void fprop(const std::string& dtype, const Extents& extents, const py::object& x, const py::object& w,
+           const py::object& b, const py::object& y, bool relu, const py::object& workspace, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
     const S *xs = in<S>(x), *ws = in<S>(w), *bs = in<S>(b);
     S* ys = out<S>(y);
-    float* floats = out<float>(scratch);
+    float* scratch = out<float>(workspace);
     const Unlocked unlocked;
-    linear_fprop(threads, g, xs, ws, bs, ys, relu, floats);
+    linear_fprop(threads, shape(extents), xs, ws, bs, ys, relu, scratch);
   });
 }
 
-void backward(int threads, const std::string& dtype, LinearShape g, const py::object& dy, const py::object& w,
+void backward(const std::string& dtype, const Extents& extents, const py::object& dy, const py::object& w,
               const py::object& x, const py::object& v, const py::object& dx, const py::object& dw,
-              const py::object& w_new, const py::object& v_new, bool relu, const Sgd& sgd) {
+              const py::object& w_new, const py::object& v_new, bool relu, const py::dict& sgd, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
-    const LinearBackward<S> job{g,          in<S>(dy),     in<S>(w),      in<S>(x), in<S>(v), out<S>(dx),
-                                out<S>(dw), out<S>(w_new), out<S>(v_new), relu,     sgd};
+    const LinearBackward<S> job{shape(extents), in<S>(dy),  in<S>(w),      in<S>(x),      in<S>(v), out<S>(dx),
+                                out<S>(dw),     out<S>(w_new), out<S>(v_new), relu, sgd_of(sgd)};
     const Unlocked unlocked;
     linear_backward(threads, job);
   });
@@ -40,17 +59,8 @@ void backward(int threads, const std::string& dtype, LinearShape g, const py::ob
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  py::class_<LinearShape>(m, "LinearShape", py::module_local()).def(py::init([](int64_t N, int64_t C, int64_t K) {
-    return LinearShape{N, C, K};
-  }));
-  py::class_<Sgd>(m, "Sgd", py::module_local())
-      .def(py::init([](float lr, float momentum, float weight_decay, double dampening, bool nesterov,
-                       bool lr_in_velocity) {
-             return Sgd{lr, momentum, weight_decay, float(1 - dampening), nesterov, lr_in_velocity};
-           }),
-           py::kw_only(), py::arg("lr") = 0, py::arg("momentum") = 0, py::arg("weight_decay") = 0,
-           py::arg("dampening") = 0, py::arg("nesterov") = false, py::arg("lr_in_velocity") = false);
-  m.def("linear_fprop_scratch", &linear_fprop_scratch, "Floats of scratch memory that linear_fprop wants.");
+  m.def("linear_fprop_workspace", [](const Extents& e) { return 4 * linear_fprop_scratch(shape(e)); },
+        "Bytes of scratch memory that linear_fprop wants.");
   m.def("linear_fprop", &fprop, "y = x w^T + b (b may be None), and its ReLU.");
   m.def("linear_backward", &backward, "dx, dw, or the update of w and v; what is None is not computed.");
 }

@@ -113,6 +113,17 @@ struct Pass {
   }
 };
 
+// to[i] = from[i * step], zeros from `count` on; in whole registers.
+void gather_lanes(const float* from, int64_t step, int64_t count, int64_t width, float* to) {
+  for (int64_t first = 0; first < width; first += LANES, from += LANES * step) {
+    if (count - first >= LANES) {
+      for (int i = 0; i < LANES; ++i) to[first + i] = from[i * step];
+    } else {
+      for (int i = 0; i < LANES; ++i) to[first + i] = first + i < count ? from[i * step] : 0.0f;
+    }
+  }
+}
+
 // packed[tile of k][block of c][r][s][c][width], of each group.
 void pack_weights(const Pass& p, const Taps& t, int threads) {
   const int64_t tiles = tiles_of(p.k), group_step = p.g.k_group() * p.g.c_group() * p.g.R * p.g.S;
@@ -122,14 +133,11 @@ void pack_weights(const Pass& p, const Taps& t, int threads) {
       const int64_t block = unit % blocks, tile = unit / blocks % tiles, group = unit / blocks / tiles;
       const int64_t width = tile_width(tile, p.k), count = least(BLOCK, p.c - block * BLOCK);
       float* to = t.packed + group * p.packed_group(t) + (tile * KT * p.c + block * BLOCK * width) * area;
-      for (int64_t lane = 0; lane < width; ++lane) {
-        const int64_t k = tile * KT + lane;
-        const float* from = t.w.at + group * group_step + k * t.w.k_step + block * BLOCK * t.w.c_step;
-        for (int64_t c = 0; c < count; ++c)
-          for (int64_t i = 0; i < area; ++i)
-            to[(i * count + c) * width + lane] =
-                k < p.k ? from[c * t.w.c_step + i / t.S * t.w.r_step + i % t.S * t.w.s_step] : 0.0f;
-      }
+      const float* from = t.w.at + group * group_step + tile * KT * t.w.k_step + block * BLOCK * t.w.c_step;
+      for (int64_t r = 0; r < t.R; ++r)
+        for (int64_t s = 0; s < t.S; ++s)
+          for (int64_t c = 0; c < count; ++c, to += width)
+            gather_lanes(from + c * t.w.c_step + r * t.w.r_step + s * t.w.s_step, t.w.k_step, p.k - tile * KT, width, to);
     }
   });
 }

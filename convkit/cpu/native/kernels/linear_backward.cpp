@@ -187,7 +187,7 @@ template <class S>
 void blocks(int threads, const LinearBackward<S>& job) {
   const LinearShape& g = job.g;
   const int64_t columns = ceil_div(g.C, WIDTH);
-  const int64_t n_blocks = job.dx ? ceil_div(g.N, IMAGES) : 1;
+  const int64_t n_blocks = job.dx ? most(1, ceil_div(g.N, IMAGES)) : 1;
   const int64_t k_blocks = job.dx ? 1 : ceil_div(g.K, SPLIT);
   parallel_for(threads, columns * n_blocks * k_blocks, [&](int64_t task) {
     Cache cache;

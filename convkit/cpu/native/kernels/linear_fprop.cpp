@@ -74,29 +74,44 @@ void dot_images(int64_t images, const S* const (&w)[DOT_ROWS], Range ahead, cons
   }
 }
 
-template <class S>
-void put(S* y, float value, const S* b, int64_t k, bool relu_) {
-  V v = splat(value + (b ? load_one(b + k) : 0.0f));
-  store_part(y, relu_ ? relu(v) : v, 1);
+// Sum of the lanes, in one fixed order.
+float total(const V& v) {
+  typedef float Quarter __attribute__((vector_size(16)));
+  const auto* parts = reinterpret_cast<const Quarter*>(&v);
+  Quarter q = parts[0];
+  CK_UNROLL
+  for (int i = 1; i < LANES / 4; ++i) q += parts[i];
+  return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
+// DOT_ROWS rows of w from k0 on, with every image: sums[n * DOT_TASK + r].
 template <class S>
-void dot_rows(const LinearShape& g, const float* x, const S* w, const S* b, S* y, bool relu, int64_t k0) {
+void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, float* sums) {
   const int64_t stride = dot_stride(g.C), groups = ceil_div(g.N, DOT_IMAGES);
-  V sums[DOT_N * DOT_ROWS];
-  for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) sums[i] = V{};
+  V acc[DOT_N * DOT_ROWS];
+  for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) acc[i] = V{};
   for (int64_t c = 0; c < g.C; c += DOT_CHUNK) {
     const S* rows[DOT_ROWS];
     for (int r = 0; r < DOT_ROWS; ++r) rows[r] = w + least(k0 + r, g.K - 1) * g.C + c;
     for (int64_t i = 0; i < groups; ++i) {
       const Range n = piece(i, groups, g.N);
-      dot_images(n.end - n.begin, rows, piece(i, groups, DOT_ROWS), x + n.begin * stride + c, stride, least(DOT_CHUNK, g.C - c),
-                 sums + n.begin * DOT_ROWS);
+      dot_images(n.end - n.begin, rows, piece(i, groups, DOT_ROWS), x + n.begin * stride + c, stride,
+                 least(DOT_CHUNK, g.C - c), acc + n.begin * DOT_ROWS);
     }
   }
   for (int64_t n = 0; n < g.N; ++n) {
-    for (int64_t r = 0; r < least(DOT_ROWS, g.K - k0); ++r)
-      put(y + n * g.K + k0 + r, sum(sums[n * DOT_ROWS + r]), b, k0 + r, relu);
+    for (int r = 0; r < DOT_ROWS; ++r) sums[n * DOT_TASK + r] = total(acc[n * DOT_ROWS + r]);
+  }
+}
+
+// y[0 ... height) from its sums.
+template <class S>
+void finish(const float* sums, const S* b, S* y, int64_t height, bool relu) {
+  for (int64_t k = 0; k < height; k += LANES) {
+    const int64_t count = least(LANES, height - k);
+    V v = load_part(sums + k, count);
+    if (b) v += load_part(b + k, count);
+    store_part(y + k, relu ? convkit::relu(v) : v, count);
   }
 }
 
@@ -106,8 +121,11 @@ void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const 
     copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C));
   });
   parallel_for(threads, ceil_div(g.K, DOT_TASK), [&](int64_t task) {
-    for (int64_t k = task * DOT_TASK; k < least(g.K, (task + 1) * DOT_TASK); k += DOT_ROWS)
-      dot_rows(g, scratch, w, b, y, relu, k);
+    float sums[DOT_N * DOT_TASK];
+    const int64_t k = task * DOT_TASK, height = least(DOT_TASK, g.K - k);
+    for (int64_t r = 0; r < height; r += DOT_ROWS) dot_rows(g, scratch, w, k + r, sums + r);
+    for (int64_t n = 0; n < g.N; ++n)
+      finish(sums + n * DOT_TASK, b ? b + k : nullptr, y + n * g.K + k, height, relu);
   });
 }
 
@@ -178,12 +196,7 @@ void panel_block(const LinearShape& g, const float* panels, const S* w, const S*
   for (int64_t i = n.begin; i < n.end; ++i) {
     float row[ROWS];
     for (int64_t r = 0; r < height; ++r) row[r] = sums[r * IMAGES + i - n.begin];
-    for (int64_t r = 0; r < height; r += LANES) {
-      const int64_t left = least(LANES, height - r);
-      V v = load_part(row + r, left);
-      if (b) v += load_part(b + k.begin + r, left);
-      store_part(y + i * g.K + k.begin + r, relu ? convkit::relu(v) : v, left);
-    }
+    finish(row, b ? b + k.begin : nullptr, y + i * g.K + k.begin, height, relu);
   }
 }
 

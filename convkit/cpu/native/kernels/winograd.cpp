@@ -54,8 +54,8 @@ void transform_weights(const Shape& s, const Weights& w, int64_t group_step, flo
       for (int64_t lane = 0; lane < BLOCK; ++lane) {
         const int64_t k = block * BLOCK + lane;
         const float* from = w.at + group * group_step + k * w.k_step + c * w.c_step;
-        for (int i = 0; i < R * R; ++i)
-          taps[i][lane] = k < s.k ? from[i / R * w.r_step + i % R * w.s_step] : 0.0f;
+        for (int i = 0; i < R; ++i)
+          for (int j = 0; j < R; ++j) taps[i * R + j][lane] = k < s.k ? from[i * w.r_step + j * w.s_step] : 0.0f;
       }
       for (int part = 0; part < PARTS; ++part) {
         const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
