@@ -13,12 +13,13 @@ TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CONVKIT_N
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest --benchmark-disable -n auto --maxprocesses 8 --dist loadgroup
 
 # An editable install goes stale only where a build reads: metadata, and C++ sources.
-INSTALLED_FROM := pyproject.toml setup.py $(wildcard convkit/cpu/native/*.cpp convkit/cpu/native/*.hpp)
+INSTALLED_FROM := pyproject.toml setup.py $(wildcard $(foreach folder,convkit/cpu/native convkit/cpu/native/kernels, \
+	$(folder)/*.cpp $(folder)/*.hpp))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: run test test-slow test-all lint format bench gpu budget clean help
+.PHONY: run test test-slow test-all sanitize lint format bench bench-cpu gpu budget clean help
 
 run: $(VENV)/stamp-images ## run AlexNet on photographs (ARGS= go to `convkit alexnet`)
 	@echo "make run: AlexNet on photographs: convkit alexnet $(ARGS)"
@@ -36,6 +37,10 @@ test-all: $(VENV)/stamp-test ## run every test
 	@echo "make test-all: every test, the slow ones too"
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
+sanitize: $(VENV)/stamp-test ## put the C++ kernels through the gate under GCC's sanitizers (ARGS=NAME: only some)
+	@echo "make sanitize: the C++ kernels under AddressSanitizer and UBSan, built into build/sanitize"
+	@$(BIN)/python tests/sanitize.py $(ARGS)
+
 lint: $(VENV)/stamp-dev ## check style and types, change nothing
 	@echo "make lint: ruff check, ruff format --check, mypy"
 	@$(BIN)/ruff check .
@@ -51,6 +56,10 @@ bench: $(VENV)/stamp-test ## run the benchmarks (ARGS= go to pytest)
 	@echo "make bench: the benchmarks, one at a time"
 	@$(BIN)/python -m pytest bench $(ARGS)
 
+bench-cpu: $(VENV)/stamp-peers ## race the other libraries on this CPU (ARGS=--quick; --help lists the rest)
+	@echo "make bench-cpu: convkit, PyTorch, ONNX Runtime and JAX, taking turns"
+	@$(BIN)/python bench/cpu.py $(ARGS)
+
 budget: $(VENV)/stamp-test ## compile every kernel for every GPU, write kernels/budget.json (ARGS=--kernel=NAME: only one)
 	@echo "make budget: what every kernel compiles to -> kernels/budget.json"
 	@$(BIN)/python -m convkit.budget --update $(ARGS)
@@ -62,7 +71,7 @@ gpu: $(VENV)/stamp-test ## on a GPU: check and time every kernel (needs CuPy; AR
 clean: ## remove .venv, builds and caches
 	@echo "make clean: removing .venv, builds and caches"
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f convkit/_native*.so convkit/_native_missing.txt
+	@rm -f convkit/_native*.so convkit/_cpu_*.so convkit/_native_missing.txt
 	@find convkit tests bench kernels -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 help: ## list the targets
@@ -87,10 +96,15 @@ $(VENV)/stamp-test: $(VENV)/stamp-venv $(INSTALLED_FROM)
 	@$(call install,test,a few minutes, since PyTorch comes too as an oracle)
 	@touch $(VENV)/stamp-images $@
 
+$(VENV)/stamp-peers: $(VENV)/stamp-test
+	@$(call install,test$(comma)peers,a few minutes, since ONNX Runtime and JAX come too)
+	@touch $(VENV)/stamp-images $(VENV)/stamp-test $@
+
 $(VENV)/stamp-dev: $(VENV)/stamp-test
 	@$(call install,dev,a minute)
 	@touch $(VENV)/stamp-images $(VENV)/stamp-test $@
 
+comma := ,
 # $(call install,EXTRA,HOW LONG): an editable install, with a word on the C++ extension before and after.
 define install
 echo "make: installing convkit[$(1)] into $(VENV) (the first time: $(2))"; \
@@ -98,5 +112,5 @@ if ! command -v $${CXX:-c++} >/dev/null && { [ -n "$$CXX" ] || ! command -v g++ 
   echo "make: no C++ compiler was found: the install goes on without the native extension (slower on a CPU);"; \
   echo "make:   to have it, install g++, then run make clean and this again"; fi; \
 $(PIP) install --quiet -e '.[$(1)]' && \
-$(BIN)/python -c 'from convkit import native; print("make:", native.why_missing() or "the native extension is built, for " + native.load().isa())'
+$(BIN)/python -c 'from convkit import native; print("make:", native.kernels_missing() or "the C++ kernels are built, for " + ", ".join(native.isas()) + " on this CPU")'
 endef

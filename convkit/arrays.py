@@ -8,6 +8,7 @@ between NumPy and CuPy is here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -122,7 +123,18 @@ def np_dtype(name: str) -> np.dtype:
     return DTYPES.get(name) or np.dtype(name)
 
 
-def empty(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray:
+def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray:
+    """A new array of zeros; on a CPU, memory that is never touched is never taken."""
+    if device == "cuda":
+        array = empty(shape, dtype, device)
+        array.fill(0)
+        return array
+    return empty(shape, dtype, make=np.zeros)
+
+
+def empty(
+    shape: tuple[int, ...], dtype: str, device: str = "cpu", make: Callable[..., np.ndarray] = np.empty
+) -> np.ndarray:
     """A new array, 64-byte aligned for vector loads; a clear error where memory is short.
 
     Source
@@ -136,7 +148,7 @@ def empty(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray
     try:
         if device == "cuda":
             return _cupy().empty(shape, kind)  # type: ignore[no-any-return]
-        raw = np.empty(count * kind.itemsize + 64, np.uint8)
+        raw = make(count * kind.itemsize + 64, np.uint8)
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
         raise OutOfMemory(f"no memory for an array of shape {shape}, {dtype}: {gib:.1f} GiB") from error

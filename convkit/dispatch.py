@@ -56,6 +56,15 @@ class Call:
         workspace = self.implementation.workspace
         return workspace(self.problem) if workspace and not self.problem.empty else 0
 
+    def nchw(self, names: tuple[str, ...], memory: tuple[Any, ...]) -> list[Any]:
+        """Tensors of this call, each NCHW as its problem says: itself, or a copy of a blocked one."""
+        return [
+            layouts.unblock(a, self.problem.shape(name)[1])
+            if a is not None and a.ndim == 5
+            else a
+            for name, a in zip(names, memory, strict=True)
+        ]
+
     def run(self) -> None:
         """Fill the outputs."""
         if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):

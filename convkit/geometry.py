@@ -528,6 +528,24 @@ class LRN(Problem):
 
 
 @dataclass(frozen=True)
+class Reorder(Problem):
+    """The same tensor in another layout."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    dtype: str = "float32"
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        return dict.fromkeys(("x", "y"), (self.N, self.C, self.H, self.W))
+
+    def flops(self, op: str) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class LrnMaxPool2d(Problem):
     """LRN across channels, and max pooling of its output, as one op: what lies between is not stored."""
 

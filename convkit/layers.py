@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import ops
-from .geometry import Conv2d, Pool2d, Shape
+from . import fused, layouts, ops
+from .geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d, Shape
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -88,6 +88,10 @@ class Layer:
         """Shape of the output for an input of that shape."""
         return x_shape
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        """Whether its ops can be run with an input and an output in these layouts."""
+        return x_layout == y_layout == layouts.NCHW
+
     def forward(self, plan: Plan, x: Array) -> Array:
         """Call the forward ops on the plan's memory; returns the output."""
         raise NotImplementedError
@@ -105,7 +109,7 @@ class _Weighted(Layer):
     """Outputs; None means the number of classes."""
 
     def fused_relu(self, plan: Plan, y: Array, dy: Array) -> Array:
-        if plan.fuses_relu(self):
+        if plan.fuses_relu(self) and not plan.rectified_above(self):
             ops.relu_dgrad(dy, y, out=dy)
         return dy
 
@@ -134,6 +138,12 @@ class Conv(_Weighted):
         w_shape, _ = self.parameters(x_shape, num_classes)["w"]
         return Conv2d.of(x_shape, w_shape, **self._geometry).shape("y")
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        problem = Conv2d.of(x_shape, plan.parameter(self, "w").shape, **self._geometry, dtype=plan.dtype)
+        layout = layouts.joined(x_layout, y_layout)
+        wanted = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
+        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+
     def forward(self, plan: Plan, x: Array) -> Array:
         w, b = plan.parameter(self, "w"), plan.parameter(self, "b")
         y = plan.keep(self, "y", Conv2d.of(x.shape, w.shape, **self._geometry).shape("y"))
@@ -146,8 +156,14 @@ class Conv(_Weighted):
         dy = self.fused_relu(plan, y, dy)
         ops.conv2d_bgrad(dy, out=plan.gradient(self, "b"))
         ops.conv2d_wgrad(x, dy, w.shape, **self._geometry, math=plan.math, out=plan.gradient(self, "w"))
-        dx = plan.scratch(x.shape, dy)
-        return ops.conv2d_dgrad(dy, w, x.shape, **self._geometry, math=plan.math, out=dx)
+        dx = plan.scratch(x, dy)
+        options = {**self._geometry, "math": plan.math, "out": dx}
+        problem = Conv2d.of(x.shape, w.shape, **self._geometry, dtype=plan.dtype)
+        layout = layouts.named({"x": isinstance(x, layouts.Blocked), "y": isinstance(y, layouts.Blocked)})
+        if plan.rectifies(self) and plan.has("conv2d_dgrad_relu", problem, layout):
+            return fused.conv2d_dgrad_relu(dy, w, x, **options)
+        dx = ops.conv2d_dgrad(dy, w, x.shape, **options)
+        return ops.relu_dgrad(dx, x, out=dx) if plan.rectifies(self) else dx
 
 
 @dataclass(frozen=True)
@@ -176,18 +192,34 @@ class Linear(_Weighted):
         dy = self.fused_relu(plan, y, dy)
         ops.linear_bgrad(dy, out=plan.gradient(self, "b"))
         ops.linear_wgrad(x, dy, math=plan.math, out=plan.gradient(self, "w"))
-        return ops.linear_dgrad(dy, w, math=plan.math, out=plan.scratch(x.shape, dy))
+        dx = ops.linear_dgrad(dy, w, math=plan.math, out=plan.scratch(x, dy))
+        return ops.relu_dgrad(dx, x, out=dx) if plan.rectifies(self) else dx
+
+    def descend(self, plan: Plan, dy: Array) -> Array:
+        """`backward`, with the update of the weights in it; their gradient is not kept."""
+        x, y, w = plan.kept(self, "x"), plan.kept(self, "y"), plan.parameter(self, "w")
+        dy = self.fused_relu(plan, y, dy)
+        ops.linear_bgrad(dy, out=plan.gradient(self, "b"))
+        v = plan.velocity(self, "w")
+        dx, _, _ = fused.linear_dgrad_wgrad_sgd(
+            dy, w, x, v, **plan.update_of("w"), relu=plan.rectifies(self), math=plan.math,
+            out=(plan.scratch(x, dy), w, v),
+        )  # fmt: skip
+        return dx
 
 
 @dataclass(frozen=True)
 class Relu(Layer):
     """Rectified linear unit, in place: no layer before it needs its own output to go backward."""
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        return x_layout == y_layout
+
     def forward(self, plan: Plan, x: Array) -> Array:
         return ops.relu_fprop(x, out=plan.keep_view(self, "y", x))
 
     def backward(self, plan: Plan, dy: Array) -> Array:
-        return ops.relu_dgrad(dy, plan.kept(self, "y"), out=dy)
+        return dy if plan.rectified_above(self) else ops.relu_dgrad(dy, plan.kept(self, "y"), out=dy)
 
 
 @dataclass(frozen=True)
@@ -206,13 +238,19 @@ class Lrn(Layer):
         names = ("size", "alpha", "beta", "k", "groups", "region")
         return {name: getattr(self, name) for name in names}
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        problem = LRN.of(x_shape, **self._constants, dtype=plan.dtype)
+        layout = layouts.joined(x_layout, y_layout)
+        wanted = ("lrn_fprop", "lrn_dgrad")
+        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+
     def forward(self, plan: Plan, x: Array) -> Array:
         plan.keep_view(self, "x", x)
         return ops.lrn_fprop(x, **self._constants, out=plan.keep(self, "y", x.shape))
 
     def backward(self, plan: Plan, dy: Array) -> Array:
         x = plan.kept(self, "x")
-        return ops.lrn_dgrad(dy, x, **self._constants, out=plan.scratch(x.shape, dy))
+        return ops.lrn_dgrad(dy, x, **self._constants, out=plan.scratch(x, dy))
 
 
 @dataclass(frozen=True)
@@ -230,6 +268,12 @@ class MaxPool(Layer):
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return Pool2d.of(x_shape, **self._geometry).shape("y")
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        problem = Pool2d.of(x_shape, **self._geometry, dtype=plan.dtype)
+        layout = layouts.joined(x_layout, y_layout)
+        wanted = ("maxpool2d_fprop", "maxpool2d_dgrad")
+        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+
     def forward(self, plan: Plan, x: Array) -> Array:
         problem = Pool2d.of(x.shape, **self._geometry)
         y = plan.keep(self, "y", problem.shape("y"))
@@ -239,9 +283,47 @@ class MaxPool(Layer):
         return y
 
     def backward(self, plan: Plan, dy: Array) -> Array:
-        shape = plan.kept(self, "x").shape
-        argmax = plan.kept(self, "argmax")
-        return ops.maxpool2d_dgrad(dy, argmax, shape, **self._geometry, out=plan.scratch(shape, dy))
+        x, argmax = plan.kept(self, "x"), plan.kept(self, "argmax")
+        return ops.maxpool2d_dgrad(dy, argmax, x.shape, **self._geometry, out=plan.scratch(x, dy))
+
+
+@dataclass(frozen=True)
+class LrnMaxPool(Layer):
+    """An `Lrn` and the `MaxPool` behind it as one; a plan makes it of the two."""
+
+    lrn: Lrn
+    pool: MaxPool
+
+    @classmethod
+    def of(cls, lrn: Lrn, pool: MaxPool) -> LrnMaxPool:
+        return cls(f"{lrn.name}+{pool.name}", lrn, pool)
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {"lrn": self.lrn._constants, "pool": self.pool._geometry}
+
+    def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
+        return self.pool.output_shape(x_shape, num_classes)
+
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        lrn = LRN.of(x_shape, **self.lrn._constants, dtype=plan.dtype)
+        problem = LrnMaxPool2d(lrn, Pool2d.of(x_shape, **self.pool._geometry, dtype=plan.dtype), plan.dtype)
+        layout = layouts.joined(x_layout, y_layout)
+        return all(plan.has(op, problem, layout) for op in ("lrn_maxpool2d_fprop", "lrn_maxpool2d_dgrad"))
+
+    def forward(self, plan: Plan, x: Array) -> Array:
+        problem = Pool2d.of(x.shape, **self.pool._geometry)
+        y = plan.keep(self, "y", problem.shape("y"))
+        argmax = plan.keep(self, "argmax", problem.shape("argmax"), problem.dtype_of("argmax"))
+        plan.keep_view(self, "x", x)
+        fused.lrn_maxpool2d_fprop(x, **self._geometry, out=(y, argmax))
+        return y
+
+    def backward(self, plan: Plan, dy: Array) -> Array:
+        x, argmax = plan.kept(self, "x"), plan.kept(self, "argmax")
+        return fused.lrn_maxpool2d_dgrad(
+            dy, argmax, x, **self._geometry, relu=plan.rectifies(self), out=plan.scratch(x, dy)
+        )
 
 
 @dataclass(frozen=True)
@@ -269,14 +351,21 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """(N, C, H, W) to (N, C*H*W): a view."""
+    """(N, C, H, W) to (N, C*H*W): a view of an NCHW tensor, a copy of a blocked one."""
 
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return x_shape[0], prod(x_shape[1:])
 
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+        return y_layout == layouts.NCHW
+
     def forward(self, plan: Plan, x: Array) -> Array:
         plan.keep_view(self, "x", x)
+        if isinstance(x, layouts.Blocked):
+            x = fused.reorder(x, out=plan.keep(self, "nchw", x.shape))
         return x.reshape(self.output_shape(x.shape, 0))
 
     def backward(self, plan: Plan, dy: Array) -> Array:
-        return dy.reshape(plan.kept(self, "x").shape)
+        x = plan.kept(self, "x")
+        maps = dy.reshape(x.shape)
+        return fused.reorder(maps, out=plan.scratch(x, dy)) if isinstance(x, layouts.Blocked) else maps

@@ -107,15 +107,19 @@ def of(layout: str, tensor: str) -> str:
 
 def named(tensors: dict[str, bool]) -> str:
     """The layout that an implementation must declare, where these tensors are blocked or not."""
-    sides = [NCHW, NCHW]
-    given = [False, False]
+    sides, given = [NCHW, NCHW], [False, False]
     for tensor, is_blocked in tensors.items():
         side = _SIDES.get(tensor)
         if side is not None:
             sides[side], given[side] = BLOCKED if is_blocked else NCHW, True
     if not all(given):
         return sides[given.index(True)] if any(given) else NCHW
-    return sides[0] if sides[0] == sides[1] else ">".join(sides)
+    return joined(*sides)
+
+
+def joined(x_layout: str, y_layout: str) -> str:
+    """The declaration for an input and an output in these layouts."""
+    return x_layout if x_layout == y_layout else f"{x_layout}>{y_layout}"
 
 
 def same(layout: str, other: str) -> bool:

@@ -102,9 +102,7 @@ class Network:
         self._forget_plans()
 
     def _zeros(self, shape: Shape) -> np.ndarray:
-        array = arrays.empty(shape, self.dtype, self.device)
-        array.fill(0)
-        return array
+        return arrays.zeros(shape, self.dtype, self.device)
 
     def _initialise(self) -> None:
         """Each parameter has a random stream of its own: adding a layer leaves the others as they were."""
@@ -206,6 +204,8 @@ class Network:
     def step(self, x: Any, labels: Any, *, lr: float | None = None) -> float:
         """One step of training: forward, loss, backward, update. Allocates next to nothing.
 
+        `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it.
+
         Parameters
         ----------
         x : array, (N, C, H, W)
@@ -220,10 +220,8 @@ class Network:
         """
         with self._turn:
             plan = self.load_step(x, labels, lr=lr)
-            plan.run(plan.forward)
-            plan.run(plan.loss)
-            plan.run(plan.backward)
-            plan.run(plan.update)
+            for calls in plan.phases().values():
+                plan.run(calls)
             return float(plan.losses.mean(dtype=np.float64))
 
     def load_step(self, x: Any, labels: Any, *, lr: float | None = None) -> Plan:
@@ -232,7 +230,7 @@ class Network:
         Returns
         -------
         plan : Plan
-            Its calls `forward`, `loss`, `backward` and `update`, run in this order, are the step.
+            Its `phases`, run in their order, are the step.
         """
         rate = self.update.lr if lr is None else finite("lr", lr, 0)
         values = self._labels(labels)
@@ -250,8 +248,8 @@ class Network:
     def _set_rate(self, plan: Plan, lr: float) -> None:
         """Give a plan's update the learning rate of each parameter."""
         first = next(iter(self.params)).partition(".")[0]
-        for call in plan.update:
-            layer, _, kind = call.layer.partition(".")
+        for name, call in plan.rated:
+            layer, _, kind = name.partition(".")
             rate = lr
             if kind == "b":
                 rate = lr * self.update.bias_lr_multiplier

@@ -75,15 +75,16 @@ def run_and_compare(call: Call) -> float:
     reference = next(i for i in implementations(call.op.name) if i.name == "reference")
     inputs = [
         a.copy() if a is not None and any(np.may_share_memory(a, o) for o in call.outputs) else a
-        for a in call.inputs
+        for a in call.nchw(call.op.inputs, call.inputs)
     ]
     call.run()
-    exact = [np.empty(o.shape, o.dtype if o.dtype.kind in "iu" else np.float64) for o in call.outputs]
+    outputs = call.nchw(call.op.outputs, call.outputs)
+    exact = [np.empty(o.shape, o.dtype if o.dtype.kind in "iu" else np.float64) for o in outputs]
     options = {name: value for name, value in call.options.items() if name != "workspace"}
     with np.errstate(all="ignore"):
         reference.run(call.problem, *inputs, *exact, **options)
     return max(
-        relative_rms(o, e) for o, e in zip(call.outputs, exact, strict=True) if o.dtype.kind not in "iu"
+        relative_rms(o, e) for o, e in zip(outputs, exact, strict=True) if o.dtype.kind not in "iu"
     )
 
 
@@ -122,7 +123,7 @@ def profile(
     progress(0, "warming up")
     losses = [net.step(x, labels, lr=lr)]  # compiles, fills caches
     plan = net.plan(len(x))
-    phases = {"forward": plan.forward, "loss": plan.loss, "backward": plan.backward, "update": plan.update}
+    phases = plan.phases()
     samples: dict[int, list[float]] = {id(call): [] for calls in phases.values() for call in calls}
     steps, peaks = [], []
     for repeat in range(repeats):
@@ -155,11 +156,11 @@ def profile(
         peak_gflops=best.gflops,
         peak_method=best.method,
         rows=rows,
-        forward_ms=total(plan.forward),
-        backward_ms=total(plan.backward),
-        loss_ms=total(plan.loss),
-        update_ms=total(plan.update),
-        update_error=max(deviation[id(c)] for c in plan.update) if deviation else None,
+        forward_ms=total(phases["forward"]),
+        backward_ms=total(phases["backward"]),
+        loss_ms=total(phases["loss"]),
+        update_ms=total(phases["update"]),
+        update_error=max(deviation[id(c)] for c in phases["update"]) if deviation else None,
         step_ms_samples=steps,
         peak_samples=[p.gflops for p in peaks],
         losses=losses,
@@ -184,8 +185,9 @@ def _errors(phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
 def _row(
     layer: str, plan: Plan, total: Callable[[list[Call]], float], peak: float, deviation: dict[int, float]
 ) -> Row:
-    forward = [call for call in plan.forward if call.layer == layer]
-    backward = [call for call in plan.backward if call.layer == layer]
+    phases = plan.phases()
+    forward = [call for call in phases["forward"] if call.layer == layer]
+    backward = [call for call in phases["backward"] if call.layer == layer]
     calls = forward + backward
     flops = sum(call.problem.flops(call.op.name) for call in calls)
     # A bias gradient or a ReLU is not what the layer is named for.
@@ -196,7 +198,7 @@ def _row(
         layer,
         "/".join(dict.fromkeys(call.implementation.name for call in main)),
         "/".join(dict.fromkeys(call.implementation.layout for call in main)),
-        "x".join(map(str, forward[-1].outputs[0].shape)),
+        "x".join(map(str, forward[-1].problem.shape(forward[-1].op.outputs[0]))),
         forward_ms,
         backward_ms,
         gflops,

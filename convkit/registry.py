@@ -30,6 +30,7 @@ from .geometry import (
     Pointwise,
     Pool2d,
     Problem,
+    Reorder,
     SoftmaxXent,
     finite,
 )
@@ -75,6 +76,8 @@ OPS: dict[str, Op] = {
         Op("lrn_dgrad", LRN, ("dy", "x"), ("dx",)),
         Op("maxpool2d_fprop", Pool2d, ("x",), ("y", "argmax")),
         Op("maxpool2d_dgrad", Pool2d, ("dy", "argmax"), ("dx",)),
+        # From one layout to another; an implementation's own layout says which.
+        Op("reorder", Reorder, ("x",), ("y",)),
         # With relu, dx is zero where x is not positive: x is then a ReLU's output.
         Op("lrn_maxpool2d_fprop", LrnMaxPool2d, ("x",), ("y", "argmax")),
         Op("lrn_maxpool2d_dgrad", LrnMaxPool2d, ("dy", "argmax", "x"), ("dx",), options=("relu",)),

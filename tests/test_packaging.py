@@ -1,13 +1,15 @@
 """What is installed (kernel files, version, licence, the optional extension), and what an import costs.
 
 The slow tests build and install copies of the source tree, with no network and no build isolation. Only one
-of the builds compiles C++; all the others are made as if there were no compiler, which tests that as well.
+of the builds compiles C++, and that one not what the last install has compiled already; all the others are
+made as if there were no compiler, which tests that as well, or with a script in its place.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import statistics
@@ -173,6 +175,8 @@ def wheel(tree, tmp_path_factory) -> Path:
     stale = source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     (stale / "convkit" / "_kernels").mkdir(parents=True)
     (stale / "convkit" / "_kernels" / "gone.cu").write_text("// removed from kernels/ since\n")
+    if (ROOT / "build" / "objects").is_dir():
+        shutil.copytree(ROOT / "build" / "objects", source / "build" / "objects")
     return build_wheel(
         source, work / "dist", CONVKIT_REQUIRE_NATIVE=os.environ.get("CONVKIT_REQUIRE_NATIVE", "0")
     )
@@ -216,6 +220,7 @@ def install(wheel: Path, folder: Path) -> str:
 REPORT = """
 import importlib.metadata, convkit
 from convkit import native, paths
+native.kernels()
 print(convkit.__version__, importlib.metadata.version("convkit"), sep="\\n")
 print(convkit.__file__, paths.kernels_dir(), bool(native.load()), native.why_missing(), sep="\\n")
 """
@@ -244,6 +249,13 @@ def test_wheel(tree, wheel, tmp_path):
         assert os.environ.get("CI") != "true"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+    # All of them, whatever this machine can run: it may be installed on another.
+    isas = set(re.findall(r"convkit/_cpu_(\w+)\.[^/]*\.so", "\n".join(names)))
+    if found["loaded"] == "True":
+        assert isas == {"x86_64": {"v2", "v3", "v4"}, "aarch64": {"neon"}}.get(
+            platform.machine(), {"generic"}
+        )
+        assert "convkit/_native_missing.txt" not in names
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.partition("/")[0] for name in names} == {
         "convkit",
@@ -269,6 +281,106 @@ def test_missing_compiler_can_be_made_an_error(tree, tmp_path):
     source = shutil.copytree(tree, tmp_path / "tree")
     with pytest.raises(AssertionError, match=r"no C\+\+ compiler was found"):
         build_wheel(source, tmp_path / "dist", **{**NO_COMPILER, "CONVKIT_REQUIRE_NATIVE": "1"})
+
+
+COMPILER = """#!/bin/sh
+# Makes empty files in the place of objects and modules, and notes for which.
+for argument; do
+  case "$argument" in $REFUSED) echo "error: unrecognized $argument" >&2; exit 1;; esac
+done
+while [ $# -gt 0 ]; do
+  if [ "$1" = -o ]; then : > "$2"; echo "$2" >> "$LOG"; fi
+  shift
+done
+"""
+
+
+@pytest.fixture
+def pretend(tree, tmp_path):
+    """Builds the extensions in a tree of its own with a script for a compiler.
+
+    Returns what was written down as missing, the modules that there are, and the objects that were made.
+    """
+    source = shutil.copytree(tree, tmp_path / "tree")
+    compiler = tmp_path / "c++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    log, lib = tmp_path / "log", tmp_path / "lib"
+
+    def build(refused="nothing", **env):
+        log.write_text("")
+        env = {
+            "CONVKIT_REQUIRE_NATIVE": "0",
+            "CXX": str(compiler),
+            "LOG": str(log),
+            "REFUSED": refused,
+            **env,
+        }
+        python("setup.py", "-q", "build_ext", "--build-lib", lib, cwd=source, **env)
+        reasons = lib / "convkit" / "_native_missing.txt"
+        missing = reasons.read_text().splitlines() if reasons.is_file() else []
+        modules = {path.name.partition(".")[0] for path in (lib / "convkit").glob("*.so")}
+        objects = [Path(line).name for line in log.read_text().splitlines() if line.endswith(".o")]
+        return missing, modules, objects
+
+    build.source = source
+    return build
+
+
+on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64's instruction sets")
+ALL = {"_native", "_cpu_v2", "_cpu_v3", "_cpu_v4"}
+
+
+@pytest.mark.slow
+@is_checkout
+@in_one_worker
+@on_x86
+def test_a_compiler_that_does_not_know_an_instruction_set_leaves_out_that_one(pretend):
+    assert pretend()[:2] == ([], ALL)
+    (missing,), modules, _ = pretend(refused="-march=x86-64-v4")
+    assert re.fullmatch(r"convkit\._cpu_v4: .*c\+\+ does not know -march=x86-64-v4", missing)
+    assert modules == ALL - {"_cpu_v4"}  # the older one is gone
+    # A flag that only makes code better is left out alone.
+    assert pretend(refused="-fno-gnu-unique")[:2] == ([], ALL)
+
+
+@pytest.mark.slow
+@is_checkout
+@in_one_worker
+@on_x86
+def test_a_module_that_does_not_compile_leaves_the_others(pretend):
+    (missing,), modules, _ = pretend(refused="-DCK_MODULE=_cpu_v3")
+    assert missing.startswith("convkit._cpu_v3: ") and modules == ALL - {"_cpu_v3"}
+    with pytest.raises(AssertionError, match=r"convkit\._cpu_v3: "):
+        pretend(refused="-DCK_MODULE=_cpu_v3", CONVKIT_REQUIRE_NATIVE="1")
+    missing, modules, _ = pretend(CONVKIT_BUILD_ISAS="v3")
+    assert [line.partition(":")[0] for line in sorted(missing)] == ["convkit._cpu_v2", "convkit._cpu_v4"]
+    assert modules == {"_native", "_cpu_v3"}
+    with pytest.raises(AssertionError, match="v5 is not among v2 v3 v4"):
+        pretend(CONVKIT_BUILD_ISAS="v5")
+
+
+@pytest.mark.slow
+@is_checkout
+@in_one_worker
+@on_x86
+def test_only_what_has_changed_is_compiled_again(pretend):
+    native_folder = pretend.source / "convkit" / "cpu" / "native"
+    kernels = [path.stem for path in (native_folder / "kernels").glob("*.cpp")]
+    everything = sorted([f"{stem}.o" for stem in kernels] * 3 + ["module.o", "probe.o"])
+    assert sorted(pretend()[2]) == everything
+    assert pretend()[2] == []
+
+    def touch(path):
+        path.write_text(path.read_text() + "\n")
+
+    touch(native_folder / "kernels" / "pool.cpp")
+    assert pretend()[2] == ["pool.o"] * 3
+    touch(native_folder / "kernels" / "pool.hpp")
+    assert sorted(pretend()[2]) == everything
+    assert sorted(pretend(CXXFLAGS="-DOTHER")[2]) == everything  # and those of before are still there:
+    touch(native_folder / "probe.cpp")
+    assert pretend()[2] == ["probe.o"]
 
 
 @pytest.mark.slow

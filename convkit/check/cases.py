@@ -22,6 +22,7 @@ from ..geometry import (
     Pointwise,
     Pool2d,
     Problem,
+    Reorder,
     SoftmaxXent,
     window_span,
 )
@@ -171,6 +172,8 @@ def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
         yield "2012 norm2", LRN.of((1, 256, 27, 27), groups=2, **paper), True
         yield "caffe norm1", LRN.of((1, 96, 55, 55)), True
         yield "caffe norm1, within the map", LRN.of((1, 96, 55, 55), region="within_channel"), True
+    elif kind is Reorder:
+        yield "pool5's output", Reorder(2, 256, 6, 6), True
     elif kind is LrnMaxPool2d:
         for name, shape in (("norm1 and pool1", (1, 96, 55, 55)), ("norm2 and pool2", (1, 256, 27, 27))):
             yield f"2012 {name}", _lrn_pool(shape, {"groups": 2, "k": 2.0}, {}), True
@@ -316,6 +319,9 @@ def _edges(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is LRN:
         for name, x, options in LRN_EDGES:
             yield name, LRN.of(x, **options)
+    elif kind is Reorder:
+        for shape in ((1, 1, 1, 1), (2, 16, 5, 7), (1, 35, 3, 16), (3, 3, 9, 17), (1, 50, 1, 33), (0, 16, 2, 2)):
+            yield "edge", Reorder(*shape)
     elif kind is LrnMaxPool2d:
         for name, x, lrn, pool in LRN_POOL_EDGES:
             yield name, _lrn_pool(x, lrn, pool)
@@ -445,6 +451,8 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
         ]
         # Beyond an infinity, which power meets which product first decides between 0, NaN and infinity.
         fills = [f for f in fills if f != "inf" or op == "lrn_fprop"] + ["large"]
+    elif kind is Reorder:
+        problems = [Reorder(2, 21, 3, 5)]
     elif kind is LrnMaxPool2d:
         problems = [
             _lrn_pool((2, 18, 9, 8), {"alpha": 0.5}, {}),
@@ -536,6 +544,7 @@ RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
     Pool2d: _random_pool,
     LRN: _random_lrn,
     LrnMaxPool2d: _random_lrn_pool,
+    Reorder: lambda rng, op: Reorder(*_draw(rng, 1, 40, 4)),
     ChannelSum: _random_channel_sum,
     Linear: lambda rng, op: Linear(*_draw(rng, 1, 12, 1), *_draw(rng, 1, 150, 2)),
     Pointwise: lambda rng, op: Pointwise(tuple(_draw(rng, 1, 9, int(rng.integers(1, 5))))),

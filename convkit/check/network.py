@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import layouts
-from ..geometry import Problem
 from ..network import Network
 from .tolerance import compare, expected
 from .verdicts import Verdict
@@ -48,14 +46,14 @@ def check_step(net: Network, x: Any, labels: Any, *, progress: Progress | None =
             progress(done, len(calls), f"{call.layer} {op.name}")
         # Copies: an output may lie where an input was.
         inputs = {
-            name: None if a is None else _host(a, problem, name).copy()
-            for name, a in zip(op.inputs, call.inputs, strict=True)
+            name: None if a is None else _host(a).copy()
+            for name, a in zip(op.inputs, call.nchw(op.inputs, call.inputs), strict=True)
         }
         options = {name: value for name, value in call.options.items() if name != "workspace"}
         wanted = expected(op.name, problem, inputs, options)
         call.run()
-        outputs = zip(op.outputs, call.outputs, strict=True)
-        found = [compare(n, _host(a, problem, n), wanted[n], implementation, op.name) for n, a in outputs]
+        outputs = zip(op.outputs, call.nchw(op.outputs, call.outputs), strict=True)
+        found = [compare(n, _host(a), wanted[n], implementation, op.name) for n, a in outputs]
         worst = max(found, key=lambda c: (bool(c.reason), c.ratio))
         verdicts.append(
             Verdict(
@@ -71,7 +69,5 @@ def check_step(net: Network, x: Any, labels: Any, *, progress: Progress | None =
     return verdicts
 
 
-def _host(array: Any, problem: Problem, name: str) -> np.ndarray:
-    """The tensor on the host, in the users' layout."""
-    host = array if isinstance(array, np.ndarray) else array.get()
-    return layouts.unblock(host, problem.shape(name)[1]) if host.ndim == 5 else host
+def _host(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.get()

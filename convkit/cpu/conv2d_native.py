@@ -103,6 +103,13 @@ def _direct(g: Conv2d, way: str, layout: str) -> str | None:
     return kernels.conv2d_direct_refusal(numbers(g))  # type: ignore[no-any-return]
 
 
+def _depthwise(g: Conv2d, way: str, layout: str) -> str | None:
+    kernels = native.kernels()
+    assert kernels is not None
+    return kernels.conv2d_depthwise_refusal(numbers(g))  # type: ignore[no-any-return]
+
+
+_register("depthwise", "NCHW", 40, 1e-6, _depthwise)
 for _layout in LAYOUTS:
     _register("direct", _layout, 20, 1e-6, _direct)
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)

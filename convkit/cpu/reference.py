@@ -20,6 +20,7 @@ from ..geometry import (
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
+    Reorder,
     SoftmaxXent,
     window_span,
 )
@@ -180,6 +181,11 @@ def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
     for r, s, tap in _taps(g):
         padded[tap] += np.where(argmax == r * g.S + s, _f64(dy), 0)
     dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+
+
+@_reference("reorder")
+def reorder(g: Reorder, x: Array, y: Array) -> None:
+    y[...] = x
 
 
 @_reference("lrn_maxpool2d_fprop")

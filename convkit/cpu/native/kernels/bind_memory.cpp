@@ -1,12 +1,19 @@
+#include <array>
+
 #include "bind.hpp"
 #include "lrn_maxpool2d.hpp"
+#include "pointwise.hpp"
+#include "reorder.hpp"
+#include "sums.hpp"
 
 namespace convkit {
 namespace {
 
+using Object = const py::object&;
+
 // Calls f with a value of argmax's type.
 template <class F>
-void with_index(const py::object& argmax, const F& f) {
+void with_index(Object argmax, const F& f) {
   switch (py::reinterpret_borrow<py::array>(argmax).itemsize()) {
     case 1: return f(std::uint8_t{});
     case 2: return f(std::uint16_t{});
@@ -14,77 +21,181 @@ void with_index(const py::object& argmax, const F& f) {
   }
 }
 
+// Calls f with a value of the storage type of that name.
+template <class F>
+void with_storage(const std::string& dtype, const F& f) {
+  if (dtype == "float32") return f(float{});
+  if (dtype == "bfloat16") return f(BFloat16{});
+  if (dtype == "float16") return f(Float16{});
+  throw py::value_error("no such storage type here: " + dtype);
+}
+
+// Calls f without Python's lock.
+template <class F>
+void unlocked(const F& f) {
+  const Unlocked guard;
+  f();
+}
+
+void bind_shapes(py::module_& m) {
+  py::class_<Lrn>(m, "Lrn", py::module_local())
+      .def(py::init([](const std::array<int64_t, 7>& a, double k, double scale, double beta) {
+        return Lrn{a[0], a[1], a[2], a[3], a[4], a[5], a[6], float(k), float(scale), float(beta), float(2 * scale * beta)};
+      }));
+  py::class_<Pool>(m, "Pool", py::module_local()).def(py::init([](const std::array<int64_t, 14>& a) {
+    return Pool{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13]};
+  }));
+}
+
+void bind_lrn(py::module_& m) {
+  const auto threads = py::arg("threads");
+  m.def("lrn_fprop_blocked", [](const Lrn& g, Object x, Object y, int threads) {
+    unlocked([&, x = in(x), y = out(y)] { lrn_fprop_blocked(g, x, y, threads); });
+  }, py::arg("g"), py::arg("x"), py::arg("y"), threads);
+  m.def("lrn_dgrad_blocked", [](const Lrn& g, Object dy, Object x, Object dx, int threads) {
+    unlocked([&, dy = in(dy), x = in(x), dx = out(dx)] { lrn_dgrad_blocked(g, dy, x, dx, threads); });
+  }, py::arg("g"), py::arg("dy"), py::arg("x"), py::arg("dx"), threads);
+  m.def("lrn_fprop", [](const std::string& dtype, const Lrn& g, Object x, Object y, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, x = in<S>(x), y = out<S>(y)] { lrn_fprop_maps(g, x, y, threads); });
+    });
+  }, py::arg("dtype"), py::arg("g"), py::arg("x"), py::arg("y"), threads);
+  m.def("lrn_dgrad", [](const std::string& dtype, const Lrn& g, Object dy, Object x, Object dx, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, dy = in<S>(dy), x = in<S>(x), dx = out<S>(dx)] { lrn_dgrad_maps(g, dy, x, dx, threads); });
+    });
+  }, py::arg("dtype"), py::arg("g"), py::arg("dy"), py::arg("x"), py::arg("dx"), threads);
+}
+
+void bind_pool(py::module_& m) {
+  const auto threads = py::arg("threads");
+  m.def("maxpool2d_fprop_blocked", [](const Pool& g, Object x, Object y, Object argmax, int threads) {
+    with_index(argmax, [&](auto i) {
+      unlocked([&, x = in(x), y = out(y), argmax = out<decltype(i)>(argmax)] {
+        maxpool2d_fprop_blocked(g, x, y, argmax, threads);
+      });
+    });
+  }, py::arg("g"), py::arg("x"), py::arg("y"), py::arg("argmax"), threads);
+  m.def("maxpool2d_dgrad_blocked", [](const Pool& g, Object dy, Object argmax, Object dx, int threads) {
+    with_index(argmax, [&](auto i) {
+      unlocked([&, dy = in(dy), argmax = in<decltype(i)>(argmax), dx = out(dx)] {
+        maxpool2d_dgrad_blocked(g, dy, argmax, dx, threads);
+      });
+    });
+  }, py::arg("g"), py::arg("dy"), py::arg("argmax"), py::arg("dx"), threads);
+  m.def("maxpool2d_fprop", [](const std::string& dtype, const Pool& g, Object x, Object y, Object argmax, int threads) {
+    with_storage(dtype, [&](auto s) {
+      with_index(argmax, [&](auto i) {
+        using S = decltype(s);
+        unlocked([&, x = in<S>(x), y = out<S>(y), argmax = out<decltype(i)>(argmax)] {
+          maxpool2d_fprop_maps(g, x, y, argmax, threads);
+        });
+      });
+    });
+  }, py::arg("dtype"), py::arg("g"), py::arg("x"), py::arg("y"), py::arg("argmax"), threads);
+  m.def("maxpool2d_dgrad", [](const std::string& dtype, const Pool& g, Object dy, Object argmax, Object dx, int threads) {
+    with_storage(dtype, [&](auto s) {
+      with_index(argmax, [&](auto i) {
+        using S = decltype(s);
+        unlocked([&, dy = in<S>(dy), argmax = in<decltype(i)>(argmax), dx = out<S>(dx)] {
+          maxpool2d_dgrad_maps(g, dy, argmax, dx, threads);
+        });
+      });
+    });
+  }, py::arg("dtype"), py::arg("g"), py::arg("dy"), py::arg("argmax"), py::arg("dx"), threads);
+  m.def("lrn_maxpool2d_fprop_blocked",
+        [](const Lrn& lrn, const Pool& pool, Object x, Object y, Object argmax, int threads) {
+    with_index(argmax, [&](auto i) {
+      unlocked([&, x = in(x), y = out(y), argmax = out<decltype(i)>(argmax)] {
+        lrn_maxpool2d_fprop_blocked(lrn, pool, x, y, argmax, threads);
+      });
+    });
+  }, py::arg("lrn"), py::arg("pool"), py::arg("x"), py::arg("y"), py::arg("argmax"), threads);
+  m.def("lrn_maxpool2d_dgrad_blocked",
+        [](const Lrn& lrn, const Pool& pool, Object dy, Object argmax, Object x, Object dx, bool relu, int threads) {
+    with_index(argmax, [&](auto i) {
+      unlocked([&, dy = in(dy), argmax = in<decltype(i)>(argmax), x = in(x), dx = out(dx)] {
+        lrn_maxpool2d_dgrad_blocked(lrn, pool, dy, argmax, x, dx, relu, threads);
+      });
+    });
+  }, py::arg("lrn"), py::arg("pool"), py::arg("dy"), py::arg("argmax"), py::arg("x"), py::arg("dx"), py::arg("relu"),
+     threads);
+}
+
+void bind_pointwise(py::module_& m) {
+  const auto threads = py::arg("threads");
+  m.def("relu_fprop", [](const std::string& dtype, int64_t size, Object x, Object y, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, x = in<S>(x), y = out<S>(y)] { relu_fprop(size, x, y, threads); });
+    });
+  }, py::arg("dtype"), py::arg("size"), py::arg("x"), py::arg("y"), threads);
+  m.def("relu_dgrad", [](const std::string& dtype, int64_t size, Object dy, Object y, Object dx, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, dy = in<S>(dy), y = in<S>(y), dx = out<S>(dx)] { relu_dgrad(size, dy, y, dx, threads); });
+    });
+  }, py::arg("dtype"), py::arg("size"), py::arg("dy"), py::arg("y"), py::arg("dx"), threads);
+  m.def("dropout", [](const std::string& dtype, int64_t size, Object x, Object y, std::uint64_t seed,
+                      std::uint64_t offset, std::uint64_t limit, double scale, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      const Dropout o{seed, offset, limit, float(scale)};
+      unlocked([&, x = in<S>(x), y = out<S>(y)] { dropout(o, size, x, y, threads); });
+    });
+  }, py::arg("dtype"), py::arg("size"), py::arg("x"), py::arg("y"), py::arg("seed"), py::arg("offset"),
+     py::arg("limit"), py::arg("scale"), threads);
+  m.def("sgd_momentum", [](const std::string& dtype, int64_t size, Object w, Object dw, Object v, Object w_new,
+                           Object v_new, double lr, double momentum, double weight_decay, double dampening, bool nesterov,
+                           bool lr_in_velocity, int threads) {
+    const Sgd o{float(lr), float(momentum), float(weight_decay), float(1 - dampening), nesterov, lr_in_velocity};
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, w = in<S>(w), dw = in<S>(dw), v = in<S>(v), w_new = out<S>(w_new), v_new = out<S>(v_new)] {
+        sgd_momentum(o, size, w, dw, v, w_new, v_new, threads);
+      });
+    });
+  }, py::arg("dtype"), py::arg("size"), py::arg("w"), py::arg("dw"), py::arg("v"), py::arg("w_new"), py::arg("v_new"),
+     py::arg("lr"), py::arg("momentum"), py::arg("weight_decay"), py::arg("dampening"), py::arg("nesterov"),
+     py::arg("lr_in_velocity"), threads);
+}
+
+void bind_sums(py::module_& m) {
+  const auto N = py::arg("N"), K = py::arg("K"), pixels = py::arg("pixels"), threads = py::arg("threads");
+  m.def("channel_sums", [](const std::string& dtype, int64_t N, int64_t K, int64_t pixels, Object dy, Object db,
+                           int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, dy = in<S>(dy), db = out<S>(db)] { channel_sums(N, K, pixels, dy, db, threads); });
+    });
+  }, py::arg("dtype"), N, K, pixels, py::arg("dy"), py::arg("db"), threads);
+  m.def("column_sums", [](const std::string& dtype, int64_t N, int64_t K, Object dy, Object db, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, dy = in<S>(dy), db = out<S>(db)] { column_sums(N, K, dy, db, threads); });
+    });
+  }, py::arg("dtype"), N, K, py::arg("dy"), py::arg("db"), threads);
+  m.def("channel_sums_blocked", [](int64_t N, int64_t K, int64_t pixels, Object dy, Object db, int threads) {
+    unlocked([&, dy = in(dy), db = out(db)] { channel_sums_blocked(N, K, pixels, dy, db, threads); });
+  }, N, K, pixels, py::arg("dy"), py::arg("db"), threads);
+  m.def("reorder_block", [](int64_t N, int64_t C, int64_t pixels, Object x, Object y, int threads) {
+    unlocked([&, x = in(x), y = out(y)] { reorder_block(N, C, pixels, x, y, threads); });
+  }, N, py::arg("C"), pixels, py::arg("x"), py::arg("y"), threads);
+  m.def("reorder_unblock", [](int64_t N, int64_t C, int64_t pixels, Object x, Object y, int threads) {
+    unlocked([&, x = in(x), y = out(y)] { reorder_unblock(N, C, pixels, x, y, threads); });
+  }, N, py::arg("C"), pixels, py::arg("x"), py::arg("y"), threads);
+}
+
 }  // namespace
 
 void bind_memory(py::module_& m) {
-  py::class_<Lrn>(m, "Lrn", py::module_local())
-      .def(py::init([](int64_t N, int64_t C, int64_t H, int64_t W, int64_t groups, int64_t behind, int64_t ahead, double k,
-                       double scale, double beta) {
-             return Lrn{N, C, H, W, groups, behind, ahead, float(k), float(scale), float(beta), float(2 * scale * beta)};
-           }),
-           py::kw_only(), py::arg("N"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("groups"), py::arg("behind"),
-           py::arg("ahead"), py::arg("k"), py::arg("scale"), py::arg("beta"));
-  py::class_<Pool>(m, "Pool", py::module_local())
-      .def(py::init([](const std::array<int64_t, 14>& a) {
-        return Pool{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13]};
-      }));
-
-  m.def("lrn_fprop_blocked", [](const Lrn& g, const py::object& x, const py::object& y, int threads) {
-    const float* xs = in(x);
-    float* ys = out(y);
-    const Unlocked unlocked;
-    lrn_fprop_blocked(g, xs, ys, threads);
-  }, py::arg("g"), py::arg("x"), py::arg("y"), py::kw_only(), py::arg("threads"));
-  m.def("lrn_dgrad_blocked",
-        [](const Lrn& g, const py::object& dy, const py::object& x, const py::object& dx, int threads) {
-          const float *dys = in(dy), *xs = in(x);
-          float* dxs = out(dx);
-          const Unlocked unlocked;
-          lrn_dgrad_blocked(g, dys, xs, dxs, threads);
-        }, py::arg("g"), py::arg("dy"), py::arg("x"), py::arg("dx"), py::kw_only(), py::arg("threads"));
-  m.def("maxpool2d_fprop_blocked",
-        [](const Pool& g, const py::object& x, const py::object& y, const py::object& argmax, int threads) {
-          with_index(argmax, [&](auto index) {
-            const float* xs = in(x);
-            float* ys = out(y);
-            auto* winners = out<decltype(index)>(argmax);
-            const Unlocked unlocked;
-            maxpool2d_fprop_blocked(g, xs, ys, winners, threads);
-          });
-        }, py::arg("g"), py::arg("x"), py::arg("y"), py::arg("argmax"), py::kw_only(), py::arg("threads"));
-  m.def("maxpool2d_dgrad_blocked",
-        [](const Pool& g, const py::object& dy, const py::object& argmax, const py::object& dx, int threads) {
-          with_index(argmax, [&](auto index) {
-            const float* dys = in(dy);
-            const auto* winners = in<decltype(index)>(argmax);
-            float* dxs = out(dx);
-            const Unlocked unlocked;
-            maxpool2d_dgrad_blocked(g, dys, winners, dxs, threads);
-          });
-        }, py::arg("g"), py::arg("dy"), py::arg("argmax"), py::arg("dx"), py::kw_only(), py::arg("threads"));
-  m.def("lrn_maxpool2d_fprop_blocked",
-        [](const Lrn& lrn, const Pool& pool, const py::object& x, const py::object& y, const py::object& argmax,
-           int threads) {
-          with_index(argmax, [&](auto index) {
-            const float* xs = in(x);
-            float* ys = out(y);
-            auto* winners = out<decltype(index)>(argmax);
-            const Unlocked unlocked;
-            lrn_maxpool2d_fprop_blocked(lrn, pool, xs, ys, winners, threads);
-          });
-        }, py::arg("lrn"), py::arg("pool"), py::arg("x"), py::arg("y"), py::arg("argmax"), py::kw_only(), py::arg("threads"));
-  m.def("lrn_maxpool2d_dgrad_blocked",
-        [](const Lrn& lrn, const Pool& pool, const py::object& dy, const py::object& argmax, const py::object& x,
-           const py::object& dx, bool relu, int threads) {
-          with_index(argmax, [&](auto index) {
-            const float *dys = in(dy), *xs = in(x);
-            const auto* winners = in<decltype(index)>(argmax);
-            float* dxs = out(dx);
-            const Unlocked unlocked;
-            lrn_maxpool2d_dgrad_blocked(lrn, pool, dys, winners, xs, dxs, relu, threads);
-          });
-        }, py::arg("lrn"), py::arg("pool"), py::arg("dy"), py::arg("argmax"), py::arg("x"), py::arg("dx"),
-        py::kw_only(), py::arg("relu"), py::arg("threads"));
+  bind_shapes(m);
+  bind_lrn(m);
+  bind_pool(m);
+  bind_pointwise(m);
+  bind_sums(m);
 }
 
 }  // namespace convkit

@@ -4,20 +4,29 @@
 namespace convkit {
 namespace {
 
-constexpr int64_t WIDTH = 256;   // columns c of a task
-constexpr int64_t GROUP = 96;    // rows k that are in cache together
-constexpr int64_t IMAGES = 128;  // rows n that are in cache together
-constexpr int64_t PANELS = WIDTH / PANEL;
-constexpr int64_t SPLIT = 4 * GROUP;  // rows k of a task, where no sum runs over them
-
-// What a task holds in cache; panels are PANEL wide, one behind the other.
-struct Cache {
-  alignas(64) float x[PANELS * IMAGES * PANEL];
-  alignas(64) float dx[PANELS * IMAGES * PANEL];
-  alignas(64) float w[PANELS * GROUP * PANEL];
-  alignas(64) float dw[PANELS * GROUP * PANEL];
-  alignas(64) float dy[IMAGES * GROUP];
+// What a task has in cache: `width` columns c, of up to `images` rows n, and `group` rows k at a time.
+struct Extent {
+  int64_t width, group, images;
 };
+constexpr Extent SQUARE{256, 96, 128};
+#ifndef WD
+#define WD 1024
+#define WG 24
+#endif
+constexpr Extent WIDE{WD, WG, 32};  // few images: longer stretches of w and v
+constexpr int64_t SPLIT = 384;     // rows k of a task, where no sum runs over them
+
+// Panels are PANEL wide, one behind the other.
+struct Cache {
+  alignas(64) float x[256 * 128];
+  alignas(64) float dx[256 * 128];
+  alignas(64) float w[256 * 96];
+  alignas(64) float dw[256 * 96];
+  alignas(64) float dy[128 * 96];
+};
+#ifndef FEW
+#define FEW 16
+#endif
 
 // Rows of a matrix, of `width` columns, into panels of `height` rows.
 template <class S>
@@ -92,25 +101,26 @@ struct Task {
   const LinearBackward<S>& job;
   Range c, k, n;
   Cache& cache;
+  const Extent& size;
   int64_t width = c.end - c.begin, images = n.end - n.begin;
 
   void run() {
     const bool update = job.w_new, gradient = update || job.dw;
-    const bool resident = gradient && images <= IMAGES;
-    if (resident) pack(job.x + n.begin * job.g.C + c.begin, job.g.C, images, width, cache.x, IMAGES);
-    for (int64_t group = k.begin; group < k.end; group += GROUP) {
-      const int64_t rows = least(GROUP, k.end - group);
-      if (job.w) pack(job.w + group * job.g.C + c.begin, job.g.C, rows, width, cache.w, GROUP);
+    const bool resident = gradient && images <= size.images;
+    if (resident) pack(job.x + n.begin * job.g.C + c.begin, job.g.C, images, width, cache.x, size.images);
+    for (int64_t group = k.begin; group < k.end; group += size.group) {
+      const int64_t rows = least(size.group, k.end - group);
+      if (job.w) pack(job.w + group * job.g.C + c.begin, job.g.C, rows, width, cache.w, size.group);
       Ahead<S> ahead = next(group + rows, update);
       if (job.dx || resident) pack_dy(group, rows, n);
       if (job.dx) dgrad(rows, group > k.begin, ahead);
       if (resident) {
         wgrad(group, rows, images, false, true, ahead);
       } else if (gradient) {
-        for (int64_t i = n.begin; i < n.end; i += IMAGES) {
-          const Range part{i, least(n.end, i + IMAGES)};
+        for (int64_t i = n.begin; i < n.end; i += size.images) {
+          const Range part{i, least(n.end, i + size.images)};
           pack_dy(group, rows, part);
-          pack(job.x + i * job.g.C + c.begin, job.g.C, part.end - i, width, cache.x, IMAGES);
+          pack(job.x + i * job.g.C + c.begin, job.g.C, part.end - i, width, cache.x, size.images);
           wgrad(group, rows, part.end - i, i > n.begin, part.end == n.end, ahead);
         }
       }
@@ -120,13 +130,13 @@ struct Task {
 
   Ahead<S> next(int64_t group, bool update) const {
     const int64_t at = group * job.g.C + c.begin;
-    const int64_t rows = job.w ? most(0, least(GROUP, k.end - group)) : 0;
+    const int64_t rows = job.w ? most(0, least(size.group, k.end - group)) : 0;
     return {job.w + at, update ? job.v + at : nullptr, job.g.C, rows, ceil_div(width * int64_t(sizeof(S)), 64)};
   }
 
   void pack_dy(int64_t group, int64_t rows, Range part) {
     for (int64_t i = part.begin; i < part.end; ++i)
-      copy_row(job.dy + i * job.g.K + group, rows, cache.dy + (i - part.begin) * GROUP);
+      copy_row(job.dy + i * job.g.K + group, rows, cache.dy + (i - part.begin) * size.group);
   }
 
   void dgrad(int64_t rows, bool add, Ahead<S>& ahead) {
@@ -137,8 +147,8 @@ struct Task {
       for (int64_t t = 0; t < tiles; ++t) {
         const Range i = piece(t, tiles, images);
         ahead.some(share);
-        panel_product_for(registers, i.end - i.begin)(cache.w + at * GROUP, cache.dy + i.begin * GROUP, 1, GROUP, rows,
-                                                      cache.dx + at * IMAGES + i.begin * PANEL, PANEL, add);
+        panel_product_for(registers, i.end - i.begin)(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
+                                                      cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
       }
     }
   }
@@ -151,8 +161,8 @@ struct Task {
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, rows);
         ahead.some(share);
-        panel_product_for(registers, j.end - j.begin)(cache.x + at * IMAGES, cache.dy + j.begin, GROUP, 1, count,
-                                                      cache.dw + at * GROUP + j.begin * PANEL, PANEL, add);
+        panel_product_for(registers, j.end - j.begin)(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
+                                                      cache.dw + at * size.group + j.begin * PANEL, PANEL, add);
         if (!last) continue;
         for (int64_t r = j.begin; r < j.end; ++r) finish_row(group, r, at);
       }
@@ -161,7 +171,7 @@ struct Task {
 
   void finish_row(int64_t group, int64_t r, int64_t at) {
     const int64_t to = (group + r) * job.g.C + c.begin + at, part = least(PANEL, width - at);
-    const float *w = cache.w + at * GROUP + r * PANEL, *dw = cache.dw + at * GROUP + r * PANEL;
+    const float *w = cache.w + at * size.group + r * PANEL, *dw = cache.dw + at * size.group + r * PANEL;
     if (job.dw) return store_row(dw, job.dw + to, part);
     const auto with = job.sgd.lr_in_velocity ? update_row<S, Rule::in_velocity>
                       : job.sgd.nesterov     ? update_row<S, Rule::nesterov>
@@ -172,7 +182,7 @@ struct Task {
   void finish_dx() {
     for (int64_t i = 0; i < images; ++i) {
       for (int64_t at = 0; at < width; at += PANEL) {
-        float* row = cache.dx + at * IMAGES + i * PANEL;
+        float* row = cache.dx + at * size.images + i * PANEL;
         const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL, width - at);
         for (int64_t l = 0; job.relu && l < part; l += LANES)
           store(row + l, where_positive(load_part(job.x + to + l, least(LANES, part - l)), load(row + l)));
@@ -186,16 +196,17 @@ struct Task {
 template <class S>
 void blocks(int threads, const LinearBackward<S>& job) {
   const LinearShape& g = job.g;
-  const int64_t columns = ceil_div(g.C, WIDTH);
-  const int64_t n_blocks = job.dx ? most(1, ceil_div(g.N, IMAGES)) : 1;
+  const Extent& size = g.N <= FEW ? WIDE : SQUARE;
+  const int64_t columns = ceil_div(g.C, size.width);
+  const int64_t n_blocks = job.dx ? most(1, ceil_div(g.N, size.images)) : 1;
   const int64_t k_blocks = job.dx ? 1 : ceil_div(g.K, SPLIT);
   parallel_for(threads, columns * n_blocks * k_blocks, [&](int64_t task) {
     Cache cache;
-    const int64_t c = task / (n_blocks * k_blocks) * WIDTH;
-    const int64_t n = task % n_blocks * IMAGES, k = task % k_blocks * SPLIT;
-    const Range images = job.dx ? Range{n, least(g.N, n + IMAGES)} : Range{0, g.N};
+    const int64_t c = task / (n_blocks * k_blocks) * size.width;
+    const int64_t n = task % n_blocks * size.images, k = task % k_blocks * SPLIT;
+    const Range images = job.dx ? Range{n, least(g.N, n + size.images)} : Range{0, g.N};
     const Range rows = job.dx ? Range{0, g.K} : Range{k, least(g.K, k + SPLIT)};
-    Task<S>{job, {c, least(g.C, c + WIDTH)}, rows, images, cache}.run();
+    Task<S>{job, {c, least(g.C, c + size.width)}, rows, images, cache, size}.run();
   });
 }
 
@@ -203,7 +214,7 @@ void blocks(int threads, const LinearBackward<S>& job) {
 
 template <class S>
 void linear_backward(int threads, const LinearBackward<S>& job) {
-  if (!(job.dx && (job.dw || job.w_new)) || job.g.N <= IMAGES) return blocks(threads, job);
+  if (!(job.dx && (job.dw || job.w_new)) || job.g.N <= SQUARE.images) return blocks(threads, job);
   LinearBackward<S> first = job, second = job;  // one after the other: dx wants the old w
   first.dw = first.w_new = first.v_new = nullptr;
   second.dx = nullptr;

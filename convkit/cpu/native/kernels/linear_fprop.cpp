@@ -7,22 +7,19 @@ namespace {
 // ---------------------------------------------------------------------------------------------------
 // Few images: dot products along c
 // ---------------------------------------------------------------------------------------------------
-#ifndef LOC
-#define LOC 3
-#endif
 constexpr int DOT_ROWS = 4;
 constexpr int DOT_IMAGES = REGISTERS == 32 ? 6 : 2;
 constexpr int64_t DOT_N = REGISTERS == 32 ? 24 : 12;  // up to so many images
-#ifndef DC
-#define DC 256
-#endif
-constexpr int64_t DOT_CHUNK = DC;
+constexpr int64_t DOT_CHUNK = 512;  // of c
 constexpr int64_t DOT_TASK = 16;  // rows of w
 
 int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
 
 template <class S, int M>
 void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64_t x_row, int64_t count, V* sums) {
+  for (int64_t r = ahead.begin; r < ahead.end; ++r) {
+    for (int64_t c = 0; c < DOT_CHUNK; c += 64 / sizeof(S)) __builtin_prefetch(w[r] + DOT_CHUNK + c, 0, 2);
+  }
   V acc[DOT_ROWS][M];
   CK_UNROLL
   for (int r = 0; r < DOT_ROWS; ++r) {
@@ -42,7 +39,6 @@ void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64
   for (; c + LANES <= count; c += LANES) {
     CK_UNROLL
     for (int r = 0; r < DOT_ROWS; ++r) {
-      if (r >= ahead.begin && r < ahead.end) __builtin_prefetch(w[r] + c + DOT_CHUNK, 0, LOC);
       rows[r] = load(w[r] + c);
     }
     step(c, rows);

@@ -2,12 +2,11 @@
 
 namespace convkit {
 
-LrnRows::LrnRows(const Lrn& g) : g_(g) {
-  const int64_t size = most(1, g.C / g.groups);
-  g_.behind = least(g.behind, size - 1);  // a window never leaves its group
-  g_.ahead = least(g.ahead, size - 1);
+LrnRows::LrnRows(const Lrn& given) : g_(given.clamped()) {
+  const Lrn& g = g_;
+  const int64_t size = g.group();
   ragged_ = g.groups > 1 && size % BLOCK != 0;
-  fast_ = !ragged_ && g_.behind == 2 && g_.ahead == 2 && g.beta == 0.75f && g.k >= 0x1p-100f;
+  fast_ = !ragged_ && g.usual();
   section_ = ragged_ || g.groups == 1 ? g.blocks() : size / BLOCK;
   pad_ = round_up(most(g_.behind, g_.ahead), BLOCK);
   width_ = pad_ + (g.blocks() / section_) * (section_ * BLOCK + pad_);

@@ -13,6 +13,7 @@
 // Ragged    Where groups do not begin with a block of 16, each tap is masked by its channel's group. Slower, and rare.
 #pragma once
 
+#include "half.hpp"
 #include "local.hpp"
 
 namespace convkit {
@@ -24,6 +25,15 @@ struct Lrn {
   int64_t blocks() const { return ceil_div(C, BLOCK); }
   int64_t plane() const { return H * W * BLOCK; }
   int64_t image() const { return blocks() * plane(); }
+  int64_t group() const { return C / groups; }
+  Lrn clamped() const {  // the window never leaves its group
+    Lrn g = *this;
+    g.behind = least(behind, most(1, group()) - 1);
+    g.ahead = least(ahead, most(1, group()) - 1);
+    return g;
+  }
+  // AlexNet's: five channels, and a power that `power` knows.
+  bool usual() const { return behind == 2 && ahead == 2 && beta == 0.75f && k >= 0x1p-100f; }
 };
 
 // A row of pixels of a blocked image: pixel w of block b is at p + b * stride + w * BLOCK.
@@ -134,5 +144,11 @@ CK_INLINE Power power(V d, float beta) {
 
 void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads);
 void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads);
+
+// NCHW: lrn_maps.cpp
+template <class S>
+void lrn_fprop_maps(const Lrn& g, const S* x, S* y, int threads);
+template <class S>
+void lrn_dgrad_maps(const Lrn& g, const S* dy, const S* x, S* dx, int threads);
 
 }  // namespace convkit

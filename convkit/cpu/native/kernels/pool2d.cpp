@@ -3,37 +3,6 @@
 namespace convkit {
 namespace {
 
-// Winners of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
-template <class Index>
-struct Winners {
-  typedef Index Vector __attribute__((vector_size(sizeof(Index) * LANES)));
-  typedef std::uint16_t Half __attribute__((vector_size(2 * LANES)));
-  static CK_INLINE VI load(const Index* p) {
-    Vector v;
-    std::memcpy(&v, p, sizeof v);
-    if constexpr (sizeof(Index) == 1) return __builtin_convertvector(__builtin_convertvector(v, Half), VI);
-    return __builtin_convertvector(v, VI);
-  }
-  static CK_INLINE void store(Index* p, VI winner) {
-    Vector v;
-    if constexpr (sizeof(Index) == 1)
-      v = __builtin_convertvector(__builtin_convertvector(winner, Half), Vector);
-    else
-      v = __builtin_convertvector(winner, Vector);
-    std::memcpy(p, &v, sizeof v);
-  }
-};
-
-struct Best {
-  V value;
-  VI tap;
-  CK_INLINE void see(V v, int t) {
-    const VI wins = ~(v <= value) & (value == value);
-    value = wins ? v : value;
-    tap = wins ? VI{} + t : tap;
-  }
-};
-
 // The window whose taps [r.begin, r.end) x [s.begin, s.end) lie inside; row(r) is where tap (r, 0) lies.
 template <class Rows>
 CK_INLINE Best window(const Pool& g, const Rows& row, Range r, Range s, int part) {
@@ -106,26 +75,6 @@ void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, I
 
 namespace {
 
-// Windows in which position `at` (counted from the padding's start) of an axis is a tap: f(window, tap), windows ascending.
-template <class F>
-CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t taps, int64_t windows, const F& f) {
-  const int64_t span = (taps - 1) * dilation;
-  const int64_t first = at > span ? ceil_div(at - span, stride) : 0;
-  const int64_t last = least(windows - 1, at / stride);
-  for (int64_t i = first; i <= last; ++i) {
-    const int64_t offset = at - i * stride;
-    if (dilation == 1)
-      f(i, offset);
-    else if (offset % dilation == 0)
-      f(i, offset / dilation);
-  }
-}
-
-template <class Index>
-CK_INLINE V won(const float* dy, const Index* argmax, int tap) {
-  return masked(Winners<Index>::load(argmax) == VI{} + tap, load(dy));
-}
-
 // Window 3, stride 2: one row of windows, whose tap r this row is. Adds to dx, or begins it.
 template <bool ADD, class Index>
 CK_INLINE void usual_dgrad(const Pool& g, int r, const float* dy, const Index* argmax, float* dx) {
@@ -173,7 +122,7 @@ void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index*
       each_window(h + g.pad_top, g.stride_h, g.dilation_h, g.R, g.P, [&](int64_t p, int64_t r) {
         each_window(w + g.pad_left, g.stride_w, g.dilation_w, g.S, g.Q, [&](int64_t q, int64_t s) {
           const int64_t at = p * row + q * BLOCK + part * LANES;
-          total += won(dy + at, argmax + at, int(r * g.S + s));
+          total += masked(Winners<Index>::load(argmax + at) == VI{} + int(r * g.S + s), load(dy + at));
         });
       });
       store(dx + w * BLOCK + part * LANES, total);

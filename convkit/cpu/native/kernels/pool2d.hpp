@@ -11,6 +11,7 @@
 //           and a row that has any is done again; backward, a dy serves its three pixels of a row from a register.
 #pragma once
 
+#include "half.hpp"
 #include "local.hpp"
 
 namespace convkit {
@@ -37,6 +38,65 @@ CK_INLINE Range taps_inside(int64_t first, int64_t dilation, int64_t taps, int64
   return {begin, most(begin, end)};
 }
 
+// Windows in which position `at` (counted from the padding's start) of an axis is a tap: f(window, tap), windows ascending.
+template <class F>
+CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t taps, int64_t windows, const F& f) {
+  const int64_t span = (taps - 1) * dilation;
+  const int64_t first = at > span ? ceil_div(at - span, stride) : 0;
+  const int64_t last = least(windows - 1, at / stride);
+  for (int64_t i = first; i <= last; ++i) {
+    const int64_t offset = at - i * stride;
+    if (dilation == 1)
+      f(i, offset);
+    else if (offset % dilation == 0)
+      f(i, offset / dilation);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Registers
+// ---------------------------------------------------------------------------------------------------
+// Winners of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
+template <class Index>
+struct Winners {
+  typedef Index Vector __attribute__((vector_size(sizeof(Index) * LANES)));
+  typedef std::uint16_t Half __attribute__((vector_size(2 * LANES)));
+  static CK_INLINE VI load(const Index* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    if constexpr (sizeof(Index) == 1) return __builtin_convertvector(__builtin_convertvector(v, Half), VI);
+    return __builtin_convertvector(v, VI);
+  }
+  static CK_INLINE void store(Index* p, VI winner) {
+    Vector v;
+    if constexpr (sizeof(Index) == 1)
+      v = __builtin_convertvector(__builtin_convertvector(winner, Half), Vector);
+    else
+      v = __builtin_convertvector(winner, Vector);
+    std::memcpy(p, &v, sizeof v);
+  }
+  static void store_part(Index* p, VI winner, int64_t count) {
+    Index taps[LANES];
+    store(taps, winner);
+    std::memcpy(p, taps, size_t(count) * sizeof(Index));
+  }
+};
+
+// A maximum and its tap, of each lane.
+struct Best {
+  V value;
+  VI tap;
+  CK_INLINE void see(V v, VI t) {
+    const VI wins = ~(v <= value) & (value == value);
+    value = wins ? v : value;
+    tap = wins ? t : tap;
+  }
+  CK_INLINE void see(V v, int t) { see(v, VI{} + t); }
+};
+
+// ---------------------------------------------------------------------------------------------------
+// Blocked
+// ---------------------------------------------------------------------------------------------------
 // Rows of a blocked image, or a ring of some: pixel (h, w) of block b is at
 // p + (h % period) * pitch + b * stride + w * BLOCK.
 struct RowRing {
@@ -57,5 +117,13 @@ template <class Index>
 void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads);
 template <class Index>
 void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax, float* dx, int threads);
+
+// ---------------------------------------------------------------------------------------------------
+// NCHW: pool2d_maps.cpp
+// ---------------------------------------------------------------------------------------------------
+template <class S, class Index>
+void maxpool2d_fprop_maps(const Pool& g, const S* x, S* y, Index* argmax, int threads);
+template <class S, class Index>
+void maxpool2d_dgrad_maps(const Pool& g, const S* dy, const Index* argmax, S* dx, int threads);
 
 }  // namespace convkit

@@ -1,0 +1,46 @@
+"""Max pooling in C++, a row at a time: native/kernels/pool2d.hpp (nChw16c) and pool2d_maps.cpp (NCHW)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..geometry import Pool2d
+from ..layouts import BLOCKED
+from ..registry import implements
+from .native_call import NATIVE, STORAGE, call, kernels
+
+Array = np.ndarray
+
+
+def shape(g: Pool2d) -> Any:
+    """The C++ struct `Pool`."""
+    return _shape(kernels(), g)
+
+
+@lru_cache(maxsize=256)
+def _shape(module: Any, g: Pool2d) -> Any:
+    extents = (g.N, g.C, g.H, g.W, g.P, g.Q, g.R, g.S, g.stride_h, g.stride_w)
+    return module.Pool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
+
+
+@implements("maxpool2d_fprop", name="rows", dtypes=STORAGE, **NATIVE)
+def maxpool2d_fprop(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
+    call("maxpool2d_fprop", g.dtype, shape(g), x, y, argmax)
+
+
+@implements("maxpool2d_dgrad", name="rows", dtypes=STORAGE, **NATIVE)
+def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
+    call("maxpool2d_dgrad", g.dtype, shape(g), dy, argmax, dx)
+
+
+@implements("maxpool2d_fprop", name="rows", layout=BLOCKED, **NATIVE)
+def maxpool2d_fprop_blocked(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
+    call("maxpool2d_fprop_blocked", shape(g), x, y, argmax)
+
+
+@implements("maxpool2d_dgrad", name="rows", layout=BLOCKED, **NATIVE)
+def maxpool2d_dgrad_blocked(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
+    call("maxpool2d_dgrad_blocked", shape(g), dy, argmax, dx)

@@ -1,0 +1,288 @@
+// Max pooling of NCHW arrays, a map at a time.
+//
+// Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the column modulo the
+//           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
+//           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
+//           Row by row and left to right, so the first of equal values wins; NaN as in pool2d.hpp.
+// Edges     Outputs whose windows stick out to the left or right take a scalar loop.
+// dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few rows that
+//           were widened, with a margin of zeros and of taps that there are not; then the remainders are interleaved.
+// Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx.
+#include "pool2d.hpp"
+
+namespace convkit {
+namespace {
+
+// Tap s of output q is column q * stride + shift; among the columns of one remainder it is number q + offset.
+struct Tap {
+  int64_t remainder, offset;
+};
+CK_INLINE Tap tap_at(const Pool& g, int64_t s) {
+  const int64_t shift = s * g.dilation_w - g.pad_left;
+  const int64_t offset = shift >= 0 ? shift / g.stride_w : -ceil_div(-shift, g.stride_w);
+  return {shift - offset * g.stride_w, offset};
+}
+
+// Window 3, stride 2, no padding: known to the compiler.
+template <bool USUAL>
+struct Columns {
+  const Pool& g;
+  int64_t taps() const { return USUAL ? 3 : g.S; }
+  int64_t stride() const { return USUAL ? 2 : g.stride_w; }
+  Tap tap(int64_t s) const { return USUAL ? Tap{s % 2, s / 2} : tap_at(g, s); }
+};
+
+template <class S>
+CK_INLINE void widen(const S* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = load_one(from + i);
+}
+
+CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
+  if (!(v <= best) && best == best) {
+    best = v;
+    winner = t;
+  }
+}
+
+template <bool USUAL>
+class Fprop {
+ public:
+  explicit Fprop(const Pool& g)
+      : g_(g), columns_{g}, width_(round_up(g.Q, LANES)), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
+        period_(least(g.H, g.span())) {
+    first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
+    const int64_t room = g.W - 1 - (g.S - 1) * g.dilation_w + g.pad_left;
+    last_ = room < 0 ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
+  }
+  int64_t floats() const { return g_.W + LANES + g_.stride_w * part_ + 2 * (period_ + 1) * width_; }
+
+  template <class S, class Index>
+  void plane(const S* x, S* y, Index* argmax, float* scratch) {
+    row_ = scratch;
+    parts_ = row_ + g_.W + LANES;
+    values_ = parts_ + g_.stride_w * part_;
+    taps_ = reinterpret_cast<std::int32_t*>(values_ + (period_ + 1) * width_);
+    int64_t next = 0;
+    for (int64_t p = 0; p < g_.P; ++p) {
+      const int64_t top = g_.top(p);
+      const Range r = taps_inside(top, g_.dilation_h, g_.R, g_.H);
+      next = most(next, top);
+      for (; next < least(g_.H, top + g_.span()); ++next) across(x + next * g_.W, next % period_);
+      down(top, r, y + p * g_.Q, argmax + p * g_.Q);
+    }
+  }
+
+ private:
+  // A row of x: the maxima over s, into slot `slot` of the ring.
+  template <class S>
+  void across(const S* x, int64_t slot) {
+    float* values = values_ + slot * width_;
+    std::int32_t* taps = taps_ + slot * width_;
+    widen(x, g_.W, row_);
+    const int64_t stride = columns_.stride();
+    const float* parts = row_;
+    if (stride > 1) {
+      parts = parts_;
+      for (int64_t j = 0; j < least(stride, g_.W); ++j) {
+        float* to = parts_ + j * part_;
+        const int64_t count = (g_.W - j - 1) / stride + 1;
+        for (int64_t i = 0; i < count; ++i) to[i] = row_[i * stride + j];
+      }
+    }
+    for (int64_t q = first_; q < last_; q += LANES) {
+      Best best{load_tap(parts, 0, q), VI{}};
+      if constexpr (USUAL) {
+        best.see(load_tap(parts, 1, q), 1);
+        best.see(load_tap(parts, 2, q), 2);
+      } else {
+        for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
+      }
+      if (q + LANES <= last_) {
+        store(values + q, best.value);
+        std::memcpy(taps + q, &best.tap, sizeof best.tap);
+      } else {
+        store_part(values + q, best.value, last_ - q);
+        std::memcpy(taps + q, &best.tap, size_t(last_ - q) * sizeof(std::int32_t));
+      }
+    }
+    for (int64_t q = 0; q < g_.Q; ++q) {
+      if (q == first_) q = last_;
+      if (q == g_.Q) break;
+      const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
+      const float* at = row_ + g_.left(q);
+      values[q] = -INFINITY;
+      taps[q] = 0;
+      if (s.begin == s.end) continue;
+      values[q] = at[s.begin * g_.dilation_w];
+      taps[q] = static_cast<int>(s.begin);
+      for (int64_t i = s.begin + 1; i < s.end; ++i)
+        see_one(at[i * g_.dilation_w], static_cast<int>(i), values[q], taps[q]);
+    }
+  }
+
+  CK_INLINE V load_tap(const float* parts, int64_t s, int64_t q) const {
+    const Tap t = columns_.tap(s);
+    return load(parts + t.remainder * part_ + q + t.offset);
+  }
+
+  template <class S, class Index>
+  void down(int64_t top, Range r, S* y, Index* argmax) {
+    for (int64_t q = 0; q < g_.Q; q += LANES) {
+      Best best{splat(-INFINITY), VI{}};
+      for (int64_t i = r.begin; i < r.end; ++i) {
+        const int64_t slot = (top + i * g_.dilation_h) % period_;
+        VI tap;
+        std::memcpy(&tap, taps_ + slot * width_ + q, sizeof tap);
+        tap += static_cast<int>(i * g_.S);
+        const V v = load(values_ + slot * width_ + q);
+        if (i == r.begin)
+          best = {v, tap};
+        else
+          best.see(v, tap);
+      }
+      const int64_t count = least(LANES, g_.Q - q);
+      if (count == LANES) {
+        store(y + q, best.value);
+        Winners<Index>::store(argmax + q, best.tap);
+      } else {
+        store_part(y + q, best.value, count);
+        Winners<Index>::store_part(argmax + q, best.tap, count);
+      }
+    }
+    for (int64_t q = 0; q < g_.Q; ++q) {  // windows that see nothing
+      if (q == first_) q = last_;
+      if (q == g_.Q) break;
+      const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
+      if (s.begin == s.end) argmax[q] = 0;
+    }
+  }
+
+  const Pool& g_;
+  Columns<USUAL> columns_;
+  int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
+  int64_t first_, last_;           // outputs whose windows do not stick out
+  float *row_ = nullptr, *parts_ = nullptr, *values_ = nullptr;
+  std::int32_t* taps_ = nullptr;
+};
+
+template <bool USUAL>
+class Dgrad {
+ public:
+  explicit Dgrad(const Pool& g) : g_(g), columns_{g}, part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
+    before_ = most(0, tap_at(g, g.S - 1).offset);
+    width_ = round_up(before_ + most(g.Q, part_ + most(0, -tap_at(g, 0).offset)) + LANES, LANES);
+    period_ = least(g.P, (g.span() - 1) / g.stride_h + 1);
+  }
+  int64_t floats() const { return 2 * period_ * width_ + g_.stride_w * part_ + round_up(g_.W, LANES); }
+
+  template <class S, class Index>
+  void plane(const S* dy, const Index* argmax, S* dx, float* scratch) {
+    dy_ = scratch;
+    taps_ = reinterpret_cast<std::int32_t*>(dy_ + period_ * width_);
+    parts_ = scratch + 2 * period_ * width_;
+    for (int64_t i = 0; i < period_ * width_; ++i) dy_[i] = 0;
+    for (int64_t i = 0; i < period_ * width_; ++i) taps_[i] = -1;
+    int64_t next = 0;
+    for (int64_t h = 0; h < g_.H; ++h) {
+      for (; next < least(g_.P, (h + g_.pad_top) / g_.stride_h + 1); ++next) {
+        const int64_t at = next % period_ * width_ + before_;
+        widen(dy + next * g_.Q, g_.Q, dy_ + at);
+        for (int64_t q = 0; q < g_.Q; ++q) taps_[at + q] = static_cast<std::int32_t>(argmax[next * g_.Q + q]);
+      }
+      gather(h);
+      interleave(dx + h * g_.W);
+    }
+  }
+
+ private:
+  void gather(int64_t h) {
+    for (int64_t j = 0; j < columns_.stride(); ++j) {
+      for (int64_t i = 0; i < part_; i += LANES) {
+        V total{};
+        const auto window = [&](int64_t p, int64_t r) {
+          const int64_t at = p % period_ * width_ + before_ + i;
+          for (int64_t s = USUAL ? j : 0; s < columns_.taps(); s += USUAL ? 2 : 1) {
+            const Tap t = columns_.tap(s);
+            if (!USUAL && t.remainder != j) continue;
+            VI tap;
+            std::memcpy(&tap, taps_ + at - t.offset, sizeof tap);
+            total += masked(tap == VI{} + static_cast<int>(r * g_.S + s), load(dy_ + at - t.offset));
+          }
+        };
+        if constexpr (USUAL)
+          each_window(h, 2, 1, 3, g_.P, window);
+        else
+          each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, window);
+        store(parts_ + j * part_ + i, total);
+      }
+    }
+  }
+
+  template <class S>
+  void interleave(S* dx) {
+    const int64_t stride = columns_.stride();
+    float* row = parts_;
+    if (stride > 1) {
+      row = parts_ + stride * part_;
+      if constexpr (sizeof(S) == sizeof(float)) row = dx;
+      const int64_t whole = g_.W / stride;
+      if constexpr (USUAL) {
+        const float *even = parts_, *odd = parts_ + part_;
+        for (int64_t i = 0; i < whole; ++i) {
+          row[2 * i] = even[i];
+          row[2 * i + 1] = odd[i];
+        }
+      } else {
+        for (int64_t j = 0; j < stride; ++j)
+          for (int64_t i = 0; i < whole; ++i) row[i * stride + j] = parts_[j * part_ + i];
+      }
+      for (int64_t w = whole * stride; w < g_.W; ++w) row[w] = parts_[w % stride * part_ + whole];
+      if constexpr (sizeof(S) == sizeof(float)) return;
+    }
+    int64_t w = 0;
+    for (; w + LANES <= g_.W; w += LANES) store(dx + w, load(row + w));
+    if (w < g_.W) store_part(dx + w, load_part(row + w, g_.W - w), g_.W - w);
+  }
+
+  const Pool& g_;
+  Columns<USUAL> columns_;
+  int64_t part_, before_, width_, period_;
+  float *dy_ = nullptr, *parts_ = nullptr;
+  std::int32_t* taps_ = nullptr;
+};
+
+}  // namespace
+
+template <class S, class Index>
+void maxpool2d_fprop_maps(const Pool& g, const S* x, S* y, Index* argmax, int threads) {
+  const auto run = [&](auto usual) {
+    parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
+      Fprop<decltype(usual)::value> pool(g);
+      pool.plane(x + i * g.H * g.W, y + i * g.P * g.Q, argmax + i * g.P * g.Q, local_floats(pool.floats()));
+    });
+  };
+  g.usual() ? run(std::true_type()) : run(std::false_type());
+}
+
+template <class S, class Index>
+void maxpool2d_dgrad_maps(const Pool& g, const S* dy, const Index* argmax, S* dx, int threads) {
+  const auto run = [&](auto usual) {
+    parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
+      Dgrad<decltype(usual)::value> pool(g);
+      pool.plane(dy + i * g.P * g.Q, argmax + i * g.P * g.Q, dx + i * g.H * g.W, local_floats(pool.floats()));
+    });
+  };
+  g.usual() ? run(std::true_type()) : run(std::false_type());
+}
+
+#define CK_MAPS(S, Index)                                                               \
+  template void maxpool2d_fprop_maps(const Pool&, const S*, S*, Index*, int);           \
+  template void maxpool2d_dgrad_maps(const Pool&, const S*, const Index*, S*, int);
+#define CK_MAPS_OF(S) CK_MAPS(S, std::uint8_t) CK_MAPS(S, std::uint16_t) CK_MAPS(S, std::uint32_t)
+CK_MAPS_OF(float)
+CK_MAPS_OF(BFloat16)
+CK_MAPS_OF(Float16)
+
+}  // namespace convkit
