@@ -525,7 +525,7 @@ class Bench:
                 return [
                     c
                     for c in calls
-                    if case.label in parts(c) and word in c.op.name and "relu" not in c.op.name
+                    if case.label in parts(c) and word in c.op.name and c.op.name.startswith("conv")
                 ]
 
             entries = self._planned_entry("paper", batch, choose)

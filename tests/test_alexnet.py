@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import threading
 import tracemalloc
@@ -30,7 +31,7 @@ def network(preset: str, **options) -> ck.AlexNet:
 
 
 def output(plan, layer: str) -> Call:
-    return next(call for call in plan.forward if call.layer.split("+")[0] == layer)
+    return next(call for call in plan.forward if layer in call.layer.split("+"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -39,7 +40,8 @@ def test_shapes_and_parameters_are_the_published_ones(preset):
     plan = net.plan(1)
     *maps, parameters = FACTS[preset]
     for layer, (channels, extent) in zip(("conv1", "pool1", "conv2", "pool2", "conv3", "pool5"), maps):
-        assert output(plan, layer).outputs[0].shape == (1, channels, extent, extent), layer
+        call = output(plan, layer)
+        assert call.problem.shape(call.op.outputs[0]) == (1, channels, extent, extent), layer
     assert sum(w.size for w in net.params.values()) == parameters
     assert plan.logits.shape == (1, 1000)
 
@@ -229,7 +231,8 @@ def test_update_follows_the_preset(preset, batch2):
     names = ("conv1.w", "conv1.b", "conv2.b", "fc8.w", "fc8.b")
     for _ in range(2):
         before = {n: (net.params[n].astype(np.float64), net.velocities[n].astype(np.float64)) for n in names}
-        net.step(*batch2, lr=0.004)
+        with ck.use(linear_wgrad="gemm"):  # a gradient that is asked for is kept
+            net.step(*batch2, lr=0.004)
         for n in names:
             w, v = before[n]
             g = net.grads[n].astype(np.float64)
@@ -243,6 +246,42 @@ def test_update_follows_the_preset(preset, batch2):
             # Relative to the larger of what is added: two roundings of a float32, and one of the rate.
             for got, want in ((net.params[n], w), (net.velocities[n], v)):
                 np.testing.assert_allclose(got, want, rtol=4e-7, atol=4e-7 * np.abs(want).max(), err_msg=n)
+
+
+@pytest.mark.parametrize("preset", ["2012", "owt"])
+def test_updates_fused_with_their_gradients_are_the_same_updates(preset, batch2):
+    fused, single = network(preset, seed=1), network(preset, seed=1)
+    need_native()
+    assert any(c.op.name == "linear_dgrad_wgrad_sgd" for c in fused.plan(2).phases()["backward"])
+    for _ in range(2):
+        loss = fused.step(*batch2, lr=0.004)
+        with ck.use(linear_wgrad="panels"):
+            assert single.step(*batch2, lr=0.004) == pytest.approx(loss, rel=1e-5)
+    for name in fused.params:
+        for got, want in ((fused.params, single.params), (fused.velocities, single.velocities)):
+            scale = np.abs(want[name]).max()
+            np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-4 * scale, err_msg=name)
+    assert not fused.grads["fc6.w"].any()  # never made
+
+
+def test_a_plan_is_blocked_from_end_to_end():
+    need_native()
+    for preset in PRESETS:
+        plan = network(preset).plan(1)
+        by_layer = {c.layer: c for c in plan.forward}
+        assert by_layer["conv4+relu4"].implementation.layout == "nChw16c", preset
+        reorders = [c.layer for c in plan.forward if c.op.name == "reorder"]
+        assert reorders == ["flatten"], preset
+        relus = {c.layer for c in plan.phases()["backward"] if c.op.name == "relu_dgrad"}
+        assert relus == ({"conv2+relu2"} if preset == "2012" else set()), preset  # before its second LRN
+
+
+def need_native() -> None:
+    from convkit import native
+
+    if (missing := native.kernels_missing()) is not None:
+        assert not os.environ.get("CI"), missing
+        pytest.skip(missing)
 
 
 def test_step_allocates_next_to_nothing(batch2):

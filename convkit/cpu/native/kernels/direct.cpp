@@ -183,12 +183,12 @@ void outputs(const Walk& walk, const float* u, const float* x) {
 using Outputs = void (*)(const Walk&, const float*, const float*);
 template <int NV, int STRIDE, int... J>
 Outputs one_row(int64_t count, std::integer_sequence<int, J...>) {
-  constexpr Outputs table[] = {outputs<NV, J + 1, J + 1, STRIDE>...};
+  static constexpr Outputs table[] = {outputs<NV, J + 1, J + 1, STRIDE>...};
   return table[count - 1];
 }
 template <int NV, int STRIDE, int... J>
 Outputs two_rows(int64_t columns, std::integer_sequence<int, J...>) {
-  constexpr Outputs table[] = {outputs<NV, 2 * (J + 1), J + 1, STRIDE>...};
+  static constexpr Outputs table[] = {outputs<NV, 2 * (J + 1), J + 1, STRIDE>...};
   return table[columns - 1];
 }
 template <int NV, int STRIDE>

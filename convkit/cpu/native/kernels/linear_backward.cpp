@@ -9,12 +9,14 @@ struct Extent {
   int64_t width, group, images;
 };
 constexpr Extent SQUARE{256, 96, 128};
-#ifndef WD
-#define WD 1024
-#define WG 24
-#endif
-constexpr Extent WIDE{WD, WG, 32};  // few images: longer stretches of w and v
-constexpr int64_t SPLIT = 384;     // rows k of a task, where no sum runs over them
+constexpr Extent WIDE{1024, 24, 32};    // few images, memory is the bound: long stretches of w and v, few pages
+constexpr Extent WIDEST{1024, 12, 32};  // few indeed: the next rows are asked for in time
+constexpr int64_t SPLIT = 384;          // rows k of a task, where no sum runs over them
+
+const Extent& extent(const LinearShape& g) {
+  if (g.C < 4 * WIDE.width || g.N > WIDE.images) return SQUARE;  // else there would be few tasks
+  return g.N <= 4 ? WIDEST : WIDE;
+}
 
 // Panels are PANEL wide, one behind the other.
 struct Cache {
@@ -24,9 +26,6 @@ struct Cache {
   alignas(64) float dw[256 * 96];
   alignas(64) float dy[128 * 96];
 };
-#ifndef FEW
-#define FEW 16
-#endif
 
 // Rows of a matrix, of `width` columns, into panels of `height` rows.
 template <class S>
@@ -196,7 +195,7 @@ struct Task {
 template <class S>
 void blocks(int threads, const LinearBackward<S>& job) {
   const LinearShape& g = job.g;
-  const Extent& size = g.N <= FEW ? WIDE : SQUARE;
+  const Extent& size = extent(g);
   const int64_t columns = ceil_div(g.C, size.width);
   const int64_t n_blocks = job.dx ? most(1, ceil_div(g.N, size.images)) : 1;
   const int64_t k_blocks = job.dx ? 1 : ceil_div(g.K, SPLIT);

@@ -22,9 +22,9 @@ struct Rings {
 };
 
 // f(i, sum of lines [first, last] of a ring that exist) for each register i of the row.
-template <bool FAST, class F>
+template <bool FIVE, class F>
 CK_INLINE void windows(const Rings& r, int64_t which, int64_t first, int64_t last, int64_t lines, int64_t n, const F& f) {
-  if constexpr (FAST) {
+  if constexpr (FIVE) {
     const float* row[5];
     for (int64_t o = 0; o < 5; ++o) {
       const int64_t line = first + o;
@@ -54,7 +54,7 @@ CK_INLINE void put(S* p, V v, int64_t i, int64_t n) {
     store_part(p + i, v, n - i);
 }
 
-template <bool FAST, class S>
+template <bool FIVE, bool ROOT, class S>
 void fprop_piece(const Lrn& g, const Rings& r, int64_t n, const S* x, S* y) {
   const int64_t lines = g.group(), pitch = g.H * g.W;
   const V k = splat(g.k), scale = splat(g.scale);
@@ -69,13 +69,13 @@ void fprop_piece(const Lrn& g, const Rings& r, int64_t n, const S* x, S* y) {
     }
     const int64_t c = line - g.ahead;
     if (c < 0) continue;
-    windows<FAST>(r, 0, c - g.behind, c + g.ahead, lines, n, [&](int64_t i, V sum) {
-      put(y + c * pitch, get(x + c * pitch, i, n) * power<FAST>(k + scale * sum, g.beta).direct, i, n);
+    windows<FIVE>(r, 0, c - g.behind, c + g.ahead, lines, n, [&](int64_t i, V sum) {
+      put(y + c * pitch, get(x + c * pitch, i, n) * power<ROOT>(k + scale * sum, g.beta).direct, i, n);
     });
   }
 }
 
-template <bool FAST, class S>
+template <bool FIVE, bool ROOT, class S>
 void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* x, S* dx) {
   const int64_t lines = g.group(), pitch = g.H * g.W;
   const V k = splat(g.k), scale = splat(g.scale), coefficient = splat(g.coefficient);
@@ -91,8 +91,8 @@ void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* 
     const int64_t middle = line - g.ahead;
     if (middle >= 0 && middle < lines) {
       float *terms = r.ring(1, middle), *direct = r.ring(2, middle);
-      windows<FAST>(r, 0, middle - g.behind, middle + g.ahead, lines, n, [&](int64_t i, V sum) {
-        const Power p = power<FAST>(k + scale * sum, g.beta);
+      windows<FIVE>(r, 0, middle - g.behind, middle + g.ahead, lines, n, [&](int64_t i, V sum) {
+        const Power p = power<ROOT>(k + scale * sum, g.beta);
         const V dy_v = get(dy + middle * pitch, i, n), x_v = get(x + middle * pitch, i, n);
         store(direct + i, dy_v * p.direct);
         store(terms + i, dy_v * x_v * p.steep);
@@ -101,7 +101,7 @@ void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* 
     const int64_t c = middle - g.behind;
     if (c < 0) continue;
     const float* direct = r.ring(2, c);
-    windows<FAST>(r, 1, c - g.ahead, c + g.behind, lines, n, [&](int64_t i, V sum) {
+    windows<FIVE>(r, 1, c - g.ahead, c + g.behind, lines, n, [&](int64_t i, V sum) {
       put(dx + c * pitch, load(direct + i) - coefficient * get(x + c * pitch, i, n) * sum, i, n);
     });
   }
@@ -129,7 +129,8 @@ template <class S>
 void lrn_fprop_maps(const Lrn& given, const S* x, S* y, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 2 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    g.usual() ? fprop_piece<true>(g, r, n, x + at, y + at) : fprop_piece<false>(g, r, n, x + at, y + at);
+    const auto piece = !g.root() ? fprop_piece<false, false, S> : g.five() ? fprop_piece<true, true, S> : fprop_piece<false, true, S>;
+    piece(g, r, n, x + at, y + at);
   });
 }
 
@@ -137,8 +138,8 @@ template <class S>
 void lrn_dgrad_maps(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 3 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    g.usual() ? dgrad_piece<true>(g, r, n, dy + at, x + at, dx + at)
-              : dgrad_piece<false>(g, r, n, dy + at, x + at, dx + at);
+    const auto piece = !g.root() ? dgrad_piece<false, false, S> : g.five() ? dgrad_piece<true, true, S> : dgrad_piece<false, true, S>;
+    piece(g, r, n, dy + at, x + at, dx + at);
   });
 }
 

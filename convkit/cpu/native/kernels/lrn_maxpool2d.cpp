@@ -5,8 +5,8 @@ namespace convkit {
 template <class Index>
 void lrn_maxpool2d_fprop_blocked(const Lrn& lrn, const Pool& pool, const float* x, float* y, Index* argmax,
                                  int threads) {
-  const int64_t cut = bands(pool.N, pool.P, 4), row = pool.W * BLOCK;
-  const int64_t pitch = pool.blocks() * row, period = least(pool.H, pool.span());
+  const int64_t cut = bands(pool.N, pool.P, 4), blocks = pool.blocks(), row = pool.W * BLOCK;
+  const int64_t pitch = blocks * row, period = least(pool.H, pool.span());
   parallel_for(workers(threads, 4 * pool.N * (pool.x_image() + pool.y_image())), pool.N * cut, [&](int64_t task) {
     LrnRows rows(lrn);
     const int64_t n = task / cut;
@@ -19,8 +19,10 @@ void lrn_maxpool2d_fprop_blocked(const Lrn& lrn, const Pool& pool, const float* 
       next = most(next, top);
       for (; next < least(pool.H, top + pool.span()); ++next)
         rows.fprop({x + n * pool.x_image() + next * row, pool.H * row}, {ring + next % period * pitch, row});
-      const int64_t at = n * pool.y_image() + p * pool.Q * BLOCK;
-      maxpool2d_fprop_row(pool, p, RowRing{ring, period, pitch, row}, y + at, argmax + at);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t at = n * pool.y_image() + (b * pool.P + p) * pool.Q * BLOCK;
+        maxpool2d_fprop_row(pool, p, pool.spare(b), RowRing{ring + b * row, period, pitch}, y + at, argmax + at);
+      }
     }
   });
 }

@@ -49,26 +49,23 @@ CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, cons
 }  // namespace
 
 template <class Index>
-void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, Index* argmax) {
-  const int64_t blocks = g.blocks(), top = g.top(p), plane = g.P * g.Q * BLOCK;
+void maxpool2d_fprop_row(const Pool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax) {
+  const int64_t top = g.top(p);
   const Range r = taps_inside(top, g.dilation_h, g.R, g.H);
-  for (int64_t b = 0; b < blocks; ++b, y += plane, argmax += plane) {
-    const bool spare = (b + 1) * BLOCK > g.C;
-    int64_t q = 0;
-    if (g.usual() && r.end == 3) {
-      q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
-      if (!usual_fprop(g, q, x.row(top, b), x.row(top + 1, b), x.row(top + 2, b), y, argmax)) q = 0;
-    }
-    for (; q < g.Q; ++q) {
-      const int64_t left = g.left(q);
-      const Range s = taps_inside(left, g.dilation_w, g.S, g.W);
-      const auto row = [&](int64_t i) { return x.row(top + i * g.dilation_h, b) + left * BLOCK; };
-      for (int part = 0; part < PARTS; ++part) {
-        Best best = window(g, row, r, s, part);
-        if (spare) best.value = masked(lanes_below(g.C - b * BLOCK, part), best.value);
-        store(y + q * BLOCK + part * LANES, best.value);
-        Winners<Index>::store(argmax + q * BLOCK + part * LANES, best.tap);
-      }
+  int64_t q = 0;
+  if (g.usual() && r.end == 3) {
+    q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
+    if (!usual_fprop(g, q, x.row(top), x.row(top + 1), x.row(top + 2), y, argmax)) q = 0;
+  }
+  for (; q < g.Q; ++q) {
+    const int64_t left = g.left(q);
+    const Range s = taps_inside(left, g.dilation_w, g.S, g.W);
+    const auto row = [&](int64_t i) { return x.row(top + i * g.dilation_h) + left * BLOCK; };
+    for (int part = 0; part < PARTS; ++part) {
+      Best best = window(g, row, r, s, part);
+      if (spare) best.value = masked(lanes_below(g.C % BLOCK, part), best.value);
+      store(y + q * BLOCK + part * LANES, best.value);
+      Winners<Index>::store(argmax + q * BLOCK + part * LANES, best.tap);
     }
   }
 }
@@ -132,14 +129,12 @@ void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index*
 
 template <class Index>
 void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads) {
-  const int64_t cut = bands(g.N, g.P, 2), row = g.W * BLOCK;
-  parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * cut, [&](int64_t task) {
-    const int64_t n = task / cut;
-    const Range band = piece(task % cut, cut, g.P);
-    const RowRing rows{x + n * g.x_image(), g.H, row, g.H * row};
-    for (int64_t p = band.begin; p < band.end; ++p) {
-      const int64_t at = n * g.y_image() + p * g.Q * BLOCK;
-      maxpool2d_fprop_row(g, p, rows, y + at, argmax + at);
+  const int64_t blocks = g.blocks(), row = g.Q * BLOCK;
+  parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
+    const RowRing rows{x + task * g.H * g.W * BLOCK, g.H, g.W * BLOCK};
+    for (int64_t p = 0; p < g.P; ++p) {
+      const int64_t at = (task * g.P + p) * row;
+      maxpool2d_fprop_row(g, p, g.spare(task % blocks), rows, y + at, argmax + at);
     }
   });
 }
@@ -154,7 +149,7 @@ void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax
 }
 
 #define CK_POOL(Index)                                                                                              \
-  template void maxpool2d_fprop_row(const Pool&, int64_t, const RowRing&, float*, Index*);                          \
+  template void maxpool2d_fprop_row(const Pool&, int64_t, bool, const RowRing&, float*, Index*);                          \
   template void maxpool2d_dgrad_row(const Pool&, int64_t, const float*, const Index*, float*);                      \
   template void maxpool2d_fprop_blocked(const Pool&, const float*, float*, Index*, int);                            \
   template void maxpool2d_dgrad_blocked(const Pool&, const float*, const Index*, float*, int);

@@ -22,6 +22,7 @@ struct Pool {
   int64_t blocks() const { return ceil_div(C, BLOCK); }
   int64_t x_image() const { return blocks() * H * W * BLOCK; }
   int64_t y_image() const { return blocks() * P * Q * BLOCK; }
+  bool spare(int64_t block) const { return (block + 1) * BLOCK > C; }
   int64_t top(int64_t p) const { return p * stride_h - pad_top; }
   int64_t left(int64_t q) const { return q * stride_w - pad_left; }
   int64_t span() const { return (R - 1) * dilation_h + 1; }  // rows that a window reaches over
@@ -97,17 +98,16 @@ struct Best {
 // ---------------------------------------------------------------------------------------------------
 // Blocked
 // ---------------------------------------------------------------------------------------------------
-// Rows of a blocked image, or a ring of some: pixel (h, w) of block b is at
-// p + (h % period) * pitch + b * stride + w * BLOCK.
+// Rows of a block of an image, or a ring of some: pixel (h, w) is at p + (h % period) * pitch + w * BLOCK.
 struct RowRing {
   const float* p;
-  int64_t period, pitch, stride;
-  const float* row(int64_t h, int64_t b) const { return p + (h % period) * pitch + b * stride; }
+  int64_t period, pitch;
+  const float* row(int64_t h) const { return p + h % period * pitch; }
 };
 
-// Row p of y and argmax, of all blocks; they point at row p of block 0.
+// Row p of y and argmax, of one block; `spare`: of the last block, some of whose channels do not exist.
 template <class Index>
-void maxpool2d_fprop_row(const Pool& g, int64_t p, const RowRing& x, float* y, Index* argmax);
+void maxpool2d_fprop_row(const Pool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax);
 
 // Row h of dx, of one block; dy and argmax point at that block's plane.
 template <class Index>

@@ -90,8 +90,8 @@ void product(const float* u, int64_t c, const float* v, int64_t block_step, floa
 
 using Product = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
 template <int NV, int... J>
-constexpr Product product_for(int64_t rows, std::integer_sequence<int, J...>) {
-  constexpr Product table[] = {product<NV, J + 1>...};
+Product product_for(int64_t rows, std::integer_sequence<int, J...>) {
+  static constexpr Product table[] = {product<NV, J + 1>...};
   return table[rows - 1];
 }
 
