@@ -7,7 +7,8 @@
 
 One process; the contenders take turns in a random order, with pauses between them, and probes of the
 machine's arithmetic and memory take turns with them. What is wrong is not timed. Ratios are taken within a
-round. Leave the machine alone meanwhile: "others" says how busy everything else kept its CPUs.
+round. Leave the machine alone meanwhile: "others" says how busy everything else kept its CPUs. Settings of a
+peer that are environment variables (OMP_WAIT_POLICY, THP_MEM_ALLOC_ENABLE, GLIBC_TUNABLES) reach it.
 
 Sections
   step        a training step: forward, loss, backward, update (paper, owt; N = 1, 16, 128)
@@ -44,6 +45,9 @@ PRESETS = ("paper", "owt", "caffe")
 #: resnet-256, mobilenet-dw-down, mobilenet-pw-in, inception-5x5
 QUICK_CASES = (9, 17, 20, 22)
 QUICK_SECTIONS = ("step", "forward", "layers", "blocks", "geometries", "first", "calls")
+#: Variables that change how a contender runs; whoever sets one finds it in the JSON.
+ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "THP_MEM", "MALLOC_", "GLIBC_", "XLA_")
+ENVIRONMENT += ("LD_PRELOAD", "JAX_", "CONVKIT_", "OPENBLAS_")
 QUICK_CONTENDERS = ("convkit", "torch", "torch-channels-last", "onnxruntime")
 
 
@@ -611,7 +615,7 @@ class Bench:
         s = self.settings
         settings = {
             "rounds": s.rounds, "budget": s.budget, "pause": s.pause, "turn": s.turn, "threads": self.threads,
-            "quick": self.args.quick, "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "library's own"),
+            "quick": self.args.quick, "environment": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)},
             "contenders": self.names, "seconds": round(time.time() - self.started),
         }  # fmt: skip
         document = self.r.document(info, settings, self.missing, rows, self.calls, interrupted)

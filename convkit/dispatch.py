@@ -59,9 +59,7 @@ class Call:
     def nchw(self, names: tuple[str, ...], memory: tuple[Any, ...]) -> list[Any]:
         """Tensors of this call, each NCHW as its problem says: itself, or a copy of a blocked one."""
         return [
-            layouts.unblock(a, self.problem.shape(name)[1])
-            if a is not None and a.ndim == 5
-            else a
+            layouts.unblock(a, self.problem.shape(name)[1]) if a is not None and a.ndim == 5 else a
             for name, a in zip(names, memory, strict=True)
         ]
 
@@ -146,7 +144,7 @@ class Arguments:
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
-            array = value if isinstance(value, Blocked) else arrays.view(name, value)
+            array: Any = value if isinstance(value, Blocked) else arrays.view(name, value)
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")

@@ -1,7 +1,7 @@
 """Ops that are several in one, for networks: what lies between them is never stored.
 
-They are ops like any other: each has a float64 reference, goes through the gate, and may be swapped. A network's plan
-takes one where an implementation fits, and the single ops where none does.
+They are ops like any other: each has a float64 reference, goes through the gate, and may be swapped. A
+network's plan takes one where an implementation fits, and the single ops where none does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .dispatch import Arguments, operation
-from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite
+from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite, shape_of
 
 Array = Any
 
@@ -71,7 +71,8 @@ def lrn_maxpool2d_fprop(
     Returns
     -------
     y, argmax : array, (N, C, P, Q)
-        As of `convkit.maxpool2d_fprop`. Where two normalised values differ by less than rounding, either may win.
+        As of `convkit.maxpool2d_fprop`. Where two normalised values differ by less than rounding, either
+        may win.
     """
     a = Arguments("lrn_maxpool2d_fprop", x=x)
     return a.run(_lrn_maxpool(a.x.shape, lrn, pool, a.dtype), out=out, impl=impl)  # type: ignore[no-any-return]
@@ -173,7 +174,8 @@ def reorder(x: Array, *, impl: str | None = None, out: Array | None = None) -> A
     y : array or `convkit.layouts.Blocked`, (N, C, H, W)
     """
     a = Arguments("reorder", x=x)
-    return a.run(Reorder(*a.x.shape, a.dtype), out=out, impl=impl)
+    N, C, H, W = shape_of("x", tuple(a.x.shape), 4, "(N, C, H, W)")
+    return a.run(Reorder(N, C, H, W, a.dtype), out=out, impl=impl)
 
 
 def _lrn_maxpool(shape: Any, lrn: dict[str, Any], pool: dict[str, Any], dtype: str) -> LrnMaxPool2d:

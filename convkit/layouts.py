@@ -1,8 +1,8 @@
 """Layouts of activations: NCHW, and nChw16c, in which the CPU's fast kernels compute.
 
-nChw16c cuts the channels into blocks of 16 that lie side by side for each pixel: (N, ceil(C/16), H, W, 16). A vector
-register then holds neighbouring channels of one pixel, and no kernel needs a shuffle. Channels beyond C, in the last
-block, are zeros: whoever writes such a tensor writes them.
+nChw16c cuts the channels into blocks of 16 that lie side by side for each pixel: (N, ceil(C/16), H, W, 16).
+A vector register then holds neighbouring channels of one pixel, and no kernel needs a shuffle. Channels
+beyond C, in the last block, are zeros: whoever writes such a tensor writes them.
 
 A network's plan keeps its activations so; arrays that a user passes stay NCHW.
 """
@@ -80,7 +80,7 @@ def physical(shape: Shape) -> Shape:
 
 def block(array: np.ndarray) -> np.ndarray:
     """NCHW to nChw16c, with zeros in the spare channels; the plain definition, not a fast one."""
-    N, C, H, W = array.shape
+    C = array.shape[1]
     target = arrays.empty(physical(array.shape), array.dtype.name)
     if C % BLOCK:
         target[:, -1] = 0

@@ -149,7 +149,7 @@ class Plan:
         return plain and native.kernels_missing() is None
 
     def has(self, op: str, problem: Problem, layout: str) -> bool:
-        """Whether an implementation takes this problem in this layout, other than the reference by default."""
+        """Whether an implementation takes this problem in this layout; the reference only if it was named."""
         try:
             found = select(op, problem, device=self.device, math=self.math, layout=layout)
         except (NoImplementation, OptionError):
@@ -157,7 +157,7 @@ class Plan:
         return found.name != "reference" or op in dict(current_choice().names)
 
     def _choose(self, steps: Sequence[Layer], shape: Shape) -> bool:
-        """Choose who takes the ReLUs' gradients, and the layouts; False where these steps have none that fit."""
+        """Choose who takes the ReLUs' gradients, and the layouts; False where none fit these steps."""
         self._rectifiers = _rectifiers(steps, self._fused)
         self._layouts = self._choose_layouts(steps, shape)
         return len(self._layouts) == len(steps)
@@ -165,8 +165,8 @@ class Plan:
     def _choose_layouts(self, steps: Sequence[Layer], shape: Shape) -> dict[str, str]:
         """The layout of each layer's output: as many elements blocked as the implementations allow.
 
-        Dynamic programming along the row of layers: for each layout of the current activation, the least number of
-        elements that are not blocked so far.
+        Dynamic programming along the row of layers: for each layout of the current activation, the least
+        number of elements that are not blocked so far.
         """
         best: dict[str, tuple[int, tuple[str, ...]]] = {layouts.NCHW: (0, ())}
         for layer in steps:
@@ -310,7 +310,7 @@ class Plan:
         return self._kept[layer.name, name]
 
     def scratch(self, like: Tensor, besides: Tensor) -> Tensor:
-        """Memory for the gradient of an activation, valid until the layer after next; not where `besides` is."""
+        """Memory for an activation's gradient, valid until the layer after next; not where `besides` is."""
         assert self._arenas is not None
         arena = next(a for a in self._arenas if not arrays.overlap(a, _memory(besides)))
         shape = _memory(like).shape
@@ -326,8 +326,8 @@ class Plan:
     def phases(self) -> dict[str, list[Call]]:
         """The calls of a training step: "forward", "loss", "backward", "update".
 
-        Where the update of a layer's weights is fused with their gradient, it stands in "backward"; `self.backward`
-        and `self.update` are the same without fusion, for those who want the gradients.
+        Where the update of a layer's weights is fused with their gradient, it stands in "backward";
+        `self.backward` and `self.update` are the same without fusion, for those who want the gradients.
         """
         return {
             "forward": self.forward,

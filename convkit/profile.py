@@ -83,9 +83,7 @@ def run_and_compare(call: Call) -> float:
     options = {name: value for name, value in call.options.items() if name != "workspace"}
     with np.errstate(all="ignore"):
         reference.run(call.problem, *inputs, *exact, **options)
-    return max(
-        relative_rms(o, e) for o, e in zip(outputs, exact, strict=True) if o.dtype.kind not in "iu"
-    )
+    return max(relative_rms(o, e) for o, e in zip(outputs, exact, strict=True) if o.dtype.kind not in "iu")
 
 
 def profile(

@@ -1,4 +1,4 @@
-"""The C++ convolutions: the gate at every instruction set that this machine runs, what dispatch picks, and bits."""
+"""The C++ convolutions: the gate at every instruction set of this machine, what dispatch picks, and bits."""
 
 from __future__ import annotations
 

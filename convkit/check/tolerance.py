@@ -389,7 +389,7 @@ def compare(name: str, got: Array, want: Expected, implementation: Implementatio
         return Comparison("")
     if got.ndim == 0:
         parts = (want.value, want.rounding, want.storage, want.scale)
-        got, want = got.reshape(1), Expected(*(np.reshape(a, 1) for a in parts))
+        got, want = got.reshape(1), Expected(*(np.reshape(a, 1) for a in parts))  # type: ignore[arg-type]
     error_declared = implementation.error
     with np.errstate(all="ignore"):
         value, y = want.value, got.astype(np.float64)

@@ -162,7 +162,7 @@ class Guarded:
         if self.channels is None or self.array.dtype.kind in "iu" or not self.array.size:
             return ""
         used = self.channels - (self.array.shape[1] - 1) * layouts.BLOCK
-        return "left its spare channels other than zero" if np.any(self.array[:, -1, ..., used:]) else ""
+        return "left its spare channels other than zero" if np.any(self.array[:, -1][..., used:]) else ""
 
     def trespass(self) -> str:
         """Where the bands were written to, or an empty string."""

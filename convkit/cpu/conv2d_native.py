@@ -1,7 +1,8 @@
-"""Convolution in C++: Winograd's minimal filtering, and direct sums. `native/kernels/{winograd,direct}*.cpp` argue each.
+"""Convolution in C++: Winograd's minimal filtering, direct sums, and depthwise maps.
 
-What is here decides which problems each of them takes. Both compute in nChw16c, and are registered for every layout:
-a network's plan, which keeps its activations blocked, and users' NCHW arrays, which are packed on the way in and
+`native/kernels/{winograd,direct,depthwise}*.cpp` argue each. What is here decides which problems each of
+them takes. Winograd and direct sums compute in nChw16c, and are registered for every layout: a network's
+plan, which keeps its activations blocked, and users' NCHW arrays, which are packed on the way in and
 unpacked on the way out, a few images at a time.
 """
 
@@ -51,7 +52,7 @@ def _blocks_fit(g: Conv2d, layout: str) -> str | None:
 
 def _register(algorithm: str, layout: str, rank: int, error: float, when: Callable[..., str | None]) -> None:
     """Register the passes of one algorithm for one layout."""
-    x_blocked, y_blocked = flags = _flags(layout)
+    flags = _flags(layout)
 
     def declared(way: str) -> dict[str, Any]:
         def fits(g: Conv2d) -> str | None:

@@ -44,7 +44,7 @@ void bind(py::module_& m, const Algorithm& a) {
                       bool relu, py::object workspace, int threads) {
           auto *xp = in(x), *wp = in(w), *bp = in(b);
           auto *yp = out(y), *sp = out(workspace);
-          py::gil_scoped_release free;
+          const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, xp, wp, bp, yp, relu, sp, threads);
         });
   m.def(named("dgrad").c_str(),
@@ -52,7 +52,7 @@ void bind(py::module_& m, const Algorithm& a) {
                       py::object dx, py::object workspace, int threads) {
           auto *dyp = in(dy), *wp = in(w), *mp = in(mask);
           auto *dxp = out(dx), *sp = out(workspace);
-          py::gil_scoped_release free;
+          const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, dyp, wp, mp, dxp, sp, threads);
         });
   m.def(named("wgrad").c_str(),
@@ -60,7 +60,7 @@ void bind(py::module_& m, const Algorithm& a) {
                       py::object workspace, int threads) {
           auto *xp = in(x), *dyp = in(dy);
           auto *dwp = out(dw), *sp = out(workspace);
-          py::gil_scoped_release free;
+          const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, xp, dyp, dwp, sp, threads);
         });
 }

@@ -97,10 +97,12 @@ struct Pass {
       for (int64_t b = 0; b < least(g.stride_w, g.W); ++b) {
         const Axis h = axis(a, g.H, g.stride_h, g.pad_top, g.R, g.dilation_h);
         const Axis v = axis(b, g.W, g.stride_w, g.pad_left, g.S, g.dilation_w);
+        const bool reached = h.taps > 0 && v.taps > 0;  // or dx is zero there
         const int64_t r_last = h.first_tap + (h.taps - 1) * g.stride_h, s_last = v.first_tap + (v.taps - 1) * g.stride_w;
-        const Weights turned{w + r_last * g.S + s_last, g.R * g.S, k * g.R * g.S, -g.stride_h * g.S, -g.stride_w};
+        const float* last = w && reached ? w + r_last * g.S + s_last : nullptr;
+        const Weights turned{last, g.R * g.S, k * g.R * g.S, -g.stride_h * g.S, -g.stride_w};
         taps[classes++] = {h.taps, v.taps, turned, h.start, v.start, a, b, h.outputs, v.outputs, nullptr};
-        if (!h.taps || !v.taps) continue;
+        if (!reached) continue;
         top = most(top, -h.start), left = most(left, -v.start);
         bottom = most(bottom, h.start + h.outputs + (h.taps - 1) * dilation_h);
         right = most(right, v.start + v.outputs + (v.taps - 1) * dilation_w);

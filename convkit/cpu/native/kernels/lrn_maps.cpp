@@ -63,6 +63,7 @@ void fprop_piece(const Lrn& g, const Rings& r, int64_t n, const S* x, S* y) {
       const S* from = x + line * pitch;
       float* to = r.ring(0, line);
       for (int64_t i = 0; i < n; i += LANES) {
+        __builtin_prefetch(from + pitch + i);  // each row is a new stream to the hardware
         const V v = get(from, i, n);
         store(to + i, v * v);
       }
@@ -70,6 +71,7 @@ void fprop_piece(const Lrn& g, const Rings& r, int64_t n, const S* x, S* y) {
     const int64_t c = line - g.ahead;
     if (c < 0) continue;
     windows<FIVE>(r, 0, c - g.behind, c + g.ahead, lines, n, [&](int64_t i, V sum) {
+      __builtin_prefetch(y + (c + 1) * pitch + i, 1);
       put(y + c * pitch, get(x + c * pitch, i, n) * power<ROOT>(k + scale * sum, g.beta).direct, i, n);
     });
   }
@@ -84,6 +86,7 @@ void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* 
       const S* from = x + line * pitch;
       float* to = r.ring(0, line);
       for (int64_t i = 0; i < n; i += LANES) {
+        __builtin_prefetch(from + pitch + i);  // each row is a new stream to the hardware
         const V v = get(from, i, n);
         store(to + i, v * v);
       }
@@ -93,6 +96,7 @@ void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* 
       float *terms = r.ring(1, middle), *direct = r.ring(2, middle);
       windows<FIVE>(r, 0, middle - g.behind, middle + g.ahead, lines, n, [&](int64_t i, V sum) {
         const Power p = power<ROOT>(k + scale * sum, g.beta);
+        __builtin_prefetch(dy + (middle + 1) * pitch + i);
         const V dy_v = get(dy + middle * pitch, i, n), x_v = get(x + middle * pitch, i, n);
         store(direct + i, dy_v * p.direct);
         store(terms + i, dy_v * x_v * p.steep);
@@ -102,6 +106,7 @@ void dgrad_piece(const Lrn& g, const Rings& r, int64_t n, const S* dy, const S* 
     if (c < 0) continue;
     const float* direct = r.ring(2, c);
     windows<FIVE>(r, 1, c - g.ahead, c + g.behind, lines, n, [&](int64_t i, V sum) {
+      __builtin_prefetch(dx + (c + 1) * pitch + i, 1);
       put(dx + c * pitch, load(direct + i) - coefficient * get(x + c * pitch, i, n) * sum, i, n);
     });
   }

@@ -78,10 +78,10 @@ void sgd_momentum(const Sgd& o, int64_t size, const S* w, const S* dw, const S* 
 // ---------------------------------------------------------------------------------------------------
 namespace {
 
-constexpr int COUNTERS = 16;  // at once; each makes the words of four elements
+constexpr int COUNTERS = 64;  // at once; each makes the words of four elements
 
-// words[4 i + j] = word j of counter + i.
-CK_INLINE void philox(std::uint64_t seed, std::uint64_t counter, std::uint32_t* words) {
+// words[4 i + j] = word j of counter + i. A loop that compilers make vectors of, as long as they do not unroll it.
+__attribute__((noinline)) void philox(std::uint64_t seed, std::uint64_t counter, std::uint32_t* words) {
   std::uint32_t c[4][COUNTERS];
   for (int i = 0; i < COUNTERS; ++i) {
     const std::uint64_t at = counter + static_cast<std::uint64_t>(i);

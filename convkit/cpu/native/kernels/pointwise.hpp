@@ -1,7 +1,7 @@
 // Ops that treat each element alone: ReLU, dropout, the update rule. One pass each, in the storage type; in place too.
 //
 // Idea      A register at a time: all that it reads is read before it is written, so that an output may be an input.
-// Dropout   Philox4x32-10 on 16 counters at once, for 64 elements; the words are those of philox.py, bit for bit, and
+// Dropout   Philox4x32-10 on 64 counters at once, for 256 elements; the words are those of philox.py, bit for bit, and
 //           never stored. Its 20 multiplications of 32 by 32 bits are what bounds it.
 // Traffic   relu 8 bytes per float, relu_dgrad 12, dropout 8, sgd 20: memory bounds all but dropout.
 #pragma once

@@ -20,7 +20,7 @@ CK_INLINE Best window(const Pool& g, const Rows& row, Range r, Range s, int part
 // Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen a NaN.
 template <class Index>
 CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, const float* row1, const float* row2,
-                           float* y, Index* argmax) {
+                           int64_t ahead, float* y, Index* argmax) {
   VI tap[9], nan{};
   CK_UNROLL
   for (int t = 0; t < 9; ++t) tap[t] = VI{} + static_cast<int>(t / 3 * g.S + t % 3);
@@ -28,6 +28,13 @@ CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, cons
     CK_UNROLL
     for (int part = 0; part < PARTS; ++part) {
       const int64_t at = q * 2 * BLOCK + part * LANES, to = q * BLOCK + part * LANES;
+      if (ahead && part == 0) {
+        CK_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          __builtin_prefetch(row1 + ahead + q * 2 * BLOCK + i * BLOCK);
+          __builtin_prefetch(row2 + ahead + q * 2 * BLOCK + i * BLOCK);
+        }
+      }
       V best = load(row0 + at), sum = best;
       VI winner = tap[0];
       CK_UNROLL
@@ -55,7 +62,7 @@ void maxpool2d_fprop_row(const Pool& g, int64_t p, bool spare, const RowRing& x,
   int64_t q = 0;
   if (g.usual() && r.end == 3) {
     q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
-    if (!usual_fprop(g, q, x.row(top), x.row(top + 1), x.row(top + 2), y, argmax)) q = 0;
+    if (!usual_fprop(g, q, x.row(top), x.row(top + 1), x.row(top + 2), x.ahead, y, argmax)) q = 0;
   }
   for (; q < g.Q; ++q) {
     const int64_t left = g.left(q);
@@ -131,7 +138,7 @@ template <class Index>
 void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads) {
   const int64_t blocks = g.blocks(), row = g.Q * BLOCK;
   parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
-    const RowRing rows{x + task * g.H * g.W * BLOCK, g.H, g.W * BLOCK};
+    const RowRing rows{x + task * g.H * g.W * BLOCK, g.H, g.W * BLOCK, 2 * g.W * BLOCK};
     for (int64_t p = 0; p < g.P; ++p) {
       const int64_t at = (task * g.P + p) * row;
       maxpool2d_fprop_row(g, p, g.spare(task % blocks), rows, y + at, argmax + at);

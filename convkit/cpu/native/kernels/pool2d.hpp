@@ -102,6 +102,7 @@ struct Best {
 struct RowRing {
   const float* p;
   int64_t period, pitch;
+  int64_t ahead = 0;  // how far to ask for what comes next: each row is a new stream to the hardware
   const float* row(int64_t h) const { return p + h % period * pitch; }
 };
 

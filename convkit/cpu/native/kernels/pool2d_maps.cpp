@@ -4,10 +4,14 @@
 //           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
 //           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
 //           Row by row and left to right, so the first of equal values wins; NaN as in pool2d.hpp.
-// Edges     Outputs whose windows stick out to the left or right take a scalar loop.
+// Edges     Outputs whose windows stick out to the left or right take a scalar loop. Whole registers are loaded and
+//           stored as long as they stay inside the map: what they spill into the next row is written again with it.
 // dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few rows that
 //           were widened, with a margin of zeros and of taps that there are not; then the remainders are interleaved.
+// Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in registers.
 // Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx.
+#include <utility>
+
 #include "pool2d.hpp"
 
 namespace convkit {
@@ -23,14 +27,16 @@ CK_INLINE Tap tap_at(const Pool& g, int64_t s) {
   return {shift - offset * g.stride_w, offset};
 }
 
-// Window 3, stride 2, no padding: known to the compiler.
-template <bool USUAL>
-struct Columns {
-  const Pool& g;
-  int64_t taps() const { return USUAL ? 3 : g.S; }
-  int64_t stride() const { return USUAL ? 2 : g.stride_w; }
-  Tap tap(int64_t s) const { return USUAL ? Tap{s % 2, s / 2} : tap_at(g, s); }
-};
+// Every second lane of a and b, which lie one behind the other; and the way back.
+template <int FIRST, int... L>
+CK_INLINE V second_lanes(V a, V b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, (2 * L + FIRST)...);
+}
+template <int FIRST, int... L>
+CK_INLINE V alternate(V a, V b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, (FIRST + L / 2 + L % 2 * LANES)...);
+}
+constexpr auto LANE = std::make_integer_sequence<int, LANES>();
 
 template <class S>
 CK_INLINE void widen(const S* from, int64_t count, float* to) {
@@ -50,18 +56,18 @@ template <bool USUAL>
 class Fprop {
  public:
   explicit Fprop(const Pool& g)
-      : g_(g), columns_{g}, width_(round_up(g.Q, LANES)), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
+      : g_(g), width_(round_up(g.Q, LANES) + LANES), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
     const int64_t room = g.W - 1 - (g.S - 1) * g.dilation_w + g.pad_left;
     last_ = room < 0 ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
   }
-  int64_t floats() const { return g_.W + LANES + g_.stride_w * part_ + 2 * (period_ + 1) * width_; }
+  int64_t floats() const { return g_.W + 3 * LANES + g_.stride_w * part_ + 2 * (period_ + 1) * width_; }
 
   template <class S, class Index>
   void plane(const S* x, S* y, Index* argmax, float* scratch) {
     row_ = scratch;
-    parts_ = row_ + g_.W + LANES;
+    parts_ = row_ + g_.W + 3 * LANES;
     values_ = parts_ + g_.stride_w * part_;
     taps_ = reinterpret_cast<std::int32_t*>(values_ + (period_ + 1) * width_);
     int64_t next = 0;
@@ -69,42 +75,36 @@ class Fprop {
       const int64_t top = g_.top(p);
       const Range r = taps_inside(top, g_.dilation_h, g_.R, g_.H);
       next = most(next, top);
-      for (; next < least(g_.H, top + g_.span()); ++next) across(x + next * g_.W, next % period_);
-      down(top, r, y + p * g_.Q, argmax + p * g_.Q);
+      for (; next < least(g_.H, top + g_.span()); ++next) across(x + next * g_.W, (g_.H - next) * g_.W, next % period_);
+      down(top, r, y + p * g_.Q, argmax + p * g_.Q, (g_.P - p) * g_.Q);
     }
   }
 
  private:
-  // A row of x: the maxima over s, into slot `slot` of the ring.
+  // A row of x: the maxima over s, into slot `slot` of the ring. `room` elements may be read.
   template <class S>
-  void across(const S* x, int64_t slot) {
+  void across(const S* x, int64_t room, int64_t slot) {
     float* values = values_ + slot * width_;
     std::int32_t* taps = taps_ + slot * width_;
-    widen(x, g_.W, row_);
-    const int64_t stride = columns_.stride();
-    const float* parts = row_;
-    if (stride > 1) {
-      parts = parts_;
-      for (int64_t j = 0; j < least(stride, g_.W); ++j) {
-        float* to = parts_ + j * part_;
-        const int64_t count = (g_.W - j - 1) / stride + 1;
-        for (int64_t i = 0; i < count; ++i) to[i] = row_[i * stride + j];
-      }
-    }
-    for (int64_t q = first_; q < last_; q += LANES) {
-      Best best{load_tap(parts, 0, q), VI{}};
-      if constexpr (USUAL) {
-        best.see(load_tap(parts, 1, q), 1);
-        best.see(load_tap(parts, 2, q), 2);
+    const auto put = [=](int64_t q, const Best& best) {
+      store(values + q, best.value);
+      std::memcpy(taps + q, &best.tap, sizeof best.tap);
+    };
+    if constexpr (USUAL) {
+      if (2 * round_up(last_, LANES) + 2 <= room) {
+        across_usual(x, put);
       } else {
+        widen(x, g_.W, row_);
+        across_usual(row_, put);
+      }
+      if (last_ < g_.Q) widen(x + 2 * last_, g_.W - 2 * last_, row_ + 2 * last_);
+    } else {
+      widen(x, g_.W, row_);
+      const float* parts = g_.stride_w > 1 ? split() : row_;
+      for (int64_t q = first_; q < last_; q += LANES) {
+        Best best{load_tap(parts, 0, q), VI{}};
         for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
-      }
-      if (q + LANES <= last_) {
-        store(values + q, best.value);
-        std::memcpy(taps + q, &best.tap, sizeof best.tap);
-      } else {
-        store_part(values + q, best.value, last_ - q);
-        std::memcpy(taps + q, &best.tap, size_t(last_ - q) * sizeof(std::int32_t));
+        put(q, best);
       }
     }
     for (int64_t q = 0; q < g_.Q; ++q) {
@@ -122,13 +122,33 @@ class Fprop {
     }
   }
 
+  template <class S, class Put>
+  CK_INLINE void across_usual(const S* x, const Put& put) {
+    for (int64_t q = 0; q < last_; q += LANES, x += 2 * LANES) {
+      const V a = load(x), b = load(x + LANES);
+      Best best{second_lanes<0>(a, b, LANE), VI{}};
+      best.see(second_lanes<1>(a, b, LANE), 1);
+      best.see(second_lanes<0>(load(x + 2), load(x + LANES + 2), LANE), 2);
+      put(q, best);
+    }
+  }
+
+  // The columns of row_, those of each remainder together.
+  const float* split() {
+    for (int64_t j = 0; j < least(g_.stride_w, g_.W); ++j) {
+      const int64_t count = (g_.W - j - 1) / g_.stride_w + 1;
+      for (int64_t i = 0; i < count; ++i) parts_[j * part_ + i] = row_[i * g_.stride_w + j];
+    }
+    return parts_;
+  }
+
   CK_INLINE V load_tap(const float* parts, int64_t s, int64_t q) const {
-    const Tap t = columns_.tap(s);
+    const Tap t = tap_at(g_, s);
     return load(parts + t.remainder * part_ + q + t.offset);
   }
 
   template <class S, class Index>
-  void down(int64_t top, Range r, S* y, Index* argmax) {
+  void down(int64_t top, Range r, S* y, Index* argmax, int64_t room) {
     for (int64_t q = 0; q < g_.Q; q += LANES) {
       Best best{splat(-INFINITY), VI{}};
       for (int64_t i = r.begin; i < r.end; ++i) {
@@ -143,7 +163,7 @@ class Fprop {
           best.see(v, tap);
       }
       const int64_t count = least(LANES, g_.Q - q);
-      if (count == LANES) {
+      if (q + LANES <= room) {
         store(y + q, best.value);
         Winners<Index>::store(argmax + q, best.tap);
       } else {
@@ -160,7 +180,6 @@ class Fprop {
   }
 
   const Pool& g_;
-  Columns<USUAL> columns_;
   int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
   int64_t first_, last_;           // outputs whose windows do not stick out
   float *row_ = nullptr, *parts_ = nullptr, *values_ = nullptr;
@@ -170,10 +189,10 @@ class Fprop {
 template <bool USUAL>
 class Dgrad {
  public:
-  explicit Dgrad(const Pool& g) : g_(g), columns_{g}, part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
+  explicit Dgrad(const Pool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
     before_ = most(0, tap_at(g, g.S - 1).offset);
     width_ = round_up(before_ + most(g.Q, part_ + most(0, -tap_at(g, 0).offset)) + LANES, LANES);
-    period_ = least(g.P, (g.span() - 1) / g.stride_h + 1);
+    period_ = least(g.P, (g.span() - 1) / g.stride_h + 2);  // one more than a row of dx wants: it comes early
   }
   int64_t floats() const { return 2 * period_ * width_ + g_.stride_w * part_ + round_up(g_.W, LANES); }
 
@@ -186,35 +205,63 @@ class Dgrad {
     for (int64_t i = 0; i < period_ * width_; ++i) taps_[i] = -1;
     int64_t next = 0;
     for (int64_t h = 0; h < g_.H; ++h) {
-      for (; next < least(g_.P, (h + g_.pad_top) / g_.stride_h + 1); ++next) {
+      for (; next < least(g_.P, (h + g_.pad_top) / g_.stride_h + 2); ++next) {
         const int64_t at = next % period_ * width_ + before_;
         widen(dy + next * g_.Q, g_.Q, dy_ + at);
         for (int64_t q = 0; q < g_.Q; ++q) taps_[at + q] = static_cast<std::int32_t>(argmax[next * g_.Q + q]);
       }
-      gather(h);
-      interleave(dx + h * g_.W);
+      if constexpr (USUAL) {
+        usual_row(h, dx + h * g_.W);
+      } else {
+        gather(h);
+        interleave(dx + h * g_.W);
+      }
     }
   }
 
  private:
+  // What dy at `at` gives to its tap t.
+  CK_INLINE V won(int64_t at, int64_t t) const {
+    VI tap;
+    std::memcpy(&tap, taps_ + at, sizeof tap);
+    return masked(tap == VI{} + static_cast<int>(t), load(dy_ + at));
+  }
+
+  template <class S>
+  CK_INLINE void usual_row(int64_t h, S* dx) {
+    const int64_t room = (g_.H - h) * g_.W;
+    for (int64_t w = 0; w < g_.W; w += 2 * LANES) {
+      V even{}, odd{};
+      each_window(h, 2, 1, 3, g_.P, [&](int64_t p, int64_t r) {
+        const int64_t at = p % period_ * width_ + before_ + w / 2;
+        even += won(at - 1, 3 * r + 2) + won(at, 3 * r);
+        odd += won(at, 3 * r + 1);
+      });
+      put(dx + w, alternate<0>(even, odd, LANE), g_.W - w, room - w);
+      put(dx + w + LANES, alternate<LANES / 2>(even, odd, LANE), g_.W - w - LANES, room - w - LANES);
+    }
+  }
+  // `count` elements are wanted; `room` may be written to.
+  template <class S>
+  CK_INLINE void put(S* dx, V v, int64_t count, int64_t room) {
+    if (count <= 0) return;
+    if (room >= LANES)
+      store(dx, v);
+    else
+      store_part(dx, v, count);
+  }
+
   void gather(int64_t h) {
-    for (int64_t j = 0; j < columns_.stride(); ++j) {
+    for (int64_t j = 0; j < g_.stride_w; ++j) {
       for (int64_t i = 0; i < part_; i += LANES) {
         V total{};
-        const auto window = [&](int64_t p, int64_t r) {
+        each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, [&](int64_t p, int64_t r) {
           const int64_t at = p % period_ * width_ + before_ + i;
-          for (int64_t s = USUAL ? j : 0; s < columns_.taps(); s += USUAL ? 2 : 1) {
-            const Tap t = columns_.tap(s);
-            if (!USUAL && t.remainder != j) continue;
-            VI tap;
-            std::memcpy(&tap, taps_ + at - t.offset, sizeof tap);
-            total += masked(tap == VI{} + static_cast<int>(r * g_.S + s), load(dy_ + at - t.offset));
+          for (int64_t s = 0; s < g_.S; ++s) {
+            const Tap t = tap_at(g_, s);
+            if (t.remainder == j) total += won(at - t.offset, r * g_.S + s);
           }
-        };
-        if constexpr (USUAL)
-          each_window(h, 2, 1, 3, g_.P, window);
-        else
-          each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, window);
+        });
         store(parts_ + j * part_ + i, total);
       }
     }
@@ -222,32 +269,17 @@ class Dgrad {
 
   template <class S>
   void interleave(S* dx) {
-    const int64_t stride = columns_.stride();
+    const int64_t stride = g_.stride_w;
     float* row = parts_;
     if (stride > 1) {
-      row = parts_ + stride * part_;
-      if constexpr (sizeof(S) == sizeof(float)) row = dx;
-      const int64_t whole = g_.W / stride;
-      if constexpr (USUAL) {
-        const float *even = parts_, *odd = parts_ + part_;
-        for (int64_t i = 0; i < whole; ++i) {
-          row[2 * i] = even[i];
-          row[2 * i + 1] = odd[i];
-        }
-      } else {
-        for (int64_t j = 0; j < stride; ++j)
-          for (int64_t i = 0; i < whole; ++i) row[i * stride + j] = parts_[j * part_ + i];
-      }
-      for (int64_t w = whole * stride; w < g_.W; ++w) row[w] = parts_[w % stride * part_ + whole];
-      if constexpr (sizeof(S) == sizeof(float)) return;
+      row += stride * part_;
+      for (int64_t j = 0; j < least(stride, g_.W); ++j)
+        for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
     }
-    int64_t w = 0;
-    for (; w + LANES <= g_.W; w += LANES) store(dx + w, load(row + w));
-    if (w < g_.W) store_part(dx + w, load_part(row + w, g_.W - w), g_.W - w);
+    for (int64_t w = 0; w < g_.W; w += LANES) put(dx + w, load(row + w), g_.W - w, g_.W - w);
   }
 
   const Pool& g_;
-  Columns<USUAL> columns_;
   int64_t part_, before_, width_, period_;
   float *dy_ = nullptr, *parts_ = nullptr;
   std::int32_t* taps_ = nullptr;
