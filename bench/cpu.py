@@ -613,10 +613,11 @@ class Bench:
             print(line)
         info = self.r.machine(self.threads)
         s = self.settings
+        environment = {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}
         settings = {
             "rounds": s.rounds, "budget": s.budget, "pause": s.pause, "turn": s.turn, "threads": self.threads,
-            "quick": self.args.quick, "environment": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)},
-            "contenders": self.names, "seconds": round(time.time() - self.started),
+            "quick": self.args.quick, "environment": environment, "contenders": self.names,
+            "seconds": round(time.time() - self.started),
         }  # fmt: skip
         document = self.r.document(info, settings, self.missing, rows, self.calls, interrupted)
         path, picture = self.args.json, self.args.picture

@@ -395,8 +395,13 @@ def _dots(axes: Any, title: str, rows: list[dict[str, Any]]) -> None:
 def _roofline(axes: Any, calls: dict[str, Any]) -> None:
     peak, rates = calls["peak_gflops"], calls["rates_gbs"]
     total = sum(p["ms"] for p in calls["points"])
+    named_kinds = ("convolution", "fully connected", "LRN")
     points = [
-        p for p in calls["points"] if not p["rejected"] and p["intensity"] > 0 and p["ms"] > 0.005 * total
+        p
+        for p in calls["points"]
+        if not p["rejected"]
+        and p["intensity"] > 0
+        and p["ms"] > (5e-4 if p["kind"] in named_kinds else 5e-3) * total
     ]
     low = min([p["intensity"] for p in points], default=0.1) / 2
     high = max([p["intensity"] for p in points], default=100) * 6
@@ -417,7 +422,7 @@ def _roofline(axes: Any, calls: dict[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     # Labels stand in columns, one for each cluster of points, and are kept apart.
-    named = [p for p in points if p["kind"] in ("convolution", "fully connected", "LRN")]
+    named = [p for p in points if p["kind"] in named_kinds and not p["layer"].endswith(".b")]
     clusters: list[list[dict[str, Any]]] = []
     for p in sorted(named, key=lambda p: p["intensity"]):
         if clusters and p["intensity"] < 6 * clusters[-1][0]["intensity"]:

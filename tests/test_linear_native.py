@@ -1,4 +1,4 @@
-"""The fully connected layers in C++: every instruction set, every blocking, any number of threads, 16-bit storage."""
+"""The fully connected layers in C++: every instruction set and blocking, any number of threads, 16 bits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,18 @@ pytestmark = pytest.mark.skipif(native.kernels_missing() is not None, reason="th
 
 NAMES = ("linear_fprop", "linear_dgrad", "linear_wgrad", "linear_wgrad_sgd", "linear_dgrad_wgrad_sgd")
 #: Beyond the gate's: each blocking, with its tails. Few images are those of the dot products; long rows have
-#: blocks of their own; more than 128 images are more than one block, more than 384 rows of w more than one task.
-SHAPES = ((3, 4099, 50), (9, 4099, 50), (24, 600, 49), (25, 600, 49), (65, 4100, 20), (131, 300, 101), (2, 40, 801))
+#: blocks of their own; 128 images are one block, 384 rows of w one task of the weights' gradient;
+#: with fewer than 32 tasks, a sum over 512 rows or more is split.
+SHAPES = (
+    (3, 4099, 50),
+    (9, 4099, 50),
+    (24, 600, 49),
+    (25, 600, 49),
+    (65, 4100, 20),
+    (131, 300, 101),
+    (2, 40, 801),
+    (40, 5000, 530),
+)
 
 
 def _implementation(op: str):
@@ -77,7 +87,8 @@ def test_sixteen_bits_widen_and_round_as_they_should(dtype, factor, isa):
         wanted = (x.astype(np.float32) * np.float32(w[0, 0])).astype(narrow)
     is_nan = np.isnan(wanted.astype(np.float32))
     assert np.array_equal(np.isnan(y.astype(np.float32)), is_nan)
-    tiny = np.abs(wanted.astype(np.float32)) < 2.0**-126  # bfloat16's subnormals are float32's: may be flushed
+    # bfloat16's subnormals are float32's too, and may be flushed where something is computed.
+    tiny = np.abs(wanted.astype(np.float32)) < 2.0**-126
     same = (y.view(np.uint16) == wanted.view(np.uint16)) | is_nan | (tiny & (y.astype(np.float32) == 0))
     zero = wanted.astype(np.float32) == 0  # a sum that begins with 0 has no negative zero
     same |= zero & (y.astype(np.float32) == 0)
@@ -107,6 +118,8 @@ def test_without_images_weights_decay_alone():
     options = {**SGD[0], "weight_decay": 0.5}
     empty = {"x": np.empty((0, 6), np.float32), "dy": np.empty((0, 4), np.float32)}
     w_new, v_new = Arguments("linear_wgrad_sgd", **empty, w=w, v=v).run(g, **options)
+    beside_dx = Arguments("linear_dgrad_wgrad_sgd", **empty, w=w, v=v).run(g, relu=True, **options)
+    np.testing.assert_array_equal(beside_dx[1], w_new)
     velocity = np.float32(0.9) * v + np.float32(0.5) * w
     np.testing.assert_allclose(v_new, velocity, rtol=1e-6)
     np.testing.assert_allclose(w_new, w - np.float32(0.01) * velocity, rtol=1e-6)

@@ -158,7 +158,8 @@ def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
         yield "fc6", ChannelSum.of((128, 4096), 2), True
     elif kind is Linear:
         for name, (N, C, K) in FULLY_CONNECTED.items():
-            if name == "fc8" or not _updates(op):  # the reference would need some twenty times the weights' memory
+            # Where weights are updated, the reference takes some twenty times their memory.
+            if name == "fc8" or not _updates(op):
                 yield name, Linear(N, C, K), True
     elif kind is Pool2d:
         for name, shape in (

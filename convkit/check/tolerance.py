@@ -295,7 +295,8 @@ def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tupl
 
 
 def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    weights, velocity = _update_size(*(_f64(inputs[name]) for name in ("w", "dw", "v")), options)
+    w, dw, v = (_f64(inputs[name]) for name in ("w", "dw", "v"))
+    weights, velocity = _update_size(w, dw, v, options)
     return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
 
 

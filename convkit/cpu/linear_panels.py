@@ -4,7 +4,8 @@ Weights stay row by row, as users have them: every pass reads that order, so not
 types are read and written by the kernels themselves, and computed in float32: half the bytes for a small batch,
 whose bound they are.
 
-The two ops that update weights have no function in `ops`: a plan uses them. `w_new` and `v_new` may be `w` and `v`.
+The two ops that update weights have no function in `ops`: a plan uses them. `w_new` and `v_new` may be
+`w` and `v`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ def _kernel(name: str) -> Any:
     return getattr(native.kernels(), name)
 
 
-def _workspace(g: Linear) -> int:
+def _fprop_workspace(g: Linear) -> int:
     return int(_kernel("linear_fprop_workspace")((g.N, g.C, g.K)))
 
 
-@implements("linear_fprop", workspace=_workspace, **_DECLARED)
+def _dgrad_workspace(g: Linear) -> int:
+    return int(_kernel("linear_backward_workspace")((g.N, g.C, g.K)))
+
+
+@implements("linear_fprop", workspace=_fprop_workspace, **_DECLARED)
 def linear_fprop(
     g: Linear, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
 ) -> None:
@@ -59,16 +64,17 @@ def _backward(
     w_new: Array | None = None,
     v_new: Array | None = None,
     relu: bool = False,
+    workspace: Array | None = None,
     **sgd: Any,
 ) -> None:
     """Whatever of dx, dw and the new weights is wanted."""
     kernel = _kernel("linear_backward")
-    kernel(*_problem(g), dy, w, x, v, dx, dw, w_new, v_new, relu, sgd, threads.count())
+    kernel(*_problem(g), dy, w, x, v, dx, dw, w_new, v_new, relu, sgd, workspace, threads.count())
 
 
-@implements("linear_dgrad", **_DECLARED)
-def linear_dgrad(g: Linear, dy: Array, w: Array, dx: Array) -> None:
-    _backward(g, dy, w=w, dx=dx)
+@implements("linear_dgrad", workspace=_dgrad_workspace, **_DECLARED)
+def linear_dgrad(g: Linear, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
+    _backward(g, dy, w=w, dx=dx, workspace=workspace)
 
 
 @implements("linear_wgrad", **_DECLARED)
@@ -83,7 +89,7 @@ def linear_wgrad_sgd(
     _backward(g, dy, w=w, x=x, v=v, w_new=w_new, v_new=v_new, **sgd)
 
 
-@implements("linear_dgrad_wgrad_sgd", **_DECLARED)
+@implements("linear_dgrad_wgrad_sgd", workspace=_dgrad_workspace, **_DECLARED)
 def linear_dgrad_wgrad_sgd(
     g: Linear,
     dy: Array,

@@ -46,11 +46,12 @@ void fprop(const std::string& dtype, const Extents& extents, const py::object& x
 
 void backward(const std::string& dtype, const Extents& extents, const py::object& dy, const py::object& w,
               const py::object& x, const py::object& v, const py::object& dx, const py::object& dw,
-              const py::object& w_new, const py::object& v_new, bool relu, const py::dict& sgd, int threads) {
+              const py::object& w_new, const py::object& v_new, bool relu, const py::dict& sgd,
+              const py::object& workspace, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
     const LinearBackward<S> job{shape(extents), in<S>(dy),  in<S>(w),      in<S>(x),      in<S>(v), out<S>(dx),
-                                out<S>(dw),     out<S>(w_new), out<S>(v_new), relu, sgd_of(sgd)};
+                                out<S>(dw),     out<S>(w_new), out<S>(v_new), relu, sgd_of(sgd), out<float>(workspace)};
     const Unlocked unlocked;
     linear_backward(threads, job);
   });
@@ -62,6 +63,8 @@ void bind_linear(py::module_& m) {
   m.def("linear_fprop_workspace", [](const Extents& e) { return 4 * linear_fprop_scratch(shape(e)); },
         "Bytes of scratch memory that linear_fprop wants.");
   m.def("linear_fprop", &fprop, "y = x w^T + b (b may be None), and its ReLU.");
+  m.def("linear_backward_workspace", [](const Extents& e) { return 4 * linear_backward_scratch(shape(e)); },
+        "Bytes of scratch memory that linear_backward wants for dx.");
   m.def("linear_backward", &backward, "dx, dw, or the update of w and v; what is None is not computed.");
 }
 

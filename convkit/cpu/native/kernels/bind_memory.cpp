@@ -1,9 +1,11 @@
+// What is bound by memory, for Python: convkit/cpu/native_call.py calls it.
 #include <array>
 
 #include "bind.hpp"
 #include "lrn_maxpool2d.hpp"
 #include "pointwise.hpp"
 #include "reorder.hpp"
+#include "softmax.hpp"
 #include "sums.hpp"
 
 namespace convkit {
@@ -160,6 +162,25 @@ void bind_pointwise(py::module_& m) {
   }, py::arg("dtype"), py::arg("size"), py::arg("w"), py::arg("dw"), py::arg("v"), py::arg("w_new"), py::arg("v_new"),
      py::arg("lr"), py::arg("momentum"), py::arg("weight_decay"), py::arg("dampening"), py::arg("nesterov"),
      py::arg("lr_in_velocity"), threads);
+  const auto N = py::arg("N"), K = py::arg("K");
+  m.def("softmax_xent_fprop", [](const std::string& dtype, int64_t N, int64_t K, Object logits, Object labels, Object loss,
+                                 Object probs, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, logits = in<S>(logits), labels = in<int64_t>(labels), loss = out(loss), probs = out<S>(probs)] {
+        softmax_xent_fprop(N, K, logits, labels, loss, probs, threads);
+      });
+    });
+  }, py::arg("dtype"), N, K, py::arg("logits"), py::arg("labels"), py::arg("loss"), py::arg("probs"), threads);
+  m.def("softmax_xent_dgrad", [](const std::string& dtype, int64_t N, int64_t K, Object probs, Object labels, Object dloss,
+                                 Object dlogits, int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, probs = in<S>(probs), labels = in<int64_t>(labels), dloss = in(dloss), dlogits = out<S>(dlogits)] {
+        softmax_xent_dgrad(N, K, probs, labels, dloss, dlogits, threads);
+      });
+    });
+  }, py::arg("dtype"), N, K, py::arg("probs"), py::arg("labels"), py::arg("dloss"), py::arg("dlogits"), threads);
 }
 
 void bind_sums(py::module_& m) {

@@ -33,7 +33,11 @@ struct LinearBackward {
   S *dx, *dw, *w_new, *v_new;
   bool relu;  // dx is 0 where x <= 0
   Sgd sgd;
+  float* scratch;  // for dx
 };
+// Floats of scratch memory that linear_backward wants if dx is wanted.
+int64_t linear_backward_scratch(const LinearShape& g);
+
 template <class S>
 void linear_backward(int threads, const LinearBackward<S>& job);
 
@@ -90,5 +94,25 @@ CK_INLINE void copy_row(const S* from, int64_t count, float* to) {
   for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
   if (i < count) store(to + i, load_part(from + i, count - i));
 }
+
+// Asks for the rows of w (and of v, if any) that come next, some cache lines at a time, into L2.
+template <class S>
+struct Ahead {
+  const S *w, *v;
+  int64_t stride, rows, lines;
+  int64_t row = 0, line = 0;
+
+  CK_INLINE void some(int64_t count) {
+    for (; count > 0 && row < rows; --count) {
+      const int64_t at = row * stride + line * int64_t(64 / sizeof(S));
+      __builtin_prefetch(w + at, 0, 2);
+      if (v) __builtin_prefetch(v + at, 0, 2);
+      if (++line == lines) {
+        line = 0;
+        ++row;
+      }
+    }
+  }
+};
 
 }  // namespace convkit

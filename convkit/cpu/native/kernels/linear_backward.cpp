@@ -12,10 +12,19 @@ constexpr Extent SQUARE{256, 96, 128};
 constexpr Extent WIDE{1024, 24, 32};    // few images, memory is the bound: long stretches of w and v, few pages
 constexpr Extent WIDEST{1024, 12, 32};  // few indeed: the next rows are asked for in time
 constexpr int64_t SPLIT = 384;          // rows k of a task, where no sum runs over them
+constexpr int64_t ENOUGH = 32;          // tasks: with fewer, the sum over k is split as well, and then added up
+constexpr int64_t LEAST_SPLIT = 256;    // rows k at the least
 
 const Extent& extent(const LinearShape& g) {
   if (g.C < 4 * WIDE.width || g.N > WIDE.images) return SQUARE;  // else there would be few tasks
   return g.N <= 4 ? WIDEST : WIDE;
+}
+
+// Pieces of the sum over k that makes dx.
+int64_t dx_splits(const LinearShape& g) {
+  const Extent& size = extent(g);
+  const int64_t tasks = ceil_div(g.C, size.width) * most(1, ceil_div(g.N, size.images));
+  return most(1, least(ENOUGH / tasks, g.K / LEAST_SPLIT));
 }
 
 // Panels are PANEL wide, one behind the other.
@@ -35,26 +44,6 @@ void pack(const S* from, int64_t stride, int64_t rows, int64_t width, float* pan
       copy_row(from + r * stride + c, least(PANEL, width - c), panels + c * height + r * PANEL);
   }
 }
-
-// Asks for rows that come next, some lines at a time.
-template <class S>
-struct Ahead {
-  const S *w, *v;
-  int64_t stride, rows, lines;
-  int64_t row = 0, line = 0;
-
-  CK_INLINE void some(int64_t count) {
-    for (; count > 0 && row < rows; --count) {
-      const int64_t at = row * stride + line * int64_t(64 / sizeof(S));
-      if (w) __builtin_prefetch(w + at, 0, 2);
-      if (v) __builtin_prefetch(v + at, 0, 2);
-      if (++line == lines) {
-        line = 0;
-        ++row;
-      }
-    }
-  }
-};
 
 // The update rule on a row of a panel: w and the gradient from cache, v from memory.
 enum class Rule { plain, nesterov, in_velocity };
@@ -95,12 +84,21 @@ void store_row(const float* from, S* to, int64_t width) {
   if (c < width) store_part(to + c, load(from + c), width - c);
 }
 
+// A stretch of dx from its sums, which are overwritten.
+template <class S>
+void finish_dx(const LinearBackward<S>& job, float* sums, int64_t to, int64_t width) {
+  for (int64_t c = 0; job.relu && c < width; c += LANES)
+    store(sums + c, where_positive(load_part(job.x + to + c, least(LANES, width - c)), load(sums + c)));
+  store_row(sums, job.dx + to, width);
+}
+
 template <class S>
 struct Task {
   const LinearBackward<S>& job;
   Range c, k, n;
   Cache& cache;
   const Extent& size;
+  float* partial;  // where this task's part of dx goes, if it is not dx itself
   int64_t width = c.end - c.begin, images = n.end - n.begin;
 
   void run() {
@@ -112,7 +110,7 @@ struct Task {
       if (job.w) pack(job.w + group * job.g.C + c.begin, job.g.C, rows, width, cache.w, size.group);
       Ahead<S> ahead = next(group + rows, update);
       if (job.dx || resident) pack_dy(group, rows, n);
-      if (job.dx) dgrad(rows, group > k.begin, ahead);
+      if (job.dx && images) dgrad(rows, group > k.begin, ahead);
       if (resident) {
         wgrad(group, rows, images, false, true, ahead);
       } else if (gradient) {
@@ -124,7 +122,7 @@ struct Task {
         }
       }
     }
-    if (job.dx) finish_dx();
+    if (job.dx) put_dx();
   }
 
   Ahead<S> next(int64_t group, bool update) const {
@@ -178,38 +176,65 @@ struct Task {
     with(job.sgd, w, dw, job.v + to, job.w_new + to, job.v_new + to, part);
   }
 
-  void finish_dx() {
+  void put_dx() {
     for (int64_t i = 0; i < images; ++i) {
       for (int64_t at = 0; at < width; at += PANEL) {
         float* row = cache.dx + at * size.images + i * PANEL;
         const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL, width - at);
-        for (int64_t l = 0; job.relu && l < part; l += LANES)
-          store(row + l, where_positive(load_part(job.x + to + l, least(LANES, part - l)), load(row + l)));
-        store_row(row, job.dx + to, part);
+        if (partial)
+          store_row(row, partial + to, part);
+        else
+          finish_dx(job, row, to, part);
       }
     }
   }
 };
 
-// Tasks: blocks of c; blocks of n for dx, whose sum runs over k, or of k for dw, whose sum runs over n.
+// Adds up the parts of dx, in their order.
+template <class S>
+void add_parts(int threads, const LinearBackward<S>& job, int64_t splits) {
+  constexpr int64_t STRETCH = 1024;
+  const int64_t size = job.g.N * job.g.C;
+  parallel_for(threads, ceil_div(size, STRETCH), [&](int64_t task) {
+    float sums[STRETCH];
+    const int64_t at = task * STRETCH, count = least(STRETCH, size - at);
+    copy_row(job.scratch + at, count, sums);
+    for (int64_t i = 1; i < splits; ++i) {
+      const float* part = job.scratch + i * size + at;
+      int64_t c = 0;
+      for (; c + LANES <= count; c += LANES) store(sums + c, load(sums + c) + load(part + c));
+      for (; c < count; ++c) sums[c] += part[c];
+    }
+    finish_dx(job, sums, at, count);
+  });
+}
+
+// Tasks: blocks of c; of n, for dx, whose sum runs over k, of which pieces are added up where tasks are few; of k for
+// dw, whose sum runs over n.
 template <class S>
 void blocks(int threads, const LinearBackward<S>& job) {
   const LinearShape& g = job.g;
   const Extent& size = extent(g);
   const int64_t columns = ceil_div(g.C, size.width);
   const int64_t n_blocks = job.dx ? most(1, ceil_div(g.N, size.images)) : 1;
-  const int64_t k_blocks = job.dx ? 1 : ceil_div(g.K, SPLIT);
+  const int64_t k_blocks = job.dx ? dx_splits(g) : ceil_div(g.K, SPLIT);
   parallel_for(threads, columns * n_blocks * k_blocks, [&](int64_t task) {
     Cache cache;
-    const int64_t c = task / (n_blocks * k_blocks) * size.width;
-    const int64_t n = task % n_blocks * size.images, k = task % k_blocks * SPLIT;
+    const int64_t k = task % k_blocks, n = task / k_blocks % n_blocks * size.images;
+    const int64_t c = task / (k_blocks * n_blocks) * size.width;
     const Range images = job.dx ? Range{n, least(g.N, n + size.images)} : Range{0, g.N};
-    const Range rows = job.dx ? Range{0, g.K} : Range{k, least(g.K, k + SPLIT)};
-    Task<S>{job, {c, least(g.C, c + size.width)}, rows, images, cache, size}.run();
+    float* partial = job.dx && k_blocks > 1 ? job.scratch + k * g.N * g.C : nullptr;
+    Task<S>{job, {c, least(g.C, c + size.width)}, piece(k, k_blocks, g.K), images, cache, size, partial}.run();
   });
+  if (job.dx && k_blocks > 1) add_parts(threads, job, k_blocks);
 }
 
 }  // namespace
+
+int64_t linear_backward_scratch(const LinearShape& g) {
+  const int64_t splits = dx_splits(g);
+  return splits > 1 ? splits * g.N * g.C : 0;
+}
 
 template <class S>
 void linear_backward(int threads, const LinearBackward<S>& job) {

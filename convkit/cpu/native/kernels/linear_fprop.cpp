@@ -149,24 +149,6 @@ void transpose_panel(const LinearShape& g, const S* x, int64_t p, int64_t c0, fl
   }
 }
 
-// Asks for the next block of w, some lines at a time, while this one is worked on.
-template <class S>
-struct Ahead {
-  const S* w;
-  int64_t stride, rows, lines;
-  int64_t row = 0, line = 0;
-
-  CK_INLINE void some(int64_t count) {
-    for (; count > 0 && row < rows; --count) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w + row * stride) + 64 * line, 0, 2);
-      if (++line == lines) {
-        line = 0;
-        ++row;
-      }
-    }
-  }
-};
-
 template <class S>
 void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k, Range n) {
   alignas(64) float sums[ROWS * IMAGES];
@@ -176,7 +158,7 @@ void panel_block(const LinearShape& g, const float* panels, const S* w, const S*
   for (int64_t c = 0; c < g.C; c += CHUNK) {
     const int64_t count = least(CHUNK, g.C - c), next = least(CHUNK, g.C - c - count);
     for (int64_t r = 0; r < height; ++r) copy_row(w + (k.begin + r) * g.C + c, count, rows + r * ROW);
-    Ahead<S> ahead{w + k.begin * g.C + c + count, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
+    Ahead<S> ahead{w + k.begin * g.C + c + count, nullptr, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
     const int64_t share = ceil_div(height * ahead.lines, tiles * widths);
     for (int64_t p = 0; p < widths; ++p) {
       const float* a = panels + (n.begin + p * PANEL) * g.C + c * PANEL;

@@ -1,3 +1,4 @@
+// Blocked: lrn.hpp argues the kernels.
 #include "lrn.hpp"
 
 #include <utility>

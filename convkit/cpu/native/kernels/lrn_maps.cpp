@@ -6,6 +6,8 @@
 //           ring holds dy x d^(-beta-1), and a third dy d^-beta, until the channels that a window reaches are there.
 // Traffic   fprop reads x and writes y; dgrad reads dy and x and writes dx: 8 and 12 bytes per float.
 // Power     as in lrn.hpp.
+// Measured  Zen 4, AVX-512, one thread: 16 elements take 30 cycles forward and 45 backward; from memory, N = 16, 41-45
+//           and 70-78.
 #include "lrn.hpp"
 
 namespace convkit {

@@ -1,3 +1,4 @@
+// lrn_maxpool2d.hpp argues the kernels.
 #include "lrn_maxpool2d.hpp"
 
 namespace convkit {

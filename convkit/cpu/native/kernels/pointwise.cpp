@@ -1,3 +1,4 @@
+// pointwise.hpp argues the kernels.
 #include "pointwise.hpp"
 
 #include "local.hpp"

@@ -4,6 +4,7 @@
 // Dropout   Philox4x32-10 on 64 counters at once, for 256 elements; the words are those of philox.py, bit for bit, and
 //           never stored. Its 20 multiplications of 32 by 32 bits are what bounds it.
 // Traffic   relu 8 bytes per float, relu_dgrad 12, dropout 8, sgd 20: memory bounds all but dropout.
+// Measured  Zen 4, AVX-512, two threads: relu 26-40 GB/s, relu_dgrad 24-46, sgd 50, dropout 0.8 ns per element on one.
 #pragma once
 
 #include "half.hpp"

@@ -1,3 +1,4 @@
+// Blocked: pool2d.hpp argues the kernels.
 #include "pool2d.hpp"
 
 namespace convkit {

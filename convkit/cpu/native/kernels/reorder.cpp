@@ -1,3 +1,4 @@
+// reorder.hpp argues the kernels.
 #include "reorder.hpp"
 
 #include "local.hpp"

@@ -1,3 +1,4 @@
+// sums.hpp argues the kernels.
 #include "sums.hpp"
 
 #include "local.hpp"

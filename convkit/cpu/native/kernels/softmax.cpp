@@ -1,0 +1,89 @@
+// softmax.hpp argues the kernels.
+#include "softmax.hpp"
+
+#include "local.hpp"
+
+namespace convkit {
+namespace {
+
+// exp of what is not positive; NaN stays NaN. Below 2^-126 it is 0.
+CK_INLINE V exp_negative(V x) {
+  const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
+  const V shifted = x * 1.44269504f + magic;
+  const V n = shifted - magic;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, of which the first times n is exact
+  V p = splat(1.38888889e-3f);
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  const V e = (p * r * r + r) + 1.0f;
+  const VI exponent = (reinterpret_cast<VI>(shifted) - reinterpret_cast<VI>(magic)) << 23;
+  return x < -87.0f ? V{} : reinterpret_cast<V>(reinterpret_cast<VI>(e) + exponent);
+}
+
+template <class S>
+CK_INLINE V get(const S* p, int64_t i, int64_t n, float beyond) {
+  if (i + LANES <= n) return load(p + i);
+  V v = load_part(p + i, n - i);
+  for (int64_t l = n - i; l < LANES; ++l) v[l] = beyond;
+  return v;
+}
+template <class S>
+CK_INLINE void put(S* p, V v, int64_t i, int64_t n) {
+  if (i + LANES <= n)
+    store(p + i, v);
+  else
+    store_part(p + i, v, n - i);
+}
+
+}  // namespace
+
+template <class S>
+void softmax_xent_fprop(int64_t N, int64_t K, const S* logits, const int64_t* labels, float* loss, S* probs,
+                        int threads) {
+  parallel_for(workers(threads, 16 * N * K), N, [&](int64_t n) {
+    const S* z = logits + n * K;
+    float* row = local_floats(round_up(K, LANES));
+    V highest = splat(-INFINITY);
+    for (int64_t i = 0; i < K; i += LANES) {
+      const V v = get(z, i, K, -INFINITY);
+      highest = v > highest ? v : highest;
+    }
+    float top = highest[0];
+    for (int l = 1; l < LANES; ++l) top = highest[l] > top ? highest[l] : top;
+    double total = 0;
+    for (int64_t i = 0; i < K; i += LANES) {
+      V v = exp_negative(get(z, i, K, -INFINITY) - top);
+      if (i + LANES > K)
+        for (int64_t l = K - i; l < LANES; ++l) v[l] = 0;
+      store(row + i, v);
+      total += sum(v);
+    }
+    loss[n] = static_cast<float>(std::log(total) - (double(load_one(z + labels[n])) - double(top)));
+    const float scale = static_cast<float>(1 / total);
+    for (int64_t i = 0; i < K; i += LANES) put(probs + n * K, load(row + i) * scale, i, K);
+  });
+}
+
+template <class S>
+void softmax_xent_dgrad(int64_t N, int64_t K, const S* probs, const int64_t* labels, const float* dloss, S* dlogits,
+                        int threads) {
+  parallel_for(workers(threads, 8 * N * K), N, [&](int64_t n) {
+    const S* p = probs + n * K;
+    S* to = dlogits + n * K;
+    for (int64_t i = 0; i < K; i += LANES) put(to, get(p, i, K, 0) * dloss[n], i, K);
+    const float own = (load_one(p + labels[n]) - 1) * dloss[n];
+    store_part(to + labels[n], splat(own), 1);
+  });
+}
+
+#define CK_SOFTMAX(S)                                                                                              \
+  template void softmax_xent_fprop(int64_t, int64_t, const S*, const int64_t*, float*, S*, int);                   \
+  template void softmax_xent_dgrad(int64_t, int64_t, const S*, const int64_t*, const float*, S*, int);
+CK_SOFTMAX(float)
+CK_SOFTMAX(BFloat16)
+CK_SOFTMAX(Float16)
+#undef CK_SOFTMAX
+
+}  // namespace convkit
