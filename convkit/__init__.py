@@ -4,6 +4,14 @@ from .alexnet import AlexNet
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .devices import emulate
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
+from .fused import (
+    conv2d_dgrad_relu,
+    linear_dgrad_wgrad_sgd,
+    linear_wgrad_sgd,
+    lrn_maxpool2d_dgrad,
+    lrn_maxpool2d_fprop,
+    reorder,
+)
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from .network import Network
 from .ops import (

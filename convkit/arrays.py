@@ -59,7 +59,8 @@ NUMPY = Kind("numpy")
 
 def kind_of(name: str, value: Any) -> Kind:
     """The kind of an array argument; `name` is for the error."""
-    if isinstance(value, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # who has a masked array has imported it; it takes 20 ms
+    if masked is not None and isinstance(value, masked.MaskedArray):
         raise DtypeError(f"{name} is a masked array, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
         return NUMPY

@@ -111,6 +111,42 @@ def lrn_maxpool2d_dgrad(
 
 
 @operation
+def linear_wgrad_sgd(
+    x: Array,
+    dy: Array,
+    w: Array,
+    v: Array,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    lr_in_velocity: bool = False,
+    math: str | None = None,
+    impl: str | None = None,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array]:
+    """Fully connected layer: the update of its weights, whose gradient is never stored.
+
+    Parameters
+    ----------
+    x : array, (N, C)
+    dy : array, (N, K)
+    w, v : array, (K, C)
+        Weights and velocity. `out` may name them: an update in place.
+    lr, momentum, weight_decay, lr_in_velocity
+        As in `convkit.sgd_momentum`.
+
+    Returns
+    -------
+    w_new, v_new : array, (K, C)
+    """
+    a = Arguments("linear_wgrad_sgd", x=x, dy=dy, w=w, v=v)
+    rule = _sgd(lr, momentum, weight_decay, lr_in_velocity)
+    problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
+    return a.run(problem, out=out, impl=impl, math=math, **rule)  # type: ignore[no-any-return]
+
+
+@operation
 def linear_dgrad_wgrad_sgd(
     dy: Array,
     w: Array,
@@ -146,19 +182,9 @@ def linear_dgrad_wgrad_sgd(
     w_new, v_new : array, (K, C)
     """
     a = Arguments("linear_dgrad_wgrad_sgd", dy=dy, w=w, x=x, v=v)
-    return a.run(  # type: ignore[no-any-return]
-        Linear.of(a.x.shape, a.w.shape, a.dtype),
-        out=out,
-        impl=impl,
-        math=math,
-        relu=bool(relu),
-        lr=finite("lr", lr),
-        momentum=finite("momentum", momentum),
-        weight_decay=finite("weight_decay", weight_decay),
-        dampening=0.0,
-        nesterov=False,
-        lr_in_velocity=bool(lr_in_velocity),
-    )
+    rule = _sgd(lr, momentum, weight_decay, lr_in_velocity)
+    problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
+    return a.run(problem, out=out, impl=impl, math=math, relu=bool(relu), **rule)  # type: ignore[no-any-return]
 
 
 @operation
@@ -180,3 +206,14 @@ def reorder(x: Array, *, impl: str | None = None, out: Array | None = None) -> A
 
 def _lrn_maxpool(shape: Any, lrn: dict[str, Any], pool: dict[str, Any], dtype: str) -> LrnMaxPool2d:
     return LrnMaxPool2d(LRN.of(shape, dtype=dtype, **lrn), Pool2d.of(shape, dtype=dtype, **pool), dtype)
+
+
+def _sgd(lr: float, momentum: float, weight_decay: float, lr_in_velocity: bool) -> dict[str, Any]:
+    return {
+        "lr": finite("lr", lr),
+        "momentum": finite("momentum", momentum),
+        "weight_decay": finite("weight_decay", weight_decay),
+        "dampening": 0.0,
+        "nesterov": False,
+        "lr_in_velocity": bool(lr_in_velocity),
+    }

@@ -193,7 +193,7 @@ class Implementation:
 
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
 _LOCK = threading.RLock()
-_loaded = False
+_loaded: set[str] = set()
 
 
 def add(implementation: Implementation) -> Implementation:
@@ -308,21 +308,33 @@ def register(path: str | Path) -> list[Implementation]:
     return found
 
 
-def builtin() -> None:
-    """Register what convkit ships: import the modules of `convkit.cpu`, read the headers of `kernels/`."""
-    global _loaded
-    if _loaded:
-        return
-    with _LOCK:
-        if not _loaded:
-            package = importlib.import_module("convkit.cpu")
-            for module in pkgutil.iter_modules(package.__path__, "convkit.cpu."):
-                importlib.import_module(module.name)
-            from . import kernel
+def builtin(device: str | None = None) -> None:
+    """Register what convkit ships: import the modules of `convkit.cpu`, read the headers of `kernels/`.
 
-            for path in kernel.builtin_files():
-                add(kernel.implementation(path))
-            _loaded = True
+    The headers only where they may be asked for: a first call on a CPU need not wait for them.
+    """
+    if not _loaded.issuperset(wanted := DEVICES if device is None else (device,)):
+        with _LOCK:
+            for one in wanted:
+                if one not in _loaded:
+                    _BUILTIN[one]()
+                    _loaded.add(one)
+
+
+def _builtin_cpu() -> None:
+    package = importlib.import_module("convkit.cpu")
+    for module in pkgutil.iter_modules(package.__path__, "convkit.cpu."):
+        importlib.import_module(module.name)
+
+
+def _builtin_cuda() -> None:
+    from . import kernel
+
+    for path in kernel.builtin_files():
+        add(kernel.implementation(path))
+
+
+_BUILTIN: dict[str, Callable[[], None]] = {"cpu": _builtin_cpu, "cuda": _builtin_cuda}
 
 
 def implementations(
@@ -339,11 +351,11 @@ def implementations(
     layout : str, optional
         Only those that compute in this layout; by default the layout of users' arrays, None for all.
     """
-    builtin()
     if op is not None and op not in OPS:
         raise unknown("op", op, OPS)
     if device not in (None, *DEVICES):
         raise unknown("device", device, DEVICES)
+    builtin(device)
     order = list(OPS)
     found = [
         i

@@ -87,7 +87,7 @@ def test_named_one_is_taken_or_refused_never_replaced():
 
 def test_a_refusal_lists_every_candidate_with_its_reason():
     for name in [i.name for i in ck.implementations("relu_fprop", device="cpu")]:
-        del registry._IMPLEMENTATIONS["relu_fprop", "cpu", name]
+        del registry._IMPLEMENTATIONS["relu_fprop", "cpu", name, "NCHW"]
     plant("picky", 4, when=lambda g: "not on a Monday")
     plant("lacking", 3, missing=lambda: "no compiler on this machine")
     plant("coarse", 2, error=1e-3)

@@ -193,6 +193,9 @@ CONV_EDGES: tuple[tuple[str, tuple, tuple, dict[str, Any]], ...] = (
     ("one pixel", (1, 1, 1, 1), (1, 1, 1, 1), {}),
     ("one pixel seen by a 3 x 3 window", (2, 3, 1, 1), (4, 3, 3, 3), {"padding": 1}),
     ("1 x 1 window", (2, 5, 7, 6), (3, 5, 1, 1), {}),
+    ("1 x 1 window on a larger map", (2, 18, 19, 17), (31, 18, 1, 1), {}),
+    ("1 x 1 window on a map of 2 x 128 pixels", (1, 33, 2, 128), (14, 33, 1, 1), {}),
+    ("1 x 1 window in groups", (2, 10, 16, 13), (6, 5, 1, 1), {"groups": 2}),
     ("1 x 1 window, stride 2", (2, 6, 7, 6), (4, 3, 1, 1), {"stride": 2, "groups": 2}),
     ("stride beyond the window", (2, 3, 13, 11), (5, 3, 2, 2), {"stride": (5, 4)}),
     ("rows that no window sees", (2, 2, 12, 11), (3, 2, 3, 3), {"stride": 4}),
@@ -509,6 +512,9 @@ def _random_conv(rng: np.random.Generator, op: str) -> Conv2d:
         R, S, u, v, i, j = 3, 3, 1, 1, 1, 1
     H = _random_extent(rng, R, i, pads[0], pads[1])
     W = _random_extent(rng, S, j, pads[2], pads[3])
+    if rng.random() < 0.1:  # and that of a matrix product
+        R, S, u, v, i, j, pads = 1, 1, 1, 1, 1, 1, [0, 0, 0, 0]
+        H, W = _draw(rng, 8, 24, 2)
     return Conv2d(N, c * groups, H, W, k * groups, R, S, u, v, *pads, i, j, groups)  # type: ignore[call-arg]
 
 

@@ -85,32 +85,31 @@ def _register(algorithm: str, layout: str, rank: int, error: float, when: Callab
     def dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
         kernel("dgrad")(numbers(g), *flags, dy, w, x, dx, workspace, threads.count())
 
+    if algorithm == "pointwise":
+        return
+
     @accelerates("conv2d_wgrad", **declared("wgrad"))
     def wgrad(g: Conv2d, x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
         kernel("wgrad")(numbers(g), *flags, x, dy, dw, workspace, threads.count())
 
 
+def _asked(algorithm: str) -> Callable[..., str | None]:
+    """`when` of an algorithm that says itself what it cannot do."""
+
+    def when(g: Conv2d, way: str, layout: str) -> str | None:
+        return getattr(native.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))  # type: ignore[no-any-return]
+
+    return when
+
+
 def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
-    kernels = native.kernels()
-    assert kernels is not None
     if g.stride_h > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
         return "a stride is taken away on NCHW images only"
-    return kernels.conv2d_winograd_refusal(numbers(g))  # type: ignore[no-any-return]
+    return _asked("winograd")(g, way, layout)
 
 
-def _direct(g: Conv2d, way: str, layout: str) -> str | None:
-    kernels = native.kernels()
-    assert kernels is not None
-    return kernels.conv2d_direct_refusal(numbers(g))  # type: ignore[no-any-return]
-
-
-def _depthwise(g: Conv2d, way: str, layout: str) -> str | None:
-    kernels = native.kernels()
-    assert kernels is not None
-    return kernels.conv2d_depthwise_refusal(numbers(g))  # type: ignore[no-any-return]
-
-
-_register("depthwise", "NCHW", 40, 1e-6, _depthwise)
+_register("depthwise", "NCHW", 40, 1e-6, _asked("depthwise"))
+_register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"))
 for _layout in LAYOUTS:
-    _register("direct", _layout, 20, 1e-6, _direct)
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)
+    _register("direct", _layout, 20, 1e-6, _asked("direct"))

@@ -55,6 +55,7 @@ void bind(py::module_& m, const Algorithm& a) {
           const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, dyp, wp, mp, dxp, sp, threads);
         });
+  if (!a.wgrad) return;
   m.def(named("wgrad").c_str(),
         [f = a.wgrad](const Numbers& g, bool x_blocked, bool y_blocked, py::object x, py::object dy, py::object dw,
                       py::object workspace, int threads) {
@@ -83,6 +84,15 @@ void bind_conv(py::module_& m) {
            [](const Conv& g, Layouts, const float* x, const float* dy, float* dw, void*, int threads) {
              depthwise::wgrad(g, x, dy, dw, threads);
            }});
+  const auto weights = [](const Conv& g, Layouts) { return pointwise::workspace(g); };
+  bind(m, {"pointwise", pointwise::refusal, weights, weights, weights,
+           [](const Conv& g, Layouts, const float* x, const float* w, const float* b, float* y, bool relu, void* s, int threads) {
+             pointwise::fprop(g, x, w, b, y, relu, s, threads);
+           },
+           [](const Conv& g, Layouts, const float* dy, const float* w, const float* mask, float* dx, void* s, int threads) {
+             pointwise::dgrad(g, dy, w, mask, dx, s, threads);
+           },
+           nullptr});
 }
 
 }  // namespace convkit

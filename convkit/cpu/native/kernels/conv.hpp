@@ -129,4 +129,11 @@ void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, 
 void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads);
 }  // namespace depthwise
 
+namespace pointwise {  // NCHW alone; fprop and dgrad
+const char* refusal(const Conv& g);
+int64_t workspace(const Conv& g);
+void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, void* scratch, int threads);
+void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, void* scratch, int threads);
+}  // namespace pointwise
+
 }  // namespace convkit

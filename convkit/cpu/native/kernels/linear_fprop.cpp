@@ -15,11 +15,17 @@ constexpr int64_t DOT_TASK = 16;  // rows of w
 
 int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
 
-template <class S, int M>
-void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64_t x_row, int64_t count, V* sums) {
-  for (int64_t r = ahead.begin; r < ahead.end; ++r) {
-    for (int64_t c = 0; c < DOT_CHUNK; c += 64 / sizeof(S)) __builtin_prefetch(w[r] + DOT_CHUNK + c, 0, 2);
-  }
+// The rows of w that are worked on, and AHEAD of those that come next, which are asked for meanwhile: a line for each
+// step, since a burst would fill the buffers of misses and hold up everything behind it.
+template <class S>
+struct Rows {
+  const S* now[DOT_ROWS];
+  const S* next[DOT_ROWS];
+};
+
+// sums[m * DOT_ROWS + r] += row r of w, times image m, over a chunk of c.
+template <class S, int M, int AHEAD>
+void dot_chunk(const Rows<S>& w, const float* x, int64_t x_row, int64_t count, V* sums) {
   V acc[DOT_ROWS][M];
   CK_UNROLL
   for (int r = 0; r < DOT_ROWS; ++r) {
@@ -38,13 +44,13 @@ void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64
   V rows[DOT_ROWS];
   for (; c + LANES <= count; c += LANES) {
     CK_UNROLL
-    for (int r = 0; r < DOT_ROWS; ++r) {
-      rows[r] = load(w[r] + c);
-    }
+    for (int r = 0; r < AHEAD; ++r) __builtin_prefetch(w.next[r] + c);
+    CK_UNROLL
+    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = load(w.now[r] + c);
     step(c, rows);
   }
   if (c < count) {
-    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = load_part(w[r] + c, count - c);
+    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = load_part(w.now[r] + c, count - c);
     step(c, rows);
   }
   CK_UNROLL
@@ -55,19 +61,22 @@ void dot_chunk(const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64
 }
 
 template <class S>
-void dot_images(int64_t images, const S* const (&w)[DOT_ROWS], Range ahead, const float* x, int64_t x_row, int64_t count, V* sums) {
-  switch (images) {
-    case 1: return dot_chunk<S, 1>(w, ahead, x, x_row, count, sums);
-    case 2: return dot_chunk<S, 2>(w, ahead, x, x_row, count, sums);
+using DotChunk = void (*)(const Rows<S>&, const float*, int64_t, int64_t, V*);
+
+// For so many images; `alone` where the chunk has no other group of images to share the asking with.
+template <class S>
+DotChunk<S> dot_chunk_for(int64_t images, bool alone) {
 #if CK_LANES == 16 || defined(__aarch64__)
-    case 3: return dot_chunk<S, 3>(w, ahead, x, x_row, count, sums);
-    case 4: return dot_chunk<S, 4>(w, ahead, x, x_row, count, sums);
-    case 5: return dot_chunk<S, 5>(w, ahead, x, x_row, count, sums);
-    default: return dot_chunk<S, 6>(w, ahead, x, x_row, count, sums);
+  static constexpr DotChunk<S> one[] = {dot_chunk<S, 1, 4>, dot_chunk<S, 2, 4>, dot_chunk<S, 3, 4>,
+                                        dot_chunk<S, 4, 4>, dot_chunk<S, 5, 4>, dot_chunk<S, 6, 4>};
+  static constexpr DotChunk<S> several[] = {dot_chunk<S, 3, 2>, dot_chunk<S, 4, 2>, dot_chunk<S, 5, 2>,
+                                            dot_chunk<S, 6, 2>};
+  return alone ? one[images - 1] : several[images - 3];
 #else
-    default: return;
+  static constexpr DotChunk<S> one[] = {dot_chunk<S, 1, 4>, dot_chunk<S, 2, 4>};
+  static constexpr DotChunk<S> several[] = {dot_chunk<S, 1, 2>, dot_chunk<S, 2, 2>};
+  return (alone ? one : several)[images - 1];
 #endif
-  }
 }
 
 // Sum of the lanes, in one fixed order.
@@ -80,23 +89,36 @@ float total(const V& v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// DOT_ROWS rows of w from k0 on, with every image: sums[n * DOT_TASK + r].
+// Rows [k0, k0 + DOT_TASK) of w, with every image: sums[n * DOT_TASK + r]. Chunk by chunk of c, so that a chunk of x
+// serves all the rows from cache.
 template <class S>
 void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, float* sums) {
+  constexpr int64_t SETS = DOT_TASK / DOT_ROWS;
   const int64_t stride = dot_stride(g.C), groups = ceil_div(g.N, DOT_IMAGES);
-  V acc[DOT_N * DOT_ROWS];
-  for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) acc[i] = V{};
+  V acc[SETS][DOT_N * DOT_ROWS];
+  for (auto& set : acc) {
+    for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) set[i] = V{};
+  }
+  const auto row = [&](int64_t r, int64_t c) { return w + least(k0 + r, g.K - 1) * g.C + c; };
   for (int64_t c = 0; c < g.C; c += DOT_CHUNK) {
-    const S* rows[DOT_ROWS];
-    for (int r = 0; r < DOT_ROWS; ++r) rows[r] = w + least(k0 + r, g.K - 1) * g.C + c;
-    for (int64_t i = 0; i < groups; ++i) {
-      const Range n = piece(i, groups, g.N);
-      dot_images(n.end - n.begin, rows, piece(i, groups, DOT_ROWS), x + n.begin * stride + c, stride,
-                 least(DOT_CHUNK, g.C - c), acc + n.begin * DOT_ROWS);
+    const int64_t after = c + DOT_CHUNK < g.C ? c + DOT_CHUNK : 0;
+    for (int64_t set = 0; set < SETS; ++set) {
+      Rows<S> rows;
+      for (int r = 0; r < DOT_ROWS; ++r) rows.now[r] = row(set * DOT_ROWS + r, c);
+      for (int64_t i = 0; i < groups; ++i) {
+        const Range n = piece(i, groups, g.N), asked = piece(i, groups, DOT_ROWS);
+        for (int64_t r = 0; r < DOT_ROWS; ++r) {
+          const int64_t ahead = least(asked.begin + r, most(asked.begin, asked.end - 1));
+          rows.next[r] = set + 1 < SETS ? row((set + 1) * DOT_ROWS + ahead, c) : row(ahead, after);
+        }
+        dot_chunk_for<S>(n.end - n.begin, groups == 1)(rows, x + n.begin * stride + c, stride,
+                                                       least(DOT_CHUNK, g.C - c), acc[set] + n.begin * DOT_ROWS);
+      }
     }
   }
   for (int64_t n = 0; n < g.N; ++n) {
-    for (int r = 0; r < DOT_ROWS; ++r) sums[n * DOT_TASK + r] = total(acc[n * DOT_ROWS + r]);
+    for (int64_t r = 0; r < DOT_TASK; ++r)
+      sums[n * DOT_TASK + r] = total(acc[r / DOT_ROWS][n * DOT_ROWS + r % DOT_ROWS]);
   }
 }
 
@@ -119,7 +141,7 @@ void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const 
   parallel_for(threads, ceil_div(g.K, DOT_TASK), [&](int64_t task) {
     float sums[DOT_N * DOT_TASK];
     const int64_t k = task * DOT_TASK, height = least(DOT_TASK, g.K - k);
-    for (int64_t r = 0; r < height; r += DOT_ROWS) dot_rows(g, scratch, w, k + r, sums + r);
+    dot_rows(g, scratch, w, k, sums);
     for (int64_t n = 0; n < g.N; ++n)
       finish(sums + n * DOT_TASK, b ? b + k : nullptr, y + n * g.K + k, height, relu);
   });
