@@ -13,7 +13,7 @@ from convkit.arrays import empty
 from convkit.geometry import Conv2d
 from convkit.registry import implementations, select
 
-ALGORITHMS = ("winograd", "direct", "depthwise", "pointwise")
+ALGORITHMS = ("winograd", "direct", "narrow_groups", "pointwise")
 OPS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_dgrad_relu", "conv2d_wgrad")
 
 
@@ -148,7 +148,7 @@ def test_what_is_picked():
         problem = Conv2d.of((8, 64, 28, 28), (64, 64, R, R), padding=R // 2, stride=stride)
         assert select("conv2d_fprop", problem).name == name, (R, stride)
     depthwise = Conv2d.of((8, 64, 28, 28), (64, 1, 3, 3), padding=1, groups=64)
-    assert select("conv2d_fprop", depthwise).name == "depthwise"
+    assert select("conv2d_fprop", depthwise).name == "narrow_groups"
     strided_and_dilated = Conv2d.of((8, 64, 28, 28), (64, 64, 3, 3), stride=2, dilation=2)
     assert select("conv2d_fprop", strided_and_dilated).name == "im2col_gemm"
 

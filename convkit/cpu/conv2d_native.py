@@ -1,6 +1,6 @@
 """Convolution in C++: Winograd's minimal filtering, direct sums, and depthwise maps.
 
-`native/kernels/{winograd,direct,depthwise}*.cpp` argue each. What is here decides which problems each of
+`native/kernels/*.cpp` argue each. What is here decides which problems each of
 them takes. Winograd and direct sums compute in nChw16c, and are registered for every layout: a network's
 plan, which keeps its activations blocked, and users' NCHW arrays, which are packed on the way in and
 unpacked on the way out, a few images at a time.
@@ -108,7 +108,7 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     return _asked("winograd")(g, way, layout)
 
 
-_register("depthwise", "NCHW", 40, 1e-6, _asked("depthwise"))
+_register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"))
 _register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"))
 for _layout in LAYOUTS:
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)

@@ -74,15 +74,15 @@ void bind_conv(py::module_& m) {
   bind(m, {"direct", direct::refusal, direct::fprop_workspace, direct::dgrad_workspace, direct::wgrad_workspace,
            direct::fprop, direct::dgrad, direct::wgrad});
   const auto none = [](const Conv&, Layouts) -> int64_t { return 0; };
-  bind(m, {"depthwise", depthwise::refusal, none, none, none,
+  bind(m, {"narrow_groups", narrow_groups::refusal, none, none, none,
            [](const Conv& g, Layouts, const float* x, const float* w, const float* b, float* y, bool relu, void*, int threads) {
-             depthwise::fprop(g, x, w, b, y, relu, threads);
+             narrow_groups::fprop(g, x, w, b, y, relu, threads);
            },
            [](const Conv& g, Layouts, const float* dy, const float* w, const float* mask, float* dx, void*, int threads) {
-             depthwise::dgrad(g, dy, w, mask, dx, threads);
+             narrow_groups::dgrad(g, dy, w, mask, dx, threads);
            },
            [](const Conv& g, Layouts, const float* x, const float* dy, float* dw, void*, int threads) {
-             depthwise::wgrad(g, x, dy, dw, threads);
+             narrow_groups::wgrad(g, x, dy, dw, threads);
            }});
   const auto weights = [](const Conv& g, Layouts) { return pointwise::workspace(g); };
   bind(m, {"pointwise", pointwise::refusal, weights, weights, weights,

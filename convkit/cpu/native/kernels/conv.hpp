@@ -122,12 +122,12 @@ void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const floa
 void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads);
 }  // namespace direct
 
-namespace depthwise {  // NCHW alone, and no workspace
+namespace narrow_groups {  // NCHW alone, and no workspace
 const char* refusal(const Conv& g);
 void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads);
 void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads);
 void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads);
-}  // namespace depthwise
+}  // namespace narrow_groups
 
 namespace pointwise {  // NCHW alone; fprop and dgrad
 const char* refusal(const Conv& g);

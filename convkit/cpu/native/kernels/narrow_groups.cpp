@@ -1,0 +1,264 @@
+// Convolution in narrow groups, every pass: up to 8 channels in and out of each group, such as depthwise (1 and 1), on
+// users' NCHW maps
+//
+//   y[n,k,p,q] = b[k] + sum over c of k's group, r, s of x[n, c, p*stride + r*dilation, q*stride + s*dilation] w[k,c,r,s]
+//
+// Idea      A map at a time, registers along the columns; a register of channels would mostly hold those of other groups.
+//           The maps of a group are copied into frames of zeros in this thread's scratch, their rows cut into stride_w
+//           phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride, dilation and padding each tap is then
+//           a contiguous, unaligned load. dgrad adds into such a frame, and reads its dx out of it; wgrad holds a
+//           register of partial sums for each of 9 taps.
+// Tiling    fprop: 4 filters by 2 registers of columns, or 1 by 4.
+// Traffic   x and y once each, the frames (50 KB for 112 x 112) from L2.
+// Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from L1/L2.
+// Order     wgrad: one thread does all of an input channel; pixels of a map, then maps, in order.
+#include <vector>
+
+#include "conv.hpp"
+
+namespace convkit {
+namespace narrow_groups {
+namespace {
+
+constexpr int TAPS = 9;   // sums that wgrad holds in registers at a time
+constexpr int64_t NARROW = 8;  // channels of a group at the most
+constexpr int64_t MOST = 1 << 24;  // floats of a frame, which each thread keeps
+
+// The frame of one map: rows, of `phases` parts of `width` floats each.
+struct Frame {
+  int64_t rows, phases, width;
+  int64_t P, Q;  // Q in whole registers
+
+  explicit Frame(const Conv& g)
+      : rows((g.P - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1), phases(g.stride_w), P(g.P),
+        Q(round_up(g.Q, LANES)) {
+    width = Q + ((g.S - 1) * g.dilation_w) / g.stride_w + LANES;
+  }
+  int64_t floats() const { return rows * phases * width; }
+  int64_t row(int64_t h) const { return h * phases * width; }
+  // Where tap (r, s) of output row p begins.
+  int64_t tap(const Conv& g, int64_t p, int64_t r, int64_t s) const {
+    const int64_t column = s * g.dilation_w;
+    return row(p * g.stride_h + r * g.dilation_h) + column % g.stride_w * width + column / g.stride_w;
+  }
+};
+
+// This thread's scratch; it grows to the largest map, once.
+float* scratch(int64_t floats) {
+  thread_local std::vector<float> memory;
+  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(static_cast<size_t>(floats));
+  return memory.data();
+}
+
+// Calls f(column of the image, place in the frame's row) for one phase: count columns, `phases` apart.
+struct Columns {
+  int64_t first, to, count;
+};
+Columns columns_of(const Conv& g, const Frame& f, int64_t phase) {
+  // Frame column i of this phase is image column i * stride + phase - pad.
+  const int64_t offset = phase - g.pad_left, begin = offset < 0 ? ceil_div(-offset, g.stride_w) : 0;
+  const int64_t first = begin * g.stride_w + offset;
+  const int64_t count = first < g.W ? least(ceil_div(g.W - first, g.stride_w), f.width - begin) : 0;
+  return {first, begin, most(0, count)};
+}
+
+void fill(const Conv& g, const Frame& f, const float* x, float* frame) {
+  std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
+  for (int64_t i = most(0, g.pad_top); i < least(f.rows, g.pad_top + g.H); ++i) {
+    const float* from = x + (i - g.pad_top) * g.W;
+    for (int64_t phase = 0; phase < f.phases; ++phase) {
+      const Columns c = columns_of(g, f, phase);
+      float* to = frame + f.row(i) + phase * f.width + c.to;
+      if (g.stride_w == 1)
+        std::memcpy(to, from + c.first, static_cast<size_t>(c.count) * sizeof(float));
+      else if (g.stride_w == 2)
+        for (int64_t j = 0; j < c.count; ++j) to[j] = from[c.first + 2 * j];
+      else
+        for (int64_t j = 0; j < c.count; ++j) to[j] = from[c.first + j * g.stride_w];
+    }
+  }
+}
+
+void read_out(const Conv& g, const Frame& f, const float* frame, float* dx) {
+  for (int64_t h = 0; h < g.H; ++h) {
+    float* to = dx + h * g.W;
+    std::memset(to, 0, static_cast<size_t>(g.W) * sizeof(float));
+    if (h + g.pad_top >= f.rows) continue;  // no tap reaches it
+    for (int64_t phase = 0; phase < f.phases; ++phase) {
+      const Columns c = columns_of(g, f, phase);
+      const float* from = frame + f.row(h + g.pad_top) + phase * f.width + c.to;
+      for (int64_t j = 0; j < c.count; ++j) to[c.first + j * g.stride_w] = from[j];
+    }
+  }
+}
+
+CK_INLINE void store_columns(V v, int64_t left, float* to) {
+  if (left >= LANES) {
+    store(to, v);
+  } else if (left > 0) {
+    float lanes[LANES];
+    store(lanes, v);
+    std::memcpy(to, lanes, static_cast<size_t>(left) * sizeof(float));
+  }
+}
+
+// One row of FILTERS maps of y, WIDTH registers at q.
+template <int FILTERS, int WIDTH>
+CK_INLINE void forward(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu,
+                       int64_t p, int64_t q, float* y) {
+  V total[FILTERS][WIDTH];
+  CK_UNROLL
+  for (int k = 0; k < FILTERS; ++k) {
+    CK_UNROLL
+    for (int i = 0; i < WIDTH; ++i) total[k][i] = splat(b ? b[k] : 0.0f);
+  }
+  const int64_t taps = g.R * g.S, filter = g.c_group() * taps;
+  for (int64_t c = 0; c < g.c_group(); ++c) {
+    for (int64_t r = 0; r < g.R; ++r) {
+      for (int64_t s = 0; s < g.S; ++s) {
+        const float *from = frames + c * f.floats() + f.tap(g, p, r, s) + q, *tap = w + c * taps + r * g.S + s;
+        V columns[WIDTH];
+        CK_UNROLL
+        for (int i = 0; i < WIDTH; ++i) columns[i] = load(from + i * LANES);
+        CK_UNROLL
+        for (int k = 0; k < FILTERS; ++k) {
+          CK_UNROLL
+          for (int i = 0; i < WIDTH; ++i) total[k][i] += columns[i] * splat(tap[k * filter]);
+        }
+      }
+    }
+  }
+  CK_UNROLL
+  for (int k = 0; k < FILTERS; ++k) {
+    CK_UNROLL
+    for (int i = 0; i < WIDTH; ++i) {
+      const V v = relu ? convkit::relu(total[k][i]) : total[k][i];
+      store_columns(v, g.Q - q - i * LANES, y + k * g.P * g.Q + i * LANES);
+    }
+  }
+}
+
+template <int FILTERS, int WIDTH>
+void forward_row(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu, int64_t p,
+                 float* y) {
+  int64_t q = 0;
+  for (; q + WIDTH * LANES <= f.Q; q += WIDTH * LANES) forward<FILTERS, WIDTH>(g, f, frames, w, b, relu, p, q, y + q);
+  for (; q < f.Q; q += LANES) forward<FILTERS, 1>(g, f, frames, w, b, relu, p, q, y + q);
+}
+
+// One row of dy as whole registers, zeros behind its end.
+const float* padded_row(const Conv& g, const Frame& f, const float* dy, float* row) {
+  if (g.Q == f.Q) return dy;
+  std::memcpy(row, dy, static_cast<size_t>(g.Q) * sizeof(float));
+  std::memset(row + g.Q, 0, static_cast<size_t>(f.Q - g.Q) * sizeof(float));
+  return row;
+}
+
+// Adds the products of dy's rows with the taps [first, first + TAPS) of the frame to sums.
+void correlate(const Conv& g, const Frame& f, const float* dy, const float* frame, float* row, int64_t first, V* sums) {
+  const int64_t count = least(TAPS, g.R * g.S - first);
+  for (int64_t p = 0; p < g.P; ++p) {
+    const float* gradient = padded_row(g, f, dy + p * g.Q, row);
+    int64_t at[TAPS];
+    for (int64_t i = 0; i < TAPS; ++i) {
+      const int64_t tap = first + least(i, count - 1);
+      at[i] = f.tap(g, p, tap / g.S, tap % g.S);
+    }
+    for (int64_t q = 0; q < f.Q; q += LANES) {
+      const V d = load(gradient + q);
+      CK_UNROLL
+      for (int i = 0; i < TAPS; ++i) sums[i] += d * load(frame + at[i] + q);
+    }
+  }
+}
+
+}  // namespace
+
+const char* refusal(const Conv& g) {
+  if (g.groups == 1 || g.c_group() > NARROW || g.k_group() > NARROW) return "needs groups of up to 8 channels in and out";
+  return Frame(g).floats() * g.c_group() > MOST ? "takes groups of up to 16 million pixels" : nullptr;
+}
+
+void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads) {
+  const Frame f(g);
+  const int64_t c = g.c_group(), k = g.k_group(), filter = c * g.R * g.S;
+  parallel_for(threads, g.N * g.groups, [&](int64_t unit) {
+    const int64_t first = unit % g.groups * k;  // filter
+    float* frames = scratch(c * f.floats());
+    for (int64_t i = 0; i < c; ++i) fill(g, f, x + (unit * c + i) * g.H * g.W, frames + i * f.floats());
+    for (int64_t p = 0; p < g.P; ++p) {
+      for (int64_t i = 0; i < k;) {
+        const float *taps = w + (first + i) * filter, *bias = b ? b + first + i : nullptr;
+        float* to = y + ((unit * k + i) * g.P + p) * g.Q;
+        if (k - i >= 4) {
+          forward_row<4, 2>(g, f, frames, taps, bias, relu, p, to);
+          i += 4;
+        } else {
+          forward_row<1, 4>(g, f, frames, taps, bias, relu, p, to);
+          i += 1;
+        }
+      }
+    }
+  });
+}
+
+void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
+  const Frame f(g);
+  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S;
+  parallel_for(threads, g.N * g.C, [&](int64_t map) {
+    const int64_t n = map / g.C, channel = map % c, first = map % g.C / c * k;
+    float *frame = scratch(f.floats() + f.Q), *row = frame + f.floats();
+    std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
+    for (int64_t i = 0; i < k; ++i) {
+      const float *from = dy + (n * g.K + first + i) * g.P * g.Q, *filter = w + ((first + i) * c + channel) * taps;
+      for (int64_t p = 0; p < g.P; ++p) {
+        const float* gradient = padded_row(g, f, from + p * g.Q, row);
+        for (int64_t r = 0; r < g.R; ++r) {
+          for (int64_t s = 0; s < g.S; ++s) {
+            const V tap = splat(filter[r * g.S + s]);
+            float* to = frame + f.tap(g, p, r, s);
+            for (int64_t q = 0; q < f.Q; q += LANES) store(to + q, load(to + q) + load(gradient + q) * tap);
+          }
+        }
+      }
+    }
+    float* out = dx + map * g.H * g.W;
+    read_out(g, f, frame, out);
+    if (x_mask)
+      for (int64_t i = 0; i < g.H * g.W; ++i)
+        if (x_mask[map * g.H * g.W + i] <= 0.0f) out[i] = 0.0f;
+  });
+}
+
+void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
+  const Frame f(g);
+  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, shares = ceil_div(taps, TAPS);
+  const int64_t kept_floats = k * shares * TAPS * LANES;
+  parallel_for(threads, g.C, [&](int64_t unit) {
+    const int64_t channel = unit % c, first = unit / c * k;
+    float *frame = scratch(f.floats() + f.Q + kept_floats), *row = frame + f.floats(), *kept = row + f.Q;
+    std::memset(kept, 0, static_cast<size_t>(kept_floats) * sizeof(float));
+    for (int64_t n = 0; n < g.N; ++n) {
+      fill(g, f, x + (n * g.C + unit) * g.H * g.W, frame);
+      for (int64_t i = 0; i < k; ++i) {
+        for (int64_t share = 0; share < shares; ++share) {
+          V sums[TAPS];
+          CK_UNROLL
+          for (int t = 0; t < TAPS; ++t) sums[t] = V{};
+          correlate(g, f, dy + (n * g.K + first + i) * g.P * g.Q, frame, row, share * TAPS, sums);
+          CK_UNROLL
+          for (int t = 0; t < TAPS; ++t) {
+            float* to = kept + ((i * shares + share) * TAPS + t) * LANES;
+            store(to, load(to) + sums[t]);
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t t = 0; t < taps; ++t)
+        dw[((first + i) * c + channel) * taps + t] = sum(load(kept + (i * shares * TAPS + t) * LANES));
+  });
+}
+
+}  // namespace narrow_groups
+}  // namespace convkit
