@@ -3,8 +3,8 @@
 //   d = k + alpha/n * sum of x^2 over the window,  y = x d^-beta,
 //   dx = dy d^-beta - 2 alpha beta/n x * (sum of dy x d^(-beta-1) over the mirrored window)
 //
-// Idea      A register holds 16 neighbouring channels of a pixel. For a window of five channels, a pixel's channels pass
-//           through registers, block by block: three registers of squares give the window's sum by four shuffles, and
+// Idea      A register holds 16 neighbouring channels of a pixel. For a window of five channels, a pixel's channels
+//           pass through registers, block by block: three registers of squares give the window's sum by four shuffles, and
 //           backward, three of dy x d^(-beta-1) follow a block behind. Nothing is stored that is not a result.
 // Direct    A sum of five squares each time, not a running sum: no error builds up.
 // Power     beta = 3/4: z = d^-1/4 from an estimate by the exponent's bits and one polynomial (14 multiplications and

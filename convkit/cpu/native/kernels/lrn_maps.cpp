@@ -1,7 +1,7 @@
 // Local response normalisation across channels of NCHW arrays.
 //
-// Idea      A register holds neighbouring pixels of one channel. A task is a piece of the pixels of a group of channels,
-//           and goes down its channels: the squares of the last `size` of them are kept in a ring of rows, so that a
+// Idea      A register holds neighbouring pixels of one channel. A task is a piece of the pixels of a group of
+//           channels, and goes down them: the squares of the last `size` of them are kept in a ring of rows, so that a
 //           window's sum is `size` aligned loads out of L1, and nothing is read twice from memory. Backward, a second
 //           ring holds dy x d^(-beta-1), and a third dy d^-beta, until the channels that a window reaches are there.
 // Traffic   fprop reads x and writes y; dgrad reads dy and x and writes dx: 8 and 12 bytes per float.
@@ -136,7 +136,9 @@ template <class S>
 void lrn_fprop_maps(const Lrn& given, const S* x, S* y, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 2 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    const auto piece = !g.root() ? fprop_piece<false, false, S> : g.five() ? fprop_piece<true, true, S> : fprop_piece<false, true, S>;
+    const auto piece = !g.root() ? fprop_piece<false, false, S>
+                       : g.five() ? fprop_piece<true, true, S>
+                                  : fprop_piece<false, true, S>;
     piece(g, r, n, x + at, y + at);
   });
 }
@@ -145,7 +147,9 @@ template <class S>
 void lrn_dgrad_maps(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 3 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    const auto piece = !g.root() ? dgrad_piece<false, false, S> : g.five() ? dgrad_piece<true, true, S> : dgrad_piece<false, true, S>;
+    const auto piece = !g.root() ? dgrad_piece<false, false, S>
+                       : g.five() ? dgrad_piece<true, true, S>
+                                  : dgrad_piece<false, true, S>;
     piece(g, r, n, dy + at, x + at, dx + at);
   });
 }

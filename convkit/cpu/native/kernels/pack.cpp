@@ -53,6 +53,21 @@ int64_t grain(int64_t row_floats) { return most(1, 16384 / most(1, row_floats));
 
 void zero(float* p, int64_t count) { std::memset(p, 0, static_cast<size_t>(count) * sizeof(float)); }
 
+// to[w * BLOCK + i] = from[w * step + i] for i < count, where low <= w * step + i < high; else, and without from, 0.
+void spread(const float* from, int64_t step, int64_t count, int64_t low, int64_t high, int64_t pixels, float* to) {
+  for (int64_t w = 0; w < pixels; ++w, to += BLOCK) {
+    const int64_t first = w * step;
+    if (from && count == 4 && first >= low && first + 4 <= high) {
+      std::memcpy(to, from + first, 4 * sizeof(float));
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        const bool inside = from && first + i >= low && first + i < high;
+        to[i] = inside ? from[first + i] : 0.0f;
+      }
+    }
+  }
+}
+
 // Calls row(n, g, block, first pixel, count, to) for the rows that hold image; zeros elsewhere. A frame may also crop
 // the image: top and left are then negative.
 template <class Row>
@@ -106,18 +121,21 @@ void unpack(const Maps& m, int64_t n0, float* y, int threads) {
 
 void space_to_depth(const float* x, int64_t n0, int64_t C, int64_t H, int64_t W, int64_t s, const Maps& m, int64_t top,
                     int64_t left, int threads) {
-  parallel_ranges(threads, m.images * m.blocks() * m.H, 1, [&](int64_t begin, int64_t end) {
+  const int64_t used = C * s * s, spare = m.blocks() * BLOCK - used;
+  parallel_ranges(threads, m.images * m.H, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t h = unit % m.H, block = unit / m.H % m.blocks(), n = unit / m.H / m.blocks();
-      float* to = m.data + unit * m.W * BLOCK;
-      for (int64_t lane = 0; lane < BLOCK; ++lane) {
-        const int64_t channel = block * BLOCK + lane, c = channel / (s * s);
-        const int64_t row = h * s + channel / s % s - top, first = channel % s - left;
-        const bool there = c < C && row >= 0 && row < H;
-        const float* from = x + (((n0 + n) * C + c) * H + row) * W;
-        for (int64_t w = 0; w < m.W; ++w) {
-          const int64_t column = w * s + first;
-          to[w * BLOCK + lane] = there && column >= 0 && column < W ? from[column] : 0.0f;
+      const int64_t h = unit % m.H, n = unit / m.H, at = h * m.W * BLOCK;
+      for (int64_t c = 0; spare && c < spare; ++c)
+        for (int64_t w = 0; w < m.W; ++w)
+          m.at(n, 0, (used + c) / BLOCK)[at + w * BLOCK + (used + c) % BLOCK] = 0.0f;
+      for (int64_t line = 0; line < C * s; ++line) {  // channel line / s, row line % s of its s x s pixels
+        const int64_t row = h * s + line % s - top, channel = line * s;
+        const float* from = x + (((n0 + n) * C + line / s) * H + row) * W - left;
+        const bool there = row >= 0 && row < H;
+        for (int64_t j = 0; j < s;) {  // s channels; they may end in another block than they begin in
+          const int64_t block = (channel + j) / BLOCK, lane = (channel + j) % BLOCK, count = least(s - j, BLOCK - lane);
+          spread(there ? from + j : nullptr, s, count, left - j, W + left - j, m.W, m.at(n, 0, block) + at + lane);
+          j += count;
         }
       }
     }

@@ -7,11 +7,11 @@
 //           best == best. So the first NaN wins, and the first of equal values. The first tap inside the image starts.
 // dgrad     Gathered, not scattered: for each pixel, the windows that it lies in, in a fixed order, each compared
 //           with the tap that it is there. Nothing is read before it is written, and rows are independent.
-// Window 3, stride 2, no padding: loops unrolled; forward, a sum over the window tells of NaNs (or opposed infinities),
-//           and a row that has any is done again; backward, a dy serves its three pixels of a row from a register.
-// Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx: 4 HW + 5 PQ bytes a map.
-// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 8 cycles forward and 7 backward; from
-//           memory, N = 16, 9-14 and 7-8, 20-30 GB/s.
+// Usual     Window 3, stride 2, no padding: loops unrolled; forward, a sum over the window tells of NaNs (or opposed
+//           infinities), and a row that has any is done again; backward, a dy serves its three pixels of a row.
+// Traffic   x is read, y and argmax written; backward the other way: 4 HW + 5 PQ bytes a map.
+// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 8 cycles forward and 7 backward;
+//           from memory, N = 16, 9-14 and 7-8, 20-30 GB/s.
 #pragma once
 
 #include "half.hpp"
@@ -42,7 +42,7 @@ CK_INLINE Range taps_inside(int64_t first, int64_t dilation, int64_t taps, int64
   return {begin, most(begin, end)};
 }
 
-// Windows in which position `at` (counted from the padding's start) of an axis is a tap: f(window, tap), windows ascending.
+// Windows in which position `at` (from the padding's start) of an axis is a tap: f(window, tap), windows ascending.
 template <class F>
 CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t taps, int64_t windows, const F& f) {
   const int64_t span = (taps - 1) * dilation;

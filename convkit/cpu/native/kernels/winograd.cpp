@@ -45,7 +45,6 @@ int64_t weight_plane(const Shape& s) { return s.k_blocks() * BLOCK * s.c + POINT
 // U[group][point][tile of k][c][width]
 template <int R>
 void transform_weights(const Shape& s, const Weights& w, int64_t group_step, float* u, int threads) {
-  static constexpr auto G = filter_matrix<R>();
   const int64_t plane = weight_plane(s);
   parallel_ranges(threads, s.groups * s.k_blocks() * s.c, 64, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -60,9 +59,9 @@ void transform_weights(const Shape& s, const Weights& w, int64_t group_step, flo
       for (int part = 0; part < PARTS; ++part) {
         const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
         float* to = u + group * POINTS * plane + tile * KT * s.c + c * width + k % KT;
-        both_sides(
-            G, [&](int i, int j) { return load(&taps[i * R + j][part * LANES]); },
-            [&](int i, int j, V a) { store(to + (i * TILE + j) * plane, a); });
+        both_sides<FilterTransform<R>>(
+            [&](int i, int j) { return load(&taps[i * R + j][part * LANES]); },
+            [&](int i, int j, V a) { store(to + (i * TILE + j) * plane, a * divisor(i, j)); });
       }
     }
   });
@@ -126,12 +125,11 @@ struct Output {
 
 template <int M>
 CK_INLINE void output_tile(const float* m, int64_t plane, const Output& out, int64_t rows, int64_t columns) {
-  static constexpr auto A = output_matrix<M>();
   const auto get = [&](int i, int j) { return load(m + (i * TILE + j) * plane); };
   if (rows >= M && columns >= M) {
-    both_sides(A, get, [&](int i, int j, V v) { out.put(i, j, v); });
+    both_sides<OutputTransform<M>>(get, [&](int i, int j, V v) { out.put(i, j, v); });
   } else {
-    both_sides(A, get, [&](int i, int j, V v) {
+    both_sides<OutputTransform<M>>(get, [&](int i, int j, V v) {
       if (i < rows && j < columns) out.put(i, j, v);
     });
   }

@@ -48,10 +48,8 @@ CK_INLINE int64_t point_plane(int64_t blocks, int64_t tiles) { return blocks * t
 
 // One tile of the input, transformed: 49 registers, each to its point's matrix. `row` is the distance of two rows.
 CK_INLINE void transform_tile(const float* x, int64_t row, float* v, int64_t plane) {
-  static constexpr auto B = input_matrix();
-  both_sides(
-      B, [&](int i, int j) { return load(x + i * row + j * BLOCK); },
-      [&](int i, int j, V a) { store(v + (i * TILE + j) * plane, a); });
+  both_sides<InputTransform>([&](int i, int j) { return load(x + i * row + j * BLOCK); },
+                             [&](int i, int j, V a) { store(v + (i * TILE + j) * plane, a); });
 }
 
 // Transforms the tiles of one row of tiles of one block of channels: TILE x TILE pixels at steps of m.

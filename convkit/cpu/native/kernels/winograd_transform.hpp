@@ -4,8 +4,15 @@
 //
 // A tile is evaluated at the points 0, +-1, +-1/2, 2 and infinity (T = 7). Of the sets of seven small rationals these
 // and their like were the most exact in a search: relative RMS 2.6e-6 with float32 throughout against 1e-7 of a plain
-// sum; with the points +-1/3 or 3/2 instead, it is 1.3 to 1.6 times that. Rows of B^T are scaled by powers of two so
-// that their largest entry is near 1, and G by the inverse, which costs nothing and keeps the intermediate values alike.
+// sum; with the points +-1/3 or 3/2 instead, it is 1.3 to 1.6 times that.
+//
+// Each matrix is applied by its structure, not by its entries:
+//   B^T   Its rows are the coefficients of the product of (x - p) over all other points. All but one row share the factor
+//         (x - 2), pairs share x (x +- a): 20 operations for 7 values instead of 37.
+//   G     Row p is 1, p, p^2, ...: the even and the odd powers, added and subtracted, for each pair. Its divisors, the
+//         products of (p - q) over the other points q, are left out here, and multiplied in once, in two dimensions
+//         (`divisor`): into the weights' transform, or, for the gradient of the weights, into that of the result.
+//   A^T   The transpose of such a matrix: pairs are added and subtracted first.
 //
 // B depends on the points alone. So F(5, 3) and F(3, 5) share it, and the gradient of the weights of the one is the
 // other: dw = A^T [ (G dy G^T) * (B^T x B) ] A with R x R outputs of "filters" of M x M pixels of dy.
@@ -16,137 +23,104 @@
 namespace convkit {
 namespace winograd {
 
-constexpr int TILE = 7;             // pixels of a tile's side
-constexpr int POINTS = TILE * TILE; // matrix products
+constexpr int TILE = 7;              // pixels of a tile's side, and points
+constexpr int POINTS = TILE * TILE;  // matrix products
 
 constexpr double FINITE[TILE - 1] = {0.0, 1.0, -1.0, 0.5, -0.5, 2.0};
 
-struct Coefficients {
-  double bt[TILE][TILE];  // B^T
-  double row_scale[TILE]; // what B's rows were multiplied by
+// 1 / (divisor of row i of G).
+constexpr float inverse_divisor(int i) {
+  double product = 1;
+  for (int k = 0; i < TILE - 1 && k < TILE - 1; ++k)
+    if (k != i) product *= FINITE[i] - FINITE[k];
+  return static_cast<float>(1 / product);
+}
+// The factor of point (i, j).
+constexpr float divisor(int i, int j) { return inverse_divisor(i) * inverse_divisor(j); }
+
+// B^T d.
+struct InputTransform {
+  static constexpr int IN = TILE, OUT = TILE;
+
+  CK_INLINE static void apply(const V* d, V* to) {
+    V e[TILE - 1];  // of the factor x - 2
+    CK_UNROLL
+    for (int j = 0; j < TILE - 1; ++j) e[j] = d[j + 1] - 2.0f * d[j];
+    const V a1 = e[3] - 0.25f * e[1], a2 = e[4] - 0.25f * e[2];
+    const V b1 = 0.5f * (e[3] - e[1]), b2 = e[4] - e[2];
+    to[0] = 0.25f * e[0] - 1.25f * e[2] + e[4];
+    to[1] = a2 + a1;
+    to[2] = a2 - a1;
+    to[3] = b2 + b1;
+    to[4] = b2 - b1;
+    to[5] = 0.25f * d[1] - 1.25f * d[3] + d[5];
+    to[6] = 0.25f * e[1] - 1.25f * e[3] + e[5];
+  }
 };
 
-constexpr double magnitude(double a) { return a < 0 ? -a : a; }
+// G g without its divisors, for TAPS values.
+template <int TAPS>
+struct FilterTransform {
+  static constexpr int IN = TAPS, OUT = TILE;
 
-constexpr Coefficients make_coefficients() {
-  Coefficients c{};
-  for (int i = 0; i < TILE; ++i) {
-    // The product of (x - p) over all finite points p but the i-th; over all of them for the point at infinity.
-    double poly[TILE + 1] = {1.0};
-    int degree = 0;
-    for (int k = 0; k < TILE - 1; ++k) {
-      if (k == i) continue;
-      for (int j = degree + 1; j > 0; --j) poly[j] = poly[j - 1] - FINITE[k] * poly[j];
-      poly[0] = -FINITE[k] * poly[0];
-      ++degree;
+  CK_INLINE static void apply(const V* g, V* to) {
+    V even = g[0] + g[2], odd = g[1], even_half = g[0] + 0.25f * g[2], odd_half = 0.5f * g[1];
+    V two = g[0] + 2.0f * g[1] + 4.0f * g[2];
+    if constexpr (TAPS > 3) {
+      odd += g[3];
+      odd_half += 0.125f * g[3];
+      two += 8.0f * g[3];
     }
-    double largest = 0;
-    for (int j = 0; j < TILE; ++j) largest = magnitude(poly[j]) > largest ? magnitude(poly[j]) : largest;
-    double scale = 1;
-    while (largest * scale > 1.42) scale /= 2;
-    while (largest * scale < 0.71) scale *= 2;
-    for (int j = 0; j < TILE; ++j) c.bt[i][j] = poly[j] * scale;
-    c.row_scale[i] = scale;
+    if constexpr (TAPS > 4) {
+      even += g[4];
+      even_half += 0.0625f * g[4];
+      two += 16.0f * g[4];
+    }
+    to[0] = g[0];
+    to[1] = even + odd;
+    to[2] = even - odd;
+    to[3] = even_half + odd_half;
+    to[4] = even_half - odd_half;
+    to[5] = two;
+    to[6] = g[TAPS - 1];
   }
-  return c;
-}
-
-constexpr Coefficients COEFFICIENTS = make_coefficients();
-
-constexpr double power(double p, int j) {
-  double v = 1;
-  for (int i = 0; i < j; ++i) v *= p;
-  return v;
-}
-
-// A[i][j] for M outputs: point i's j-th power.
-template <int M>
-constexpr double a_entry(int i, int j) {
-  return i < TILE - 1 ? power(FINITE[i], j) : (j == M - 1 ? 1.0 : 0.0);
-}
-
-// G[i][j] for a filter of R taps.
-template <int R>
-constexpr double g_entry(int i, int j) {
-  const double unscale = 1 / COEFFICIENTS.row_scale[i];
-  if (i == TILE - 1) return j == R - 1 ? unscale : 0.0;
-  double divisor = 1;
-  for (int k = 0; k < TILE - 1; ++k)
-    if (k != i) divisor *= FINITE[i] - FINITE[k];
-  return power(FINITE[i], j) / divisor * unscale;
-}
-
-// Matrices as tables that the compiler folds into the unrolled code: zeros and ones cost nothing.
-template <int ROWS, int COLUMNS>
-struct Matrix {
-  float v[ROWS][COLUMNS];
 };
 
-constexpr Matrix<TILE, TILE> input_matrix() {
-  Matrix<TILE, TILE> m{};
-  for (int i = 0; i < TILE; ++i)
-    for (int j = 0; j < TILE; ++j) m.v[i][j] = static_cast<float>(COEFFICIENTS.bt[i][j]);
-  return m;
-}
-template <int R>
-constexpr Matrix<TILE, R> filter_matrix() {
-  Matrix<TILE, R> m{};
-  for (int i = 0; i < TILE; ++i)
-    for (int j = 0; j < R; ++j) m.v[i][j] = static_cast<float>(g_entry<R>(i, j));
-  return m;
-}
-template <int M>
-constexpr Matrix<M, TILE> output_matrix() {
-  Matrix<M, TILE> m{};
-  for (int i = 0; i < TILE; ++i)
-    for (int j = 0; j < M; ++j) m.v[j][i] = static_cast<float>(a_entry<M>(i, j));
-  return m;
-}
+// A^T m, OUTPUTS values.
+template <int OUTPUTS>
+struct OutputTransform {
+  static constexpr int IN = TILE, OUT = OUTPUTS;
 
-// to[i] = sum over j of m[i][j] from[j].
-template <int ROWS, int COLUMNS>
-CK_INLINE void multiply(const Matrix<ROWS, COLUMNS>& m, const V* from, V* to) {
-  CK_UNROLL
-  for (int i = 0; i < ROWS; ++i) {
-    V total = V{};
-    bool begun = false;
-    CK_UNROLL
-    for (int j = 0; j < COLUMNS; ++j) {
-      const float c = m.v[i][j];
-      if (c == 0.0f) continue;
-      if (!begun)
-        total = c == 1.0f ? from[j] : from[j] * c;
-      else if (c == 1.0f)
-        total = total + from[j];
-      else if (c == -1.0f)
-        total = total - from[j];
-      else
-        total = total + from[j] * c;
-      begun = true;
-    }
-    to[i] = total;
+  CK_INLINE static void apply(const V* m, V* to) {
+    const V s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    to[0] = m[0] + s1 + s2 + m[5];
+    to[1] = d1 + 0.5f * d2 + 2.0f * m[5];
+    to[2] = s1 + 0.25f * s2 + 4.0f * m[5];
+    if constexpr (OUTPUTS > 3) to[3] = d1 + 0.125f * d2 + 8.0f * m[5];
+    if constexpr (OUTPUTS > 4) to[4] = s1 + 0.0625f * s2 + 16.0f * m[5];
+    to[OUTPUTS - 1] += m[6];
   }
-}
+};
 
-// to (ROWS x ROWS) = m from m^T, where from is COLUMNS x COLUMNS: get(i, j) reads it, put(i, j, v) takes the result.
-template <int ROWS, int COLUMNS, class Get, class Put>
-CK_INLINE void both_sides(const Matrix<ROWS, COLUMNS>& m, const Get& get, const Put& put) {
-  V half[COLUMNS][ROWS];  // column j of the input, transformed
+// In two dimensions: columns, then rows. get(i, j) reads the input, put(i, j, v) takes the result.
+template <class Transform, class Get, class Put>
+CK_INLINE void both_sides(const Get& get, const Put& put) {
+  V half[Transform::IN][Transform::OUT];  // column j of the input, transformed
   CK_UNROLL
-  for (int j = 0; j < COLUMNS; ++j) {
-    V column[COLUMNS];
+  for (int j = 0; j < Transform::IN; ++j) {
+    V column[Transform::IN];
     CK_UNROLL
-    for (int i = 0; i < COLUMNS; ++i) column[i] = get(i, j);
-    multiply(m, column, half[j]);
+    for (int i = 0; i < Transform::IN; ++i) column[i] = get(i, j);
+    Transform::apply(column, half[j]);
   }
   CK_UNROLL
-  for (int i = 0; i < ROWS; ++i) {
-    V row[COLUMNS], result[ROWS];
+  for (int i = 0; i < Transform::OUT; ++i) {
+    V row[Transform::IN], result[Transform::OUT];
     CK_UNROLL
-    for (int j = 0; j < COLUMNS; ++j) row[j] = half[j][i];
-    multiply(m, row, result);
+    for (int j = 0; j < Transform::IN; ++j) row[j] = half[j][i];
+    Transform::apply(row, result);
     CK_UNROLL
-    for (int j = 0; j < ROWS; ++j) put(i, j, result[j]);
+    for (int j = 0; j < Transform::OUT; ++j) put(i, j, result[j]);
   }
 }
 

@@ -63,7 +63,6 @@ struct Problem {
 // One row of tiles of dy: M x M pixels, transformed; what lies beyond the map is zero.
 template <int M>
 void gradient_row(const Problem& p, const float* map, int64_t p0, float* d, int64_t plane) {
-  static constexpr auto G = filter_matrix<M>();
   const int64_t P = p.s.P, Q = p.s.Q;
   for (int64_t t = 0; t < p.s.columns(); ++t) {
     const int64_t q0 = t * M;
@@ -74,10 +73,10 @@ void gradient_row(const Problem& p, const float* map, int64_t p0, float* d, int6
       const float* at = from + part * LANES;
       const auto put = [&](int i, int j, V a) { store(to + (i * TILE + j) * plane, a); };
       if (inside) {
-        both_sides(G, [&](int i, int j) { return load(at + (i * Q + j) * BLOCK); }, put);
+        both_sides<FilterTransform<M>>([&](int i, int j) { return load(at + (i * Q + j) * BLOCK); }, put);
       } else {
-        both_sides(
-            G, [&](int i, int j) { return p0 + i < P && q0 + j < Q ? load(at + (i * Q + j) * BLOCK) : V{}; }, put);
+        both_sides<FilterTransform<M>>(
+            [&](int i, int j) { return p0 + i < P && q0 + j < Q ? load(at + (i * Q + j) * BLOCK) : V{}; }, put);
       }
     }
   }
@@ -145,7 +144,6 @@ void chunk_of(const Problem& p, const Maps& x, const Maps& dy, int64_t first, in
 // dw (K, C, R, R) of the stride-1 problem.
 template <int R>
 void transform_back(const Problem& p, float* dw, int threads) {
-  static constexpr auto A = output_matrix<R>();
   const Shape& s = p.s;
   const int64_t plane = p.m_plane();
   parallel_ranges(threads, s.groups * s.k_blocks() * s.c, 64, [&](int64_t begin, int64_t end) {
@@ -155,8 +153,8 @@ void transform_back(const Problem& p, float* dw, int threads) {
       for (int part = 0; part < PARTS; ++part) {
         const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
         const float* from = p.m + g * POINTS * plane + tile * KT * s.c_blocks() * BLOCK + c * width + k % KT;
-        both_sides(
-            A, [&](int i, int j) { return load(from + (i * TILE + j) * plane); },
+        both_sides<OutputTransform<R>>(
+            [&](int i, int j) { return load(from + (i * TILE + j) * plane) * divisor(i, j); },
             [&](int i, int j, V a) { store(&taps[i * R + j][part * LANES], a); });
       }
       const int64_t lanes = least(BLOCK, s.k - block * BLOCK);
