@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -114,6 +114,23 @@ def operation(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
+    """Refuse integers outside [0, end).
+
+    Their values mean nothing yet while a plan is recorded; and on a GPU, reading them would have to wait
+    for it: kernels take care not to read out of bounds there.
+    """
+    if recording() or values.size == 0 or not isinstance(values, np.ndarray):
+        return
+    if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= end:
+        raise OptionError(
+            f"{name} must each be {meaning}, 0 <= value < {end}; found {low if low < 0 else high}"
+        )
+
+
 class Arguments:
     """The array arguments of one op call, as views that implementations understand.
 
@@ -178,8 +195,19 @@ class Arguments:
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
         layout = self._layout(problem, out)
+        # To a pointwise op any order of the elements is as good as another, and it leaves zeros as they are.
+        pointwise = isinstance(problem, Pointwise)
+        blocked = {
+            name: (layout if pointwise else layouts.of(layout, name)) == layouts.BLOCKED
+            for name in self.op.outputs
+        }
         implementation = select(
-            self.op.name, problem, device=self.device, impl=impl, math=math, layout=layout
+            self.op.name,
+            problem,
+            device=self.device,
+            impl=impl,
+            math=math,
+            layout=layouts.NCHW if pointwise else layout,
         )
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
@@ -187,15 +215,16 @@ class Arguments:
             array
             if array is not None and self._direct(name, array, inputs)
             else arrays.empty(
-                layouts.physical(problem.shape(name))
-                if layouts.of(layout, name) == layouts.BLOCKED
-                else problem.shape(name),
+                layouts.physical(problem.shape(name)) if blocked[name] else problem.shape(name),
                 problem.dtype_of(name),
                 self.kind.device,
             )
             for name, array in zip(self.op.outputs, given, strict=True)
         )
-        call = Call(self.op, implementation, problem, inputs, outputs, options)
+        size = problem
+        if isinstance(problem, Pointwise) and outputs[0].size != problem.size:
+            size = replace(problem, dims=outputs[0].shape)  # with the spare channels
+        call = Call(self.op, implementation, size, inputs, outputs, options)
         calls = _recording.get()
         if calls is not None:
             if any(a is not b for a, b in zip(given, outputs, strict=True)):
@@ -211,7 +240,7 @@ class Arguments:
                 array[...] = filled
             if wanted is not None:
                 results.append(wanted)
-            elif layouts.of(layout, name) == layouts.BLOCKED:
+            elif blocked[name]:
                 results.append(Blocked(filled, problem.shape(name)[1]))
             else:
                 results.append(self.kind.wrap(filled))
@@ -219,10 +248,18 @@ class Arguments:
 
     def _layout(self, problem: Problem, out: Any) -> str:
         """The layout that the tensors have; outputs that are not given follow the inputs."""
-        if isinstance(problem, Pointwise):
-            return layouts.NCHW  # any order of the elements will do
         given = {**self.given, **dict(zip(self.op.outputs, self._out_objects(out), strict=True))}
-        return layouts.named({name: isinstance(a, Blocked) for name, a in given.items() if a is not None})
+        blocked = {name: isinstance(a, Blocked) for name, a in given.items() if a is not None}
+        if not any(blocked.values()):
+            return layouts.NCHW
+        if not isinstance(problem, Pointwise):
+            return layouts.named(blocked)
+        if "offset" in self.op.options:
+            raise OptionError(f"it counts the elements in their order, so none may be in {layouts.BLOCKED}")
+        if not all(blocked.values()):
+            words = ", ".join(f"{n}: {layouts.BLOCKED if b else layouts.NCHW}" for n, b in blocked.items())
+            raise OptionError(f"the arrays must share a layout, not {words}")
+        return layouts.BLOCKED
 
     def _input(self, problem: Problem, name: str) -> np.ndarray | None:
         array = self.views[name]

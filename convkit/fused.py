@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .dispatch import Arguments, operation
+from .dispatch import Arguments, in_range, operation
 from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite, shape_of
 
 Array = Any
@@ -105,9 +105,16 @@ def lrn_maxpool2d_dgrad(
     Returns
     -------
     dx : array, (N, C, H, W)
+
+    Raises
+    ------
+    OptionError
+        If argmax holds a position outside the window.
     """
     a = Arguments("lrn_maxpool2d_dgrad", dy=dy, argmax=argmax, x=x)
-    return a.run(_lrn_maxpool(a.x.shape, lrn, pool, a.dtype), out=out, impl=impl, relu=bool(relu))
+    problem = _lrn_maxpool(a.x.shape, lrn, pool, a.dtype)
+    in_range("argmax", a.argmax, problem.pool.R * problem.pool.S, "a position in the window")
+    return a.run(problem, out=out, impl=impl, relu=bool(relu))
 
 
 @operation

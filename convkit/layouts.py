@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from . import arrays
+from .errors import OptionError
 from .geometry import Shape
 
 NCHW, BLOCKED = "NCHW", "nChw16c"
@@ -44,6 +45,10 @@ class Blocked:
         """Logical shape, (N, C, H, W)."""
         N, _, H, W, _ = self.data.shape
         return N, self.C, H, W
+
+    @property
+    def ndim(self) -> int:
+        return 4
 
     @property
     def dtype(self) -> np.dtype:
@@ -107,14 +112,18 @@ def of(layout: str, tensor: str) -> str:
 
 def named(tensors: dict[str, bool]) -> str:
     """The layout that an implementation must declare, where these tensors are blocked or not."""
-    sides, given = [NCHW, NCHW], [False, False]
+    sides: list[str | None] = [None, None]
     for tensor, is_blocked in tensors.items():
-        side = _SIDES.get(tensor)
-        if side is not None:
-            sides[side], given[side] = BLOCKED if is_blocked else NCHW, True
-    if not all(given):
-        return sides[given.index(True)] if any(given) else NCHW
-    return joined(*sides)
+        side, layout = _SIDES.get(tensor), BLOCKED if is_blocked else NCHW
+        if side is None:
+            if is_blocked:
+                raise OptionError(f"{tensor} has one layout: it must be an array, not {BLOCKED}")
+        elif sides[side] not in (None, layout):
+            raise OptionError(f"{tensor} must be in {sides[side]}, as the others are, not in {layout}")
+        else:
+            sides[side] = layout
+    first, second = sides
+    return joined(first or second or NCHW, second or first or NCHW)
 
 
 def joined(x_layout: str, y_layout: str) -> str:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .arrays import empty, kind_of
-from .dispatch import Arguments, operation, recording
+from .dispatch import Arguments, in_range, operation
 from .errors import OptionError, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, integer
 
@@ -383,7 +381,7 @@ def maxpool2d_dgrad(
         ceil_mode=ceil_mode,
         dtype=a.dtype,
     )
-    _in_range("argmax", a.argmax, problem.R * problem.S, "a position in the window")
+    in_range("argmax", a.argmax, problem.R * problem.S, "a position in the window")
     return a.run(problem, out=out, impl=impl)
 
 
@@ -586,7 +584,7 @@ def softmax_xent_fprop(
     """
     a = Arguments("softmax_xent_fprop", logits=logits, labels=labels)
     problem = SoftmaxXent.of(a.logits.shape, a.dtype)
-    _in_range("labels", a.labels, problem.K, "a class")
+    in_range("labels", a.labels, problem.K, "a class")
     return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
 
 
@@ -620,25 +618,8 @@ def softmax_xent_dgrad(
         dloss.fill(1 / max(1, dloss.size))
     a = Arguments("softmax_xent_dgrad", probs=probs, labels=labels, dloss=dloss)
     problem = SoftmaxXent.of(a.probs.shape, a.dtype, name="probs")
-    _in_range("labels", a.labels, problem.K, "a class")
+    in_range("labels", a.labels, problem.K, "a class")
     return a.run(problem, out=out, impl=impl)
-
-
-def _in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
-    """Refuse integers outside [0, end).
-
-    Their values mean nothing yet while a plan is recorded; and on a GPU, reading them would have to wait
-    for it: kernels take care not to read out of bounds there.
-    """
-    if recording() or values.size == 0 or not isinstance(values, np.ndarray):
-        return
-    if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= end:
-        raise OptionError(
-            f"{name} must each be {meaning}, 0 <= value < {end}; found {low if low < 0 else high}"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -465,6 +465,7 @@ def select(
         if reason is None:
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")
+    where = device if layout == layouts.NCHW else f"{device}, in {layout},"
     raise NoImplementation(
-        f"no implementation for {device} takes {problem}" + ("".join(reasons) or "; none is registered")
+        f"no implementation for {where} takes {problem}" + ("".join(reasons) or "; none is registered")
     )

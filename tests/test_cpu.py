@@ -1,4 +1,8 @@
-"""What is particular to the NumPy and Numba implementations; that they are right is the gate's business."""
+"""What every CPU implementation owes besides right results, which are the gate's business.
+
+What is particular to those of NumPy and Numba names them; test_native, test_conv_native, test_linear_native
+and test_memory_native have what is particular to those in C++.
+"""
 
 import os
 import signal
@@ -14,16 +18,32 @@ import pytest
 from conftest import need
 
 import convkit as ck
-from convkit import arrays, registry
-from convkit.cpu import blas, conv2d_im2col_gemm, jit, philox, storage, threads
+from convkit import arrays, layouts, native, registry
+from convkit.cpu import blas, conv2d_im2col_gemm, jit, philox, reference, storage, threads
+from convkit.dispatch import Arguments
 from convkit.errors import NoImplementation, OptionError
-from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from convkit.geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    LrnMaxPool2d,
+    Pointwise,
+    Pool2d,
+    Reorder,
+    SoftmaxXent,
+)
 
 need("numba")
 
 CONV = Conv2d.of((3, 8, 30, 29), (12, 4, 3, 3), stride=(1, 2), padding=1, groups=2)
 NORM = LRN.of((3, 16, 30, 40), k=2.0)
 POOL = Pool2d.of((3, 16, 30, 40), padding=1, ceil_mode=True)
+#: What narrow_groups and pointwise take, and what Winograd takes; CONV is for the rest.
+SHALLOW = Conv2d.of((3, 8, 30, 29), (8, 1, 3, 3), padding=1, groups=8)
+PIXELS = Conv2d.of((3, 20, 19, 17), (36, 20, 1, 1))
+MAPS = Conv2d.of((3, 20, 15, 14), (36, 20, 3, 3), padding=1)
+NORM_POOL = LrnMaxPool2d(LRN.of((3, 24, 30, 40), k=2.0), Pool2d.of((3, 24, 30, 40)))
 DENSE = Linear.of((7, 300), (400, 300))
 FLAT = Pointwise((3, 16, 30, 41))
 DROP = {"p": 0.4, "seed": 2**40 + 3, "offset": 2**33, "scale": 1.5}
@@ -35,8 +55,22 @@ SGD = {
     "nesterov": False,
     "lr_in_velocity": False,
 }
-#: op, a problem, options: every op once, and what has a second path.
+#: op, a problem, options: every op once, every implementation, and what has a second path.
 CASES = [
+    *(
+        (op, p, {})
+        for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
+        for p in (SHALLOW, PIXELS, MAPS)
+    ),
+    ("conv2d_dgrad_relu", CONV, {}),
+    ("conv2d_dgrad_relu", PIXELS, {}),
+    ("conv2d_dgrad_relu", SHALLOW, {}),
+    ("conv2d_dgrad_relu", MAPS, {}),
+    ("reorder", Reorder(3, 20, 15, 14), {}),
+    ("lrn_maxpool2d_fprop", NORM_POOL, {}),
+    ("lrn_maxpool2d_dgrad", NORM_POOL, {"relu": True}),
+    ("linear_wgrad_sgd", DENSE, SGD),
+    ("linear_dgrad_wgrad_sgd", DENSE, {**SGD, "relu": True}),
     ("conv2d_fprop", CONV, {"relu": True}),
     ("conv2d_dgrad", CONV, {}),
     ("conv2d_wgrad", CONV, {}),
@@ -60,25 +94,33 @@ CASES = [
     ("softmax_xent_dgrad", SoftmaxXent(40, 300), {}),
     ("sgd_momentum", FLAT, SGD),
 ]
+#: A plan's alone: no implementation but the reference takes users' arrays.
+BLOCKED_ONLY = {"lrn_maxpool2d_fprop", "lrn_maxpool2d_dgrad", "reorder"}
 IDS = [f"{i}-{op}" for i, (op, _, _) in enumerate(CASES)]
 
 
-def ours(op):
-    """The implementations of this package, but for the reference."""
+def ours(op, problem):
+    """The implementations of this package that take the problem, in every layout, but for the reference."""
     return [
         i
-        for i in registry.implementations(op, device="cpu")
-        if i.name != "reference" and i.run.__module__.startswith("convkit.cpu.")
+        for i in registry.implementations(op, device="cpu", layout=None)
+        if i.name != "reference"
+        and i.run.__module__.startswith("convkit.cpu.")
+        and i.refusal(problem) is None
     ]
 
 
 def inputs_of(op, problem, seed=0):
+    """NCHW; argmax as a forward pass leaves it."""
     rng = np.random.default_rng(seed)
     found = []
     for name in registry.OPS[op].inputs:
         shape, dtype = problem.shape(name), arrays.np_dtype(problem.dtype_of(name))
         if name == "argmax":
-            found.append(rng.integers(0, problem.R * problem.S, shape).astype(dtype))
+            pool = problem.pool if isinstance(problem, LrnMaxPool2d) else problem
+            argmax = np.empty(shape, dtype)
+            reference.maxpool2d_fprop(pool, rng.standard_normal(pool.shape("x")), np.empty(shape), argmax)
+            found.append(argmax)
         elif name == "labels":
             found.append(rng.integers(0, problem.K, shape))
         else:
@@ -86,13 +128,25 @@ def inputs_of(op, problem, seed=0):
     return found
 
 
-def outputs_of(op, problem):
+def outputs_of(op, problem, layout="NCHW"):
     found = []
     for name in registry.OPS[op].outputs:
-        output = arrays.empty(problem.shape(name), problem.dtype_of(name))
+        shape = problem.shape(name)
+        if layouts.of(layout, name) == layouts.BLOCKED:
+            shape = layouts.physical(shape)
+        output = arrays.empty(shape, problem.dtype_of(name))
         output.fill(np.nan if output.dtype.kind not in "iu" else 255)
         found.append(output)
     return found
+
+
+def memory_of(implementation, inputs):
+    """The inputs in the implementation's layout."""
+    names = registry.OPS[implementation.op].inputs
+    return [
+        layouts.block(a) if layouts.of(implementation.layout, name) == layouts.BLOCKED else a
+        for name, a in zip(names, inputs, strict=True)
+    ]
 
 
 def options_of(implementation, problem, options):
@@ -102,9 +156,34 @@ def options_of(implementation, problem, options):
 
 
 def bits(implementation, problem, inputs, options):
-    outputs = outputs_of(implementation.op, problem)
+    outputs = outputs_of(implementation.op, problem, implementation.layout)
+    inputs = memory_of(implementation, inputs)
     implementation.run(problem, *inputs, *outputs, **options_of(implementation, problem, options))
     return [output.tobytes() for output in outputs]
+
+
+def all_bits():
+    """Those of every implementation, in every case."""
+    return [
+        (
+            implementation.op,
+            implementation.label,
+            bits(implementation, problem, inputs_of(op, problem), options),
+        )
+        for op, problem, options in CASES
+        for implementation in ours(op, problem)
+    ]
+
+
+def test_the_cases_leave_no_implementation_out():
+    """Except one that this machine lacks something for."""
+    seen = {(i.op, i.label) for op, problem, _ in CASES for i in ours(op, problem)}
+    shipped = [
+        i
+        for i in registry.implementations(device="cpu", layout=None)
+        if i.name != "reference" and i.run.__module__.startswith("convkit.cpu.")
+    ]
+    assert {(i.op, i.label) for i in shipped if i.missing is None or i.missing() is None} == seen
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -120,13 +199,13 @@ def eager(monkeypatch):
 @pytest.mark.parametrize(("op", "problem", "options"), CASES, ids=IDS)
 def test_same_bits_for_any_number_of_threads(op, problem, options, eager, monkeypatch):
     inputs = inputs_of(op, problem)
-    assert ours(op)
-    for implementation in ours(op):
+    assert ours(op, problem)
+    for implementation in ours(op, problem):
         results = []
         for count in ("1", "2", "5"):
             monkeypatch.setenv(threads.VARIABLE, count)
             results.append(bits(implementation, problem, inputs, options))
-        assert results[0] == results[1] == results[2]
+        assert results[0] == results[1] == results[2], implementation.label
 
 
 @pytest.mark.parametrize("units", [1, 2, 7, 100])
@@ -163,13 +242,14 @@ def test_split_inside_split_does_not_wait_for_itself(eager):
 
 
 def test_several_python_threads_get_the_same_bits(eager):
-    expected = [bits(ours(op)[0], p, inputs_of(op, p), options) for op, p, options in CASES]
+    expected = all_bits()
     wrong = []
 
     def caller():
-        for (op, p, options), bytes_ in zip(CASES, expected, strict=True):
-            if bits(ours(op)[0], p, inputs_of(op, p), options) != bytes_:
-                wrong.append(op)
+        try:
+            wrong.extend(a[:2] for a, b in zip(all_bits(), expected, strict=True) if a != b)
+        except Exception as error:
+            wrong.append(error)
 
     callers = [threading.Thread(target=caller) for _ in range(4)]
     for thread in callers:
@@ -182,13 +262,12 @@ def test_several_python_threads_get_the_same_bits(eager):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_computes(eager):
-    expected = [bits(ours(op)[0], p, inputs_of(op, p), options) for op, p, options in CASES]
+    expected = all_bits()
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # a child that waits for threads which it has not got is ended by this
         try:
-            got = [bits(ours(op)[0], p, inputs_of(op, p), options) for op, p, options in CASES]
-            os._exit(0 if got == expected else 1)
+            os._exit(0 if all_bits() == expected else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -226,29 +305,33 @@ def test_bits_and_blas_do_not_depend_on_the_calling_thread():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer")
-def test_ctrl_c_at_any_moment_leaves_the_pool_whole():
+@pytest.mark.parametrize("impl", ["window", "rows"], ids=["Python's", "C++'s"])
+def test_ctrl_c_at_any_moment_leaves_the_pool_whole(impl):
     """In a child, which is ended if it hangs: interrupts at random moments for some seconds."""
     code = """if True:
         import random, signal, sys, time
         import numpy as np, convkit as ck
         x = np.ones((8, 16, 40, 40), np.float32)
-        expected = ck.lrn_fprop(x).tobytes()
+        impl = sys.argv[1]
+        expected = ck.lrn_fprop(x, impl=impl).tobytes()
         def interrupt(*_): raise KeyboardInterrupt
         signal.signal(signal.SIGALRM, interrupt)
         random.seed(1)
-        end, interrupts = time.time() + 6, 0
+        end, interrupts = time.time() + 3, 0
         while time.time() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 4e-3))
                 while True:
-                    ck.lrn_fprop(x)
+                    ck.lrn_fprop(x, impl=impl)
             except KeyboardInterrupt:
                 interrupts += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert ck.lrn_fprop(x).tobytes() == expected
+        assert ck.lrn_fprop(x, impl=impl).tobytes() == expected
         print(interrupts)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    if impl == "rows" and (missing := native.kernels_missing()):
+        pytest.skip(missing)
+    done = subprocess.run([sys.executable, "-c", code, impl], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and int(done.stdout) > 5, done.stderr
 
 
@@ -288,8 +371,11 @@ def test_the_number_of_threads(monkeypatch):
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "99999", "²"])
 def test_a_number_of_threads_that_is_none(value, monkeypatch):
     monkeypatch.setenv(threads.VARIABLE, value)
-    with pytest.raises(OptionError, match="CONVKIT_NUM_THREADS"):
-        ck.relu_fprop(np.ones((3, 4), np.float32), impl="maximum")
+    problem = Pointwise((3, 4))
+    assert "maximum" in {i.name for i in ours("relu_fprop", problem)}
+    for implementation in ours("relu_fprop", problem):
+        with pytest.raises(OptionError, match="CONVKIT_NUM_THREADS"):
+            ck.relu_fprop(np.ones((3, 4), np.float32), impl=implementation.name)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -318,7 +404,12 @@ def test_without_numba_dispatch_falls_back(no_numba):
     candidates = {i.name: i for i in registry.implementations("lrn_fprop", device="cpu")}
     assert candidates["window"].refusal(NORM) == "numba is not installed"
     x = np.ones((1, 4, 3, 3), np.float32)
-    assert np.isfinite(ck.lrn_fprop(x)).all()
+    with ck.use(max_error=0.0):  # the C++ kernels declare more: as where there are none
+        assert registry.select("lrn_fprop", LRN.of(x.shape)).name == "reference"
+        assert np.isfinite(ck.lrn_fprop(x)).all()
+    within = {"region": "within_channel"}  # which no C++ kernel takes
+    assert registry.select("lrn_fprop", LRN.of(x.shape, **within)).name == "reference"
+    assert np.isfinite(ck.lrn_fprop(x, **within)).all()
     with pytest.raises(NoImplementation, match="window: numba is not installed"):
         ck.lrn_fprop(x, impl="window")
 
@@ -362,6 +453,16 @@ BIG = [
     ("lrn_dgrad", LRN.of((8, 64, 40, 40)), {}),
     ("maxpool2d_fprop", Pool2d.of((16, 64, 40, 40)), {}),
     ("maxpool2d_dgrad", Pool2d.of((16, 64, 40, 40)), {}),
+    ("lrn_maxpool2d_fprop", LrnMaxPool2d(LRN.of((8, 64, 40, 40)), Pool2d.of((8, 64, 40, 40))), {}),
+    (
+        "lrn_maxpool2d_dgrad",
+        LrnMaxPool2d(LRN.of((8, 64, 40, 40)), Pool2d.of((8, 64, 40, 40))),
+        {"relu": True},
+    ),
+    ("conv2d_dgrad_relu", Conv2d.of((6, 32, 40, 40), (32, 32, 3, 3), padding=1), {}),
+    ("reorder", Reorder(16, 64, 40, 40), {}),
+    ("linear_wgrad_sgd", Linear.of((500, 1000), (1000, 1000)), SGD),
+    ("linear_dgrad_wgrad_sgd", Linear.of((500, 1000), (1000, 1000)), {**SGD, "relu": True}),
     ("linear_fprop", Linear.of((500, 1000), (1000, 1000)), {"relu": True}),
     ("linear_dgrad", Linear.of((500, 1000), (1000, 1000)), {}),
     ("linear_wgrad", Linear.of((500, 1000), (1000, 1000)), {}),
@@ -375,8 +476,11 @@ BIG = [
 
 @pytest.mark.parametrize(("op", "problem", "options"), BIG, ids=[f"{i}-{c[0]}" for i, c in enumerate(BIG)])
 def test_run_allocates_next_to_nothing(op, problem, options):
-    for implementation in ours(op):
-        inputs, outputs = inputs_of(op, problem), outputs_of(op, problem)
+    assert ours(op, problem)
+    given_inputs = inputs_of(op, problem)
+    for implementation in ours(op, problem):
+        inputs = memory_of(implementation, given_inputs)
+        outputs = outputs_of(op, problem, implementation.layout)
         given = options_of(implementation, problem, options)
         implementation.run(problem, *inputs, *outputs, **given)  # compiles, and wakes threads
         tracemalloc.start()
@@ -385,7 +489,9 @@ def test_run_allocates_next_to_nothing(op, problem, options):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < 300_000  # the tensors have 2 MB and more; NumPy takes 200 KB to add float32 in float64
+        assert peak < 300_000, (
+            implementation.label
+        )  # the tensors have 2 MB and more; NumPy takes 200 KB to add float32 in float64
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -393,18 +499,38 @@ def test_narrow_storage_is_rounded_once(dtype):
     narrow = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s).astype(narrow) for s in ((2, 6, 9, 9), (4, 6, 3, 3), (4,)))
-    wide = ck.conv2d_fprop(*(a.astype(np.float32) for a in (x, w, b)), relu=True, impl="im2col_gemm")
-    y = ck.conv2d_fprop(x, w, b, relu=True, impl="im2col_gemm")
-    assert y.dtype == narrow
-    assert y.tobytes() == wide.astype(narrow).tobytes()
+    found = ours("conv2d_fprop", Conv2d.of(x.shape, w.shape, dtype=dtype))
+    names = [i.name for i in found if layouts.same(i.layout, layouts.NCHW)]
+    assert "im2col_gemm" in names
+    for impl in names:
+        wide = ck.conv2d_fprop(*(a.astype(np.float32) for a in (x, w, b)), relu=True, impl=impl)
+        y = ck.conv2d_fprop(x, w, b, relu=True, impl=impl)
+        assert y.dtype == narrow
+        assert y.tobytes() == wide.astype(narrow).tobytes(), impl
 
 
-def test_unaligned_inputs():
-    raw = np.zeros(4 * 300 + 1, np.uint8)
-    x = raw[1:].view(np.float32)[:288].reshape(2, 4, 6, 6)
-    x[...] = np.random.default_rng(0).standard_normal(x.shape)
-    assert not x.flags.aligned
-    np.testing.assert_array_equal(ck.lrn_fprop(x, impl="window"), ck.lrn_fprop(x.copy(), impl="window"))
+@pytest.mark.parametrize(("op", "problem", "options"), CASES, ids=IDS)
+def test_unaligned_arrays(op, problem, options):
+    """One byte off what their dtype asks for, as in a packed file: dispatch copies them."""
+
+    def off(array):
+        raw = np.zeros(array.nbytes + 1, np.uint8)
+        moved = raw[1:].view(array.dtype).reshape(array.shape)
+        moved[...] = array
+        assert moved.dtype.itemsize == 1 or not moved.flags.aligned
+        return moved
+
+    names = dict(zip(registry.OPS[op].inputs, inputs_of(op, problem), strict=True))
+    implementations = [i for i in ours(op, problem) if layouts.same(i.layout, layouts.NCHW)]
+    assert implementations or op in BLOCKED_ONLY
+    for implementation in implementations:
+        expected = Arguments(op, **names).run(problem, impl=implementation.name, **options)
+        out = [off(a) for a in outputs_of(op, problem)]
+        Arguments(op, **{n: off(a) for n, a in names.items()}).run(
+            problem, impl=implementation.name, out=out[0] if len(out) == 1 else tuple(out), **options
+        )
+        for got, wanted in zip(out, [expected] if len(out) == 1 else expected, strict=True):
+            np.testing.assert_array_equal(got, wanted, implementation.name)
 
 
 def test_an_input_cannot_be_written(monkeypatch):

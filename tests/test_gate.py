@@ -585,6 +585,37 @@ def overwrites_what_it_still_needs(
         w_new[...] = w - lr * (gradient + momentum * v_new if nesterov else v_new)
 
 
+@bad("linear_wgrad_sgd", VALUE)
+def updates_by_one_image_less(g, x, dy, w, v, w_new, v_new, **options):
+    less = type(g)(max(0, g.N - 1), g.C, g.K, g.dtype)
+    RIGHT["linear_wgrad_sgd"](less, x[: less.N], dy[: less.N], w, v, w_new, v_new, **options)
+
+
+@bad("linear_wgrad_sgd", "with .* in place of")
+def writes_weights_before_it_reads_them(g, x, dy, w, v, w_new, v_new, **options):
+    w_new[...] = 0
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **options)
+
+
+@bad("linear_dgrad_wgrad_sgd", VALUE)
+def makes_dx_from_the_new_weights(g, dy, w, x, v, dx, w_new, v_new, relu=False, **options):
+    RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, v_new, relu=relu, **options)
+    RIGHT["linear_dgrad"](g, dy, w_new, dx)
+
+
+@bad("linear_dgrad_wgrad_sgd", VALUE)
+def forgets_the_mask(g, dy, w, x, v, dx, w_new, v_new, relu=False, **options):
+    RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, v_new, relu=False, **options)
+
+
+@bad("linear_dgrad_wgrad_sgd", "with .* in place of")
+def makes_dx_after_the_update(g, dy, w, x, v, dx, w_new, v_new, relu=False, **options):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **options)
+    RIGHT["linear_dgrad"](g, dy, w, dx)
+    if relu:
+        dx[x <= 0] = 0
+
+
 @pytest.mark.parametrize("op, name, reason, run, declared", BAD, ids=[b[1] for b in BAD])
 def test_bad_kernels_fail(op, name, reason, run, declared):
     implementation = Implementation(op, name, run, **{"dtypes": ("float32",), **declared})

@@ -161,7 +161,7 @@ class Guarded:
         """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
         if self.channels is None or self.array.dtype.kind in "iu" or not self.array.size:
             return ""
-        used = self.channels - (self.array.shape[1] - 1) * layouts.BLOCK
+        used = self.channels % layouts.BLOCK or layouts.BLOCK
         return "left its spare channels other than zero" if np.any(self.array[:, -1][..., used:]) else ""
 
     def trespass(self) -> str:
@@ -307,7 +307,9 @@ def _trespass(
         if where := memory.trespass():
             return f"wrote outside its input {name}: {where}"
         before = question.inputs[name]
-        if before is not None and name not in inplace.values() and memory.get().tobytes() != before.tobytes():
+        if before is None or name in inplace.values():
+            continue
+        if memory.get().tobytes() != before.tobytes() or memory.spare():
             return f"changed its input {name}"
     if scratch is not None and (where := scratch.trespass()):
         return f"wrote outside its workspace of {scratch.bytes.size} bytes: {where}"

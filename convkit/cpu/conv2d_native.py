@@ -24,8 +24,10 @@ Array = np.ndarray
 
 #: Relative RMS error of Winograd's tiles of 7 x 7 against float64; see native/kernels/winograd_transform.hpp.
 WINOGRAD_ERROR = 1e-5
-#: Tiles below which the transformed weights' traffic costs more than Winograd's saved arithmetic.
-FEW_TILES = {"fprop": 24, "dgrad": 24, "wgrad": 32}
+#: With fewer tiles than these, and transformed weights of more bytes than those, their traffic costs more than
+#: Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums are 10-20 %
+#: faster; at batch 2 Winograd is 20-40 % faster.
+FEW_TILES, FEW_BYTES = 14, 1 << 20
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
 
@@ -105,7 +107,13 @@ def _asked(algorithm: str) -> Callable[..., str | None]:
 def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     if g.stride_h > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
         return "a stride is taken away on NCHW images only"
-    return _asked("winograd")(g, way, layout)
+    if (reason := _asked("winograd")(g, way, layout)) is not None:
+        return reason
+    outputs = 8 - -(-g.R // g.stride_h)  # of a tile's side
+    tiles = g.N * -(-g.P // outputs) * -(-g.Q // outputs)
+    if tiles < FEW_TILES and 4 * 49 * g.K * g.C // g.groups > FEW_BYTES:
+        return f"with {tiles} tiles, its transformed weights cost more than it saves"
+    return None
 
 
 _register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"))

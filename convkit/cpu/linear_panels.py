@@ -1,8 +1,8 @@
 """Fully connected layers in C++: `native/kernels/linear_{fprop,backward}.cpp` argue the kernels.
 
-Weights stay row by row, as users have them: every pass reads that order, so nothing is repacked in memory. The 16-bit
-types are read and written by the kernels themselves, and computed in float32: half the bytes for a small batch,
-whose bound they are.
+Weights stay row by row, as users have them: every pass reads that order, so nothing is repacked in memory.
+The 16-bit types are read and written by the kernels themselves, and computed in float32: half the bytes for a
+small batch, whose bound they are.
 
 The two ops that update weights have no function in `ops`: a plan uses them. `w_new` and `v_new` may be
 `w` and `v`.

@@ -16,6 +16,8 @@
 // Error     One float32 sum of c*r*s terms.
 #include "direct.hpp"
 
+#include "transpose.hpp"
+
 namespace convkit {
 namespace direct {
 namespace {
@@ -40,11 +42,13 @@ struct Pass {
   int64_t images, classes;
   Taps taps[MAX_CLASSES];
   float *in, *out, *mask, *bias;
+  const float* w_end;
   int64_t bytes;
 
   Pass(const Conv& conv, bool back, bool in_is_blocked, bool out_is_blocked, const float* w, void* workspace)
       : g(conv), backward(back), in_blocked(in_is_blocked), out_blocked(out_is_blocked) {
     backward ? split_backward(w) : whole_forward(w);
+    w_end = w ? w + g.K * g.c_group() * g.R * g.S : nullptr;
     framed = !in_blocked || top || left || frame_H != in_H || frame_W != in_W;
     const int64_t in_image = maps_in(1, nullptr).image(), out_image = maps_out(1, nullptr).image();
     images = framed || !out_blocked ? images_of(g.N, in_image + out_image) : g.N;
@@ -115,14 +119,24 @@ struct Pass {
   }
 };
 
-// to[i] = from[i * step], zeros from `count` on; in whole registers.
-void gather_lanes(const float* from, int64_t step, int64_t count, int64_t width, float* to) {
-  for (int64_t first = 0; first < width; first += LANES, from += LANES * step) {
-    if (count - first >= LANES) {
-      for (int i = 0; i < LANES; ++i) to[first + i] = from[i * step];
-    } else {
-      for (int i = 0; i < LANES; ++i) to[first + i] = first + i < count ? from[i * step] : 0.0f;
-    }
+// One block of c of one register's worth of k, at `to`, in rows of `width`: by transposition where the taps are
+// neighbours in memory, as they are but for dgrad with a stride.
+void pack_block(const Taps& t, const float* from, int64_t lanes, int64_t count, int64_t width, const float* end, float* to) {
+  const int64_t area = t.R * t.S;
+  const auto put = [&](int64_t c, int64_t i, V v) { store(to + (i * count + c) * width, v); };
+  if (t.w.s_step == 1 && t.w.r_step == t.S && t.w.c_step == area) {
+    columns_as_lanes(from, t.w.k_step, lanes, count * area, end, [&](int64_t e, V v) { put(e / area, e % area, v); });
+  } else if (t.w.s_step == -1 && t.w.r_step == -t.S && t.w.k_step == area) {
+    for (int64_t c = 0; c < count; ++c)
+      columns_as_lanes(from + c * t.w.c_step - (area - 1), area, lanes, area, end,
+                       [&](int64_t e, V v) { put(c, area - 1 - e, v); });
+  } else {
+    for (int64_t i = 0; i < area; ++i)
+      for (int64_t c = 0; c < count; ++c) {
+        const float* tap = from + c * t.w.c_step + i / t.S * t.w.r_step + i % t.S * t.w.s_step;
+        for (int64_t lane = 0; lane < LANES; ++lane)
+          to[(i * count + c) * width + lane] = lane < lanes ? tap[lane * t.w.k_step] : 0.0f;
+      }
   }
 }
 
@@ -135,11 +149,14 @@ void pack_weights(const Pass& p, const Taps& t, int threads) {
       const int64_t block = unit % blocks, tile = unit / blocks % tiles, group = unit / blocks / tiles;
       const int64_t width = tile_width(tile, p.k), count = least(BLOCK, p.c - block * BLOCK);
       float* to = t.packed + group * p.packed_group(t) + (tile * KT * p.c + block * BLOCK * width) * area;
-      const float* from = t.w.at + group * group_step + tile * KT * t.w.k_step + block * BLOCK * t.w.c_step;
-      for (int64_t r = 0; r < t.R; ++r)
-        for (int64_t s = 0; s < t.S; ++s)
-          for (int64_t c = 0; c < count; ++c, to += width)
-            gather_lanes(from + c * t.w.c_step + r * t.w.r_step + s * t.w.s_step, t.w.k_step, p.k - tile * KT, width, to);
+      for (int64_t lane = 0; lane < width; lane += LANES) {
+        const int64_t k = tile * KT + lane;
+        const float* from = t.w.at + group * group_step + k * t.w.k_step + block * BLOCK * t.w.c_step;
+        if (k < p.k)
+          pack_block(t, from, p.k - k, count, width, p.w_end, to + lane);
+        else
+          for (int64_t i = 0; i < area * count; ++i) store(to + i * width + lane, V{});
+      }
     }
   });
 }

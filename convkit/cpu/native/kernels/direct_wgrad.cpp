@@ -11,6 +11,8 @@
 // Bound     FMA: 16 for 10 loads.
 #include "direct.hpp"
 
+#include "transpose.hpp"
+
 namespace convkit {
 namespace direct {
 namespace {
@@ -90,16 +92,14 @@ void row_of_taps(const Problem& p, const Maps& x, const Maps& dy, int64_t g, int
 }
 
 void unpack_weights(const Problem& p, float* dw, int threads) {
-  const int64_t tiles = tiles_of(p.k), area = p.g.R * p.g.S, padded = round_up(p.c, BLOCK);
-  parallel_ranges(threads, p.g.groups * tiles, 1, [&](int64_t begin, int64_t end) {
+  const int64_t parts = round_up(p.k, BLOCK) / LANES, area = p.g.R * p.g.S, padded = round_up(p.c, BLOCK);
+  parallel_ranges(threads, p.g.groups * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t tile = unit % tiles, g = unit / tiles, width = tile_width(tile, p.k), k0 = tile * KT;
-      const float* from = p.packed + g * p.group_floats() + k0 * area * padded;
-      for (int64_t lane = 0; lane < least(width, p.k - k0); ++lane) {
-        float* to = dw + (g * p.k + k0 + lane) * p.c * area;
-        for (int64_t c = 0; c < p.c; ++c)
-          for (int64_t i = 0; i < area; ++i) to[c * area + i] = from[(i * padded + c) * width + lane];
-      }
+      const int64_t k = unit % parts * LANES, g = unit / parts, tile = k / KT, width = tile_width(tile, p.k);
+      if (k >= p.k) continue;
+      const float* from = p.packed + g * p.group_floats() + tile * KT * area * padded + k % KT;
+      lanes_as_columns([&](int64_t e) { return load(from + (e % area * padded + e / area) * width); }, p.k - k, p.c * area,
+                       dw + (g * p.k + k) * p.c * area, p.c * area);
     }
   });
 }

@@ -23,7 +23,8 @@ struct LinearShape {
 int64_t linear_fprop_scratch(const LinearShape& g);
 
 template <class S>
-void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch);
+void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+                  float* scratch);
 
 // One pass backward. What is null is not wanted: dx, dw, or the update (w_new and v_new, which may be w and v).
 template <class S>

@@ -16,10 +16,10 @@
 // Traffic   w and v read once and written once: 16 bytes a weight in float32, 8 in 16 bits; x once for each task,
 //           dy once for each block of columns.
 // Bound     To N = 16 or so memory, then FMA: 4 N FLOP a weight.
-// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8, beside other programs: update alone, N = 1, 20 ms, 47 GB/s; dx and
-//           update 28 ms at N = 1, 38 at 16, 159 at 128 (189 GFLOP/s, 81 % of the FMA probe). With the forward pass, 5-6
-//           times PyTorch's step at N = 1, 3-7 times at 16, 2-3 times at 128. In cache, one thread, N = 128: dx 105,
-//           dw 107 of 118 GFLOP/s.
+// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8, a machine shared with compilers: update alone at N = 1, 20-25 ms, 38-47
+//           GB/s; dx and update together 28-30 ms at N = 1, 38-46 at 16, 159-169 at 128 (180-189 GFLOP/s, 80 % of the
+//           FMA probe). With the forward pass 5-6 times PyTorch's step at N = 1, 4 times at 16, twice at 128. In cache,
+//           one thread, N = 128: dx 105, dw 107 of 118 GFLOP/s.
 #include "linear.hpp"
 #include "pool.hpp"
 
@@ -166,8 +166,9 @@ struct Task {
       for (int64_t t = 0; t < tiles; ++t) {
         const Range i = piece(t, tiles, images);
         ahead.some(share);
-        panel_product_for(registers, i.end - i.begin)(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
-                                                      cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
+        const auto product = panel_product_for(registers, i.end - i.begin);
+        product(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
+                cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
       }
     }
   }
@@ -180,8 +181,9 @@ struct Task {
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, rows);
         ahead.some(share);
-        panel_product_for(registers, j.end - j.begin)(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
-                                                      cache.dw + at * size.group + j.begin * PANEL, PANEL, add);
+        const auto product = panel_product_for(registers, j.end - j.begin);
+        product(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
+                cache.dw + at * size.group + j.begin * PANEL, PANEL, add);
         if (!last) continue;
         for (int64_t r = j.begin; r < j.end; ++r) finish_row(group, r, at);
       }

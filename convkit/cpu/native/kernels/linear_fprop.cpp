@@ -6,16 +6,18 @@
 //           accumulators, straight from w; a register's lanes are added up once, behind the last c.
 //             More: vectors of images. x is transposed once into panels [c][PANEL], a block of w is copied to cache,
 //           its numbers are the scalars that are broadcast (linear.hpp).
-// Tiling    Dots: a task is DOT_TASK rows; for each DOT_CHUNK of c, its sets of 4 rows meet every image, so that a
-//           chunk of x stays in cache for them: 4 + 6 loads for 24 FMAs. Panels: a task is ROWS rows by IMAGES images,
-//           CHUNK of c at a time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of 4 x 6 registers.
+// Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24 FMAs.
+//           Up to 6 images, a set is read from its first c to its last; with more, all sets go through DOT_CHUNK of c,
+//           so that a chunk of x serves them from cache. Panels: a task is ROWS rows by IMAGES images, CHUNK of c at a
+//           time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of 4 x 6 registers.
 // Traffic   w once for each IMAGES images, x once for each task (from L2 or L3), y once. Rows of w are C apart, often
 //           a power of two, where they would meet in one set of L1: hence the copy, in rows of CHUNK + 16.
 // Bound     N = 1 ... 8: memory. From 32 on: FMA. The next rows are asked for while these are worked on.
 // Bits      A task depends on the shape alone, not on the number of threads.
-// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8: N = 1 in 4.9-5.2 ms, 45-49 GB/s, 2.1 times PyTorch; N = 16 in 12.5 ms,
-//           2.1 times; N = 128 in 75 ms, 200 GFLOP/s, 86 % of the FMA probe beside it, 1.3-1.5 times. In cache, one
-//           thread, N = 24: 94 of 118 GFLOP/s.
+// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8, a machine shared with compilers: N = 1 in 5.2 ms at best, 45 GB/s, twice
+//           PyTorch's rate (at par with it while others take the memory); N = 16 in 13-19 ms, 1.6-2.1 times; N = 128
+//           in 75-79 ms, 189-200 GFLOP/s, 85 % of the FMA probe beside it, 1.3-1.5 times. In cache, one thread, N = 24:
+//           94 of 118 GFLOP/s.
 #include "linear.hpp"
 #include "pool.hpp"
 
@@ -28,7 +30,8 @@ namespace {
 constexpr int DOT_ROWS = 4;
 constexpr int DOT_IMAGES = REGISTERS == 32 ? 6 : 2;
 constexpr int64_t DOT_N = REGISTERS == 32 ? 24 : 12;  // up to so many images
-constexpr int64_t DOT_CHUNK = 512;  // of c
+constexpr int64_t DOT_CHUNK = 512;  // of c, where the images are more than one group
+constexpr int64_t NEAR = 512;       // bytes of a row that are asked for early, where they are not
 constexpr int64_t DOT_TASK = 16;  // rows of w
 
 int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
@@ -118,8 +121,10 @@ void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, floa
     for (int64_t i = 0; i < g.N * DOT_ROWS; ++i) set[i] = V{};
   }
   const auto row = [&](int64_t r, int64_t c) { return w + least(k0 + r, g.K - 1) * g.C + c; };
-  for (int64_t c = 0; c < g.C; c += DOT_CHUNK) {
-    const int64_t after = c + DOT_CHUNK < g.C ? c + DOT_CHUNK : 0;
+  // One group of images reads w as fast as memory gives it: whole rows, so that it is read in order.
+  const int64_t chunk = groups == 1 ? g.C : DOT_CHUNK;
+  for (int64_t c = 0; c < g.C; c += chunk) {
+    const int64_t after = c + chunk < g.C ? c + chunk : 0, count = least(chunk, g.C - c);
     for (int64_t set = 0; set < SETS; ++set) {
       Rows<S> rows;
       for (int r = 0; r < DOT_ROWS; ++r) rows.now[r] = row(set * DOT_ROWS + r, c);
@@ -128,9 +133,10 @@ void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, floa
         for (int64_t r = 0; r < DOT_ROWS; ++r) {
           const int64_t ahead = least(asked.begin + r, most(asked.begin, asked.end - 1));
           rows.next[r] = set + 1 < SETS ? row((set + 1) * DOT_ROWS + ahead, c) : row(ahead, after);
+          if (groups == 1) rows.next[r] = rows.now[r] + NEAR / sizeof(S);
         }
-        dot_chunk_for<S>(n.end - n.begin, groups == 1)(rows, x + n.begin * stride + c, stride,
-                                                       least(DOT_CHUNK, g.C - c), acc[set] + n.begin * DOT_ROWS);
+        const auto dots = dot_chunk_for<S>(n.end - n.begin, groups == 1);
+        dots(rows, x + n.begin * stride + c, stride, count, acc[set] + n.begin * DOT_ROWS);
       }
     }
   }
@@ -198,7 +204,8 @@ void panel_block(const LinearShape& g, const float* panels, const S* w, const S*
   for (int64_t c = 0; c < g.C; c += CHUNK) {
     const int64_t count = least(CHUNK, g.C - c), next = least(CHUNK, g.C - c - count);
     for (int64_t r = 0; r < height; ++r) copy_row(w + (k.begin + r) * g.C + c, count, rows + r * ROW);
-    Ahead<S> ahead{w + k.begin * g.C + c + count, nullptr, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
+    const S* after = w + k.begin * g.C + c + count;
+    Ahead<S> ahead{after, nullptr, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
     const int64_t share = ceil_div(height * ahead.lines, tiles * widths);
     for (int64_t p = 0; p < widths; ++p) {
       const float* a = panels + (n.begin + p * PANEL) * g.C + c * PANEL;
