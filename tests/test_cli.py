@@ -33,7 +33,9 @@ def test_alexnet_prints_the_table(image, capsys, tmp_path):
     assert rows["conv2+relu2"]["output"] == "1x192x27x27"
     for row in rows.values():
         assert 0 <= row["error"] < 1e-5, row
-        assert row["forward_ms"] > 0 and 0 < row["gflops"] < 1.5 * document["peak_gflops"], row
+        # FLOP are those of the definition: Winograd's tiles of 7 x 7 do a 5 x 5 filter's 225 products with 49.
+        saved = 225 / 49 if "winograd" in row["implementation"] else 1
+        assert row["forward_ms"] > 0 and 0 < row["gflops"] < 1.5 * saved * document["peak_gflops"], row
     assert document["images"] == ["photo.png"] and len(document["losses"]) == 2
 
 

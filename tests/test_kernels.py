@@ -77,8 +77,16 @@ def test_shipped_headers_argue(path):
         assert re.search(rf"__global__ +void +{launch.entry}\(", flat), launch.entry
 
 
+#: Ops that a plan for the CPU alone uses: several in one, and the way between layouts that only the CPU has.
+CPU_ALONE = {
+    *("conv2d_dgrad_relu", "lrn_maxpool2d_fprop", "lrn_maxpool2d_dgrad"),
+    *("linear_wgrad_sgd", "linear_dgrad_wgrad_sgd", "reorder"),
+}
+
+
 def test_every_op_has_a_kernel():
-    assert {read(path).header.op for path in KERNELS} == set(OPS)
+    """Except those: whoever writes a kernel for one takes it out of the list."""
+    assert {read(path).header.op for path in KERNELS} == set(OPS) - CPU_ALONE
 
 
 def test_inline_ptx_is_in_one_file():
