@@ -153,7 +153,7 @@ def _list(args: argparse.Namespace) -> int:
     rows = [
         (i.op, i.name, i.device, i.layout, " ".join(i.dtypes), f"{i.error:g}", i.rank,
          (i.missing and i.missing()) or "ready")
-        for i in implementations(args.op, device=args.device)
+        for i in implementations(args.op, device=args.device, layout=None)
     ]  # fmt: skip
     print(_table(rows, ("op", "implementation", "device", "layout", "dtypes", "error", "rank", "state")))
     module = native.load()

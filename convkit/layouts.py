@@ -22,6 +22,8 @@ NCHW, BLOCKED = "NCHW", "nChw16c"
 #: Channels in a block.
 BLOCK = 16
 
+#: What an implementation may declare: one for all, or its input's and its output's.
+DECLARED = (NCHW, BLOCKED, f"{NCHW}>{BLOCKED}", f"{BLOCKED}>{NCHW}")
 #: Tensors on the input's side of an op, and on its output's; all others (weights, sums) have one layout.
 _SIDES = {"x": 0, "dx": 0, "y": 1, "dy": 1, "argmax": 1}
 

@@ -206,12 +206,14 @@ def add(implementation: Implementation) -> Implementation:
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
+    if implementation.layout not in layouts.DECLARED:
+        raise unknown("layout", implementation.layout, layouts.DECLARED)
     key = (implementation.op, implementation.device, implementation.name, implementation.layout)
     with _LOCK:
         before = _IMPLEMENTATIONS.get(key)
         if before is not None and before.source != implementation.source:
             raise OptionError(
-                f"{implementation.op} already has an implementation {implementation.name!r} "
+                f"{implementation.op} already has an implementation {implementation.label!r} "
                 f"for {implementation.device}, from {before.source}; choose another name"
             )
         _IMPLEMENTATIONS[key] = implementation
@@ -355,6 +357,8 @@ def implementations(
         raise unknown("op", op, OPS)
     if device not in (None, *DEVICES):
         raise unknown("device", device, DEVICES)
+    if layout not in (None, *layouts.DECLARED):
+        raise unknown("layout", layout, layouts.DECLARED)
     builtin(device)
     order = list(OPS)
     found = [

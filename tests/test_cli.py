@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -33,9 +34,10 @@ def test_alexnet_prints_the_table(image, capsys, tmp_path):
     assert rows["conv2+relu2"]["output"] == "1x192x27x27"
     for row in rows.values():
         assert 0 <= row["error"] < 1e-5, row
-        # FLOP are those of the definition: Winograd's tiles of 7 x 7 do a 5 x 5 filter's 225 products with 49.
+        # FLOP are the definition's: Winograd's tiles of 7 x 7 do the 225 products of a 5 x 5 filter with 49.
         saved = 225 / 49 if "winograd" in row["implementation"] else 1
-        assert row["forward_ms"] > 0 and 0 < row["gflops"] < 1.5 * saved * document["peak_gflops"], row
+        assert row["forward_ms"] > 0 and 0 <= row["gflops"] < 1.5 * saved * document["peak_gflops"], row
+        assert row["gflops"] > 0 or row["layer"] == "flatten", row  # which moves data, and computes nothing
     assert document["images"] == ["photo.png"] and len(document["losses"]) == 2
 
 
@@ -72,6 +74,8 @@ def test_list(capsys):
     assert main(["list", "conv2d_fprop"]) == 0
     out = capsys.readouterr().out
     assert "reference" in out and "native extension" in out
+    for layout in ("NCHW>nChw16c", "nChw16c>NCHW", "nChw16c"):
+        assert re.search(rf"conv2d_fprop +direct +cpu +{layout} +float32", out), layout
     assert "lrn_fprop" not in out
 
 

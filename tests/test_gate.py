@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convkit import check
+from convkit import check, layouts
 from convkit.check import check_these, tolerance
 from convkit.cpu import reference
 from convkit.cpu.philox import words
@@ -19,6 +19,7 @@ from convkit.errors import OptionError
 from convkit.geometry import Conv2d, Linear
 from convkit.registry import ALL_DTYPES, OPS, Implementation, implementations
 
+#: In users' layout; test_conv_native and test_memory_native put the others through the gate.
 SHIPPED = [
     i for i in implementations(device="cpu") if i.source.startswith(check.__file__.rpartition("check")[0])
 ]
@@ -614,6 +615,224 @@ def makes_dx_after_the_update(g, dy, w, x, v, dx, w_new, v_new, relu=False, **op
     RIGHT["linear_dgrad"](g, dy, w, dx)
     if relu:
         dx[x <= 0] = 0
+
+
+# -- fused ops ----------------------------------------------------------------------------------------
+@bad("conv2d_dgrad_relu", "expected 0")
+def forgets_the_relu_below(g, dy, w, x, dx):
+    RIGHT["conv2d_dgrad"](g, dy, w, dx)
+
+
+@bad("conv2d_dgrad_relu", "expected 0|" + VALUE)
+def masks_by_the_gradient(g, dy, w, x, dx):
+    RIGHT["conv2d_dgrad"](g, dy, w, dx)
+    np.maximum(dx, 0, out=dx)
+
+
+@bad("conv2d_dgrad_relu", "expected 0")
+def passes_the_gradient_of_a_fused_relu_at_zero(g, dy, w, x, dx):
+    RIGHT["conv2d_dgrad"](g, dy, w, dx)
+    dx[x < 0] = 0
+
+
+@bad("conv2d_dgrad_relu", VALUE)
+def masks_with_the_first_image(g, dy, w, x, dx):
+    RIGHT["conv2d_dgrad"](g, dy, w, dx)
+    dx[np.broadcast_to(x[:1] <= 0, dx.shape)] = 0
+
+
+@bad("lrn_maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
+def picks_the_last_tap(g, x, y, argmax):
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    argmax[...] = g.pool.R * g.pool.S - 1
+
+
+@bad("lrn_maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
+def picks_the_tap_beside_the_largest(g, x, y, argmax):
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    argmax.reshape(-1)[-1:] = (argmax.reshape(-1)[-1:] + 1) % (g.pool.R * g.pool.S)
+
+
+@bad("lrn_maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
+def picks_the_largest_before_it_is_normalised(g, x, y, argmax):
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    RIGHT["maxpool2d_fprop"](g.pool, x, np.empty_like(y), argmax)
+
+
+@bad("lrn_maxpool2d_fprop", VALUE)
+def pools_what_is_not_normalised(g, x, y, argmax):
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    RIGHT["maxpool2d_fprop"](g.pool, x, y, np.empty_like(argmax))
+
+
+@bad("lrn_maxpool2d_fprop", VALUE)
+def normalises_the_pooled(g, x, y, argmax):
+    from dataclasses import replace
+
+    pooled = np.empty(y.shape)
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    RIGHT["maxpool2d_fprop"](g.pool, x, pooled, np.empty_like(argmax))
+    RIGHT["lrn_fprop"](replace(g.lrn, H=g.pool.P, W=g.pool.Q), pooled, y)
+
+
+@bad("lrn_maxpool2d_fprop", LOST)
+def swallows_nan_that_lrn_has_spread(g, x, y, argmax):
+    RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
+    clean = np.empty_like(y)
+    RIGHT["lrn_maxpool2d_fprop"](g, np.nan_to_num(x, nan=-9), clean, np.empty_like(argmax))
+    np.copyto(y, clean, where=np.isnan(y))
+
+
+@bad("lrn_maxpool2d_dgrad", "expected 0")
+def forgets_the_relu_of_a_fused_gradient(g, dy, argmax, x, dx, relu):
+    RIGHT["lrn_maxpool2d_dgrad"](g, dy, argmax, x, dx, False)
+
+
+@bad("lrn_maxpool2d_dgrad", VALUE)
+def takes_a_relu_that_is_not_there(g, dy, argmax, x, dx, relu):
+    RIGHT["lrn_maxpool2d_dgrad"](g, dy, argmax, x, dx, True)
+
+
+@bad("lrn_maxpool2d_dgrad", VALUE)
+def routes_to_the_first_tap(g, dy, argmax, x, dx, relu):
+    RIGHT["lrn_maxpool2d_dgrad"](g, dy, np.zeros_like(argmax), x, dx, relu)
+
+
+@bad("lrn_maxpool2d_dgrad", VALUE)
+def leaves_lrn_out_of_the_gradient(g, dy, argmax, x, dx, relu):
+    RIGHT["maxpool2d_dgrad"](g.pool, dy, argmax, dx)
+    if relu:
+        dx[x <= 0] = 0
+
+
+@bad("linear_wgrad_sgd", r"v_new\[[\d, ]*\] is|did not write v_new")
+def updates_w_but_not_v(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, np.empty_like(v_new), **sgd)
+    v_new[...] = v
+
+
+@bad("linear_wgrad_sgd", r"did not write v_new")
+def leaves_v_unwritten(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, np.empty_like(v_new), **sgd)
+
+
+@bad("linear_wgrad_sgd", r"w_new\[[\d, ]*\] is")
+def updates_v_but_not_w(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, np.empty_like(w_new), v_new, **sgd)
+    w_new[...] = w
+
+
+@bad("linear_wgrad_sgd", VALUE)
+def decays_what_it_has_updated(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **{**sgd, "weight_decay": 0.0})
+    w_new *= 1 - sgd["lr"] * sgd["weight_decay"]
+
+
+@bad("linear_wgrad_sgd", "expected")
+def skips_the_update_of_an_empty_batch(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **sgd)
+    if not g.N:
+        w_new[...], v_new[...] = w, v
+
+
+@bad("linear_wgrad_sgd", "with .* in place of")
+def updates_twice_where_it_is_in_place(g, x, dy, w, v, w_new, v_new, **sgd):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w.copy(), v, w_new, np.empty_like(v_new), **sgd)
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, np.empty_like(w_new), v_new, **sgd)
+
+
+@bad("linear_dgrad_wgrad_sgd", r"v_new\[[\d, ]*\] is")
+def updates_w_but_not_v_beside_dx(g, dy, w, x, v, dx, w_new, v_new, relu, **sgd):
+    RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, np.empty_like(v_new), relu, **sgd)
+    v_new[...] = v
+
+
+@bad("linear_dgrad_wgrad_sgd", VALUE)
+def updates_with_the_masked_input(g, dy, w, x, v, dx, w_new, v_new, relu, **sgd):
+    RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, v_new, relu, **sgd)
+    if relu:
+        RIGHT["linear_wgrad_sgd"](g, np.maximum(x, 0), dy, w, v, w_new, v_new, **sgd)
+
+
+@bad("reorder", r"y\[[\d, ]+\] is .*, expected")
+def swaps_rows_and_columns(g, x, y):
+    y[...] = np.ascontiguousarray(x.swapaxes(2, 3)).reshape(y.shape)
+
+
+# -- blocked tensors ----------------------------------------------------------------------------------
+def blocked(run):
+    """A function on NCHW arrays as an implementation on blocked memory, with zeros in the spare channels."""
+
+    def on_blocks(g, x, y, *rest):
+        whole = np.empty(g.shape("y"), y.dtype)
+        run(g, layouts.unblock(x, g.shape("x")[1]), whole, *rest)
+        y[...] = layouts.block(whole)
+
+    return on_blocks
+
+
+ON_BLOCKS = blocked(RIGHT["lrn_fprop"])
+
+
+@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=layouts.BLOCKED)
+def leaves_garbage_in_the_spare_channels(g, x, y):
+    before = y.copy()
+    ON_BLOCKS(g, x, y)
+    y[:, -1, ..., (g.C - 1) % 16 + 1 :] = before[:, -1, ..., (g.C - 1) % 16 + 1 :]
+
+
+@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=layouts.BLOCKED)
+def normalises_into_the_spare_channels(g, x, y):
+    ON_BLOCKS(g, x, y)
+    y[:, -1, ..., (g.C - 1) % 16 + 1 :] = 1e-30
+
+
+@bad("lrn_fprop", "changed its input x", layout=layouts.BLOCKED)
+def writes_to_the_spare_channels_of_its_input(g, x, y):
+    ON_BLOCKS(g, x, y)
+    if g.C % 16:
+        ctypes.memset(x.ctypes.data + x.nbytes - x.itemsize, 1, x.itemsize)
+
+
+@bad("lrn_fprop", VALUE, layout=layouts.BLOCKED)
+def ends_each_window_with_its_block(g, x, y):
+    parts = [layouts.unblock(x[:, [i]], min(16, g.C - 16 * i)) for i in range(x.shape[1])]
+    for i, part in enumerate(parts):
+        from dataclasses import replace
+
+        one = np.empty(part.shape)
+        RIGHT["lrn_fprop"](replace(g, C=part.shape[1], groups=1), part, one)
+        y[:, [i]] = layouts.block(one)
+
+
+@bad("reorder", r"y\[[\d, ]+\] is .*, expected", layout=layouts.BLOCKED)
+def takes_blocks_of_eight(g, x, y):
+    y[...] = x[..., [*range(8, 16), *range(8)]]
+
+
+@bad("reorder", "left its spare channels other than zero: output y", layout="NCHW>nChw16c")
+def repeats_channels_in_the_last_block(g, x, y):
+    y[...] = layouts.block(x)
+    used = g.C - 16 * (y.shape[1] - 1)
+    y[:, -1] = y[:, -1][..., np.arange(16) % used]
+
+
+@bad("reorder", r"y\[[\d, ]+\] is .*, expected", layout="nChw16c>NCHW")
+def forgets_the_last_block(g, x, y):
+    y[...] = layouts.unblock(x, g.C)
+    y[:, (x.shape[1] - 1) * 16 :] = 0
+
+
+def test_the_same_on_blocks_without_the_fault_passes():
+    """What the planted faults are made of is right; it is the faults that are found."""
+    for op, layout, run in (
+        ("lrn_fprop", layouts.BLOCKED, ON_BLOCKS),
+        ("reorder", layouts.BLOCKED, lambda g, x, y: np.copyto(y, x)),
+        ("reorder", "NCHW>nChw16c", lambda g, x, y: np.copyto(y, layouts.block(x))),
+        ("reorder", "nChw16c>NCHW", lambda g, x, y: np.copyto(y, layouts.unblock(x, g.C))),
+    ):
+        verdicts = check_these([Implementation(op, "right", run, layout=layout)], quick=True)
+        assert verdicts and all(v.ok and not v.declined for v in verdicts), (op, layout)
 
 
 @pytest.mark.parametrize("op, name, reason, run, declared", BAD, ids=[b[1] for b in BAD])

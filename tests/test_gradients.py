@@ -159,6 +159,53 @@ def test_softmax_xent():
     close(ck.softmax_xent_dgrad(probs, labels), numeric(forward, logits, np.full(4, 0.25)))
 
 
+def test_conv2d_behind_a_relu():
+    """conv2d_dgrad_relu goes through the ReLU below the convolution."""
+    before, w = random(2, 4, 6, 5), random(6, 2, 3, 3)
+    options = {"stride": (2, 1), "padding": 1, "groups": 2}
+
+    def forward():
+        return ck.conv2d_fprop(ck.relu_fprop(before), w, **options)
+
+    dy = random(*forward().shape, seed=1)
+    gradient = ck.conv2d_dgrad_relu(dy, w, ck.relu_fprop(before), **options)
+    close(gradient, numeric(forward, before, dy))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("name", POOLS)
+def test_lrn_maxpool2d(name, relu):
+    # Apart by more than the step, as in test_maxpool2d; LRN with so small an alpha leaves them so.
+    before = np.random.default_rng(0).permutation(2 * 5 * 7 * 6).reshape(2, 5, 7, 6) / 50 - 3.0
+    before += 1e-3
+    options = {"lrn": {"size": 3, "alpha": 0.01, "k": 1.5}, "pool": POOLS[name]}
+
+    def x():
+        return ck.relu_fprop(before) if relu else before
+
+    y, argmax = ck.lrn_maxpool2d_fprop(x(), **options)
+    dy = random(*y.shape, seed=1)
+    dx = ck.lrn_maxpool2d_dgrad(dy, argmax, x(), **options, relu=relu)
+    close(dx, numeric(lambda: ck.lrn_maxpool2d_fprop(x(), **options)[0], before, dy))
+
+
+def test_linear_with_its_update():
+    """A step of size 1 without momentum or decay takes the gradient off the weights."""
+    before, w, v = random(3, 7), random(5, 7), np.zeros((5, 7))
+
+    def forward():
+        return ck.linear_fprop(ck.relu_fprop(before), w)
+
+    dy = random(3, 5, seed=1)
+    x = ck.relu_fprop(before)
+    dx, w_new, v_new = ck.linear_dgrad_wgrad_sgd(dy, w, x, v, lr=1.0, relu=True)
+    close(dx, numeric(forward, before, dy))
+    close(w - w_new, numeric(forward, w, dy))
+    close(v_new, numeric(forward, w, dy))
+    for got, wanted in zip(ck.linear_wgrad_sgd(x, dy, w, v, lr=1.0), (w_new, v_new)):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_a_small_network_end_to_end():
     """The ops' gradients chained, as a network does."""
     x, w1, w2 = random(2, 2, 9, 9), random(4, 2, 3, 3), random(3, 4 * 3 * 3)

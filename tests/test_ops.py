@@ -676,7 +676,7 @@ BAD = {
     "lr of the fused op": (
         lambda **o: ck.linear_dgrad_wgrad_sgd(ROWS, ROWS, ROWS, ROWS, lr=np.inf, **o),
         OptionError,
-        r"lr must be finite",
+        r"lr must be a finite number, not inf",
     ),
     "one layout of two": (
         lambda **o: ck.relu_dgrad(Blocked.of(X), X, **o),

@@ -10,7 +10,8 @@ import pytest
 import convkit as ck
 from convkit import registry
 from convkit.errors import NoImplementation, OptionError
-from convkit.geometry import Conv2d, Pointwise
+from convkit.geometry import LRN, Conv2d, Pointwise
+from convkit.layouts import Blocked
 from convkit.registry import ALL_DTYPES, OPS, Implementation, select
 
 
@@ -101,6 +102,37 @@ def test_a_refusal_lists_every_candidate_with_its_reason():
         assert word in str(caught.value)
 
 
+def test_a_name_may_stand_for_an_idea_in_several_layouts():
+    """The layout is a part of the key; `implementations` lists those for arrays unless told otherwise."""
+    maps = np.ones((1, 16, 2, 3), np.float32)
+    plant("idea", op="lrn_fprop")
+    plant("idea", op="lrn_fprop", value=9, layout="nChw16c")
+    assert [i.layout for i in ck.implementations("lrn_fprop") if i.name == "idea"] == ["NCHW"]
+    assert [i.label for i in ck.implementations("lrn_fprop", layout="nChw16c") if i.name == "idea"] == [
+        "idea nChw16c"
+    ]
+    assert {i.layout for i in ck.implementations("lrn_fprop", layout=None) if i.name == "idea"} == {
+        *("NCHW", "nChw16c")
+    }
+    assert select("lrn_fprop", LRN.of(maps.shape), layout="nChw16c").layout == "nChw16c"
+    assert (ck.lrn_fprop(maps) == 7).all()
+    assert (ck.lrn_fprop(Blocked.of(maps)).data == 9).all()
+
+
+def test_a_name_that_a_layout_lacks_is_refused_in_words():
+    maps = Blocked.of(np.ones((1, 16, 2, 3), np.float32))
+    with pytest.raises(
+        OptionError, match="unknown implementation of lrn_fprop for cpu in nChw16c 'reference'"
+    ):
+        ck.lrn_fprop(maps, impl="reference")
+    plant("boxes", op="lrn_fprop", rank=2000, layout="nChw16c", when=lambda g: "not today")
+    with ck.use(lrn_fprop="boxes"), pytest.raises(NoImplementation) as caught:
+        ck.lrn_fprop(maps)
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith("lrn_fprop: no implementation for cpu, in nChw16c, takes ")
+    assert rest == ["  boxes: not today"]
+
+
 def test_use_nests_and_ends():
     plant("seven")
     plant("nine", value=9)
@@ -141,6 +173,9 @@ def test_use_is_of_one_thread():
         (lambda: ck.implementations("relu_frop"), "did you mean 'relu_fprop'"),
         (lambda: plant("mine", op="relu_forward"), "unknown op 'relu_forward'"),
         (lambda: plant("mine", math="fp64"), "unknown math 'fp64'"),
+        (lambda: plant("mine", layout="NHWC"), "unknown layout 'NHWC'"),
+        (lambda: plant("mine", layout="nChw16c>nChw16c"), "did you mean 'nChw16c>NCHW'"),
+        (lambda: ck.implementations("lrn_fprop", layout="nChw8c"), "did you mean 'nChw16c'"),
         (
             lambda: select("conv2d_fprop", Conv2d.of((1, 1, 3, 3), (1, 1, 3, 3)), math="tf23"),
             "did you mean 'tf32'",

@@ -470,7 +470,8 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
             _lrn_pool((2, 18, 9, 8), {"alpha": 0.5}, {}),
             _lrn_pool((1, 32, 8, 8), {"alpha": 0.5, "groups": 2}, {"ceil_mode": True}),
         ]
-        fills = [f for f in fills if f != "inf" or op == "lrn_maxpool2d_fprop"]  # as for LRN
+        # As for LRN; and a value that another one of its window overtakes hides an infinity beside it.
+        fills = [f for f in fills if f != "inf"]
     elif kind is Linear:
         problems = [Linear(6, 35, 10), Linear(1, 16, 8)]
     elif kind is ChannelSum:

@@ -101,6 +101,7 @@ template <class S>
 struct Ahead {
   const S *w, *v;
   int64_t stride, rows, lines;
+  int64_t share = 0;  // lines to ask for at a time
   int64_t row = 0, line = 0;
 
   CK_INLINE void some(int64_t count) {

@@ -130,7 +130,7 @@ struct Task {
     for (int64_t group = k.begin; group < k.end; group += size.group) {
       const int64_t rows = least(size.group, k.end - group);
       if (job.w) pack(job.w + group * job.g.C + c.begin, job.g.C, rows, width, cache.w, size.group);
-      Ahead<S> ahead = next(group + rows, update);
+      Ahead<S> ahead = next(group + rows, update, products(rows, gradient));
       if (job.dx || resident) pack_dy(group, rows, n);
       if (job.dx && images) dgrad(rows, group > k.begin, ahead);
       if (resident) {
@@ -147,10 +147,18 @@ struct Task {
     if (job.dx) put_dx();
   }
 
-  Ahead<S> next(int64_t group, bool update) const {
+  // Register tiles that are computed while one group of rows is in cache.
+  int64_t products(int64_t rows, bool gradient) const {
+    const int64_t parts = gradient ? most(1, ceil_div(images, size.images)) : 0;
+    return ceil_div(width, PANEL) * ((job.dx ? ceil_div(images, PANEL_J) : 0) + parts * ceil_div(rows, PANEL_J));
+  }
+
+  // Asks for the next group evenly over them: in bursts, the lines would wait for each other, and the tiles for them.
+  Ahead<S> next(int64_t group, bool update, int64_t products) const {
     const int64_t at = group * job.g.C + c.begin;
     const int64_t rows = job.w ? most(0, least(size.group, k.end - group)) : 0;
-    return {job.w + at, update ? job.v + at : nullptr, job.g.C, rows, ceil_div(width * int64_t(sizeof(S)), 64)};
+    const int64_t lines = ceil_div(width * int64_t(sizeof(S)), 64);
+    return {job.w + at, update ? job.v + at : nullptr, job.g.C, rows, lines, ceil_div(rows * lines, most(1, products))};
   }
 
   void pack_dy(int64_t group, int64_t rows, Range part) {
@@ -160,12 +168,11 @@ struct Task {
 
   void dgrad(int64_t rows, bool add, Ahead<S>& ahead) {
     const int64_t tiles = ceil_div(images, PANEL_J);
-    const int64_t share = ceil_div(ahead.rows * ahead.lines, ceil_div(width, PANEL) * tiles);
     for (int64_t at = 0; at < width; at += PANEL) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range i = piece(t, tiles, images);
-        ahead.some(share);
+        ahead.some(ahead.share);
         const auto product = panel_product_for(registers, i.end - i.begin);
         product(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
                 cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
@@ -175,12 +182,11 @@ struct Task {
 
   void wgrad(int64_t group, int64_t rows, int64_t count, bool add, bool last, Ahead<S>& ahead) {
     const int64_t tiles = ceil_div(rows, PANEL_J);
-    const int64_t share = ceil_div(ahead.rows * ahead.lines, ceil_div(width, PANEL) * tiles);
     for (int64_t at = 0; at < width; at += PANEL) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, rows);
-        ahead.some(share);
+        ahead.some(ahead.share);
         const auto product = panel_product_for(registers, j.end - j.begin);
         product(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
                 cache.dw + at * size.group + j.begin * PANEL, PANEL, add);

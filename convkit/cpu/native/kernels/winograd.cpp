@@ -12,9 +12,9 @@
 //           weights; (3) each tile of M is gathered, transformed back, gets bias, ReLU or mask, and is stored.
 // Tiling    Products by the register tile of tile.hpp, 2 registers of k by up to 14 tiles. A task of phase 2 is one point
 //           and one tile of k: its U (c x 32 floats, 32 KB for c = 256) stays in L1/L2 while all tiles of the chunk pass.
-// Traffic   A chunk is chosen so that V and M stay in the L2 caches, 2 MB for all threads; U (19 MB for conv3) streams from
-//           L3 or memory once for each chunk. Measured on a Zen 4 with 1 MB of L2 for each core: chunks of 2 MB take 2-25 %
-//           less time than those of 6 to 24 MB, whose U would be read less often.
+// Traffic   A chunk is chosen so that V and M stay close, 4 MB for all threads; U (19 MB for conv3) streams from L3 or
+//           memory once for each chunk. Measured on two cores of a Zen 4 with 1 MB of L2 each: chunks of 2 to 5 MB are
+//           within 5 % of each other, those of 9 MB and more up to 15 % slower, of 1 MB up to twice as slow.
 // Bound     FMA: the products are some 80 % of the time, the transforms the rest (each vector op of theirs counts 16
 //           channels: 430 for a tile in, 250 out, against 49 k/16 + 49 c/16 ... multiply-adds).
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
@@ -24,7 +24,7 @@ namespace convkit {
 namespace winograd {
 namespace {
 
-constexpr int64_t CACHE = 2 << 20;   // bytes of V and M of a chunk
+constexpr int64_t CACHE = 4 << 20;   // bytes of V and M of a chunk
 constexpr int64_t PACKED = 4 << 20; // bytes of packed images
 
 int filter_of(const Virtual& v) { return static_cast<int>(v.R); }

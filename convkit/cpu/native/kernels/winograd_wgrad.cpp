@@ -21,9 +21,7 @@ namespace convkit {
 namespace winograd {
 namespace {
 
-// Bytes of V and D of a chunk: what the L2 caches hold, unless M, which is read and written once for each chunk, is larger
-// than what is left of L3.
-CK_INLINE int64_t cache_for(int64_t m_bytes) { return most(4 << 20, 2 * (m_bytes - (8 << 20))); }
+constexpr int64_t CACHE = 12 << 20;  // bytes of V and D of a chunk
 constexpr int64_t PACKED = 16 << 20;
 constexpr int WGRAD_J = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
 
@@ -43,9 +41,8 @@ struct Problem {
     const int64_t per_image = maps_x(1, nullptr).image() + maps_dy(1, nullptr).image();
     const int64_t at_a_time = l.x_blocked && l.y_blocked ? g.N : most(1, PACKED / 4 / per_image);
     images = ceil_div(g.N, ceil_div(g.N, least(g.N, at_a_time)));
-    const int64_t m_bytes = 4 * s.groups * POINTS * m_plane();
     const int64_t row_bytes = 4 * s.groups * POINTS * s.columns() * BLOCK * (s.c_blocks() + s.k_blocks());
-    const int64_t rows = images * s.rows(), rows_at_a_time = least(rows, most(1, cache_for(m_bytes) / row_bytes));
+    const int64_t rows = images * s.rows(), rows_at_a_time = least(rows, most(1, CACHE / row_bytes));
     chunk = ceil_div(rows, ceil_div(rows, rows_at_a_time));
     Scratch scratch(workspace);
     x = scratch.floats(l.x_blocked ? 0 : images * maps_x(1, nullptr).image());
