@@ -24,9 +24,9 @@ Array = np.ndarray
 
 #: Relative RMS error of Winograd's tiles of 7 x 7 against float64; see native/kernels/winograd_transform.hpp.
 WINOGRAD_ERROR = 1e-5
-#: With fewer tiles than these, and transformed weights of more bytes than those, their traffic costs more than
-#: Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums are 10-20 %
-#: faster; at batch 2 Winograd is 20-40 % faster.
+#: With fewer tiles than these, and transformed weights of more bytes than those, their traffic costs more
+#: than Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums
+#: are 10-20 % faster; at batch 2 Winograd is 20-40 % faster.
 FEW_TILES, FEW_BYTES = 14, 1 << 20
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
