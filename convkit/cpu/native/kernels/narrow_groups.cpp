@@ -6,8 +6,8 @@
 // Idea      A map at a time, registers along the columns; a register of channels would mostly hold those of other groups.
 //           The maps of a group are copied into frames of zeros in this thread's scratch, their rows cut into stride_w
 //           phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride, dilation and padding each tap is then
-//           a contiguous, unaligned load. dgrad adds into such a frame, and reads its dx out of it; wgrad holds a
-//           register of partial sums for each of 9 taps.
+//           a contiguous, unaligned load. dgrad is the same with turned filters, or, with a stride, adds into such
+//           a frame, and reads its dx out of it; wgrad holds a register of partial sums for each of 9 taps.
 // Tiling    fprop: 4 filters by 2 registers of columns, or 1 by 4.
 // Traffic   x and y once each, the frames (50 KB for 112 x 112) from L2.
 // Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from L1/L2.
@@ -28,19 +28,23 @@ constexpr int64_t MOST = 1 << 24;  // floats of a frame, which each thread keeps
 struct Frame {
   int64_t rows, phases, width;
   int64_t P, Q;  // Q in whole registers
+  int64_t step;  // from an output row's taps to the next one's
+  std::vector<int64_t> taps;  // where each tap of the first output row begins
 
   explicit Frame(const Conv& g)
       : rows((g.P - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1), phases(g.stride_w), P(g.P),
         Q(round_up(g.Q, LANES)) {
     width = Q + ((g.S - 1) * g.dilation_w) / g.stride_w + LANES;
+    step = row(g.stride_h);
+    for (int64_t r = 0; r < g.R; ++r) {
+      for (int64_t s = 0; s < g.S; ++s) {
+        const int64_t column = s * g.dilation_w;
+        taps.push_back(row(r * g.dilation_h) + column % g.stride_w * width + column / g.stride_w);
+      }
+    }
   }
   int64_t floats() const { return rows * phases * width; }
   int64_t row(int64_t h) const { return h * phases * width; }
-  // Where tap (r, s) of output row p begins.
-  int64_t tap(const Conv& g, int64_t p, int64_t r, int64_t s) const {
-    const int64_t column = s * g.dilation_w;
-    return row(p * g.stride_h + r * g.dilation_h) + column % g.stride_w * width + column / g.stride_w;
-  }
 };
 
 // This thread's scratch; it grows to the largest map, once.
@@ -114,17 +118,16 @@ CK_INLINE void forward(const Conv& g, const Frame& f, const float* frames, const
   }
   const int64_t taps = g.R * g.S, filter = g.c_group() * taps;
   for (int64_t c = 0; c < g.c_group(); ++c) {
-    for (int64_t r = 0; r < g.R; ++r) {
-      for (int64_t s = 0; s < g.S; ++s) {
-        const float *from = frames + c * f.floats() + f.tap(g, p, r, s) + q, *tap = w + c * taps + r * g.S + s;
-        V columns[WIDTH];
+    const float* row = frames + c * f.floats() + p * f.step + q;
+    for (int64_t t = 0; t < taps; ++t) {
+      const float *from = row + f.taps[t], *tap = w + c * taps + t;
+      V columns[WIDTH];
+      CK_UNROLL
+      for (int i = 0; i < WIDTH; ++i) columns[i] = load(from + i * LANES);
+      CK_UNROLL
+      for (int k = 0; k < FILTERS; ++k) {
         CK_UNROLL
-        for (int i = 0; i < WIDTH; ++i) columns[i] = load(from + i * LANES);
-        CK_UNROLL
-        for (int k = 0; k < FILTERS; ++k) {
-          CK_UNROLL
-          for (int i = 0; i < WIDTH; ++i) total[k][i] += columns[i] * splat(tap[k * filter]);
-        }
+        for (int i = 0; i < WIDTH; ++i) total[k][i] += columns[i] * splat(tap[k * filter]);
       }
     }
   }
@@ -146,28 +149,60 @@ void forward_row(const Conv& g, const Frame& f, const float* frames, const float
   for (; q < f.Q; q += LANES) forward<FILTERS, 1>(g, f, frames, w, b, relu, p, q, y + q);
 }
 
-// One row of dy as whole registers, zeros behind its end.
-const float* padded_row(const Conv& g, const Frame& f, const float* dy, float* row) {
+// A map of dy with its rows in whole registers, zeros behind their ends: itself, or in `padded`.
+const float* whole_rows(const Conv& g, const Frame& f, const float* dy, float* padded) {
   if (g.Q == f.Q) return dy;
-  std::memcpy(row, dy, static_cast<size_t>(g.Q) * sizeof(float));
-  std::memset(row + g.Q, 0, static_cast<size_t>(f.Q - g.Q) * sizeof(float));
-  return row;
+  for (int64_t p = 0; p < g.P; ++p) {
+    float* row = padded + p * f.Q;
+    std::memcpy(row, dy + p * g.Q, static_cast<size_t>(g.Q) * sizeof(float));
+    std::memset(row + g.Q, 0, static_cast<size_t>(f.Q - g.Q) * sizeof(float));
+  }
+  return padded;
 }
 
-// Adds the products of dy's rows with the taps [first, first + TAPS) of the frame to sums.
-void correlate(const Conv& g, const Frame& f, const float* dy, const float* frame, float* row, int64_t first, V* sums) {
-  const int64_t count = least(TAPS, g.R * g.S - first);
+// Adds the products of dy with the taps [first, first + TAPS) of the frame to sums.
+void correlate(const Conv& g, const Frame& f, const float* dy, const float* frame, int64_t first, V* sums) {
+  const int64_t last = g.R * g.S - 1;
+  const float* at[TAPS];
+  for (int64_t i = 0; i < TAPS; ++i) at[i] = frame + f.taps[least(first + i, last)];
   for (int64_t p = 0; p < g.P; ++p) {
-    const float* gradient = padded_row(g, f, dy + p * g.Q, row);
-    int64_t at[TAPS];
-    for (int64_t i = 0; i < TAPS; ++i) {
-      const int64_t tap = first + least(i, count - 1);
-      at[i] = f.tap(g, p, tap / g.S, tap % g.S);
-    }
     for (int64_t q = 0; q < f.Q; q += LANES) {
-      const V d = load(gradient + q);
+      const V d = load(dy + p * f.Q + q);
       CK_UNROLL
-      for (int i = 0; i < TAPS; ++i) sums[i] += d * load(frame + at[i] + q);
+      for (int i = 0; i < TAPS; ++i) sums[i] += d * load(at[i] + p * f.step + q);
+    }
+  }
+}
+
+// The forward pass whose result is dx, where the stride is 1: of dy, with turned filters, c and k exchanged.
+Conv turned_problem(const Conv& g) {
+  Conv t = g;
+  t.C = g.K, t.K = g.C, t.H = g.P, t.W = g.Q, t.P = g.H, t.Q = g.W;
+  t.pad_top = (g.R - 1) * g.dilation_h - g.pad_top;
+  t.pad_left = (g.S - 1) * g.dilation_w - g.pad_left;
+  return t;
+}
+std::vector<float> turned_weights(const Conv& g, const float* w) {
+  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S;
+  std::vector<float> turned(static_cast<size_t>(g.K * c * taps));
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t j = 0; j < k; ++j)
+      for (int64_t i = 0; i < c; ++i)
+        for (int64_t t = 0; t < taps; ++t)
+          turned[static_cast<size_t>(((group * c + i) * k + j) * taps + taps - 1 - t)] =
+              w[((group * k + j) * c + i) * taps + t];
+  return turned;
+}
+
+// dx of one map where there is a stride: the taps add into a frame, one after the other, each over the whole map, since
+// neighbouring taps write to addresses that overlap, and a load of what was just stored in parts has to wait.
+void scatter(const Conv& g, const Frame& f, const float* dy, const float* w, float* frame, float* padded) {
+  const float* gradient = whole_rows(g, f, dy, padded);
+  for (int64_t t = 0; t < g.R * g.S; ++t) {
+    const V tap = splat(w[t]);
+    for (int64_t p = 0; p < g.P; ++p) {
+      float* to = frame + f.taps[t] + p * f.step;
+      for (int64_t q = 0; q < f.Q; q += LANES) store(to + q, load(to + q) + load(gradient + p * f.Q + q) * tap);
     }
   }
 }
@@ -203,31 +238,25 @@ void fprop(const Conv& g, const float* x, const float* w, const float* b, float*
 }
 
 void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
-  const Frame f(g);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S;
-  parallel_for(threads, g.N * g.C, [&](int64_t map) {
-    const int64_t n = map / g.C, channel = map % c, first = map % g.C / c * k;
-    float *frame = scratch(f.floats() + f.Q), *row = frame + f.floats();
-    std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
-    for (int64_t i = 0; i < k; ++i) {
-      const float *from = dy + (n * g.K + first + i) * g.P * g.Q, *filter = w + ((first + i) * c + channel) * taps;
-      for (int64_t p = 0; p < g.P; ++p) {
-        const float* gradient = padded_row(g, f, from + p * g.Q, row);
-        for (int64_t r = 0; r < g.R; ++r) {
-          for (int64_t s = 0; s < g.S; ++s) {
-            const V tap = splat(filter[r * g.S + s]);
-            float* to = frame + f.tap(g, p, r, s);
-            for (int64_t q = 0; q < f.Q; q += LANES) store(to + q, load(to + q) + load(gradient + q) * tap);
-          }
-        }
-      }
-    }
-    float* out = dx + map * g.H * g.W;
-    read_out(g, f, frame, out);
-    if (x_mask)
-      for (int64_t i = 0; i < g.H * g.W; ++i)
-        if (x_mask[map * g.H * g.W + i] <= 0.0f) out[i] = 0.0f;
-  });
+  if (g.stride_h == 1 && g.stride_w == 1) {
+    fprop(turned_problem(g), dy, turned_weights(g, w).data(), nullptr, dx, false, threads);
+  } else {
+    const Frame f(g);
+    parallel_for(threads, g.N * g.C, [&](int64_t map) {
+      const int64_t n = map / g.C, channel = map % c, first = map % g.C / c * k;
+      float* frame = scratch(f.floats() + f.P * f.Q);
+      std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
+      for (int64_t i = 0; i < k; ++i)
+        scatter(g, f, dy + (n * g.K + first + i) * g.P * g.Q, w + ((first + i) * c + channel) * taps, frame,
+                frame + f.floats());
+      read_out(g, f, frame, dx + map * g.H * g.W);
+    });
+  }
+  if (x_mask)
+    parallel_ranges(threads, g.N * g.C, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * g.H * g.W; i < end * g.H * g.W; ++i) dx[i] = x_mask[i] <= 0.0f ? 0.0f : dx[i];
+    });
 }
 
 void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
@@ -236,16 +265,17 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int thread
   const int64_t kept_floats = k * shares * TAPS * LANES;
   parallel_for(threads, g.C, [&](int64_t unit) {
     const int64_t channel = unit % c, first = unit / c * k;
-    float *frame = scratch(f.floats() + f.Q + kept_floats), *row = frame + f.floats(), *kept = row + f.Q;
+    float *frame = scratch(f.floats() + f.P * f.Q + kept_floats), *padded = frame + f.floats(), *kept = padded + f.P * f.Q;
     std::memset(kept, 0, static_cast<size_t>(kept_floats) * sizeof(float));
     for (int64_t n = 0; n < g.N; ++n) {
       fill(g, f, x + (n * g.C + unit) * g.H * g.W, frame);
       for (int64_t i = 0; i < k; ++i) {
+        const float* gradient = whole_rows(g, f, dy + (n * g.K + first + i) * g.P * g.Q, padded);
         for (int64_t share = 0; share < shares; ++share) {
           V sums[TAPS];
           CK_UNROLL
           for (int t = 0; t < TAPS; ++t) sums[t] = V{};
-          correlate(g, f, dy + (n * g.K + first + i) * g.P * g.Q, frame, row, share * TAPS, sums);
+          correlate(g, f, gradient, frame, share * TAPS, sums);
           CK_UNROLL
           for (int t = 0; t < TAPS; ++t) {
             float* to = kept + ((i * shares + share) * TAPS + t) * LANES;
