@@ -24,8 +24,9 @@ def pytest_generate_tests(metafunc):
     net.step(x, rng.integers(0, 1000, options.batch))  # so that every buffer holds real values
     plan = net.plan(options.batch)
     rows, ids = [], []
-    for call in (*plan.forward, *plan.loss, *plan.backward, *plan.update):
-        for implementation in ck.implementations(call.op.name, device="cpu"):
+    for call in (call for calls in plan.phases().values() for call in calls):
+        layout = call.implementation.layout  # of the memory that the plan has bound
+        for implementation in ck.implementations(call.op.name, device="cpu", layout=layout):
             if implementation.name == "reference" and not options.reference:
                 continue
             if implementation.refusal(call.problem) is None:

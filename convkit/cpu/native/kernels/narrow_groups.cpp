@@ -8,13 +8,14 @@
 //           phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride, dilation and padding each tap is then
 //           a contiguous, unaligned load. dgrad is the same with turned filters, or, with a stride, adds into such
 //           a frame, and reads its dx out of it; wgrad holds a register of partial sums for each of 9 taps.
-// Tiling    fprop: 4 filters by 2 registers of columns, or 1 by 4.
+// Tiling    fprop: 4 filters by 2 registers of columns, or 1 by 4; registers of several rows where rows are short.
 // Traffic   x and y once each, the frames (50 KB for 112 x 112) from L2.
 // Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from L1/L2.
 // Order     wgrad: one thread does all of an input channel; pixels of a map, then maps, in order.
 #include <vector>
 
 #include "conv.hpp"
+#include "transpose.hpp"
 
 namespace convkit {
 namespace narrow_groups {
@@ -66,21 +67,45 @@ Columns columns_of(const Conv& g, const Frame& f, int64_t phase) {
   return {first, begin, most(0, count)};
 }
 
-void fill(const Conv& g, const Frame& f, const float* x, float* frame) {
-  std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
-  for (int64_t i = most(0, g.pad_top); i < least(f.rows, g.pad_top + g.H); ++i) {
-    const float* from = x + (i - g.pad_top) * g.W;
-    for (int64_t phase = 0; phase < f.phases; ++phase) {
-      const Columns c = columns_of(g, f, phase);
-      float* to = frame + f.row(i) + phase * f.width + c.to;
-      if (g.stride_w == 1)
-        std::memcpy(to, from + c.first, static_cast<size_t>(c.count) * sizeof(float));
-      else if (g.stride_w == 2)
-        for (int64_t j = 0; j < c.count; ++j) to[j] = from[c.first + 2 * j];
-      else
-        for (int64_t j = 0; j < c.count; ++j) to[j] = from[c.first + j * g.stride_w];
+// even[i], odd[i] = from[2 i], from[2 i + 1].
+void split_pairs(const float* from, int64_t count, float* even, float* odd) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    V a = load(from + 2 * i), b = load(from + 2 * i + LANES);
+    split(a, b);
+    store(even + i, a);
+    store(odd + i, b);
+  }
+  for (; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
+}
+
+// One row of the image into the phases of a row of the frame, which is zero.
+void fill_row(const Conv& g, const Frame& f, const float* from, float* to) {
+  // Pairs of columns that lie wholly in the image; pair i is columns 2 i - pad and 2 i + 1 - pad.
+  int64_t begin = 0, end = 0;
+  if (g.stride_w == 2) {
+    begin = least(ceil_div(most(0, g.pad_left), 2), f.width);
+    end = most(begin, least((g.W + g.pad_left) / 2, f.width));
+    split_pairs(from + 2 * begin - g.pad_left, end - begin, to + begin, to + f.width + begin);
+  }
+  for (int64_t phase = 0; phase < f.phases; ++phase) {
+    const Columns c = columns_of(g, f, phase);
+    float* at = to + phase * f.width + c.to;
+    if (g.stride_w == 1) {
+      std::memcpy(at, from + c.first, static_cast<size_t>(c.count) * sizeof(float));
+      continue;
+    }
+    for (int64_t j = 0; j < c.count; ++j) {
+      if (c.to + j == begin && end > begin) j = most(j, end - c.to);
+      if (j < c.count) at[j] = from[c.first + j * g.stride_w];
     }
   }
+}
+
+void fill(const Conv& g, const Frame& f, const float* x, float* frame) {
+  std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
+  for (int64_t i = most(0, g.pad_top); i < least(f.rows, g.pad_top + g.H); ++i)
+    fill_row(g, f, x + (i - g.pad_top) * g.W, frame + f.row(i));
 }
 
 void read_out(const Conv& g, const Frame& f, const float* frame, float* dx) {
@@ -106,47 +131,47 @@ CK_INLINE void store_columns(V v, int64_t left, float* to) {
   }
 }
 
-// One row of FILTERS maps of y, WIDTH registers at q.
-template <int FILTERS, int WIDTH>
+// UNITS registers of FILTERS maps of y, from register `first` of the map on: enough sums at a time to hide the latency of
+// the FMA, also where a row is a register or two.
+template <int FILTERS, int UNITS>
 CK_INLINE void forward(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu,
-                       int64_t p, int64_t q, float* y) {
-  V total[FILTERS][WIDTH];
+                       int64_t first, float* y) {
+  const int64_t taps = g.R * g.S, filter = g.c_group() * taps, per_row = f.Q / LANES;
+  int64_t from[UNITS], to[UNITS], left[UNITS];
+  V total[FILTERS][UNITS];
   CK_UNROLL
-  for (int k = 0; k < FILTERS; ++k) {
+  for (int u = 0; u < UNITS; ++u) {
+    const int64_t p = (first + u) / per_row, q = (first + u) % per_row * LANES;
+    from[u] = p * f.step + q, to[u] = p * g.Q + q, left[u] = g.Q - q;
     CK_UNROLL
-    for (int i = 0; i < WIDTH; ++i) total[k][i] = splat(b ? b[k] : 0.0f);
+    for (int k = 0; k < FILTERS; ++k) total[k][u] = splat(b ? b[k] : 0.0f);
   }
-  const int64_t taps = g.R * g.S, filter = g.c_group() * taps;
   for (int64_t c = 0; c < g.c_group(); ++c) {
-    const float* row = frames + c * f.floats() + p * f.step + q;
+    const float* frame = frames + c * f.floats();
     for (int64_t t = 0; t < taps; ++t) {
-      const float *from = row + f.taps[t], *tap = w + c * taps + t;
-      V columns[WIDTH];
+      const float *at = frame + f.taps[t], *tap = w + c * taps + t;
       CK_UNROLL
-      for (int i = 0; i < WIDTH; ++i) columns[i] = load(from + i * LANES);
-      CK_UNROLL
-      for (int k = 0; k < FILTERS; ++k) {
+      for (int u = 0; u < UNITS; ++u) {
+        const V columns = load(at + from[u]);
         CK_UNROLL
-        for (int i = 0; i < WIDTH; ++i) total[k][i] += columns[i] * splat(tap[k * filter]);
+        for (int k = 0; k < FILTERS; ++k) total[k][u] += columns * splat(tap[k * filter]);
       }
     }
   }
   CK_UNROLL
   for (int k = 0; k < FILTERS; ++k) {
     CK_UNROLL
-    for (int i = 0; i < WIDTH; ++i) {
-      const V v = relu ? convkit::relu(total[k][i]) : total[k][i];
-      store_columns(v, g.Q - q - i * LANES, y + k * g.P * g.Q + i * LANES);
-    }
+    for (int u = 0; u < UNITS; ++u)
+      store_columns(relu ? convkit::relu(total[k][u]) : total[k][u], left[u], y + k * g.P * g.Q + to[u]);
   }
 }
 
-template <int FILTERS, int WIDTH>
-void forward_row(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu, int64_t p,
-                 float* y) {
-  int64_t q = 0;
-  for (; q + WIDTH * LANES <= f.Q; q += WIDTH * LANES) forward<FILTERS, WIDTH>(g, f, frames, w, b, relu, p, q, y + q);
-  for (; q < f.Q; q += LANES) forward<FILTERS, 1>(g, f, frames, w, b, relu, p, q, y + q);
+template <int FILTERS, int UNITS>
+void forward_maps(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu, float* y) {
+  const int64_t units = g.P * f.Q / LANES;
+  int64_t u = 0;
+  for (; u + UNITS <= units; u += UNITS) forward<FILTERS, UNITS>(g, f, frames, w, b, relu, u, y);
+  for (; u < units; ++u) forward<FILTERS, 1>(g, f, frames, w, b, relu, u, y);
 }
 
 // A map of dy with its rows in whole registers, zeros behind their ends: itself, or in `padded`.
@@ -221,17 +246,15 @@ void fprop(const Conv& g, const float* x, const float* w, const float* b, float*
     const int64_t first = unit % g.groups * k;  // filter
     float* frames = scratch(c * f.floats());
     for (int64_t i = 0; i < c; ++i) fill(g, f, x + (unit * c + i) * g.H * g.W, frames + i * f.floats());
-    for (int64_t p = 0; p < g.P; ++p) {
-      for (int64_t i = 0; i < k;) {
-        const float *taps = w + (first + i) * filter, *bias = b ? b + first + i : nullptr;
-        float* to = y + ((unit * k + i) * g.P + p) * g.Q;
-        if (k - i >= 4) {
-          forward_row<4, 2>(g, f, frames, taps, bias, relu, p, to);
-          i += 4;
-        } else {
-          forward_row<1, 4>(g, f, frames, taps, bias, relu, p, to);
-          i += 1;
-        }
+    for (int64_t i = 0; i < k;) {
+      const float *taps = w + (first + i) * filter, *bias = b ? b + first + i : nullptr;
+      float* to = y + (unit * k + i) * g.P * g.Q;
+      if (k - i >= 4) {
+        forward_maps<4, 2>(g, f, frames, taps, bias, relu, to);
+        i += 4;
+      } else {
+        forward_maps<1, 4>(g, f, frames, taps, bias, relu, to);
+        i += 1;
       }
     }
   });

@@ -28,6 +28,18 @@ CK_INLINE void rounds(V (&r)[LANES]) {
 }
 }  // namespace detail
 
+namespace detail {
+template <int... L>
+CK_INLINE void split(V& a, V& b, std::integer_sequence<int, L...>) {
+  const V even = __builtin_shufflevector(a, b, (2 * L)...), odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
+  a = even;
+  b = odd;
+}
+}  // namespace detail
+
+// a, b, one behind the other, into their even and their odd lanes.
+CK_INLINE void split(V& a, V& b) { detail::split(a, b, std::make_integer_sequence<int, LANES>()); }
+
 CK_INLINE void transpose(V (&r)[LANES]) { detail::rounds<LANES / 2>(r); }
 
 // A matrix whose rows are the lanes (channels, `step` floats apart) and whose columns are neighbours in memory, as
