@@ -296,6 +296,8 @@ def _print_profile(net: Any, result: Any) -> None:
     )
     if any(r.error is not None for r in result.rows):
         print("error   relative RMS of each layer's outputs, both ways, against float64 on the same inputs")
+    if any(r.peak_percent > 100 for r in result.rows):
+        print("FLOP    those of direct convolution: Winograd needs fewer, and may pass 100 % of the peak")
 
 
 def _write_json(args: argparse.Namespace, net: Any, files: Sequence[Any], result: Any) -> None:

@@ -207,7 +207,7 @@ def test_alexnet_of_2012_through_the_emulated_kernels(compiler):
     x = np.random.default_rng(0).standard_normal((2, *net.input_shape)).astype(np.float32) * 50
     with ck.emulate():
         verdicts = check.check_step(net, x, np.array([1, 2]))
-    assert len(verdicts) == len(net.plan(2).calls())
+        assert len(verdicts) == len(net.plan(2).calls())
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
 
 

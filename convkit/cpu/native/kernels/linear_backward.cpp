@@ -16,10 +16,9 @@
 // Traffic   w and v read once and written once: 16 bytes a weight in float32, 8 in 16 bits; x once for each task,
 //           dy once for each block of columns.
 // Bound     To N = 16 or so memory, then FMA: 4 N FLOP a weight.
-// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8, a machine shared with compilers: update alone at N = 1, 20-25 ms, 38-47
-//           GB/s; dx and update together 28-30 ms at N = 1, 38-46 at 16, 159-169 at 128 (180-189 GFLOP/s, 80 % of the
-//           FMA probe). With the forward pass 5-6 times PyTorch's step at N = 1, 4 times at 16, twice at 128. In cache,
-//           one thread, N = 128: dx 105, dw 107 of 118 GFLOP/s.
+// Measured  Zen 4, 2 threads, N = 16, forward and backward with the update (bench/results): fc6 43.8 ms, fc7 21.3, fc8
+//           4.8, together 2.2 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1 (34 GB/s), 31-36 at 16 (where
+//           arithmetic, 10 ms, and traffic, 18, hardly overlap yet), at 128 on one thread 73 % of the FMA probe.
 #include "linear.hpp"
 #include "pool.hpp"
 

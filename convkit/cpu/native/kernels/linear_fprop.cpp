@@ -14,10 +14,8 @@
 //           a power of two, where they would meet in one set of L1: hence the copy, in rows of CHUNK + 16.
 // Bound     N = 1 ... 8: memory. From 32 on: FMA. The next rows are asked for while these are worked on.
 // Bits      A task depends on the shape alone, not on the number of threads.
-// Measured  Zen 4, 2 threads, fc6 + fc7 + fc8, a machine shared with compilers: N = 1 in 5.2 ms at best, 45 GB/s, twice
-//           PyTorch's rate (at par with it while others take the memory); N = 16 in 13-19 ms, 1.6-2.1 times; N = 128
-//           in 75-79 ms, 189-200 GFLOP/s, 85 % of the FMA probe beside it, 1.3-1.5 times. In cache, one thread, N = 24:
-//           94 of 118 GFLOP/s.
+// Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one thread, 64
+//           and 97 of 115 GFLOP/s.
 #include "linear.hpp"
 #include "pool.hpp"
 

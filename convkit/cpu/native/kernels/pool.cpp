@@ -1,6 +1,9 @@
 #include "pool.hpp"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <signal.h>
 
 #include <atomic>
@@ -72,6 +75,31 @@ bool spin(Done done) {
   return done();
 }
 
+int this_cpu() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves this thread to another CPU, if it is on that one and may run elsewhere. The system often wakes a worker where
+// its caller runs, and a region is over before it would move one of the two: measured on two idle CPUs, whole calls of
+// 5 ms took 9.5 ms, one after the other.
+void leave(int cpu) {
+#if defined(__linux__)
+  if (cpu < 0 || sched_getcpu() != cpu) return;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)cpu;
+#endif
+}
+
 // What different threads write lies on cache lines of its own.
 constexpr int LINE = 64;
 
@@ -88,6 +116,7 @@ struct Pool {
   std::int64_t tasks = 0;
   Mode caller_mode{};
   std::atomic<int> helpers{0};
+  std::atomic<int> caller_cpu{-1};
   std::atomic<bool> open{false};
 
   alignas(LINE) std::atomic<std::int64_t> next{0};
@@ -112,6 +141,7 @@ struct Pool {
         sleepers.fetch_sub(1);
       }
       seen = epoch.load();
+      leave(caller_cpu.load());
       inside.fetch_add(1);
       if (open.load() && index < helpers.load()) {
         adopt(caller_mode);
@@ -137,6 +167,7 @@ struct Pool {
   void run(int threads) {
     hire(threads - 1);
     helpers.store(threads - 1);
+    caller_cpu.store(this_cpu());
     next.store(0);
     open.store(true);
     epoch.fetch_add(1);
