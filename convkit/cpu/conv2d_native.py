@@ -26,7 +26,7 @@ Array = np.ndarray
 WINOGRAD_ERROR = 1e-5
 #: With fewer tiles than these, and transformed weights of more bytes than those, their traffic costs more
 #: than Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums
-#: are 10-20 % faster; at batch 2 Winograd is 20-40 % faster.
+#: took up to 15 % less time; at batch 2 Winograd took 16 to 37 % less.
 FEW_TILES, FEW_BYTES = 14, 1 << 20
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")

@@ -11,7 +11,7 @@
 //           c, r, s: a sum stays in its register from the first to the last term. Scalars of x are broadcast from memory,
 //           at constant distances.
 // Traffic   Weights are packed once for a call, [tile of k][block of c][r][s][c][k]; a tile's (c r s * 32 floats, 295 KB
-//           for conv3) stream from L2 for each 14 pixels: 16 GB/s of the 100 that it gives. x is read K/32 times, from L2.
+//           for conv3) stream from L2 for each 14 pixels: 16 GB/s at the FMA peak. x is read K/32 times, from L2.
 // Bound     FMA. Where 14 pixels do not divide a row, its shares are even (27 = 14 + 13).
 // Error     One float32 sum of c*r*s terms.
 #include "direct.hpp"

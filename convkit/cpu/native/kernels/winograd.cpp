@@ -13,8 +13,8 @@
 // Tiling    Products by the register tile of tile.hpp, 2 registers of k by up to 14 tiles. A task of phase 2 is one point
 //           and one tile of k: its U (c x 32 floats, 32 KB for c = 256) stays in L1/L2 while all tiles of the chunk pass.
 // Traffic   A chunk is chosen so that V and M stay close, 4 MB for all threads; U (19 MB for conv3) streams from L3 or
-//           memory once for each chunk. Measured on two cores of a Zen 4 with 1 MB of L2 each: chunks of 2 to 5 MB are
-//           within 5 % of each other, those of 9 MB and more up to 15 % slower, of 1 MB up to twice as slow.
+//           memory once for each chunk. Measured on two cores of a Zen 4 with 1 MB of L2 each: AlexNet's layers
+//           together take the same time, within 5 %, in chunks of 2 to 5 MB, and some up to 15 % more in those of 9 MB.
 // Bound     FMA: the products are two thirds of the time, the transforms the rest (280 vector operations for a tile
 //           in and 192 out, for 16 channels each, against 49 multiply-adds for each pair of c and 16 k).
 // Measured  Zen 4, 2 threads, N = 16, blocked (bench/results): 8.2, 10.7, 10.7, 8.9, 5.6 ms for conv1 to conv5, 1.8-2.9

@@ -10,8 +10,8 @@ namespace convkit {
 namespace winograd {
 
 // Floats between two points' matrices beyond their size. Without them all 49 fall on the same sets of the L1 cache
-// (their sizes are multiples of 4 KB for most layers), and the transforms, which write one line to each, take 2-3 times
-// as long.
+// (their sizes are multiples of 4 KB for most layers), and the transforms, which write one line to each, wait for it: in
+// the study before this code they took 2.7 times as long.
 constexpr int64_t POINT_GAP = 80;
 
 // A correlation with stride 1 of square filters, seen from one of its passes: c channels in, k channels out, of each

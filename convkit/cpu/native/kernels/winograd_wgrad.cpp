@@ -13,7 +13,7 @@
 //           are read as they were stored, neither is packed again.
 // Traffic   M is read and written once for each chunk (19 MB for conv3), so chunks are as large as V and D may be.
 // Bound     FMA for large batches. With few tiles (9 for an image of conv3) M's traffic is: there direct sums are faster,
-//           and chosen (`when` in convkit/cpu/conv2d_winograd.py).
+//           and chosen (`when` in convkit/cpu/conv2d_native.py).
 // Order     Chunks follow each other, and their size depends on the problem alone: the same bits for any threads.
 #include "winograd.hpp"
 
