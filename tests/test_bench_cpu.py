@@ -214,7 +214,7 @@ def test_a_run_to_the_end():
 
 
 def test_a_picture_of_a_run(interrupted_run, tmp_path):
-    need("matplotlib")  # of the extra [peers], which the tests do without
+    need("matplotlib")
     import cpu_report
 
     calls = {"preset": "paper", "batch": 1, "peak_gflops": 100.0, "rates_gbs": {"copy": 20.0, "read": 25.0}}

@@ -17,7 +17,4 @@ constexpr int KT = TILE_V * LANES;  // output channels of a tile: 32, 16 or 8
 CK_INLINE int64_t tiles_of(int64_t k) { return ceil_div(round_up(k, BLOCK), KT); }
 CK_INLINE int64_t tile_width(int64_t tile, int64_t k) { return least(KT, round_up(k, BLOCK) - tile * KT); }
 
-// Even shares of `count` in parts of at most `most_`: how many parts.
-CK_INLINE int64_t parts_of(int64_t count, int64_t most_) { return ceil_div(count, most_); }
-
 }  // namespace convkit
