@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -70,12 +71,35 @@ class Call:
             for output in self.outputs:
                 output.fill(0)
             return
-        options = self.options
-        if self.implementation.workspace and "workspace" not in options:
-            device = "cpu" if isinstance(self.outputs[0], np.ndarray) else "cuda"
-            options = {**options, "workspace": arrays.empty((self.workspace_bytes,), "uint8", device)}
+        run = functools.partial(self.implementation.run, self.problem, *self.inputs, *self.outputs)
         with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
-            self.implementation.run(self.problem, *self.inputs, *self.outputs, **options)
+            if not self.implementation.workspace or "workspace" in self.options:
+                run(**self.options)
+            elif isinstance(self.outputs[0], np.ndarray):
+                with _workspace(self.workspace_bytes) as scratch:
+                    run(**self.options, workspace=scratch)
+            else:
+                run(**self.options, workspace=arrays.empty((self.workspace_bytes,), "uint8", "cuda"))
+
+
+#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page fault
+#: for each 4 KB: for a convolution of few channels more than the arithmetic.
+KEPT_WORKSPACE = 64 << 20
+_kept = threading.local()
+
+
+@contextlib.contextmanager
+def _workspace(size: int) -> Iterator[np.ndarray]:
+    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
+    memory, _kept.memory = getattr(_kept, "memory", None), None
+    if memory is None or memory.size < size:
+        del memory  # before more is taken
+        memory = arrays.empty((size,), "uint8")
+    try:
+        yield memory[:size]
+    finally:
+        if memory.size <= KEPT_WORKSPACE:
+            _kept.memory = memory
 
 
 _recording: ContextVar[list[Call] | None] = ContextVar("convkit_recording", default=None)

@@ -34,6 +34,8 @@ _FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.f
 # ---------------------------------------------------------------------------------------------------
 def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """`value` as an int; bools, floats and values outside [least, most] are refused by name."""
+    if type(value) is int and (least is None or value >= least) and (most is None or value <= most):
+        return value
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -83,7 +85,9 @@ def shape_of(name: str, value: Any, rank: int, letters: str) -> Shape:
         raise ShapeError(f"{name} must be a shape {letters}, not {value!r}") from None
     if len(shape) != rank:
         raise ShapeError(f"{name} must have {rank} dimensions {letters}, not {len(shape)}: {shape}")
-    extents = tuple(integer(f"each extent of {name}", v) for v in shape)
+    extents = shape
+    if not all(type(v) is int for v in shape):
+        extents = tuple(integer(f"each extent of {name}", v) for v in shape)
     if extents[0] < 0 or any(v < 1 for v in extents[1:]):
         raise ShapeError(f"every extent of {name} {letters} must be positive, not {extents}")
     return extents

@@ -360,10 +360,27 @@ def implementations(
     if layout not in (None, *layouts.DECLARED):
         raise unknown("layout", layout, layouts.DECLARED)
     builtin(device)
+    global _listed
+    registered = list(_IMPLEMENTATIONS.values())
+    if _listed[0] != registered:  # by identity first: a microsecond
+        _listed = registered, {}
+    key = op, device, layout
+    if (found := _listed[1].get(key)) is None:
+        found = _listed[1][key] = _in_order(registered, *key)
+    return list(found)
+
+
+#: What was registered when lists of implementations were made, and the lists: every call of an op needs one.
+_listed: tuple[list[Implementation], dict[tuple[str | None, ...], list[Implementation]]] = [], {}
+
+
+def _in_order(
+    registered: list[Implementation], op: str | None, device: str | None, layout: str | None
+) -> list[Implementation]:
     order = list(OPS)
     found = [
         i
-        for i in _IMPLEMENTATIONS.values()
+        for i in registered
         if op in (None, i.op)
         and device in (None, i.device)
         and (layout is None or layouts.same(layout, i.layout))
