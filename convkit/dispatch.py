@@ -82,8 +82,8 @@ class Call:
                 run(**self.options, workspace=arrays.empty((self.workspace_bytes,), "uint8", "cuda"))
 
 
-#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page fault
-#: for each 4 KB: for a convolution of few channels more than the arithmetic.
+#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
+#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
 KEPT_WORKSPACE = 64 << 20
 _kept = threading.local()
 

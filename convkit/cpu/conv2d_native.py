@@ -1,4 +1,4 @@
-"""Convolution in C++: Winograd's minimal filtering, direct sums, and depthwise maps.
+"""Convolution in C++: Winograd's minimal filtering, direct sums, and kernels for few channels.
 
 `native/kernels/*.cpp` argue each. What is here decides which problems each of
 them takes. Winograd and direct sums compute in nChw16c, and are registered for every layout: a network's
@@ -28,6 +28,9 @@ WINOGRAD_ERROR = 1e-5
 #: than Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums
 #: took up to 15 % less time; at batch 2 Winograd took 16 to 37 % less.
 FEW_TILES, FEW_BYTES = 14, 1 << 20
+#: So many channels fill a quarter of a block of 16: of 3 to 64 channels, on 224 x 224, Winograd took 1.7 times
+#: as long as direct sums forward, and 2.8 times as long as `few_channels` backward to the weights.
+FEW_CHANNELS = 4
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
 
@@ -52,7 +55,14 @@ def _blocks_fit(g: Conv2d, layout: str) -> str | None:
     return None
 
 
-def _register(algorithm: str, layout: str, rank: int, error: float, when: Callable[..., str | None]) -> None:
+def _register(
+    algorithm: str,
+    layout: str,
+    rank: int,
+    error: float,
+    when: Callable[..., str | None],
+    ways: tuple[str, ...] = ("fprop", "dgrad", "wgrad"),
+) -> None:
     """Register the passes of one algorithm for one layout."""
     flags = _flags(layout)
 
@@ -73,26 +83,29 @@ def _register(algorithm: str, layout: str, rank: int, error: float, when: Callab
     def kernel(way: str) -> Callable[..., None]:
         return getattr(native.kernels(), f"conv2d_{way}_{algorithm}")  # type: ignore[no-any-return]
 
-    @accelerates("conv2d_fprop", **declared("fprop"))
-    def fprop(
-        g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
-    ) -> None:
-        kernel("fprop")(numbers(g), *flags, x, w, b, y, relu, workspace, threads.count())
+    if "fprop" in ways:
 
-    @accelerates("conv2d_dgrad", **declared("dgrad"))
-    def dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
-        kernel("dgrad")(numbers(g), *flags, dy, w, None, dx, workspace, threads.count())
+        @accelerates("conv2d_fprop", **declared("fprop"))
+        def fprop(
+            g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
+        ) -> None:
+            kernel("fprop")(numbers(g), *flags, x, w, b, y, relu, workspace, threads.count())
 
-    @accelerates("conv2d_dgrad_relu", **declared("dgrad"))
-    def dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
-        kernel("dgrad")(numbers(g), *flags, dy, w, x, dx, workspace, threads.count())
+    if "dgrad" in ways:
 
-    if algorithm == "pointwise":
-        return
+        @accelerates("conv2d_dgrad", **declared("dgrad"))
+        def dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
+            kernel("dgrad")(numbers(g), *flags, dy, w, None, dx, workspace, threads.count())
 
-    @accelerates("conv2d_wgrad", **declared("wgrad"))
-    def wgrad(g: Conv2d, x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
-        kernel("wgrad")(numbers(g), *flags, x, dy, dw, workspace, threads.count())
+        @accelerates("conv2d_dgrad_relu", **declared("dgrad"))
+        def dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
+            kernel("dgrad")(numbers(g), *flags, dy, w, x, dx, workspace, threads.count())
+
+    if "wgrad" in ways:
+
+        @accelerates("conv2d_wgrad", **declared("wgrad"))
+        def wgrad(g: Conv2d, x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
+            kernel("wgrad")(numbers(g), *flags, x, dy, dw, workspace, threads.count())
 
 
 def _asked(algorithm: str) -> Callable[..., str | None]:
@@ -109,6 +122,8 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
         return "a stride is taken away on NCHW images only"
     if (reason := _asked("winograd")(g, way, layout)) is not None:
         return reason
+    if way != "dgrad" and g.groups * g.stride_h == 1 and g.C <= FEW_CHANNELS:
+        return f"with {g.C} channels, its transforms cost more than it saves"
     outputs = 8 - -(-g.R // g.stride_h)  # of a tile's side
     tiles = g.N * -(-g.P // outputs) * -(-g.Q // outputs)
     if tiles < FEW_TILES and 4 * 49 * g.K * g.C // g.groups > FEW_BYTES:
@@ -117,7 +132,8 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
 
 
 _register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"))
-_register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"))
+_register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"), ("fprop", "dgrad"))
+_register("few_channels", "NCHW", 25, 1e-6, _asked("few_channels"), ("wgrad",))
 for _layout in LAYOUTS:
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)
     _register("direct", _layout, 20, 1e-6, _asked("direct"))

@@ -18,7 +18,7 @@ using Fprop = void (*)(const Conv&, Layouts, const float*, const float*, const f
 using Dgrad = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, void*, int);
 using Wgrad = void (*)(const Conv&, Layouts, const float*, const float*, float*, void*, int);
 
-struct Algorithm {
+struct Algorithm {  // nullptr: not one of its passes
   const char* name;
   const char* (*refusal)(const Conv&);
   Workspace fprop_workspace, dgrad_workspace, wgrad_workspace;
@@ -39,7 +39,7 @@ void bind(py::module_& m, const Algorithm& a) {
     m.def((named(pass) + "_workspace").c_str(),
           [f = f](const Numbers& g, bool x_blocked, bool y_blocked) { return f(conv(g), {x_blocked, y_blocked}); },
           "Bytes of scratch memory.");
-  m.def(named("fprop").c_str(),
+  if (a.fprop) m.def(named("fprop").c_str(),
         [f = a.fprop](const Numbers& g, bool x_blocked, bool y_blocked, py::object x, py::object w, py::object b, py::object y,
                       bool relu, py::object workspace, int threads) {
           auto *xp = in(x), *wp = in(w), *bp = in(b);
@@ -47,7 +47,7 @@ void bind(py::module_& m, const Algorithm& a) {
           const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, xp, wp, bp, yp, relu, sp, threads);
         });
-  m.def(named("dgrad").c_str(),
+  if (a.dgrad) m.def(named("dgrad").c_str(),
         [f = a.dgrad](const Numbers& g, bool x_blocked, bool y_blocked, py::object dy, py::object w, py::object mask,
                       py::object dx, py::object workspace, int threads) {
           auto *dyp = in(dy), *wp = in(w), *mp = in(mask);
@@ -55,8 +55,7 @@ void bind(py::module_& m, const Algorithm& a) {
           const Unlocked free;
           f(conv(g), {x_blocked, y_blocked}, dyp, wp, mp, dxp, sp, threads);
         });
-  if (!a.wgrad) return;
-  m.def(named("wgrad").c_str(),
+  if (a.wgrad) m.def(named("wgrad").c_str(),
         [f = a.wgrad](const Numbers& g, bool x_blocked, bool y_blocked, py::object x, py::object dy, py::object dw,
                       py::object workspace, int threads) {
           auto *xp = in(x), *dyp = in(dy);
@@ -93,6 +92,11 @@ void bind_conv(py::module_& m) {
              pointwise::dgrad(g, dy, w, mask, dx, s, threads);
            },
            nullptr});
+  const auto frames = [](const Conv& g, Layouts) { return few_channels::wgrad_workspace(g); };
+  bind(m, {"few_channels", few_channels::refusal, none, none, frames, nullptr, nullptr,
+           [](const Conv& g, Layouts, const float* x, const float* dy, float* dw, void* s, int threads) {
+             few_channels::wgrad(g, x, dy, dw, s, threads);
+           }});
 }
 
 }  // namespace convkit

@@ -129,6 +129,12 @@ void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, 
 void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads);
 }  // namespace narrow_groups
 
+namespace few_channels {  // NCHW alone; wgrad
+const char* refusal(const Conv& g);
+int64_t wgrad_workspace(const Conv& g);
+void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* workspace, int threads);
+}  // namespace few_channels
+
 namespace pointwise {  // NCHW alone; fprop and dgrad
 const char* refusal(const Conv& g);
 int64_t workspace(const Conv& g);

@@ -6,8 +6,9 @@
 //           Both operands are read as they lie: dy in registers, x in scalars that are neighbours in memory.
 // Traffic   dy's tile of k (32 floats for each pixel) and x's block of c (16) are swept once for each tap and half block:
 //           from L2, 3 lines for 16 FMAs of 16 lanes. dw, packed, is read and written once for each image.
-// Order     Pixels of an image in order, then images in order, each image a sum of its own: errors grow with sqrt(P Q) +
-//           sqrt(N) instead of sqrt(N P Q). A task is one tile of k, block of c, and row of taps, for all images.
+// Order     Runs of some 512 pixels are summed in registers, the runs of an image, then the images, each in order: errors grow
+//           with the square roots of these three lengths, not with that of their product. A task is one tile of k, block of
+//           c, and row of taps, for all images.
 // Bound     FMA: 16 for 10 loads.
 #include "direct.hpp"
 
@@ -18,6 +19,7 @@ namespace direct {
 namespace {
 
 constexpr int WGRAD_J = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
+constexpr int64_t RUN = 512;  // pixels that are summed in registers, about
 
 struct Problem {
   Conv g;
@@ -55,17 +57,28 @@ struct Sweep {
 
 template <int NV, int STRIDE>
 void image(const Sweep& s, const float* dy, const float* x, float* to, bool first) {
-  Tile<NV, WGRAD_J> tile;
-  tile.zero();
-  for (int64_t p = 0; p < s.rows; ++p)
-    tile.run(dy + p * s.dy_row, BLOCK, s.dy_part, x + p * s.x_row, STRIDE ? STRIDE * BLOCK : s.x_pixel, 1, s.columns);
-  CK_UNROLL
-  for (int j = 0; j < WGRAD_J; ++j) {
-    CK_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      float* at = to + (j * NV + v) * LANES;
-      store(at, first ? tile.acc[j][v] : load(at) + tile.acc[j][v]);
+  float sums[WGRAD_J * NV * LANES] = {};
+  // Rows, in parts where they are longer than a run: all pixels of an image may be one row.
+  const int64_t rows = most(1, RUN / s.columns), columns = rows > 1 ? s.columns : least(s.columns, RUN);
+  const int64_t x_pixel = STRIDE ? STRIDE * BLOCK : s.x_pixel;
+  for (int64_t p = 0; p < s.rows; p += rows) {
+    for (int64_t q = 0; q < s.columns; q += columns) {
+      Tile<NV, WGRAD_J> tile;
+      tile.zero();
+      for (int64_t i = p; i < least(s.rows, p + rows); ++i)
+        tile.run(dy + i * s.dy_row + q * BLOCK, BLOCK, s.dy_part, x + i * s.x_row + q * x_pixel, x_pixel, 1,
+                 least(columns, s.columns - q));
+      CK_UNROLL
+      for (int j = 0; j < WGRAD_J * NV; ++j) {
+        float* at = sums + j * LANES;
+        store(at, load(at) + tile.acc[j / NV][j % NV]);
+      }
     }
+  }
+  CK_UNROLL
+  for (int j = 0; j < WGRAD_J * NV; ++j) {
+    const V sum = load(sums + j * LANES);
+    store(to + j * LANES, first ? sum : load(to + j * LANES) + sum);
   }
 }
 

@@ -6,310 +6,360 @@
 // Idea      A map at a time, registers along the columns; a register of channels would mostly hold those of other groups.
 //           The maps of a group are copied into frames of zeros in this thread's scratch, their rows cut into stride_w
 //           phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride, dilation and padding each tap is then
-//           a contiguous, unaligned load. dgrad is the same with turned filters, or, with a stride, adds into such
-//           a frame, and reads its dx out of it; wgrad holds a register of partial sums for each of 9 taps.
-// Tiling    fprop: 4 filters by 2 registers of columns, or 1 by 4; registers of several rows where rows are short.
-// Traffic   x and y once each, the frames (50 KB for 112 x 112) from L2.
+//           a contiguous, unaligned load. A frame's zeros are written once for all the maps that a thread does.
+// dgrad     The same the other way round: frames of dy, and dx in phases. The dx of one phase is a stride-1 convolution of
+//           dy with those taps that reach it; the phases are merged on the way out.
+// wgrad     A register of partial sums for each of 9 taps and 2 filters, from frames of x and from rows of dy whose tails
+//           are masked (frame.hpp).
+// Tiling    fprop, dgrad: 8 registers of sums: of 4 filters, or of several rows, by one or two of columns. The last register
+//           of a row overlaps the one before it, so that tails cost no special case where a row fills a register.
+// Traffic   x and y once each, the frames (50 KB for 112 x 112) from L1 and L2.
 // Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from L1/L2.
-// Order     wgrad: one thread does all of an input channel; pixels of a map, then maps, in order.
+// Order     wgrad: one thread does all of an input channel; some rows of a map, their sums, then maps, in order.
+#include <atomic>
 #include <vector>
 
-#include "conv.hpp"
-#include "transpose.hpp"
+#include "frame.hpp"
 
 namespace convkit {
 namespace narrow_groups {
 namespace {
 
-constexpr int TAPS = 9;   // sums that wgrad holds in registers at a time
 constexpr int64_t NARROW = 8;  // channels of a group at the most
 constexpr int64_t MOST = 1 << 24;  // floats of a frame, which each thread keeps
+constexpr int64_t STRIDE = 16;  // at the most: dgrad has a plane for each pair of phases
+constexpr int64_t RUN = 512;  // products that each lane of wgrad sums before they are added to earlier ones, about
+constexpr int64_t TASK = 1 << 15;  // floats of a task at the least
 
-// The frame of one map: rows, of `phases` parts of `width` floats each.
-struct Frame {
-  int64_t rows, phases, width;
-  int64_t P, Q;  // Q in whole registers
-  int64_t step;  // from an output row's taps to the next one's
-  std::vector<int64_t> taps;  // where each tap of the first output row begins
+// --- scratch -------------------------------------------------------------------------------------------------------
 
-  explicit Frame(const Conv& g)
-      : rows((g.P - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1), phases(g.stride_w), P(g.P),
-        Q(round_up(g.Q, LANES)) {
-    width = Q + ((g.S - 1) * g.dilation_w) / g.stride_w + LANES;
-    step = row(g.stride_h);
-    for (int64_t r = 0; r < g.R; ++r) {
-      for (int64_t s = 0; s < g.S; ++s) {
-        const int64_t column = s * g.dilation_w;
-        taps.push_back(row(r * g.dilation_h) + column % g.stride_w * width + column / g.stride_w);
-      }
-    }
-  }
-  int64_t floats() const { return rows * phases * width; }
-  int64_t row(int64_t h) const { return h * phases * width; }
-};
-
-// This thread's scratch; it grows to the largest map, once.
-float* scratch(int64_t floats) {
+// This thread's scratch: `zeros` floats that were zero when this call began, and `more` floats. It grows, once.
+float* scratch(uint64_t call, int64_t zeros, int64_t more) {
   thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(static_cast<size_t>(floats));
-  return memory.data();
+  thread_local uint64_t last = 0;
+  if (static_cast<int64_t>(memory.size()) < zeros + more + LINE) memory.resize(static_cast<size_t>(zeros + more + LINE));
+  float* aligned = memory.data();
+  while (reinterpret_cast<uintptr_t>(aligned) % (sizeof(float) * LINE)) ++aligned;
+  if (last != call) std::memset(aligned, 0, static_cast<size_t>(zeros) * sizeof(float));
+  last = call;
+  return aligned;
+}
+uint64_t next_call() {
+  static std::atomic<uint64_t> calls{0};
+  return ++calls;
 }
 
-// Calls f(column of the image, place in the frame's row) for one phase: count columns, `phases` apart.
-struct Columns {
-  int64_t first, to, count;
+// --- forward -------------------------------------------------------------------------------------------------------
+
+// What makes one plane of results from frames: `rows` by `columns` outputs, `pitch` apart; tap t of output (p, q) is at
+// offsets[t] + p * step + q of each input channel's frame, and its weight at which[t].
+struct Plane {
+  int64_t rows, columns, pitch, step;
+  std::vector<int64_t> offsets, which;
+  // Where taps are a grid whose rows are neighbouring rows of the frame: the grid's rows, and the frame's pitch. Else 0.
+  int64_t grid = 0, row = 0;
 };
-Columns columns_of(const Conv& g, const Frame& f, int64_t phase) {
-  // Frame column i of this phase is image column i * stride + phase - pad.
-  const int64_t offset = phase - g.pad_left, begin = offset < 0 ? ceil_div(-offset, g.stride_w) : 0;
-  const int64_t first = begin * g.stride_w + offset;
-  const int64_t count = first < g.W ? least(ceil_div(g.W - first, g.stride_w), f.width - begin) : 0;
-  return {first, begin, most(0, count)};
-}
 
-// even[i], odd[i] = from[2 i], from[2 i + 1].
-void split_pairs(const float* from, int64_t count, float* even, float* odd) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    V a = load(from + 2 * i), b = load(from + 2 * i + LANES);
-    split(a, b);
-    store(even + i, a);
-    store(odd + i, b);
-  }
-  for (; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
-}
+struct Filters {
+  const float* at;
+  int64_t k_step, c_step;
+};
 
-// One row of the image into the phases of a row of the frame, which is zero.
-void fill_row(const Conv& g, const Frame& f, const float* from, float* to) {
-  // Pairs of columns that lie wholly in the image; pair i is columns 2 i - pad and 2 i + 1 - pad.
-  int64_t begin = 0, end = 0;
-  if (g.stride_w == 2) {
-    begin = least(ceil_div(most(0, g.pad_left), 2), f.width);
-    end = most(begin, least((g.W + g.pad_left) / 2, f.width));
-    split_pairs(from + 2 * begin - g.pad_left, end - begin, to + begin, to + f.width + begin);
-  }
-  for (int64_t phase = 0; phase < f.phases; ++phase) {
-    const Columns c = columns_of(g, f, phase);
-    float* at = to + phase * f.width + c.to;
-    if (g.stride_w == 1) {
-      std::memcpy(at, from + c.first, static_cast<size_t>(c.count) * sizeof(float));
-      continue;
-    }
-    for (int64_t j = 0; j < c.count; ++j) {
-      if (c.to + j == begin && end > begin) j = most(j, end - c.to);
-      if (j < c.count) at[j] = from[c.first + j * g.stride_w];
-    }
-  }
-}
+struct Inputs {
+  const float* frames;
+  int64_t channels, floats;
+  const float* next;  // what will be read next: `ahead` floats of it are fetched meanwhile
+  int64_t ahead;
+};
 
-void fill(const Conv& g, const Frame& f, const float* x, float* frame) {
-  std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
-  for (int64_t i = most(0, g.pad_top); i < least(f.rows, g.pad_top + g.H); ++i)
-    fill_row(g, f, x + (i - g.pad_top) * g.W, frame + f.row(i));
-}
+// Sums of FILTERS x ROWS x COLS registers; the second register of a row begins `apart` behind the first.
+template <int FILTERS, int ROWS, int COLS>
+struct Sums {
+  V total[FILTERS][ROWS][COLS];
 
-void read_out(const Conv& g, const Frame& f, const float* frame, float* dx) {
-  for (int64_t h = 0; h < g.H; ++h) {
-    float* to = dx + h * g.W;
-    std::memset(to, 0, static_cast<size_t>(g.W) * sizeof(float));
-    if (h + g.pad_top >= f.rows) continue;  // no tap reaches it
-    for (int64_t phase = 0; phase < f.phases; ++phase) {
-      const Columns c = columns_of(g, f, phase);
-      const float* from = frame + f.row(h + g.pad_top) + phase * f.width + c.to;
-      for (int64_t j = 0; j < c.count; ++j) to[c.first + j * g.stride_w] = from[j];
-    }
-  }
-}
-
-CK_INLINE void store_columns(V v, int64_t left, float* to) {
-  if (left >= LANES) {
-    store(to, v);
-  } else if (left > 0) {
-    float lanes[LANES];
-    store(lanes, v);
-    std::memcpy(to, lanes, static_cast<size_t>(left) * sizeof(float));
-  }
-}
-
-// UNITS registers of FILTERS maps of y, from register `first` of the map on: enough sums at a time to hide the latency of
-// the FMA, also where a row is a register or two.
-template <int FILTERS, int UNITS>
-CK_INLINE void forward(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu,
-                       int64_t first, float* y) {
-  const int64_t taps = g.R * g.S, filter = g.c_group() * taps, per_row = f.Q / LANES;
-  int64_t from[UNITS], to[UNITS], left[UNITS];
-  V total[FILTERS][UNITS];
-  CK_UNROLL
-  for (int u = 0; u < UNITS; ++u) {
-    const int64_t p = (first + u) / per_row, q = (first + u) % per_row * LANES;
-    from[u] = p * f.step + q, to[u] = p * g.Q + q, left[u] = g.Q - q;
+  CK_INLINE explicit Sums(const float* b) {
     CK_UNROLL
-    for (int k = 0; k < FILTERS; ++k) total[k][u] = splat(b ? b[k] : 0.0f);
-  }
-  for (int64_t c = 0; c < g.c_group(); ++c) {
-    const float* frame = frames + c * f.floats();
-    for (int64_t t = 0; t < taps; ++t) {
-      const float *at = frame + f.taps[t], *tap = w + c * taps + t;
+    for (int k = 0; k < FILTERS; ++k) {
       CK_UNROLL
-      for (int u = 0; u < UNITS; ++u) {
-        const V columns = load(at + from[u]);
+      for (int i = 0; i < ROWS * COLS; ++i) total[k][i / COLS][i % COLS] = splat(b ? b[k] : 0.0f);
+    }
+  }
+
+  // One input channel, tap by tap.
+  CK_INLINE void add(const Plane& f, const float* frame, const float* weights, int64_t k_step, int64_t apart) {
+    for (size_t t = 0; t < f.offsets.size(); ++t) {
+      const float *at = frame + f.offsets[t], *tap = weights + f.which[t];
+      V value[FILTERS];
+      CK_UNROLL
+      for (int k = 0; k < FILTERS; ++k) value[k] = splat(tap[k * k_step]);
+      CK_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
         CK_UNROLL
-        for (int k = 0; k < FILTERS; ++k) total[k][u] += columns * splat(tap[k * filter]);
+        for (int i = 0; i < COLS; ++i) {
+          const V columns = load(at + r * f.step + i * apart);
+          CK_UNROLL
+          for (int k = 0; k < FILTERS; ++k) total[k][r][i] += columns * value[k];
+        }
       }
     }
   }
-  CK_UNROLL
-  for (int k = 0; k < FILTERS; ++k) {
-    CK_UNROLL
-    for (int u = 0; u < UNITS; ++u)
-      store_columns(relu ? convkit::relu(total[k][u]) : total[k][u], left[u], y + k * g.P * g.Q + to[u]);
-  }
-}
 
-template <int FILTERS, int UNITS>
-void forward_maps(const Conv& g, const Frame& f, const float* frames, const float* w, const float* b, bool relu, float* y) {
-  const int64_t units = g.P * f.Q / LANES;
-  int64_t u = 0;
-  for (; u + UNITS <= units; u += UNITS) forward<FILTERS, UNITS>(g, f, frames, w, b, relu, u, y);
-  for (; u < units; ++u) forward<FILTERS, 1>(g, f, frames, w, b, relu, u, y);
-}
-
-// A map of dy with its rows in whole registers, zeros behind their ends: itself, or in `padded`.
-const float* whole_rows(const Conv& g, const Frame& f, const float* dy, float* padded) {
-  if (g.Q == f.Q) return dy;
-  for (int64_t p = 0; p < g.P; ++p) {
-    float* row = padded + p * f.Q;
-    std::memcpy(row, dy + p * g.Q, static_cast<size_t>(g.Q) * sizeof(float));
-    std::memset(row + g.Q, 0, static_cast<size_t>(f.Q - g.Q) * sizeof(float));
-  }
-  return padded;
-}
-
-// Adds the products of dy with the taps [first, first + TAPS) of the frame to sums.
-void correlate(const Conv& g, const Frame& f, const float* dy, const float* frame, int64_t first, V* sums) {
-  const int64_t last = g.R * g.S - 1;
-  const float* at[TAPS];
-  for (int64_t i = 0; i < TAPS; ++i) at[i] = frame + f.taps[least(first + i, last)];
-  for (int64_t p = 0; p < g.P; ++p) {
-    for (int64_t q = 0; q < f.Q; q += LANES) {
-      const V d = load(dy + p * f.Q + q);
+  // The same, column of taps by column, where they are a grid of R rows: a register serves all the output rows that it
+  // reaches. Loads that cross a cache line, as almost all of these do, are what such a convolution is bound by.
+  template <int R, int STRIDE>
+  CK_INLINE void add_grid(const Plane& f, const float* frame, const float* weights, int64_t apart) {
+    static_assert(FILTERS == 1, "the registers are full");
+    const int64_t S = static_cast<int64_t>(f.offsets.size()) / R;
+    for (int64_t s = 0; s < S; ++s) {
+      V value[R];
       CK_UNROLL
-      for (int i = 0; i < TAPS; ++i) sums[i] += d * load(at[i] + p * f.step + q);
+      for (int j = 0; j < R; ++j) value[j] = splat(weights[f.which[static_cast<size_t>(j * S + s)]]);
+      const float* at = frame + f.offsets[static_cast<size_t>(s)];
+      CK_UNROLL
+      for (int h = 0; h < (ROWS - 1) * STRIDE + R; ++h, at += f.row) {
+        CK_UNROLL
+        for (int i = 0; i < COLS; ++i) {
+          V columns = load(at + i * apart);
+          in_register(columns);
+          CK_UNROLL
+          for (int r = 0; r < ROWS; ++r) {
+            const int j = h - r * STRIDE;
+            if (j >= 0 && j < R) total[0][r][i] += columns * value[j];
+          }
+        }
+      }
+    }
+  }
+
+  CK_INLINE void write(const Plane& f, bool relu, float* y, int64_t plane, int64_t apart) const {
+    CK_UNROLL
+    for (int k = 0; k < FILTERS; ++k) {
+      CK_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        CK_UNROLL
+        for (int i = 0; i < COLS; ++i) {
+          const V v = relu ? convkit::relu(total[k][r][i]) : total[k][r][i];
+          float* to = y + k * plane + r * f.pitch + i * apart;
+          if (COLS == 1 && f.columns < LANES) store_some(v, f.columns, to);
+          else store(to, v);
+        }
+      }
+    }
+  }
+};
+
+template <int FILTERS, int ROWS, int COLS, int R, int STRIDE>
+CK_INLINE void registers(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, int64_t p, int64_t q,
+                         int64_t apart, float* y, int64_t plane) {
+  Sums<FILTERS, ROWS, COLS> sums(b);
+  for (int64_t c = 0; c < x.channels; ++c) {
+    const float *frame = x.frames + c * x.floats + p * f.step + q, *weights = w.at + c * w.c_step;
+    if constexpr (R > 0) sums.template add_grid<R, STRIDE>(f, frame, weights, apart);
+    else sums.add(f, frame, weights, w.k_step, apart);
+  }
+  sums.write(f, relu, y + p * f.pitch + q, plane, apart);
+}
+
+template <int FILTERS, int ROWS, int R, int STRIDE>
+CK_INLINE void rows_of(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, int64_t p, float* y,
+                       int64_t plane) {
+  int64_t q = 0;
+  for (; q + LANES < f.columns; q += 2 * LANES) {
+    const int64_t second = least(q + LANES, f.columns - LANES);
+    registers<FILTERS, ROWS, 2, R, STRIDE>(f, x, w, b, relu, p, q, second - q, y, plane);
+  }
+  if (q < f.columns)
+    registers<FILTERS, ROWS, 1, R, STRIDE>(f, x, w, b, relu, p, most(0, f.columns - LANES), 0, y, plane);
+}
+
+template <int FILTERS, int ROWS, int R = 0, int STRIDE = 0>
+void planes(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, float* y, int64_t plane) {
+  const int64_t ahead = f.rows ? ceil_div(x.ahead * ROWS, f.rows) : 0;  // in each step
+  int64_t p = 0;
+  for (; p + ROWS <= f.rows; p += ROWS) {
+    for (int64_t i = p / ROWS * ahead; i < least(x.ahead, (p / ROWS + 1) * ahead); i += LINE) __builtin_prefetch(x.next + i, 0, 2);
+    rows_of<FILTERS, ROWS, R, STRIDE>(f, x, w, b, relu, p, y, plane);
+  }
+  for (; p < f.rows; ++p) rows_of<FILTERS, 1, R, STRIDE>(f, x, w, b, relu, p, y, plane);
+}
+
+// `count` filters, whose planes of results are `plane` floats apart.
+void forward(const Plane& f, const Inputs& x, Filters w, const float* b, bool relu, int64_t count, float* y, int64_t plane) {
+  constexpr int ROWS = REGISTERS > 16 ? 4 : 2;  // two of columns each, and room for weights and an input
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4)
+    planes<4, 1>(f, x, {w.at + k * w.k_step, w.k_step, w.c_step}, b ? b + k : nullptr, relu, y + k * plane, plane);
+  const bool strided = f.step != f.row;
+  auto one = f.grid == 3   ? (strided ? planes<1, ROWS, 3, 2> : planes<1, ROWS, 3, 1>)
+             : f.grid == 5 ? (strided ? planes<1, ROWS, 5, 2> : planes<1, ROWS, 5, 1>)
+                           : planes<1, ROWS>;
+  for (; k < count; ++k)
+    one(f, x, {w.at + k * w.k_step, w.k_step, w.c_step}, b ? b + k : nullptr, relu, y + k * plane, plane);
+}
+
+// --- the three passes ----------------------------------------------------------------------------------------------
+
+Plane plane_of_y(const Conv& g, const Frame& f) {
+  Plane plane{g.P, g.Q, g.Q, g.stride_h * f.pitch(), {}, {}};
+  plane.offsets = taps_of_x(g, f);
+  for (int64_t t = 0; t < g.R * g.S; ++t) plane.which.push_back(t);
+  if (g.dilation_h == 1 && g.stride_h <= 2) plane.grid = g.R, plane.row = f.pitch();
+  return plane;
+}
+
+// One dimension of dgrad: position i of a phase is reached by tap r, if at all, from position i + shift of dy.
+struct Reach {
+  int64_t phases, pad, dilation;
+
+  bool reaches(int64_t phase, int64_t tap) const { return (phase + pad - tap * dilation) % phases == 0; }
+  int64_t shift(int64_t phase, int64_t tap) const { return (phase + pad - tap * dilation) / phases; }
+  // Smallest and largest shift of any tap.
+  Range shifts(int64_t taps) const {
+    Range found{INT64_MAX, INT64_MIN};
+    for (int64_t phase = 0; phase < phases; ++phase)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        if (reaches(phase, tap)) {
+          found.begin = least(found.begin, shift(phase, tap));
+          found.end = most(found.end, shift(phase, tap));
+        }
+    return found;
+  }
+};
+
+// dx by phases: the frame of dy, and a plane for each phase, kept in whole registers unless there is but one.
+struct Backward {
+  Frame frame{0, 0, 0, 0, 0, 1, 0};
+  std::vector<Plane> phases;
+  int64_t rows, pitch;  // of a phase's plane
+
+  explicit Backward(const Conv& g) {
+    const Reach down{g.stride_h, g.pad_top, g.dilation_h}, across{g.stride_w, g.pad_left, g.dilation_w};
+    const Range v = down.shifts(g.R), u = across.shifts(g.S);
+    const bool whole = g.stride_h == 1 && g.stride_w == 1;
+    rows = ceil_div(g.H, g.stride_h), pitch = whole ? g.W : round_up(ceil_div(g.W, g.stride_w), LANES);
+    const int64_t columns = round_up(ceil_div(g.W, g.stride_w), LANES) + u.end - u.begin;
+    frame = Frame(g.P, g.Q, -v.begin, -u.begin, rows + v.end - v.begin, 1, columns);
+    for (int64_t a = 0; a < g.stride_h; ++a)
+      for (int64_t b = 0; b < g.stride_w; ++b) {
+        Plane plane{ceil_div(most(0, g.H - a), g.stride_h), whole ? g.W : pitch, pitch, frame.pitch(), {}, {}};
+        for (int64_t t = 0; t < g.R * g.S; ++t) {
+          const int64_t r = g.R - 1 - t / g.S, s = t % g.S;  // the frame's rows from the top
+          if (!down.reaches(a, r) || !across.reaches(b, s)) continue;
+          plane.offsets.push_back(frame.at(down.shift(a, r) - v.begin, across.shift(b, s) - u.begin));
+          plane.which.push_back(r * g.S + s);
+        }
+        if (whole && g.dilation_h == 1) plane.grid = g.R, plane.row = frame.pitch();
+        phases.push_back(std::move(plane));
+      }
+  }
+  int64_t scratch() const { return phases.size() == 1 ? 0 : static_cast<int64_t>(phases.size()) * rows * pitch; }
+};
+
+// The planes of one map's phases into its dx.
+void merge_phases(const Conv& g, const Backward& plan, const float* planes, float* dx) {
+  const int64_t plane = plan.rows * plan.pitch;
+  for (int64_t h = 0; h < g.H; ++h) {
+    const float* from = planes + h % g.stride_h * g.stride_w * plane + h / g.stride_h * plan.pitch;
+    float* to = dx + h * g.W;
+    if (g.stride_w == 1) {
+      copy_row(from, g.W, to);
+    } else if (g.stride_w == 2) {
+      merge_pairs(from, from + plane, g.W / 2, to);
+      if (g.W % 2) to[g.W - 1] = from[g.W / 2];
+    } else {
+      for (int64_t b = 0; b < g.stride_w; ++b)
+        for (int64_t w = b; w < g.W; w += g.stride_w) to[w] = from[b * plane + w / g.stride_w];
     }
   }
 }
 
-// The forward pass whose result is dx, where the stride is 1: of dy, with turned filters, c and k exchanged.
-Conv turned_problem(const Conv& g) {
-  Conv t = g;
-  t.C = g.K, t.K = g.C, t.H = g.P, t.W = g.Q, t.P = g.H, t.Q = g.W;
-  t.pad_top = (g.R - 1) * g.dilation_h - g.pad_top;
-  t.pad_left = (g.S - 1) * g.dilation_w - g.pad_left;
-  return t;
-}
-std::vector<float> turned_weights(const Conv& g, const float* w) {
-  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S;
-  std::vector<float> turned(static_cast<size_t>(g.K * c * taps));
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t j = 0; j < k; ++j)
-      for (int64_t i = 0; i < c; ++i)
-        for (int64_t t = 0; t < taps; ++t)
-          turned[static_cast<size_t>(((group * c + i) * k + j) * taps + taps - 1 - t)] =
-              w[((group * k + j) * c + i) * taps + t];
-  return turned;
-}
-
-// dx of one map where there is a stride: the taps add into a frame, one after the other, each over the whole map, since
-// neighbouring taps write to addresses that overlap, and a load of what was just stored in parts has to wait.
-void scatter(const Conv& g, const Frame& f, const float* dy, const float* w, float* frame, float* padded) {
-  const float* gradient = whole_rows(g, f, dy, padded);
-  for (int64_t t = 0; t < g.R * g.S; ++t) {
-    const V tap = splat(w[t]);
-    for (int64_t p = 0; p < g.P; ++p) {
-      float* to = frame + f.taps[t] + p * f.step;
-      for (int64_t q = 0; q < f.Q; q += LANES) store(to + q, load(to + q) + load(gradient + p * f.Q + q) * tap);
-    }
-  }
-}
+int64_t grain(int64_t floats) { return most(1, TASK / most(1, floats)); }
 
 }  // namespace
 
 const char* refusal(const Conv& g) {
   if (g.groups == 1 || g.c_group() > NARROW || g.k_group() > NARROW) return "needs groups of up to 8 channels in and out";
-  return Frame(g).floats() * g.c_group() > MOST ? "takes groups of up to 16 million pixels" : nullptr;
+  if (g.stride_h > STRIDE || g.stride_w > STRIDE) return "takes strides of up to 16";
+  const Backward back(g);
+  const int64_t most_floats = most(frame_of_x(g).floats() * g.c_group(),
+                                   back.frame.floats() * g.k_group() + back.scratch());
+  return most_floats > MOST ? "takes groups of up to 16 million pixels" : nullptr;
 }
 
 void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads) {
-  const Frame f(g);
-  const int64_t c = g.c_group(), k = g.k_group(), filter = c * g.R * g.S;
-  parallel_for(threads, g.N * g.groups, [&](int64_t unit) {
-    const int64_t first = unit % g.groups * k;  // filter
-    float* frames = scratch(c * f.floats());
-    for (int64_t i = 0; i < c; ++i) fill(g, f, x + (unit * c + i) * g.H * g.W, frames + i * f.floats());
-    for (int64_t i = 0; i < k;) {
-      const float *taps = w + (first + i) * filter, *bias = b ? b + first + i : nullptr;
-      float* to = y + (unit * k + i) * g.P * g.Q;
-      if (k - i >= 4) {
-        forward_maps<4, 2>(g, f, frames, taps, bias, relu, to);
-        i += 4;
-      } else {
-        forward_maps<1, 4>(g, f, frames, taps, bias, relu, to);
-        i += 1;
-      }
+  const Frame f = frame_of_x(g);
+  const Plane plane = plane_of_y(g, f);
+  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
+  const uint64_t call = next_call();
+  parallel_ranges(threads, g.N * g.groups, grain(c * map), [&](int64_t begin, int64_t end) {
+    float* frames = scratch(call, c * f.floats(), 0);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit % g.groups * k;  // filter
+      for (int64_t i = 0; i < c; ++i) f.fill(x + (unit * c + i) * map, frames + i * f.floats());
+      const int64_t ahead = unit + 1 < end ? c * map : 0;
+      forward(plane, {frames, c, f.floats(), x + (unit + 1) * c * map, ahead}, {w + first * c * taps, c * taps, taps}, b ? b + first : nullptr, relu, k,
+              y + unit * k * g.P * g.Q, g.P * g.Q);
     }
   });
 }
 
 void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
-  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S;
-  if (g.stride_h == 1 && g.stride_w == 1) {
-    fprop(turned_problem(g), dy, turned_weights(g, w).data(), nullptr, dx, false, threads);
-  } else {
-    const Frame f(g);
-    parallel_for(threads, g.N * g.C, [&](int64_t map) {
-      const int64_t n = map / g.C, channel = map % c, first = map % g.C / c * k;
-      float* frame = scratch(f.floats() + f.P * f.Q);
-      std::memset(frame, 0, static_cast<size_t>(f.floats()) * sizeof(float));
-      for (int64_t i = 0; i < k; ++i)
-        scatter(g, f, dy + (n * g.K + first + i) * g.P * g.Q, w + ((first + i) * c + channel) * taps, frame,
-                frame + f.floats());
-      read_out(g, f, frame, dx + map * g.H * g.W);
-    });
-  }
-  if (x_mask)
-    parallel_ranges(threads, g.N * g.C, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * g.H * g.W; i < end * g.H * g.W; ++i) dx[i] = x_mask[i] <= 0.0f ? 0.0f : dx[i];
-    });
+  const Backward plan(g);
+  const Frame& f = plan.frame;
+  const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
+  const bool whole = plan.phases.size() == 1;
+  const uint64_t call = next_call();
+  parallel_ranges(threads, g.N * g.groups, grain(c * map), [&](int64_t begin, int64_t end) {
+    float *frames = scratch(call, k * f.floats(), plan.scratch()), *planes = frames + k * f.floats();
+    for (int64_t unit = begin; unit < end; ++unit) {
+      for (int64_t i = 0; i < k; ++i) f.fill(dy + (unit * k + i) * g.P * g.Q, frames + i * f.floats());
+      const float* filters = w + unit % g.groups * k * c * taps;
+      float* to = dx + unit * c * map;
+      const Inputs in{frames, k, f.floats(), dy + (unit + 1) * k * g.P * g.Q, unit + 1 < end ? k * g.P * g.Q : 0};
+      if (whole) {
+        forward(plan.phases[0], in, {filters, taps, c * taps}, nullptr, false, c, to, map);
+      } else {
+        for (int64_t i = 0; i < c; ++i) {
+          for (size_t a = 0; a < plan.phases.size(); ++a)
+            forward(plan.phases[a], in, {filters + i * taps, taps, c * taps}, nullptr, false, 1,
+                    planes + static_cast<int64_t>(a) * plan.rows * plan.pitch, 0);
+          merge_phases(g, plan, planes, to + i * map);
+        }
+      }
+      if (x_mask) {
+        const float* mask = x_mask + unit * c * map;
+        for (int64_t i = 0; i < c * map; ++i) to[i] = mask[i] <= 0.0f ? 0.0f : to[i];
+      }
+    }
+  });
 }
 
 void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
-  const Frame f(g);
+  const Frame f = frame_of_x(g);
+  const std::vector<int64_t> at = taps_of_x(g, f);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, shares = ceil_div(taps, TAPS);
-  const int64_t kept_floats = k * shares * TAPS * LANES;
+  const int64_t rows = most(1, RUN * LANES / g.Q);
+  const int64_t step = g.stride_h * f.pitch(), kept_floats = k * shares * TAPS * LANES;
+  const uint64_t call = next_call();
   parallel_for(threads, g.C, [&](int64_t unit) {
     const int64_t channel = unit % c, first = unit / c * k;
-    float *frame = scratch(f.floats() + f.P * f.Q + kept_floats), *padded = frame + f.floats(), *kept = padded + f.P * f.Q;
+    float *frame = scratch(call, f.floats(), kept_floats), *kept = frame + f.floats();  // [share][filter][tap]
     std::memset(kept, 0, static_cast<size_t>(kept_floats) * sizeof(float));
     for (int64_t n = 0; n < g.N; ++n) {
-      fill(g, f, x + (n * g.C + unit) * g.H * g.W, frame);
-      for (int64_t i = 0; i < k; ++i) {
-        const float* gradient = whole_rows(g, f, dy + (n * g.K + first + i) * g.P * g.Q, padded);
-        for (int64_t share = 0; share < shares; ++share) {
-          V sums[TAPS];
-          CK_UNROLL
-          for (int t = 0; t < TAPS; ++t) sums[t] = V{};
-          correlate(g, f, gradient, frame, share * TAPS, sums);
-          CK_UNROLL
-          for (int t = 0; t < TAPS; ++t) {
-            float* to = kept + ((i * shares + share) * TAPS + t) * LANES;
-            store(to, load(to) + sums[t]);
-          }
-        }
+      f.fill(x + (n * g.C + unit) * g.H * g.W, frame);
+      for (int64_t i = 0; i < k;) {
+        const int64_t filters = k - i >= FILTERS ? FILTERS : 1;
+        const auto add = filters == 1 ? correlate<1> : correlate<FILTERS>;
+        for (int64_t share = 0; share < shares; ++share)
+          for (int64_t p = 0; p < g.P; p += rows)
+            add(g, at, step, dy + (n * g.K + first + i) * g.P * g.Q, frame, p, least(g.P, p + rows), share * TAPS,
+                kept + (share * k + i) * TAPS * LANES);
+        i += filters;
       }
     }
     for (int64_t i = 0; i < k; ++i)
       for (int64_t t = 0; t < taps; ++t)
-        dw[((first + i) * c + channel) * taps + t] = sum(load(kept + (i * shares * TAPS + t) * LANES));
+        dw[((first + i) * c + channel) * taps + t] = sum(load(kept + ((t / TAPS * k + i) * TAPS + t % TAPS) * LANES));
   });
 }
 

@@ -42,6 +42,14 @@ typedef float VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 CK_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 CK_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
+// Keeps a value that is used several times in its register: GCC would rather load it again each time.
+CK_INLINE void in_register(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
 CK_INLINE V splat(float a) { return a - V{}; }  // not V{} + a: an addition must be done, since it makes -0 a 0
 // max(v, 0) that keeps a NaN, as every ReLU here does.
 CK_INLINE V relu(V v) { return v <= V{} ? V{} : v; }

@@ -35,10 +35,18 @@ CK_INLINE void split(V& a, V& b, std::integer_sequence<int, L...>) {
   a = even;
   b = odd;
 }
+template <int... L>
+CK_INLINE void merge(V& a, V& b, std::integer_sequence<int, L...>) {
+  const V low = __builtin_shufflevector(a, b, (L / 2 + L % 2 * LANES)...);
+  const V high = __builtin_shufflevector(a, b, (L / 2 + LANES / 2 + L % 2 * LANES)...);
+  a = low;
+  b = high;
+}
 }  // namespace detail
 
-// a, b, one behind the other, into their even and their odd lanes.
+// a, b, one behind the other, into their even and their odd lanes; and the way back.
 CK_INLINE void split(V& a, V& b) { detail::split(a, b, std::make_integer_sequence<int, LANES>()); }
+CK_INLINE void merge(V& a, V& b) { detail::merge(a, b, std::make_integer_sequence<int, LANES>()); }
 
 CK_INLINE void transpose(V (&r)[LANES]) { detail::rounds<LANES / 2>(r); }
 
