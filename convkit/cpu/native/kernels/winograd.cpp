@@ -150,6 +150,12 @@ void output_row(const Shape& s, const float* m, int64_t plane, float* map, const
     const Finish finish(e, group * s.k_blocks() * BLOCK + channel, s.k - channel);
     Output out{map + at + lane, mask ? mask + at + lane : nullptr, finish, s.Q * BLOCK};
     for (int64_t t = 0; t < s.columns(); ++t) {
+      if (part == 0) {
+        const Place next = ahead(t, s.columns());
+        const int64_t p = p0 + next.down * M, q = next.column * M;
+        fetch<true>(map, s.P, s.Q, p, q, M);
+        if (mask) fetch<false>(mask, s.P, s.Q, p, q, M);
+      }
       output_tile<M>(m + t * BLOCK + lane, plane, out, s.P - p0, s.Q - t * M);
       out.to += M * BLOCK;
       if (out.mask) out.mask += M * BLOCK;
@@ -258,6 +264,9 @@ void transform_row(const float* map, int64_t H, int64_t W, int64_t h0, int64_t l
   const bool rows_inside = h0 >= 0 && h0 + TILE <= H;
   for (int64_t t = 0; t < columns; ++t) {
     const int64_t w0 = t * m - left;
+    const Place next = ahead(t, columns);
+    // What the tiles before it have not read yet: its last m rows and columns.
+    fetch<false>(map, H, W, h0 + next.down * m + TILE - m, next.column * m - left + TILE - m, m);
     const float* from = map + (h0 * W + w0) * BLOCK;
     int64_t row = W * BLOCK;
     alignas(64) float border[TILE][TILE][BLOCK];

@@ -69,6 +69,8 @@ void gradient_row(const Problem& p, const float* map, int64_t p0, float* d, int6
   const int64_t P = p.s.P, Q = p.s.Q;
   for (int64_t t = 0; t < p.s.columns(); ++t) {
     const int64_t q0 = t * M;
+    const Place next = ahead(t, p.s.columns());
+    fetch<false>(map, P, Q, p0 + next.down * M, next.column * M, M);
     const float* from = map + (p0 * Q + q0) * BLOCK;
     const bool inside = p0 + M <= P && q0 + M <= Q;
     for (int part = 0; part < PARTS; ++part) {
