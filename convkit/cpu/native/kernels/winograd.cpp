@@ -22,6 +22,8 @@
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
 #include "winograd.hpp"
 
+#include "transpose.hpp"
+
 namespace convkit {
 namespace winograd {
 namespace {
@@ -46,26 +48,30 @@ Shape dgrad_shape(const Conv& g, const Virtual& v) {
 // ---------------------------------------------------------------------------------------------------------------------
 int64_t weight_plane(const Shape& s) { return s.k_blocks() * BLOCK * s.c + POINT_GAP; }
 
-// U[group][point][tile of k][c][width]
+// U[group][point][tile of k][c][width]. A pair of c and 16 k at a time: their taps are 16 runs of R * R floats in memory,
+// forwards or (dgrad) backwards, which a transposition makes registers of k.
 template <int R>
 void transform_weights(const Shape& s, const Weights& w, int64_t group_step, float* u, int threads) {
+  constexpr int64_t TAPS = R * R, SOON = 8;  // SOON: pairs until a line is written that is fetched now
   const int64_t plane = weight_plane(s);
-  parallel_ranges(threads, s.groups * s.k_blocks() * s.c, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
+  const bool backwards = w.s_step < 0;
+  const float* first = backwards ? w.at - (TAPS - 1) : w.at;
+  const float* end = first + ((s.groups - 1) * group_step + (s.k - 1) * w.k_step + (s.c - 1) * w.c_step) + TAPS;
+  parallel_ranges(threads, s.groups * s.k_blocks() * s.c, 64, [&](int64_t begin, int64_t stop) {
+    for (int64_t unit = begin; unit < stop; ++unit) {
       const int64_t c = unit % s.c, block = unit / s.c % s.k_blocks(), group = unit / s.c / s.k_blocks();
-      float taps[R * R][BLOCK];
-      for (int64_t lane = 0; lane < BLOCK; ++lane) {
-        const int64_t k = block * BLOCK + lane;
-        const float* from = w.at + group * group_step + k * w.k_step + c * w.c_step;
-        for (int i = 0; i < R; ++i)
-          for (int j = 0; j < R; ++j) taps[i * R + j][lane] = k < s.k ? from[i * w.r_step + j * w.s_step] : 0.0f;
-      }
       for (int part = 0; part < PARTS; ++part) {
         const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
         float* to = u + group * POINTS * plane + tile * KT * s.c + c * width + k % KT;
-        both_sides<FilterTransform<R>>(
-            [&](int i, int j) { return load(&taps[i * R + j][part * LANES]); },
-            [&](int i, int j, V a) { store(to + (i * TILE + j) * plane, a * divisor(i, j)); });
+        V taps[TAPS];
+        columns_as_lanes(first + group * group_step + k * w.k_step + c * w.c_step, w.k_step, most(0, s.k - k), TAPS, end,
+                         [&](int64_t e, V v) { taps[backwards ? TAPS - 1 - e : e] = v; });
+        both_sides<FilterTransform<R>>([&](int i, int j) { return taps[i * R + j]; },
+                                       [&](int i, int j, V a) {
+                                         float* at = to + (i * TILE + j) * plane;
+                                         __builtin_prefetch(at + SOON * width, 1);
+                                         store(at, a * divisor(i, j));
+                                       });
       }
     }
   });
