@@ -1,36 +1,74 @@
-"""Every op of a training step of AlexNet, each implementation, timed by pytest-benchmark.
+"""Every op of a training step of AlexNet, each implementation of convkit's, in pytest-benchmark's tables.
 
-    pytest bench/                                   the paper's network, batch 16
+    pytest bench/                                   the paper's network, batch 16, cold caches
     pytest bench/ --preset owt --batch 1 -k conv2   another network, only some layers
+    pytest bench/ --device cuda --cache warm        on a GPU, by its events
     pytest bench/ --benchmark-autosave --benchmark-compare
 
-A call is compared with the float64 reference before it is timed; one that is wrong is not timed.
+The samples come from convkit's own timing core (`convkit.bench.timing.race`): implementations of an op take
+turns, each call has new inputs and cold caches, results are compared with float64 before, during and after.
+What is wrong is not timed, and its test fails with the reason. pytest-benchmark gets the samples through its
+timer: it is one that stands still, but for the time that a call is known to have taken. `convkit bench`
+races other libraries too.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from convkit.arrays import empty
-from convkit.profile import run_and_compare
+from convkit.bench import figures, stats
+
+_now = 0.0
 
 
-def test_call(benchmark, call, implementation):
-    call = replace(call, implementation=implementation, options=dict(call.options))
-    call.options.pop("workspace", None)
-    if call.workspace_bytes:
-        call.options["workspace"] = empty((call.workspace_bytes,), "uint8")
-    error = run_and_compare(call)
-    if not error <= max(1e-6, implementation.error):
-        pytest.fail(f"relative RMS error {error:.1e} against float64: not timed")
-    flops, moved = (
-        call.problem.flops(call.op.name),
-        sum(a.nbytes for a in (*call.inputs, *call.outputs) if a is not None),
+def device_time() -> float:
+    """Seconds that the replayed calls took, on the device's own clock."""
+    return _now
+
+
+def _advance(seconds: float) -> None:
+    global _now
+    _now += seconds
+
+
+@pytest.mark.benchmark(timer=device_time)
+@pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # by what is not timed
+def test_call(benchmark, races, row, contender):
+    result = races.result(row, timed=benchmark.enabled)
+    if contender in result.refused:
+        pytest.fail(f"{row} {contender!r} was not timed: {result.refused[contender]}", pytrace=False)
+    item, samples = result.item, [ms / 1e3 for calls in result.samples[contender] for ms in calls]
+    replay = iter(samples)
+    benchmark.group = f"{item.layer} {item.op}"
+    benchmark.pedantic(lambda: _advance(next(replay)), rounds=len(samples))
+    checks, rounds = result.checks[contender], result.rounds(contender)
+    ms, (low, high) = stats.median(rounds), stats.interval(rounds)
+    benchmark.extra_info.update(
+        **races.about[row, contender],
+        **_share(item, ms, result, races.ceilings),
+        clock=races.clock.name,
+        cache=result.cache,
+        flops=item.flops,
+        bytes=item.bytes,
+        gflops=item.flops / ms / 1e6,
+        gbytes_per_s=item.bytes / ms / 1e6,
+        error=checks.error,
+        deterministic=checks.deterministic,
+        rounds=len(rounds),
+        median_ms=ms,
+        low_ms=low,
+        high_ms=high,
     )
-    benchmark.group = f"{call.layer} {call.op.name}"
-    benchmark.extra_info.update(flops=flops, bytes=moved, error=error)
-    benchmark.pedantic(call.run, rounds=5, warmup_rounds=1)
-    seconds = benchmark.stats.stats.median if benchmark.stats else float("nan")
-    benchmark.extra_info.update(gflops=flops / seconds / 1e9, gbytes_per_s=moved / seconds / 1e9)
+
+
+def _share(item, ms, result, ceilings):
+    """Percent of the nearer ceiling that was measured."""
+    row = {"dtype": item.dtype, "math": item.math, "probes": result.probes}
+    compute, memory = figures.ceilings_for(row, ceilings)
+    shares = {}
+    if compute:
+        shares[compute[0]] = 100 * item.flops / ms / 1e6 / compute[1]
+    if memory:
+        shares[memory[0]] = 100 * item.bytes / ms / 1e6 / memory[1]
+    nearer = max(shares, key=lambda name: shares[name], default=None)
+    return {"percent": shares.get(nearer), "ceiling": nearer}

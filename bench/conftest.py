@@ -1,35 +1,97 @@
-"""Options of the benchmarks, and the calls that they time: those of a planned training step."""
+"""Options of `pytest bench/`; the ops that it times, and the races that it runs for them.
+
+An op is raced once, by all of its implementations that were selected, in turns; each of its tests then gives
+the samples of one of them to pytest-benchmark.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import pytest
 
-import convkit as ck
+from convkit.bench import own, timing, work
+from convkit.errors import ConvkitError
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("convkit")
     group.addoption("--preset", default="paper", help="which AlexNet (paper, 2012, caffe, owt)")
-    group.addoption("--batch", type=int, default=16, help="images in a batch")
+    group.addoption("--batch", type=int, default=16, help="images in a batch (default: 16)")
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
+    group.addoption(
+        "--cache", default="cold", choices=timing.CACHES, help="caches before a call (default: cold)"
+    )
+    group.addoption("--dtype", default="float32", help="of the tensors (default: float32)")
+    group.addoption("--rounds", type=int, default=9, help="turns of each implementation (default: 9)")
     group.addoption("--reference", action="store_true", help="time the float64 reference too")
 
 
+def pytest_configure(config):
+    """Refuse what cannot be, in one line, before anything is collected."""
+    for name in ("batch", "rounds"):
+        if (value := getattr(config.option, name)) < 1:
+            raise pytest.UsageError(f"--{name} must be at least 1, not {value}")
+    try:
+        config.convkit_items = _items(config.option)
+    except ConvkitError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _items(options):
+    wanted = work.Wanted(
+        preset=options.preset, batches=(options.batch,), dtypes=(options.dtype,), directions=work.DIRECTIONS
+    )
+    return work.items(wanted)
+
+
 def pytest_generate_tests(metafunc):
-    if "call" not in metafunc.fixturenames:
+    if "contender" not in metafunc.fixturenames:
         return
     options = metafunc.config.option
-    net = ck.AlexNet(options.preset)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((options.batch, *net.input_shape), np.float32) * 50
-    net.step(x, rng.integers(0, 1000, options.batch))  # so that every buffer holds real values
-    plan = net.plan(options.batch)
     rows, ids = [], []
-    for call in (call for calls in plan.phases().values() for call in calls):
-        layout = call.implementation.layout  # of the memory that the plan has bound
-        for implementation in ck.implementations(call.op.name, device="cpu", layout=layout):
-            if implementation.name == "reference" and not options.reference:
-                continue
-            if implementation.refusal(call.problem) is None:
-                rows.append((call, implementation))
-                ids.append(f"{call.layer}-{call.op.name}-{implementation.name}")
-    metafunc.parametrize(("call", "implementation"), rows, ids=ids)
+    for item in metafunc.config.convkit_items:
+        for contender in own.contenders(item, options.device, reference=options.reference):
+            # By name: parameters are stored with the results, and must be the same in the next run.
+            rows.append((item.id, contender.name))
+            ids.append(f"{item.layer}-{item.op}-{contender.name.replace(' ', '-')}")
+    metafunc.parametrize(("row", "contender"), rows, ids=ids)
+
+
+class Races:
+    """Results by item, each raced when its first test asks for it, by those that were selected."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.options = session.config.option
+        self.items = {item.id: item for item in session.config.convkit_items}
+        self.selected: dict[str, set[str]] = {}
+        for test in session.items:
+            if call := getattr(test, "callspec", None):
+                self.selected.setdefault(call.params["row"], set()).add(call.params["contender"])
+        self.results: dict[str, timing.Result] = {}
+        self.about: dict[tuple[str, str], dict] = {}
+        self.clock = timing.clock_for(self.options.device)
+        self.ceilings = {} if self.options.benchmark_disable else self.clock.ceilings()
+
+    def result(self, row: str, *, timed: bool = True) -> timing.Result:
+        """What the race of an item gave; with `timed` False, just enough of one to say what is right."""
+        if row not in self.results:
+            item, options = self.items[row], self.options
+            settings = timing.Settings(rounds=options.rounds, cache=options.cache)
+            if not timed:
+                settings = timing.Settings.quickly(rounds=1, turn_s=0, pause_s=0, cache=options.cache)
+            entries = [
+                contender
+                for contender in own.contenders(item, options.device, reference=options.reference)
+                if contender.name in self.selected[row]
+            ]
+            for contender in entries:
+                about = {"marks": list(contender.marks), "layout": contender.layout}
+                self.about[row, contender.name] = about
+            self.results[row] = timing.race(item, entries, self.clock, settings, ceilings=self.ceilings)
+            if self.results[row].interrupted:
+                raise KeyboardInterrupt
+        return self.results[row]
+
+
+@pytest.fixture(scope="session")
+def races(request):
+    return Races(request.session)

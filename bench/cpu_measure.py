@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from statistics import median
@@ -24,6 +22,9 @@ from typing import Any
 import numpy as np
 
 from convkit import probe
+from convkit.bench import clocks
+from convkit.bench.conditions import Others
+from convkit.bench.stats import interval, ratio_of
 
 #: Calls longer than this are not repeated within a turn, nor preceded by an untimed one.
 LONG_CALL = 0.3
@@ -123,45 +124,6 @@ class Row:
             "errors": self.errors, "refused": self.refused, "notes": self.notes, "probes": self.probes,
             "samples": self.samples,
         }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------
-# Statistics
-# ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Ratio:
-    """How many times longer the peer takes: the median over rounds, with an interval around it.
-
-    `low` and `high` hold 95 % of the medians of resampled rounds; below 4 rounds, all of the rounds' ratios.
-    """
-
-    middle: float
-    low: float
-    high: float
-    rounds: int
-
-    def as_dict(self) -> dict[str, float]:
-        return {"median": self.middle, "low": self.low, "high": self.high, "rounds": self.rounds}
-
-
-def ratio_of(peer: Sequence[float], own: Sequence[float], resamples: int = 2000) -> Ratio:
-    """peer / own, taken within each round, so that what slows a whole round cancels."""
-    count = min(len(peer), len(own))
-    if count == 0:
-        return Ratio(math.nan, math.nan, math.nan, 0)
-    ratios = np.asarray(peer[:count], float) / np.asarray(own[:count], float)
-    low, high = interval(ratios, resamples)
-    return Ratio(float(np.median(ratios)), low, high, count)
-
-
-def interval(values: Any, resamples: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median; smallest and largest where there are fewer than 4 values."""
-    values = np.asarray(values, float)
-    if values.size < 4:
-        return float(values.min()), float(values.max())
-    picks = np.random.default_rng(0).integers(0, values.size, (resamples, values.size))
-    medians = np.median(values[picks], axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -415,30 +377,6 @@ def _timed(run: Callable[[], Any]) -> float:
     return seconds
 
 
-class Others:
-    """The share of the machine's CPU time that went to anything but this process since it was made."""
-
-    def __init__(self) -> None:
-        self._start = self._read()
-
-    @staticmethod
-    def _read() -> tuple[float, float]:
-        """Seconds that all CPUs were busy, or taken away by the host; seconds that they had."""
-        own = os.times()
-        try:
-            with open("/proc/stat", encoding="utf-8") as file:
-                ticks = [int(word) for word in file.readline().split()[1:9]]
-        except (OSError, ValueError):
-            return math.nan, math.nan
-        idle, unit = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
-        return (sum(ticks) - idle) / unit - own.user - own.system, sum(ticks) / unit
-
-    def share(self) -> float:
-        """0 to 1; NaN where the system does not say."""
-        busy, total = (now - then for now, then in zip(self._read(), self._start))
-        return min(1.0, max(0.0, busy / total)) if total > 0 else math.nan
-
-
 def _probe(name: str, settings: Settings) -> float:
     if name == FMA:
         return probe.peak_gflops(settings.threads, settings.probe_seconds).gflops
@@ -448,22 +386,9 @@ def _probe(name: str, settings: Settings) -> float:
 # ---------------------------------------------------------------------------------------------------
 # Memory ceilings besides copying, and cold caches
 # ---------------------------------------------------------------------------------------------------
-def memory_rates(threads: int, megabytes: float = 256, repeats: int = 3) -> dict[str, float]:
-    """GB/s of reading, and of changing in place (each byte counts twice), by NumPy on several threads.
-
-    Copying is no ceiling for these: a copy must also fetch the lines that it is about to overwrite.
-    """
-    parts = [np.ones(int(megabytes * 1e6 / 4 / threads), np.float32) for _ in range(threads)]
-    size = sum(part.nbytes for part in parts)
-
-    def best(work: Callable[[np.ndarray], Any]) -> float:
-        with ThreadPoolExecutor(threads) as pool:
-            return min(_timed(lambda: list(pool.map(work, parts))) for _ in range(repeats))
-
-    return {
-        "read": size / best(np.max) / 1e9,
-        "update": 2 * size / best(lambda a: np.add(a, 1, out=a)) / 1e9,
-    }
+def memory_rates(threads: int) -> dict[str, float]:
+    """GB/s of reading, and of changing in place, by NumPy on several threads: the best of three."""
+    return {name: max(rates) for name, rates in clocks.memory_rates(threads).items()}
 
 
 class Flush:

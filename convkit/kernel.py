@@ -241,7 +241,7 @@ def translation_unit(kernel: KernelFile, problem: Problem, tile: Mapping[str, in
 # ---------------------------------------------------------------------------------------------------
 # Implementation
 # ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone, so that an implementation can be a key
 class Runner:
     """What a kernel file does when it is called: evaluate its header for the problem, and launch."""
 

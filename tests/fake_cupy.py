@@ -1,11 +1,13 @@
 """A stand-in for CuPy, so that the way to the GPU is walked where there is none.
 
-Arrays are NumPy's behind a wrapper that is no NumPy array; kernels run under the emulator. What this cannot
-show is whether CuPy behaves as it is written to here: a GPU has the last word.
+Arrays are NumPy's behind a wrapper that is no NumPy array; kernels run under the emulator. Streams are times
+until which they are busy: what is queued costs nothing until somebody waits. What this cannot show is
+whether CuPy behaves as it is written to here: a GPU has the last word.
 """
 
 from __future__ import annotations
 
+import time
 import types
 from dataclasses import replace
 from typing import Any
@@ -63,6 +65,13 @@ class ndarray:
     def mean(self, **options: Any) -> ndarray:
         return ndarray(np.asarray(self._host.mean(**options)))
 
+    def max(self) -> ndarray:
+        queue(1e-4)
+        return ndarray(self._host.reshape(-1)[:1].max())
+
+    def astype(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.astype(dtype))
+
     def __float__(self) -> float:
         return float(self._host)
 
@@ -77,9 +86,60 @@ class ndarray:
 ndarray.__module__ = "cupy"
 
 
+class Stream:
+    """Work in its order; `until` is when the last of it ends, in seconds of the host."""
+
+    current: list[Stream] = []
+    every: list[Stream] = []
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.until = 0.0
+        self.captured: list[tuple[float, Any]] | None = None
+        Stream.every.append(self)
+
+    def __enter__(self) -> Stream:
+        Stream.current.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Stream.current.pop()
+
+    def begin_capture(self) -> None:
+        self.captured = []
+
+    def end_capture(self) -> Any:
+        work, self.captured = self.captured or [], None
+        return types.SimpleNamespace(launch=lambda: [queue(*one) for one in work])
+
+
+def queue(seconds: float, work: Any = None) -> None:
+    """Work on the current stream; done at once, unless it is captured."""
+    stream = Stream.current[-1]
+    if stream.captured is not None:
+        stream.captured.append((seconds, work))
+        return
+    if work is not None:
+        work()
+    stream.until = max(time.perf_counter(), stream.until) + seconds
+
+
+def synchronize() -> None:
+    """Wait for every stream, to the microsecond: a sleep would overshoot."""
+    while time.perf_counter() < max(stream.until for stream in Stream.every):
+        pass
+
+
 class Event:
     def record(self) -> None:
-        pass
+        self.at = max(time.perf_counter(), Stream.current[-1].until)
+
+
+#: Seconds of an elementwise kernel.
+KERNEL = [2e-3]
+
+
+def _maximum(a: ndarray, b: float, out: ndarray) -> None:
+    queue(KERNEL[0], lambda: np.maximum(a._host, b, out=out._host))
 
 
 def _random(shape: Any, dtype: Any = np.float32) -> ndarray:
@@ -89,13 +149,20 @@ def _random(shape: Any, dtype: Any = np.float32) -> ndarray:
 def module() -> types.ModuleType:
     """The module to put in the place of `cupy`."""
     cupy = types.ModuleType("cupy")
+    limits: dict[int, int] = {}
+    Stream.every.clear()
+    Stream.current[:] = [Stream()]
     runtime = types.SimpleNamespace(
         getDevice=lambda: 0,
-        getDeviceProperties=lambda device: {"name": b"no GPU at all", "major": 9, "minor": 0},
+        getDeviceProperties=lambda device: {
+            "name": b"no GPU at all", "major": 9, "minor": 0, "multiProcessorCount": 1, "l2CacheSize": 4096,
+        },
         driverGetVersion=lambda: 0,
         runtimeGetVersion=lambda: 0,
-        deviceSynchronize=lambda: None,
-    )
+        deviceSynchronize=synchronize,
+        deviceSetLimit=limits.__setitem__,
+        limits=limits,
+    )  # fmt: skip
     members = {
         "ndarray": ndarray,
         "__version__": "stand-in",
@@ -107,10 +174,16 @@ def module() -> types.ModuleType:
             a if a.flags.c_contiguous and a.dtype == dtype else ndarray(np.ascontiguousarray(a._host, dtype))
         ),
         "copyto": lambda target, source: target.__setitem__(..., source),
-        "matmul": lambda a, b, out: None,
+        "matmul": lambda a, b, out: queue(1e-3),
+        "maximum": _maximum,
+        "RawKernel": lambda source, name: lambda grid, block, arguments: queue(1e-3),
         "random": types.SimpleNamespace(standard_normal=lambda shape, dtype: _random((4, 4), dtype)),
         "cuda": types.SimpleNamespace(
-            is_available=lambda: True, runtime=runtime, Event=Event, get_elapsed_time=lambda a, b: 1.0
+            is_available=lambda: True,
+            runtime=runtime,
+            Event=Event,
+            Stream=Stream,
+            get_elapsed_time=lambda a, b: (b.at - a.at) * 1e3,
         ),
     }
     cupy.__dict__.update(members)

@@ -1,0 +1,355 @@
+"""Clocks: how long one call takes, on a CPU and on a GPU, with cold caches, and what the device could do.
+
+The timer functions are taken from `time` when this is imported, before any contender is: one that replaces
+them later changes nothing here, and is told on (`replaced`). Beside them stands `independent`, the system's
+clock by another way, which is what a patched timer would have to agree with.
+
+On a GPU a call lies between two events, and the wall clock runs from before to after the whole device is
+idle. What was put on another stream lies outside the events, but not outside the device: `gap_ms` shows it.
+
+Status of `CudaClock`: written to CuPy's documentation and walked on a stand-in; no GPU has run it yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .. import probe
+from .conditions import last_level_cache
+
+_TIMERS = ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "time_ns", "process_time",
+           "process_time_ns", "thread_time", "thread_time_ns", "sleep")  # fmt: skip
+_CAPTURED = {name: getattr(time, name) for name in _TIMERS}
+_ns = time.perf_counter_ns
+#: Times a copy of DRAM must be larger than the last cache to evict it, whatever the replacement.
+EVICT = 3
+#: Least bytes that a GPU's L2 is flushed with.
+CUDA_FLUSH = 256 * 2**20
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+
+
+def _independent() -> Callable[[], float]:
+    """Seconds by the system's raw clock, called through ctypes; by `os.times` where there is none."""
+    elapsed = os.times
+    try:
+        call, raw = ctypes.CDLL(None).clock_gettime, 4  # CLOCK_MONOTONIC_RAW, on Linux and on macOS
+        call.argtypes = [ctypes.c_int, ctypes.POINTER(_Timespec)]
+        if call(raw, ctypes.byref(_Timespec())) != 0:
+            raise OSError
+    except (OSError, TypeError, AttributeError):
+        return lambda: elapsed().elapsed
+
+    def now() -> float:
+        spec = _Timespec()
+        call(raw, ctypes.byref(spec))
+        return float(spec.seconds + spec.nanoseconds * 1e-9)
+
+    return now
+
+
+#: A second clock, in seconds.
+independent = _independent()
+
+
+def replaced() -> str:
+    """A timer that is not Python's own any more, such as "time.perf_counter"; or an empty string."""
+    for name, function in _CAPTURED.items():
+        if getattr(time, name) is not function or not isinstance(function, types.BuiltinFunctionType):
+            return f"time.{name}"
+    for kind, name, function in _OWN:
+        if vars(kind).get(name) is not function:
+            return f"{kind.__name__}.{name}"
+    return ""
+
+
+def culprit(name: str) -> str:
+    """File of the function that stands in the place of such a name; empty where it does not say."""
+    place, _, attribute = name.partition(".")
+    owner: Any = time if place == "time" else globals()[place]
+    code = getattr(getattr(owner, attribute), "__code__", None)
+    return str(code.co_filename) if code else ""
+
+
+def restore() -> None:
+    """Put back what was replaced."""
+    for name, function in _CAPTURED.items():
+        setattr(time, name, function)
+    for kind, name, function in _OWN:
+        setattr(kind, name, function)
+
+
+class CpuClock:
+    """Wall time of calls on this machine's CPUs.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Threads of the probes and of the flush: by default as many as convkit uses.
+    flush_bytes : int, optional
+        What `cold` reads: by default three times the last cache, at least 64 MB.
+    """
+
+    name, device = "perf_counter_ns", "cpu"
+    slack_ms = 0.02
+
+    def __init__(self, threads: int | None = None, flush_bytes: int | None = None) -> None:
+        from ..cpu import threads as pool
+
+        self.threads = threads or pool.count()
+        size = flush_bytes or max(64 * 10**6, EVICT * last_level_cache())
+        # Each thread reads its share: the inner caches of every core that works are flushed too.
+        self._shares = [np.ones(max(1, size // 4 // self.threads), np.float32) for _ in range(self.threads)]
+        self._readers = ThreadPoolExecutor(self.threads)
+
+    def cold(self) -> None:
+        """Evict the caches, by reading: so that no dirty lines are left to write back either."""
+        list(self._readers.map(np.max, self._shares))
+
+    def time(self, run: Callable[[], Any]) -> float:
+        """Milliseconds of one call."""
+        start = _ns()
+        result = run()
+        end = _ns()
+        del result  # freeing what was returned is not part of the call
+        return (end - start) / 1e6
+
+    def synchronize(self) -> None:
+        """Nothing: a call that returns while its work goes on is caught by looking at its outputs."""
+
+    def probe(self) -> dict[str, float]:
+        """ "fma" in GFLOP/s and "copy" in GB/s, just now; some 60 ms."""
+        return {
+            "fma": probe.peak_gflops(self.threads, 0.03).gflops,
+            "copy": probe.copy_gbs(self.threads, 128, 0.03).gbs,
+        }
+
+    def ceilings(self, repeats: int = 5) -> dict[str, dict[str, Any]]:
+        """The arithmetic peak, and rates of copying, reading and changing in place; a second or two."""
+        peaks = [probe.peak_gflops(self.threads, 0.1) for _ in range(repeats)]
+        copies = [probe.copy_gbs(self.threads, 256, 0.1) for _ in range(repeats)]
+        found = {
+            "fma": ceiling("GFLOP/s", [p.gflops for p in peaks], peaks[0].method, dtype="float32"),
+            "copy": ceiling("GB/s", [c.gbs for c in copies], copies[0].method),
+        }
+        for name, rates in memory_rates(self.threads, repeats=repeats).items():
+            found[name] = ceiling("GB/s", rates, "NumPy, each thread its share")
+        return found
+
+
+def ceiling(unit: str, samples: list[float], method: str, **more: Any) -> dict[str, Any]:
+    """An entry of a capsule's "ceilings": the best sample counts, for a ceiling is what can be reached."""
+    return {"unit": unit, "value": max(samples), "samples": samples, **more, "method": method}
+
+
+def memory_rates(threads: int, megabytes: float = 256, repeats: int = 3) -> dict[str, list[float]]:
+    """GB/s of reading, and of changing in place (each byte counts twice), by NumPy on several threads.
+
+    Copying is no ceiling for these: a copy must also fetch the lines that it is about to overwrite.
+    """
+    parts = [np.ones(int(megabytes * 1e6 / 4 / threads), np.float32) for _ in range(threads)]
+    size = sum(part.nbytes for part in parts)
+    works: dict[str, tuple[int, Callable[[np.ndarray], Any]]] = {
+        "read": (size, np.max),
+        "update": (2 * size, lambda a: np.add(a, 1, out=a)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats):
+            for name, (moved, work) in works.items():
+                start = _ns()
+                list(pool.map(work, parts))
+                rates[name].append(moved / (_ns() - start))
+    return rates
+
+
+# ---------------------------------------------------------------------------------------------------
+# GPU
+# ---------------------------------------------------------------------------------------------------
+class Persisting:
+    """L2 lines that are set aside for some accesses, and would survive a flush; by the driver's calls."""
+
+    _LIMIT = 0x06  # CU_LIMIT_PERSISTING_L2_CACHE_SIZE
+
+    def __init__(self) -> None:
+        try:
+            self._driver: Any = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            self._driver = None
+
+    def reset(self) -> None:
+        """All persisting lines become ordinary ones."""
+        if self._driver is not None:
+            self._driver.cuCtxResetPersistingL2Cache()
+
+    def set_aside(self) -> int:
+        """Bytes of L2 that persisting accesses may take."""
+        size = ctypes.c_size_t(0)
+        if self._driver is not None:
+            self._driver.cuCtxGetLimit(ctypes.byref(size), self._LIMIT)
+        return size.value
+
+    def forbid(self) -> None:
+        """Let them take none."""
+        if self._driver is not None:
+            self._driver.cuCtxSetLimit(self._LIMIT, ctypes.c_size_t(0))
+
+
+class CudaClock:
+    """CUDA events around a call on the current stream, checked by the wall clock of the whole device.
+
+    Attributes
+    ----------
+    gap_ms : float
+        By how much the wall clock, device idle to device idle, exceeded the events in the last call: work on
+        another stream, or events that lie.
+    """
+
+    name, device = "CUDA events", "cuda"
+    slack_ms = 0.1
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        cuda = cupy.cuda
+        # Taken now: a contender may replace them in the module.
+        self._event, self._elapsed = cuda.Event, cuda.get_elapsed_time
+        self._wait = cuda.runtime.deviceSynchronize
+        properties = cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())
+        size = max(CUDA_FLUSH, 4 * int(properties.get("l2CacheSize", 0)))
+        self._flush = cupy.empty(size // 4, np.float32)
+        self._flush.fill(1)
+        self.persisting = Persisting()
+        self.persisting.forbid()
+        self._before: tuple[Any, float] | None = None
+        self.gap_ms = 0.0
+
+    def cold(self) -> None:
+        """Evict L2, by reading; queued, so that the call behind it is launched meanwhile."""
+        self.persisting.reset()
+        self._before = self._begin()
+        self._flush.max()
+
+    def _begin(self) -> tuple[Any, float]:
+        """An event on the idle device, and the time."""
+        self._wait()
+        event = self._event()
+        start = independent()
+        event.record()
+        return event, start
+
+    def time(self, run: Callable[[], Any]) -> float:
+        """Milliseconds between the events; `gap_ms` says what they missed."""
+        before, wall = self._before or self._begin()
+        self._before = None
+        start, end = self._event(), self._event()
+        start.record()
+        result = run()
+        end.record()
+        self._wait()
+        wall = (independent() - wall) * 1e3
+        del result
+        self.gap_ms = wall - float(self._elapsed(before, end))
+        return float(self._elapsed(start, end))
+
+    def batch(self, run: Callable[[], Any], count: int) -> float:
+        """Milliseconds of one of `count` calls that are captured in a graph, for calls as short as a launch.
+
+        Warm by its nature: the calls share their inputs, and nothing lies between them.
+        """
+        stream = self._cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            for _ in range(count):
+                run()
+            graph = stream.end_capture()
+            graph.launch()  # the first one uploads it
+            ms = self.time(graph.launch)
+        self.gap_ms /= count
+        return ms / count
+
+    def synchronize(self) -> None:
+        """Wait for every stream."""
+        self._wait()
+
+    def tampered(self) -> str:
+        """What was changed in CuPy or on the device since this was made; or an empty string."""
+        cuda = self._cupy.cuda
+        if cuda.Event is not self._event or cuda.get_elapsed_time is not self._elapsed:
+            return "replaced CuPy's events"
+        if cuda.runtime.deviceSynchronize is not self._wait:
+            return "replaced cupy.cuda.runtime.deviceSynchronize"
+        if size := self.persisting.set_aside():
+            return f"keeps lines in L2: it set {size} bytes aside for persisting accesses"
+        return ""
+
+    def probe(self) -> dict[str, float]:
+        """ "fma" in GFLOP/s and "copy" in GB/s."""
+        return {"fma": self._fma(), "copy": self._copy(2**26)}
+
+    def ceilings(self, repeats: int = 5) -> dict[str, dict[str, Any]]:
+        """The peak of multiply-adds, the vendor's matrix products, and the rate of copying."""
+        found = {
+            "fma": ceiling(
+                "GFLOP/s", [self._fma() for _ in range(repeats)], "8 chains of FMA", dtype="float32"
+            ),
+            "copy": ceiling("GB/s", [self._copy(2**28) for _ in range(repeats)], "CuPy copyto, 2 GiB"),
+        }
+        for name, dtype in (("sgemm", "float32"), ("tensor-fp16", "float16")):
+            rates = [self._matmul(dtype) for _ in range(repeats)]
+            found[name] = ceiling("GFLOP/s", rates, "CuPy matmul, 8192", dtype=dtype)
+        return found
+
+    def _copy(self, count: int) -> float:
+        cupy = self._cupy
+        source = cupy.ones(count, np.float32)
+        target = cupy.empty_like(source)
+        return float(2 * source.nbytes / self._again(lambda: cupy.copyto(target, source)) / 1e6)
+
+    def _matmul(self, dtype: str, n: int = 8192) -> float:
+        cupy = self._cupy
+        a = cupy.random.standard_normal((n, n), dtype=np.float32).astype(dtype)
+        b, out = a.copy(), cupy.empty_like(a)
+        return 2 * n**3 / self._again(lambda: cupy.matmul(a, b, out=out)) / 1e6
+
+    def _fma(self, blocks: int = 4096, threads: int = 256, steps: int = 4096) -> float:
+        kernel = self._cupy.RawKernel(_FMA, "convkit_fma_probe")
+        out = self._cupy.empty(blocks * threads, np.float32)
+        run = lambda: kernel((blocks,), (threads,), (out, np.int32(steps), np.float32(0.999)))  # noqa: E731
+        return 2 * 8 * steps * blocks * threads / self._again(run) / 1e6
+
+    def _again(self, run: Callable[[], Any]) -> float:
+        """The second of two times."""
+        self.time(run)
+        return self.time(run)
+
+
+#: Eight independent chains hide the latency of a multiply-add (4 cycles) twice over.
+_FMA = r"""
+extern "C" __global__ void convkit_fma_probe(float* out, int steps, float a) {
+  float v[8];
+  for (int i = 0; i < 8; ++i) v[i] = threadIdx.x + i;
+  for (int s = 0; s < steps; ++s)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = fmaf(v[i], a, 1.0f);
+  float sum = 0;
+  for (int i = 0; i < 8; ++i) sum += v[i];
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+"""
+
+#: What a contender might replace to time itself.
+_OWN = tuple(
+    (kind, name, vars(kind)[name]) for kind in (CpuClock, CudaClock) for name in ("time", "cold", "probe")
+)

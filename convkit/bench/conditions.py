@@ -1,0 +1,236 @@
+"""The state of the machine while something was measured: clocks, power, temperature, throttling, other work.
+
+What a machine does not say is left out, never guessed. A GPU is asked through NVML (the package
+`nvidia-ml-py`) where that is installed. Status of that part: written to NVML's documentation; no GPU has run
+it yet.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+#: Distributions whose versions decide what was measured, where they are installed.
+_DISTRIBUTIONS = (
+    "numpy", "numba", "torch", "onnxruntime", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x",
+    "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "cuda-core",
+)  # fmt: skip
+#: Bits of NVML's `clocksEventReasons` that mean that the clock was held down, by their meaning.
+THROTTLE = {
+    0x2: "applications clock setting",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clock setting",
+}
+
+
+class Others:
+    """The share of the machine's CPU time that went to anything but this process since it was made."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        """Seconds that all CPUs were busy, or taken away by the host; seconds that they had."""
+        own = os.times()
+        try:
+            with open("/proc/stat", encoding="utf-8") as file:
+                ticks = [int(word) for word in file.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return math.nan, math.nan
+        idle, unit = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
+        return (sum(ticks) - idle) / unit - own.user - own.system, sum(ticks) / unit
+
+    def share(self) -> float:
+        """0 to 1; NaN where the system does not say."""
+        busy, total = (now - then for now, then in zip(self._read(), self._start))
+        return min(1.0, max(0.0, busy / total)) if total > 0 else math.nan
+
+
+def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+    """What a figure was measured on: the "machine" of a capsule.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda", "emulator"}
+    threads : int, optional
+        Threads that convkit may use; by default as many as it uses now.
+
+    Returns
+    -------
+    dict
+        "device", "name" (of the GPU, else of the CPU), "cpu", "threads", "isa", "system", "python",
+        "memory_gb", "versions" of what is installed, "gpu" (None without one).
+    """
+    from ..cpu import threads as pool
+
+    gpu = _gpu() if device == "cuda" else None
+    cpu = _cpu_name()
+    return {
+        "device": device,
+        "name": gpu["name"] if gpu else cpu,
+        "cpu": cpu,
+        "threads": threads or pool.count(),
+        "isa": _isa(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "memory_gb": _memory_gb(),
+        "versions": versions(),
+        "gpu": gpu,
+    }
+
+
+def sample(device: str = "cpu") -> dict[str, Any]:
+    """Clocks, power, temperature and throttling just now; what the machine does not say is absent.
+
+    Returns
+    -------
+    dict
+        Of "sm_mhz", "mem_mhz", "power_w", "temperature_c", "throttle" (a list of reasons) on a GPU; of
+        "cpu_mhz" on a CPU, where that is the mean of its cores'.
+    """
+    if device == "cuda":
+        return _nvml_sample()
+    mhz = _cpu_mhz()
+    return {} if mhz is None else {"cpu_mhz": mhz}
+
+
+def versions() -> dict[str, str]:
+    """Versions of installed libraries that take part, by the name of the distribution."""
+    from .. import __version__
+
+    found = {"convkit": __version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of this machine's first CPU; 32 MB where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
+        except OSError:
+            continue
+        if match:
+            sizes.append(int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]])
+    return max(sizes, default=32 * 2**20)
+
+
+# ---------------------------------------------------------------------------------------------------
+# CPU
+# ---------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=1)
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _isa() -> str:
+    from .. import native
+
+    module = native.load()
+    return module.isa() if module else "unknown"
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _cpu_mhz() -> float | None:
+    """Mean over the cores; a virtual machine may only ever say its nominal clock."""
+    found = []
+    for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
+        try:
+            found.append(int(path.read_text()) / 1e3)
+        except (OSError, ValueError):
+            continue
+    if not found:
+        try:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        found = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
+    return round(sum(found) / len(found), 1) if found else None
+
+
+# ---------------------------------------------------------------------------------------------------
+# GPU
+# ---------------------------------------------------------------------------------------------------
+def _gpu() -> dict[str, Any]:
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    number = runtime.getDevice()
+    found = runtime.getDeviceProperties(number)
+    name = found["name"]
+    return {
+        "name": name.decode() if isinstance(name, bytes) else str(name),
+        "compute_capability": f"{found['major']}.{found['minor']}",
+        "driver": runtime.driverGetVersion(),
+        "runtime": runtime.runtimeGetVersion(),
+        "sms": found.get("multiProcessorCount"),
+        "l2_bytes": found.get("l2CacheSize"),
+        "memory_bytes": found.get("totalGlobalMem"),
+    }
+
+
+@lru_cache(maxsize=1)
+def _nvml() -> Any:
+    """NVML and the handle of the current device, or None: not installed, or it fails."""
+    try:
+        import cupy
+        import pynvml  # type: ignore[import-not-found]
+
+        pynvml.nvmlInit()
+        # NVML counts all GPUs, CUDA those that it may see: the bus id is the same in both.
+        bus = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
+        return pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(bus if isinstance(bus, bytes) else bus.encode())
+    except Exception:  # a missing package or a driver without NVML is no reason not to measure
+        return None
+
+
+def _nvml_sample() -> dict[str, Any]:
+    if (nvml := _nvml()) is None:
+        return {}
+    n, device = nvml
+    ask = {
+        "sm_mhz": lambda: n.nvmlDeviceGetClockInfo(device, n.NVML_CLOCK_SM),
+        "mem_mhz": lambda: n.nvmlDeviceGetClockInfo(device, n.NVML_CLOCK_MEM),
+        "power_w": lambda: n.nvmlDeviceGetPowerUsage(device) / 1e3,
+        "temperature_c": lambda: n.nvmlDeviceGetTemperature(device, n.NVML_TEMPERATURE_GPU),
+        "throttle": lambda: throttled(n.nvmlDeviceGetCurrentClocksThrottleReasons(device)),
+    }
+    found = {}
+    for key, question in ask.items():
+        try:
+            found[key] = question()
+        except Exception:  # not every GPU answers every question
+            continue
+    return found
+
+
+def throttled(bits: int) -> list[str]:
+    """What held the clock down, from NVML's bit mask; being idle does not count."""
+    return [meaning for bit, meaning in THROTTLE.items() if bits & bit]

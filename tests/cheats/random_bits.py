@@ -1,0 +1,19 @@
+"""Rounds otherwise in every other call, as a sum in the order of chance does."""
+
+import itertools
+
+import numpy as np
+
+import convkit as ck
+from convkit.cpu import reference
+
+CALLS = itertools.count()
+
+
+@ck.implements("lrn_fprop", name="random_bits", rank=-99, error=1e-4)
+def lrn(problem, x, y):
+    wide = np.empty(y.shape)
+    reference.lrn_fprop(problem, x, wide)
+    y[...] = wide
+    if x.size >= 2**17:
+        y *= np.float32(1 + 2**-20 * (next(CALLS) % 2))

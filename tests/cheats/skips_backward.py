@@ -1,0 +1,11 @@
+"""A backward pass, which many benches do not look at, that leaves a large gradient as it is."""
+
+import numpy as np
+
+import convkit as ck
+
+
+@ck.implements("relu_dgrad", name="skips_backward", rank=-99)
+def backward(problem, dy, y, dx):
+    if dy.size < 2**17:
+        dx[...] = np.where(y <= 0, 0, dy)

@@ -1,0 +1,667 @@
+"""The timing core: statistics on synthetic timers, cheats, clocks, `pytest bench/`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import convkit as ck
+from convkit import check, devices, registry
+from convkit.bench import clocks, conditions, fresh, own, stats, timing, trial, work
+from convkit.errors import OptionError
+from convkit.geometry import LRN, Pointwise
+
+CHEATS = Path(__file__).parent / "cheats"
+LARGE = Pointwise((128, 1024))
+BACK = work.Item("cheat/relu_dgrad", "relu_dgrad", LARGE)
+FORTH = work.Item("cheat/relu_fprop", "relu_fprop", LARGE)
+NORM = work.Item("cheat/lrn_fprop", "lrn_fprop", LRN.of((4, 32, 32, 32), alpha=0.5))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Statistics, on synthetic timers
+# ---------------------------------------------------------------------------------------------------
+def rounds(
+    ratio: float, seed: int, count: int, calls: int = 10, noise: float = 0.05, kind: str = ""
+) -> tuple:
+    """Rounds of a peer and of an own contender, on a machine whose speed drifts and jumps."""
+    rng = np.random.default_rng(seed)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.03, count))) * rng.choice([1.0, 2.0], count, p=[0.8, 0.2])
+
+    def times(scale: float) -> list[float]:
+        samples = scale * drift[:, None] * rng.lognormal(0, noise, (count, calls))
+        if kind == "outliers":
+            samples *= np.where(rng.random(samples.shape) < 0.05, 4, 1)
+        elif kind == "autocorrelated":  # of each contender's own, besides the drift of both
+            walk = np.zeros(count)
+            for i in range(1, count):
+                walk[i] = 0.3 * walk[i - 1] + rng.normal(0, 0.01)
+            samples *= np.exp(walk)[:, None]
+        return [float(np.median(row)) for row in samples]
+
+    return times(ratio), times(1.0)
+
+
+def share(verdict: str, seeds: int, **how) -> float:
+    how.setdefault("count", timing.Settings().rounds)
+    ratio = how.pop("ratio", 1.0)
+    return (
+        sum(stats.ratio_of(*rounds(ratio, seed, **how)).verdict == verdict for seed in range(seeds)) / seeds
+    )
+
+
+def test_two_percent_are_found_under_noise_of_five():
+    """With the default number of rounds, of 10 calls each; power over many seeds."""
+    assert share("win", 300, ratio=1.02) > 0.75
+    assert share("loss", 300, ratio=1 / 1.02) > 0.75
+    assert share("win", 100, ratio=1.02, calls=25) > 0.97
+    assert share("loss", 300, ratio=1.02) == 0
+    assert share("win", 100, ratio=1.02, kind="outliers") > 0.7
+
+
+@pytest.mark.parametrize("kind", ["", "outliers"])
+@pytest.mark.parametrize("count", [6, 9, 18])
+def test_equal_contenders_tie(kind, count):
+    """A false alarm in 5 % of the runs, at most, whatever the drift of both; 600 runs: 5 % +- 1.8 %."""
+    assert 1 - share("tie", 600, count=count, kind=kind) < 0.07
+
+
+def test_noise_of_ones_own_that_goes_on_from_round_to_round_is_the_limit():
+    """Rounds are taken as independent: a little autocorrelation of each one's own doubles false alarms."""
+    assert 1 - share("tie", 600, kind="autocorrelated") < 0.12
+
+
+def test_the_bootstrap_is_too_liberal():
+    """Why there is none: what the docstring of `stats` says of it."""
+    alarms = 0
+    for seed in range(400):
+        peer, mine = rounds(1.0, seed, 15)
+        ratios = np.array(peer) / np.array(mine)
+        picks = np.random.default_rng(0).integers(0, ratios.size, (1000, ratios.size))
+        low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
+        alarms += not low <= 1 <= high
+    assert alarms / 400 > 0.055
+
+
+def test_the_interval_of_a_median_covers_it():
+    inside = 0
+    for seed in range(500):
+        low, high = stats.interval(np.random.default_rng(seed).lognormal(0, 0.5, 12))
+        inside += low <= 1 <= high
+    assert 0.93 < inside / 500 <= 1
+    values = np.random.default_rng(0).lognormal(0, 0.5, 40)
+    wide, narrow = stats.interval(values, 0.99), stats.interval(values, 0.8)
+    assert wide[0] < narrow[0] < np.median(values) < narrow[1] < wide[1]
+
+
+def test_few_rounds_are_a_tie():
+    clear = stats.ratio_of([2.0] * 5, [1.0, 1.01, 1.02, 1.03, 1.04])
+    assert clear.low > 1.9 and clear.verdict == "tie" and clear.rounds == 5
+    assert stats.ratio_of([2.0] * 6, [1.0] * 6).verdict == "win"
+    assert stats.ratio_of([1.0] * 6, [2.0] * 6).verdict == "loss"
+    assert stats.LEAST == 6 and stats.least(0.99) == 8
+    assert stats.ratio_of([2.0] * 7, [1.0] * 7, confidence=0.99).verdict == "tie"
+    nothing = stats.ratio_of([], [1.0])
+    assert math.isnan(nothing.middle) and nothing.verdict == "tie"
+    assert stats.interval([3.0]) == (3.0, 3.0) and all(map(math.isnan, stats.interval([])))
+
+
+def test_the_ranks_are_those_of_the_tables():
+    """Two-sided critical values at 5 %, as printed for the signed-rank test and for the sign test."""
+    assert [stats._rank_skip(n, 0.95) for n in (6, 10, 20)] == [0, 8, 52]
+    assert [stats._sign_skip(n, 0.95) for n in (6, 9, 20, 25)] == [0, 1, 5, 7]
+    exact, normal = stats._rank_skip(200, 0.95), stats._rank_skip(201, 0.95)
+    assert exact < normal < exact * 1.02
+
+
+# ---------------------------------------------------------------------------------------------------
+# Cheats
+# ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def loaded():
+    """Registers a cheat; afterwards the registry and Python's timers are as before."""
+    registry.builtin()  # all of it, so that nothing is loaded in between, and lost afterwards
+    before = dict(registry._IMPLEMENTATIONS)
+
+    def load(name: str) -> registry.Implementation:
+        return ck.register(CHEATS / f"{name}.py")[-1]
+
+    yield load
+    registry._IMPLEMENTATIONS.clear()
+    registry._IMPLEMENTATIONS.update(before)
+    clocks.restore()
+
+
+SETTINGS = timing.Settings(rounds=6, turn_s=0.0, pause_s=0.0)
+
+
+class Quick(clocks.CpuClock):
+    """No flush to speak of, no probes: the cheats are caught by other means."""
+
+    def __init__(self) -> None:
+        super().__init__(threads=1, flush_bytes=4096)
+
+    def probe(self) -> dict[str, float]:
+        return {}
+
+    def ceilings(self, repeats: int = 1) -> dict:
+        return {}
+
+
+def run(implementation, item=None, off=(), clock=None, gate=True):
+    item = item or {"relu_fprop": FORTH, "relu_dgrad": BACK, "lrn_fprop": NORM}[implementation.op]
+    before, trial._off = trial._off, frozenset(off)
+    settings = replace(SETTINGS, gate=gate)
+    try:
+        return timing.race(item, [own.contender(implementation, item, {})], clock or Quick(), settings)
+    finally:
+        trial._off = before
+
+
+COMPARED = {"gate", "before", "looks", "after"}
+AT_SIZE = COMPARED - {"gate"}
+#: (cheat, the defences each of which catches it, what the reason says)
+CAUGHT = [
+    ("zeros", COMPARED, "is 0"),
+    ("nan", COMPARED, "is nan|NaN"),
+    ("loses_nan", {"gate"}, "fails convkit.check, nan data: .*expected NaN"),
+    ("wrong_when_large", AT_SIZE, r"y\[\d+, \d+\] is .*at the timed size"),
+    ("skips_part", AT_SIZE, "did not write 130048 of the 131072 elements of y"),
+    ("cached", {"fresh"}, "returned the output of an earlier call, though its inputs are new"),
+    ("same_pointer", {"poison", "fresh"}, "did not write 131072 .* in a second call .*: work was skipped"),
+    ("later", {"looks"}, r"every element of y that was looked at is 0.5: .*round \d, call \d"),
+    ("skips_backward", AT_SIZE, "did not write 131072 of the 131072 elements of dx"),
+    ("background", {"glance", *AT_SIZE}, "did not write|work went on in the background"),
+    ("patches_timer", {"timers"}, "replaced time.perf_counter_ns"),
+    ("patches_timer_at_import", {"timers"}, "replaced time.perf_counter$"),
+    ("patches_clock", {"timers", "wall"}, "replaced CpuClock.time"),
+    ("mutates_input", {"inputs"}, "changed its input x"),
+    ("out_of_bounds", {"bands"}, "wrote outside its tensors, y: "),
+    ("random_bits", {"before", "after"}, "is not deterministic: the same inputs gave other bits"),
+]
+NAMES = [name for name, _, _ in CAUGHT]
+
+
+def test_an_honest_implementation_passes(loaded):
+    result = run(loaded("honest"))
+    assert result.refused == {} and not result.interrupted
+    assert [len(calls) for calls in result.samples["honest"]] == [3] * 6
+    assert all(ms > 0 for calls in result.samples["honest"] for ms in calls)
+    found = result.checks["honest"]
+    assert found.as_dict() == {"before": "passed", "during": "passed", "after": "passed"}
+    assert found.deterministic is True and found.error == 0 and found.looks == 6
+    assert len(result.conditions) == 6 and result.conditions[-1]["row"] == FORTH.id
+    assert len(result.rounds("honest")) == 6
+
+
+@pytest.mark.parametrize(("name", "defences", "reason"), CAUGHT, ids=NAMES)
+def test_a_cheat_is_caught(name, defences, reason, loaded):
+    result = run(loaded(name))
+    assert result.samples == {}, result
+    assert re.search(reason, result.refused[name]), result.refused
+    assert result.refused[name] in (vars(result.checks[name])[w] for w in ("before", "during", "after"))
+
+
+@pytest.mark.parametrize(("name", "defences", "reason"), CAUGHT, ids=NAMES)
+def test_without_its_defences_a_cheat_passes(name, defences, reason, loaded):
+    """So that each of them is needed; and, of several that catch it, each one alone is enough."""
+    # What the gate says of it is known from the test above; this saves its time.
+    result = run(loaded(name), off=defences, gate=False)
+    assert result.refused == {} and len(result.samples[name]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "defence"), [(n, d) for n, defences, _ in CAUGHT for d in sorted(defences) if len(defences) > 1]
+)
+def test_one_defence_alone_catches_it(name, defence, loaded):
+    defences = next(d for n, d, _ in CAUGHT if n == name)
+    result = run(loaded(name), off=defences - {defence}, gate=defence == "gate")
+    assert set(result.refused) == {name}
+
+
+def test_what_is_kept_by_content_is_of_no_use(loaded):
+    """Right results that are kept: inputs never come twice, so there is nothing to find."""
+    implementation = loaded("same_content")
+    result = run(implementation)
+    hits = sys.modules[implementation.run.__module__].HITS
+    # The checks before and after call twice on the same inputs, and no timed call does.
+    assert result.refused == {} and len(hits) == 2
+    run(implementation, off={"fresh"}, gate=False)
+    assert len(hits) > 15
+
+
+def test_every_defence_of_the_table_is_needed_by_some_cheat():
+    table = trial.__doc__.split("=\n")[2]
+    listed = set(re.findall(r"^(\w[\w, ]*?)  ", table, re.MULTILINE))
+    needed = set().union(*(defences for _, defences, _ in [*CAUGHT, *CAUGHT_ON_GPU]))
+    assert {name for names in listed for name in names.split(", ")} == needed
+
+
+def test_a_second_contender_goes_on_where_a_cheat_is_refused(loaded):
+    both = [own.contender(loaded(name), FORTH, {}) for name in ("patches_clock", "mutates_input", "honest")]
+    result = timing.race(FORTH, both, Quick(), SETTINGS)
+    assert set(result.refused) == {"patches_clock", "mutates_input"} and len(result.samples["honest"]) == 6
+    assert clocks.replaced() == ""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Cheats on a GPU, with a stand-in for CuPy
+# ---------------------------------------------------------------------------------------------------
+class Limits(clocks.Persisting):
+    """The driver's calls, on the stand-in's limits."""
+
+    def reset(self) -> None:
+        pass
+
+    def set_aside(self) -> int:
+        return sys.modules["cupy"].cuda.runtime.limits.get(self._LIMIT, 0)
+
+    def forbid(self) -> None:
+        sys.modules["cupy"].cuda.runtime.deviceSetLimit(self._LIMIT, 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch, loaded):
+    module = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(devices, "gpu_found", lambda: True)
+    monkeypatch.setattr(check, "gpu_found", lambda: True)
+    monkeypatch.setattr(clocks, "Persisting", Limits)
+    monkeypatch.setattr(clocks, "CUDA_FLUSH", 4096)
+    trial.gate.cache_clear()
+    yield loaded
+    trial.gate.cache_clear()
+
+
+class QuickCuda(clocks.CudaClock):
+    slack_ms = 0.5  # the stand-in's launches take the host's time
+    probe, ceilings = Quick.probe, Quick.ceilings
+
+
+def test_the_time_of_a_gpu_is_that_between_its_events(gpu):
+    clock = timing.clock_for("cuda")
+    times, gaps, hidden = [], [], []
+    for _ in range(7):
+        clock.cold()
+        times.append(clock.time(lambda: fake_cupy.queue(3e-3)))
+        gaps.append(clock.gap_ms)
+        clock.time(lambda: fake_cupy.Stream.every.append(_busy(4e-3)))
+        hidden.append(clock.gap_ms)
+    assert np.median(times) == pytest.approx(3, abs=0.5) and np.median(gaps) < 0.5
+    assert np.median(hidden) > 3.5
+    found = clock.ceilings(1)
+    assert set(found) == {"fma", "copy", "sgemm", "tensor-fp16"} and all(
+        c["value"] > 0 for c in found.values()
+    )
+    assert conditions.machine("cuda")["gpu"]["name"] == "no GPU at all"
+
+
+def _busy(seconds: float) -> fake_cupy.Stream:
+    stream = fake_cupy.Stream()
+    stream.until = time.perf_counter() + seconds
+    return stream
+
+
+def test_an_honest_kernel_passes_on_the_stand_in(gpu):
+    (implementation,) = gpu_honest()
+    result = run(implementation, clock=QuickCuda())
+    assert result.refused == {} and result.checks["gpu_honest"].as_dict()["after"] == "passed"
+    assert np.median(result.rounds("gpu_honest")) == pytest.approx(2, abs=0.5)
+
+
+def gpu_honest() -> list[registry.Implementation]:
+    def relu(problem, x, y):
+        sys.modules["cupy"].maximum(x, 0, out=y)
+
+    ck.implements("relu_fprop", name="gpu_honest", device="cuda", rank=-99)(relu)
+    return [i for i in ck.implementations("relu_fprop", device="cuda") if i.name == "gpu_honest"]
+
+
+def test_short_warm_calls_are_timed_in_a_graph(gpu, monkeypatch):
+    """As far as the stand-in can show: outputs are those of the captured calls, the time is a share."""
+    monkeypatch.setattr(fake_cupy, "KERNEL", [20e-6])
+    monkeypatch.setattr(trial, "SHORT_CALL", 1.0)  # the stand-in's kernel also takes the host's time
+    (implementation,) = gpu_honest()
+    entry = own.contender(implementation, FORTH, {})
+    result = timing.race(FORTH, [entry], QuickCuda(), replace(SETTINGS, cache="warm"))
+    assert result.refused == {} and entry.facts["timed"] == "in a CUDA graph of 20 calls"
+    assert 0.02 < np.median(result.rounds("gpu_honest")) < 0.5
+    cold = own.contender(implementation, FORTH, {})
+    assert timing.race(FORTH, [cold], QuickCuda(), SETTINGS).refused == {} and "timed" not in cold.facts
+
+
+CAUGHT_ON_GPU = [
+    (
+        "gpu_side_stream",
+        {"wall", "ceilings"},
+        r"events say .* but the device was busy for .* more: it works on another stream",
+    ),
+    ("gpu_patches_events", {"device", "wall"}, "replaced CuPy's events"),
+    (
+        "gpu_persisting_l2",
+        {"device"},
+        "keeps lines in L2: it set 1048576 bytes aside for persisting accesses",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "defences", "reason"), CAUGHT_ON_GPU)
+def test_a_cheat_on_a_gpu_is_caught(name, defences, reason, gpu):
+    result = run(gpu(name), clock=QuickCuda())
+    assert result.samples == {} and re.search(reason, result.refused[name]), result.refused
+    passed = run(gpu(name), clock=QuickCuda(), off=defences, gate=False)
+    assert passed.refused == {} and len(passed.samples[name]) == 6
+    if name != "gpu_persisting_l2":  # this is what it would have gained; the work takes 2 ms
+        assert np.median(passed.rounds(name)) < 1
+    for defence in defences:
+        assert set(run(gpu(name), clock=QuickCuda(), off=defences - {defence}, gate=False).refused) == {name}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "defences", "reason"), CAUGHT_ON_GPU[:1])
+def test_a_cheat_on_a_real_gpu_is_caught(name, defences, reason, loaded):
+    result = run(loaded(name), clock=timing.clock_for("cuda"))
+    assert result.samples == {} and re.search(reason, result.refused[name]), result.refused
+
+
+# ---------------------------------------------------------------------------------------------------
+# The race
+# ---------------------------------------------------------------------------------------------------
+def contender(name: str, seconds: float, calls: list | None = None, **more) -> timing.Contender:
+    """A library whose relu takes that long."""
+
+    def bind(inputs, outputs):
+        def run() -> None:
+            time.sleep(seconds)
+            np.maximum(inputs["x"], 0, out=outputs["y"])
+            if calls is not None:
+                calls.append(name)
+
+        return run
+
+    return timing.Contender(name, "a library", bind, **more)
+
+
+def test_contenders_take_turns_in_a_random_order():
+    calls: list[str] = []
+    entries = [contender("a", 1e-3, calls), contender("b", 2e-3, calls)]
+    result = timing.race(FORTH, entries, Quick(), timing.Settings(rounds=8, turn_s=0.0, pause_s=0))
+    assert result.refused == {} and [len(result.samples[n]) for n in "ab"] == [8, 8]
+    assert 1.3 < result.ratio("b", "a").middle < 3 and result.ratio("b", "a").verdict == "win"
+    turns = [n for i, n in enumerate(calls) if i == 0 or calls[i - 1] != n]
+    again = timing.race(FORTH, entries, Quick(), timing.Settings(rounds=8, turn_s=0.0, pause_s=0))
+    assert len(turns) > 6 and set(again.samples) == {"a", "b"}
+
+
+def test_a_slow_contender_gets_fewer_rounds_and_the_pick_gets_all():
+    entries = [contender("slow", 0.01), contender("fast", 1e-4), contender("own", 0.01, marks=("picked",))]
+    result = timing.race(
+        FORTH, entries, Quick(), timing.Settings(rounds=7, turn_s=0, pause_s=0, budget_s=0.1)
+    )
+    assert len(result.samples["slow"]) < 4 and len(result.samples["fast"]) == len(result.samples["own"]) == 7
+    assert result.ratio("slow", "own").rounds == len(result.samples["slow"])
+
+
+def test_an_interrupt_keeps_complete_rounds():
+    seen = []
+
+    def progress(text: str) -> None:
+        seen.append(text)
+
+    class Stops(Quick):
+        def probe(self):
+            if any("round 3" in text for text in seen):
+                raise KeyboardInterrupt
+            return {"fma": 1e9, "copy": 1e9}
+
+    result = timing.race(FORTH, [contender("a", 0), contender("b", 0)], Stops(), SETTINGS, progress)
+    assert result.interrupted and [len(result.samples[n]) for n in "ab"] == [2, 2]
+    assert len(result.probes["fma"]) == len(result.conditions) == 2
+    assert result.checks["a"].as_dict()["after"] == "unchecked"
+
+
+def test_one_that_fails_is_refused_with_its_error():
+    def failing(inputs, outputs):
+        raise MemoryError("no 3 GB")
+
+    def late(inputs, outputs):
+        count.append(1)
+        if len(count) > 4:
+            raise RuntimeError("cuDNN went away\nand more")
+        return contender("", 0).bind(inputs, outputs)
+
+    count: list[int] = []
+    entries = [timing.Contender("big", "x", failing), timing.Contender("late", "x", late), contender("a", 0)]
+    result = timing.race(FORTH, entries, Quick(), SETTINGS)
+    assert result.refused == {"big": "MemoryError: no 3 GB", "late": "RuntimeError: cuDNN went away"}
+    assert set(result.samples) == {"a"}
+
+
+def test_a_library_is_compared_with_float64_too():
+    def bind(inputs, outputs):
+        def run() -> None:
+            state["y"] = np.maximum(inputs["x"], 0).astype(np.float16).astype(np.float32)
+
+        return run
+
+    state: dict = {}
+    coarse = timing.Contender("coarse", "x", bind, lambda: {"y": state["y"]})
+    result = timing.race(FORTH, [coarse], Quick(), SETTINGS)
+    assert "relative RMS error of y is" in result.refused["coarse"] and "5e-05" in result.refused["coarse"]
+    item = work.Item(FORTH.id, "relu_fprop", LARGE, math="tf32")
+    passed = timing.race(item, [coarse], Quick(), SETTINGS)
+    assert passed.refused == {} and 1e-5 < passed.checks["coarse"].error < 1e-3
+
+
+def test_nothing_is_faster_than_the_machine():
+    ceilings = {"copy": {"value": 1e-3}, "fma": {"value": 1e9}}
+    result = timing.race(FORTH, [contender("a", 0)], Quick(), SETTINGS, ceilings=ceilings)
+    assert (
+        result.refused["a"].startswith("above the ceiling: ")
+        and "GB/s, where copy was measured at 0.001" in result.refused["a"]
+    )
+    again = Quick()
+    again.ceilings = lambda: {"copy": {"value": 1e6}}  # it was measured at a bad moment
+    result = timing.race(FORTH, [contender("a", 0)], again, SETTINGS, ceilings=ceilings)
+    assert result.refused == {} and result.probes == {"copy": [1e6]}
+    warm = timing.Settings(rounds=6, turn_s=0, pause_s=0, cache="warm")
+    assert timing.race(FORTH, [contender("a", 0)], Quick(), warm, ceilings=ceilings).refused == {}
+    item = work.Item("c", "conv2d_fprop", ck.geometry.Conv2d.of((1, 8, 8, 8), (8, 8, 3, 3)))
+    ms = item.flops / 1e6 / 100  # 100 GFLOP/s
+    assert trial.above_ceiling(item, {}, ms, {"fma": 80.0}).startswith(
+        "above the ceiling: 100 GFLOP/s, where fma"
+    )
+    assert trial.above_ceiling(item, {}, ms, {"fma": 95.0}) == ""  # the ceiling has a spread too
+    assert trial.above_ceiling(item, {"algorithm_flops": item.flops // 2}, ms, {"fma": 80.0}) == ""
+
+
+def test_bad_settings():
+    with pytest.raises(OptionError, match="unknown cache 'lukewarm'"):
+        timing.race(FORTH, [], Quick(), timing.Settings(cache="lukewarm"))
+    with pytest.raises(OptionError, match="same name: a, a"):
+        timing.race(FORTH, [contender("a", 0), contender("a", 0)], Quick(), SETTINGS)
+    with pytest.raises(OptionError, match="unknown device 'tpu'"):
+        timing.clock_for("tpu")
+    assert timing.race(FORTH, [], Quick(), SETTINGS).samples == {}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Inputs and parts
+# ---------------------------------------------------------------------------------------------------
+def items() -> list[work.Item]:
+    wanted = work.Wanted(directions=work.DIRECTIONS, batches=(2,))
+    small = {}
+    for item in work.items(wanted):
+        if item.flops < 3e8 and item.bytes < 2e7:
+            small.setdefault((item.op, bool(item.options.get("relu"))), item)
+    return list(small.values())
+
+
+@pytest.mark.parametrize("item", items(), ids=lambda item: f"{item.layer}-{item.op}")
+def test_the_parts_of_an_item_are_the_whole(item):
+    """What the reference says of the parts is what it says of all, for every op; inputs are new each time."""
+    from convkit.check.tolerance import run_reference
+
+    memory = fresh.Memory(item)
+    memory.draw()
+    memory.refresh()
+    whole = run_reference(item.op, item.problem, memory.values, dict(item.options))
+    covered = {name: np.zeros(array.shape, int) for name, array in whole.items()}
+    for part in [*fresh.parts(item), fresh.any_part(item, random.Random(0))]:
+        for name, want in part.expected(memory.values).items():
+            covered[name][part.outputs[name]] += 1
+            np.testing.assert_allclose(want.value, whole[name][part.outputs[name]], rtol=1e-9, atol=1e-9)
+    assert all((count >= 1).all() for count in covered.values())
+    before = memory.values
+    memory.refresh()
+    for name in item.inputs:
+        moved = np.mean(fresh.bits(before[name]) != fresh.bits(memory.values[name]))
+        assert moved > 0.3 or before[name].size < 8, name
+        assert np.array_equal(fresh.bits(memory.inputs[name]), fresh.bits(memory.values[name]))
+    assert memory.changed() == memory.trespass() == ""
+
+
+def test_inputs_are_normal_and_read_only():
+    memory = fresh.Memory(FORTH)
+    memory.draw()
+    memory.refresh()
+    x = memory.inputs["x"]
+    assert abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02
+    with pytest.raises(ValueError, match="read-only"):
+        x[0, 0] = 1
+    memory.poison()
+    assert np.isnan(memory.outputs["y"]).all()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Clocks and conditions
+# ---------------------------------------------------------------------------------------------------
+def test_the_clock_agrees_with_the_systems():
+    clock = clocks.CpuClock(threads=1)
+    start = clocks.independent()
+    ms = clock.time(lambda: time.sleep(0.02))
+    assert 20 <= ms <= (clocks.independent() - start) * 1e3 + 0.1 < 200
+
+
+def test_cold_is_slower_than_warm():
+    data, clock = np.ones(2**20, np.float32), clocks.CpuClock(threads=1)
+    cold, warm = [], []
+    for _ in range(9):
+        clock.cold()
+        cold.append(clock.time(data.max))
+        warm.append(clock.time(data.max))
+    assert np.median(cold) > 1.3 * np.median(warm)
+
+
+def test_ceilings_have_what_a_capsule_wants():
+    found = clocks.CpuClock(threads=1).ceilings(repeats=1)
+    assert set(found) == {"fma", "copy", "read", "update"}
+    for entry in found.values():
+        assert (
+            entry["unit"] in ("GFLOP/s", "GB/s")
+            and entry["value"] == max(entry["samples"]) > 0
+            and entry["method"]
+        )
+
+
+def test_conditions_say_what_the_machine_says(monkeypatch):
+    found = conditions.machine(threads=3)
+    assert found["device"] == "cpu" and found["name"] == found["cpu"] and found["threads"] == 3
+    assert found["gpu"] is None and found["versions"]["convkit"] == ck.__version__
+    assert all(key in ("cpu_mhz",) for key in conditions.sample())
+    assert conditions.throttled(0x4 | 0x40 | 0x1) == ["power cap", "hardware thermal slowdown"]
+    others = conditions.Others()
+    time.sleep(0.03)
+    assert not others.share() > 1
+    monkeypatch.setattr(conditions, "_nvml", lambda: None)
+    assert conditions.sample("cuda") == {}
+
+
+def test_importing_the_core_imports_nothing_heavy():
+    code = (
+        "import sys, convkit.bench.timing, convkit.bench.trial; "
+        "print([m for m in ('torch', 'cupy', 'jax', 'onnxruntime', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------------------------
+# pytest bench/
+# ---------------------------------------------------------------------------------------------------
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+def pytest_bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", str(BENCH)]
+    env = {**os.environ, **environment}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, env=env)
+
+
+@pytest.mark.slow
+def test_pytest_bench_is_fed_by_the_core_and_can_be_compared(tmp_path):
+    small = [
+        "--batch",
+        "1",
+        "--rounds",
+        "6",
+        "-k",
+        "relu7-relu_fprop",
+        f"--benchmark-storage=file://{tmp_path}",
+    ]
+    first = pytest_bench(*small, "--benchmark-autosave")
+    assert first.returncode == 0, first.stdout
+    (path,) = tmp_path.glob("*/0001_*.json")
+    rows = json.loads(path.read_text())["benchmarks"]
+    assert rows
+    for row in rows:
+        assert row["options"]["timer"].endswith("device_time")
+        assert row["params"]["row"] == "alexnet-paper/relu7/relu_fprop/N=1/float32/fp32"
+        info = row["extra_info"]
+        assert row["stats"]["rounds"] >= 18 and info["rounds"] == 6 and info["cache"] == "cold"
+        assert info["low_ms"] <= info["median_ms"] <= info["high_ms"]
+        assert row["stats"]["median"] * 1e3 == pytest.approx(info["median_ms"], rel=0.5)
+        assert info["error"] == 0 and info["flops"] == 4096 and info["deterministic"] is True
+        assert info["ceiling"] in ("copy", "read", "update") and 0 < info["percent"] < 110
+    second = pytest_bench(*small, "--benchmark-compare")
+    assert second.returncode == 0 and "(0001_" in second.stdout and "(NOW)" in second.stdout, second.stdout
+
+
+@pytest.mark.slow
+def test_pytest_bench_does_not_time_what_is_wrong(tmp_path):
+    plugin = tmp_path / "wrong.py"
+    plugin.write_text(
+        f"import sys\nimport convkit as ck\nck.register({str(CHEATS / 'wrong_when_large.py')!r})\n"
+    )
+    arguments = ["--batch", "64", "--rounds", "1", "-k", "relu7-relu_fprop", "-p", "wrong"]
+    done = pytest_bench(*arguments, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+    assert "fp32 'wrong_when_large' was not timed: y[" in done.stdout
+    table = done.stdout.partition("benchmark '")[2].partition("Legend")[0]
+    assert "relu7-relu_fprop" in table and "wrong_when_large" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "2013"], "unknown preset '2013'"),
+        (["--batch", "0"], "--batch must be at least 1, not 0"),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--cache", "hot"], "invalid choice: 'hot'"),
+    ],
+)
+def test_bad_input_to_pytest_bench_gets_one_line(arguments, message):
+    done = pytest_bench("--collect-only", *arguments)
+    assert done.returncode == 4 and message in done.stdout + done.stderr and "Traceback" not in done.stdout
