@@ -1,14 +1,13 @@
 """All that needs a GPU, in one run: is every kernel right, is AlexNet's step right, how fast is each layer.
 
-    make gpu                      everything, and one JSON in bench/results/
-    python bench/gpu.py --quick   small cases and batch 16
+    make gpu                      everything: a verdict, a capsule for each arithmetic and batch, a report
+    python bench/gpu.py --quick   small cases, float32, batch 16
 
 Where there is no GPU it says so, writes nothing, and exits with 0. A failed check does not stop it: what is
 measured is kept, and the verdict stands beside it. Exit status 1 where a check failed.
 
-Timing: CUDA events on the current stream, one pair for each sample; the L2 cache is overwritten before each
-sample, since a layer of a real step does not find its data there either; every call of the plan in turn, and
-round after round, so that a change of clocks meets all of them. Medians are printed, raw samples are kept.
+The figures are those of `convkit bench --device cuda`, in its capsules: `convkit verify`, `compare` and
+`report` read them. What was gated and checked stands in one more JSON beside them.
 """
 
 from __future__ import annotations
@@ -16,31 +15,39 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 import convkit as ck
 from convkit import check, devices
+from convkit.bench import capsule, conditions, peers, report
+from convkit.bench.run import Options, Run
+from convkit.bench.tables import summary
+from convkit.bench.timing import Settings, clock_for
+from convkit.bench.work import Wanted, items
 from convkit.kernel import builtin_files
 from convkit.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
-#: More than any GPU's L2 cache holds.
-FLUSH_BYTES = 256 * 2**20
+#: What is measured: storage and arithmetic, batch sizes, and layers (none: all of them).
+GRADES = (("float32", "fp32"), ("float32", "tf32"), ("bfloat16", "fp32"), ("float16", "fp32"))
+BATCHES = (16, 1, 128)
+LAYERS: tuple[str, ...] = ()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run it; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small cases, batch 16, fewer samples")
-    parser.add_argument("--batch", type=int, help="images in the timed batch (default: 128; quick: 16)")
-    parser.add_argument("--rounds", type=int, help="samples of each call (default: 20; quick: 5)")
+    parser.add_argument("--batch", type=int, help="only this batch size (default: 16, 1 and 128; quick: 16)")
+    parser.add_argument("--rounds", type=int, help="turns of each contender (default: 15; quick: 6)")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"
     )
@@ -48,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if not devices.gpu_found():
         print("no GPU was found (CuPy is not installed, or sees none): nothing was run, nothing was written")
         return 0
-    batch = args.batch or (16 if args.quick else 128)
-    rounds = args.rounds or (5 if args.quick else 20)
+    batches = (args.batch,) if args.batch else BATCHES[:1] if args.quick else BATCHES
     document: dict[str, Any] = {"machine": machine(), "kernels": kernel_hashes()}
     path = (
         args.out
@@ -59,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, work in (
         ("gate", lambda: gate(args.quick)),
         ("alexnet", alexnet),
-        ("ceilings", lambda: ceilings(rounds)),
-        ("layers", lambda: layers(batch, rounds)),
+        ("ceilings", ceilings),
+        ("bench", lambda: tables(batches, args.rounds, args.out, args.quick)),
     ):
         print(f"\n== {name}", flush=True)
         try:
@@ -71,24 +77,18 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {path}")
     return (
-        0 if all(document[name].get("ok", True) for name in ("gate", "alexnet", "ceilings", "layers")) else 1
+        0 if all(document[name].get("ok", True) for name in ("gate", "alexnet", "ceilings", "bench")) else 1
     )
 
 
 def machine() -> dict[str, Any]:
     """What ran it: device, driver, versions."""
-    import cupy
-
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    found = conditions.machine("cuda")
     return {
-        "device": properties["name"].decode(),
-        "compute_capability": f"{properties['major']}.{properties['minor']}",
-        "driver": cupy.cuda.runtime.driverGetVersion(),
-        "runtime": cupy.cuda.runtime.runtimeGetVersion(),
-        "cupy": cupy.__version__,
-        "numpy": np.__version__,
-        "convkit": ck.__version__,
-        "python": platform.python_version(),
+        **found["gpu"],
+        "device": found["name"],
+        "versions": found["versions"],
+        "python": found["python"],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -130,68 +130,47 @@ def alexnet() -> dict[str, Any]:
     return found
 
 
-def ceilings(rounds: int) -> dict[str, Any]:
-    """Copy rate of device memory, and the float32 rate of the vendor's matrix product."""
-    import cupy
-
-    source = cupy.ones(2**28, np.float32)
-    target = cupy.empty_like(source)
-    copy = sample(lambda: cupy.copyto(target, source), rounds)
-    a = cupy.random.standard_normal((8192, 8192), dtype=np.float32)
-    b, c = cupy.random.standard_normal((8192, 8192), dtype=np.float32), cupy.empty_like(a)
-    sgemm = sample(lambda: cupy.matmul(a, b, out=c), rounds)
-    gbs = 2 * source.nbytes / median(copy) / 1e6
-    tflops = 2 * 8192**3 / median(sgemm) / 1e9
-    print(f"copy {gbs:.0f} GB/s, sgemm {tflops:.1f} TFLOP/s (medians of {rounds})")
-    return {"copy_gbs": gbs, "copy_ms": copy, "sgemm_tflops": tflops, "sgemm_ms": sgemm}
-
-
-def layers(batch: int, rounds: int) -> dict[str, Any]:
-    """Every call of a planned training step, timed on its own."""
-    import cupy
-
-    net = ck.AlexNet("paper", seed=1, device="cuda")
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, *net.input_shape), np.float32) * 50
-    net.step(to("cuda", x), to("cuda", rng.integers(0, 1000, batch)))  # every buffer holds real values
-    plan = net.plan(batch)
-    calls = [*plan.forward, *plan.loss, *plan.backward, *plan.update]
-    flush = cupy.empty(FLUSH_BYTES, np.uint8)
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for row, call in zip(samples, calls):
-            flush.fill(0)
-            row += sample(call.run, 1, warm=0)
-    rows = []
-    for row, call in zip(samples, calls):
-        flops = call.problem.flops(call.op.name)
-        moved = sum(a.nbytes for a in (*call.inputs, *call.outputs) if a is not None)
-        ms = median(row)
-        rows.append({
-            "layer": call.layer, "op": call.op.name, "implementation": call.implementation.name,
-            "gflops": flops / ms / 1e6, "gbytes_per_s": moved / ms / 1e6, "ms": ms, "samples_ms": row,
-        })  # fmt: skip
-        print(f"{call.layer:12} {call.op.name:18} {call.implementation.name:14} {ms:8.3f} ms "
-              f"{flops / ms / 1e6:9.1f} GFLOP/s {moved / ms / 1e6:8.1f} GB/s")  # fmt: skip
-    print(f"sum of the medians: {sum(r['ms'] for r in rows):.2f} ms")
-    return {"batch": batch, "preset": "paper", "rows": rows}
-
-
-def sample(run: Any, count: int, warm: int = 2) -> list[float]:
-    """Milliseconds of `count` runs, by events on the current stream."""
-    import cupy
-
-    for _ in range(warm):
-        run()
-    found = []
-    for _ in range(count):
-        start, end = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record()
-        run()
-        end.record()
-        cupy.cuda.runtime.deviceSynchronize()  # of all streams: work on a side stream would show
-        found.append(cupy.cuda.get_elapsed_time(start, end))
+def ceilings() -> dict[str, Any]:
+    """Rates of copying, of multiply-adds, and of the vendor's matrix products."""
+    found = clock_for("cuda").ceilings()
+    print(", ".join(f"{name} {entry['value']:.5g} {entry['unit']}" for name, entry in found.items()))
     return found
+
+
+def tables(batches: Sequence[int], rounds: int | None, folder: Path, quick: bool) -> dict[str, Any]:
+    """`convkit bench` of AlexNet's layers: a capsule for each arithmetic and batch size."""
+    found: dict[str, Any] = {"ok": True, "capsules": []}
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for (dtype, math), batch in product(GRADES[:1] if quick else GRADES, batches):
+        settings = Settings.quickly() if quick else Settings()
+        settings = replace(
+            settings, rounds=rounds or settings.rounds, gate=False
+        )  # it has just been gone through
+        grade = math if dtype == "float32" else dtype
+        path = folder / f"gpu-{slug(conditions.machine('cuda')['name'])}-{stamp}-{grade}-N{batch}.json"
+        wanted = Wanted(preset="paper", layers=LAYERS, batches=(batch,), dtypes=(dtype,), math=math)
+        options = Options("cuda", settings, path, [Path(__file__).name, *sys.argv[1:]], say=print)
+        document = Run(options, peers.gather(None, "cuda"), clock_for("cuda")).measure(items(wanted))
+        print(summary(document), flush=True)
+        found["capsules"].append(path.name)
+        found["ok"] &= not any(own_fault(document, f) for f in document["failures"])
+        if document["interrupted"]:
+            raise KeyboardInterrupt
+    page = folder / f"gpu-{slug(conditions.machine('cuda')['name'])}-{stamp}.html"
+    report.write([capsule.load(folder / name) for name in found["capsules"]], page)
+    print(f"report: {page}")
+    return found
+
+
+def own_fault(document: dict[str, Any], failure: dict[str, Any]) -> bool:
+    """Whether a failure is of one of convkit's kernels: another library's is its own affair."""
+    own = {c["name"] for row in document["rows"] for c in row["contenders"] if c["library"] == "convkit"}
+    return failure["contender"] in own
+
+
+def slug(text: str) -> str:
+    """For a file's name."""
+    return text.replace(" ", "-")
 
 
 def to(device: str, array: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `convkit alexnet | check | list | source`."""
+"""The command line: `convkit alexnet | bench | verify | compare | report | check | list | source`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__, check
+    from .bench import command as bench
 
     parser = argparse.ArgumentParser(
         prog="convkit",
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     alexnet.add_argument("--seed", type=int, default=0, help="of the weights and of dropout (default: 0)")
     alexnet.set_defaults(run=_alexnet)
+
+    bench.add_commands(commands)
 
     checker = commands.add_parser(
         "check",

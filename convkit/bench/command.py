@@ -1,0 +1,471 @@
+"""`convkit bench | verify | compare | report`: what is typed, in; exit status, out.
+
+Nothing heavy is imported before a command runs, and the number of threads is set before anything that has
+threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtra, OptionError, unknown
+
+if TYPE_CHECKING:
+    from .run import Options
+    from .work import Item, Wanted
+
+_BENCH = """\
+Time ops of this machine's kernels, each checked before, during and after, in turns with other libraries.
+
+  convkit bench                                        AlexNet's layers, N = 16, float32
+  convkit bench --quick                                a first look: a minute or two
+  convkit bench --layers conv2,conv4 --batch 1,16 --directions fwd,dgrad
+  convkit bench --op lrn_fprop                         AlexNet's cases of an op
+  convkit bench --conv 8,64,56,56,128,3,3,stride=2,pad=1
+  convkit bench --kernel my_kernel.cu                  this file's implementation among the rest
+  convkit bench --step --batch 16                      whole training steps
+  convkit bench --json run.json                        a capsule, written after every row; --resume goes on
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the four commands to `convkit`'s."""
+    bench = commands.add_parser(
+        "bench",
+        help="time kernels, layers and steps, against other libraries",
+        description=_BENCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_bench(bench)
+    bench.set_defaults(run=_bench)
+
+    verify = commands.add_parser(
+        "verify",
+        help="recheck a capsule of `convkit bench --json`",
+        description="Recheck a capsule: its digest, the hash of each kernel's source against the installed "
+        "file, and every figure and verdict, recomputed from the raw samples. Exit status 1 where something "
+        "does not hold.",
+    )
+    verify.add_argument("capsule")
+    verify.add_argument(
+        "--rerun", action="store_true", help="measure its rows again here, and say which times agree"
+    )
+    verify.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a kernel file that it names; repeatable",
+    )
+    verify.set_defaults(run=_verify)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare two capsules row by row",
+        description="How many times longer the first took, row by row, with its interval. Refuses capsules "
+        "of different machines or caches.",
+    )
+    compare.add_argument("a")
+    compare.add_argument("b")
+    compare.add_argument("--all", action="store_true", help="every contender, not convkit's picks alone")
+    compare.add_argument(
+        "--force", action="store_true", help="compare what is not comparable, with a warning"
+    )
+    compare.set_defaults(run=_compare)
+
+    report = commands.add_parser(
+        "report",
+        help="make one self-contained HTML page of capsules",
+        description="One self-contained HTML page: pictures, and tables that can be sorted.",
+    )
+    report.add_argument("capsules", nargs="+", metavar="capsule")
+    report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: report.html")
+    report.add_argument("--picture", metavar="FILE", help="a PNG too (needs matplotlib)")
+    report.set_defaults(run=_report)
+
+
+def _add_bench(p: argparse.ArgumentParser) -> None:
+    what = p.add_argument_group("what is measured")
+    what.add_argument("--net", default="alexnet", help="alexnet (default)")
+    what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe or owt")
+    what.add_argument("--layers", metavar="A,B", help="only these, such as conv2,norm1+pool1")
+    what.add_argument(
+        "--directions", metavar="A,B", help="of fwd,dgrad,wgrad,bgrad,update (default: the first three)"
+    )
+    what.add_argument("--op", action="append", default=[], help="only this op; repeatable")
+    what.add_argument("--conv", action="append", default=[], metavar="N,C,H,W,K,R,S[,stride=2,pad=1,...]",
+                      help="a convolution of your own; also dilation=, groups=; repeatable")  # fmt: skip
+    what.add_argument("--step", action="store_true", help="whole training steps")
+    what.add_argument("--batch", default="16", metavar="N,M", help="images (default: 16)")
+    what.add_argument("--dtype", default="float32", metavar="A,B", help="storage (default: float32)")
+    what.add_argument(
+        "--math", default="fp32", help="coarsest float32 arithmetic: fp32 (default), fp32-emulated, tf32"
+    )
+
+    who = p.add_argument_group("who takes part")
+    who.add_argument("--device", help="cpu or cuda (default: cuda where a GPU is found)")
+    who.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
+                     "what is installed)")  # fmt: skip
+    who.add_argument("--kernel", action="append", default=[], metavar="FILE",
+                     help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
+    who.add_argument("--layouts", default="usual", choices=("usual", "all"),
+                     help="of convkit's implementations: NCHW and a network's own, or all")  # fmt: skip
+    who.add_argument("--reference", action="store_true", help="the float64 reference too: slow")
+
+    how = p.add_argument_group("how")
+    how.add_argument("--quick", action="store_true", help="few rounds; alone, some layers forward at N = 2")
+    how.add_argument("--cache", default="cold", help="cold (default) or warm, before each call")
+    how.add_argument("--rounds", type=int, help="turns of each contender; fewer than 6 give no verdict")
+    how.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="of one contender in one row (default: 30; quick: 3)"
+    )
+    how.add_argument(
+        "--turn", type=float, metavar="SECONDS", help="that a turn of short calls is filled with"
+    )
+    how.add_argument("--pause", type=float, metavar="SECONDS", help="of rest before each turn")
+    how.add_argument("--threads", type=int, help="of everyone (default: the CPUs of this process)")
+    how.add_argument("--seed", type=int, default=0, help="of the order of turns (default: 0)")
+    how.add_argument("--no-gate", action="store_true", help="leave out `convkit check`'s cases; results "
+                     "at the timed size are checked in any case")  # fmt: skip
+
+    out = p.add_argument_group("results")
+    out.add_argument(
+        "--json", metavar="FILE", help="the capsule, written after every row ('-': stdout, at the end)"
+    )
+    out.add_argument("--resume", action="store_true", help="go on with the capsule of --json")
+    out.add_argument("--overwrite", action="store_true", help="replace the capsule of --json")
+    out.add_argument("--html", metavar="FILE", help="a report, one self-contained page")
+    out.add_argument("--picture", metavar="FILE", help="a PNG (needs matplotlib)")
+    out.add_argument("--summary", action="store_true", help="print the closing table only")
+
+
+# ---------------------------------------------------------------------------------------------------
+# convkit bench
+# ---------------------------------------------------------------------------------------------------
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    found = _words(text)
+    for word in found:
+        if not (word.isascii() and word.isdigit()) or int(word) < 1:
+            raise OptionError(f"--batch takes whole numbers of at least 1, such as 1,16, not {text!r}")
+    if not found:
+        raise OptionError("--batch names no batch size")
+    return tuple(int(word) for word in found)
+
+
+def use_threads(count: int | None) -> None:
+    """Give every library the same number of threads; before they are imported."""
+    if count is None:
+        return
+    if count < 1:
+        raise OptionError(f"--threads must be at least 1, not {count}")
+    affinity = getattr(os, "sched_getaffinity", None)
+    cpus = sorted(affinity(0)) if affinity else []
+    if count < len(cpus):  # JAX has no other way to be told
+        os.sched_setaffinity(0, cpus[:count])
+    for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "CONVKIT"):
+        os.environ[f"{name}_NUM_THREADS"] = str(count)
+
+
+def device_of(asked: str | None) -> str:
+    """The device to measure.
+
+    Raises
+    ------
+    OptionError
+        For the emulator, which gives no times, and for "cuda" where there is no GPU.
+    """
+    from ..devices import gpu_found
+
+    if asked == "emulator":
+        raise OptionError(
+            "the emulator gives no times: it runs CUDA kernels on the CPU; `convkit check --emulate` checks "
+            "them, --counters counts their accesses"
+        )
+    if asked not in (None, "cpu", "cuda"):
+        raise unknown("device", asked, ("cpu", "cuda"))
+    if asked == "cuda" and not gpu_found():
+        raise OptionError(
+            "no GPU was found (CuPy is not installed, or sees none); --device cpu measures the CPU"
+        )
+    return asked or ("cuda" if gpu_found() else "cpu")
+
+
+def wanted_of(args: argparse.Namespace) -> Wanted:
+    """What the arguments ask for."""
+    from . import work
+
+    wanted = work.Wanted(
+        args.net, args.preset, _words(args.layers or ""), _words(args.directions or ""), _batches(args.batch),
+        tuple(args.op), tuple(args.conv), _words(args.dtype), args.math,
+    )  # fmt: skip
+    if args.step and (wanted.layers or wanted.ops or wanted.convs or wanted.directions):
+        raise OptionError("--step is a whole step: it takes no --layers, --directions, --op or --conv")
+    return work.quick(wanted) if args.quick else wanted
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    """The timing core's settings."""
+    from .timing import CACHES, Settings
+
+    if args.cache not in CACHES:
+        raise unknown("cache", args.cache, CACHES)
+    given = {"rounds": args.rounds, "budget_s": args.budget, "turn_s": args.turn, "pause_s": args.pause}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        least = 1 if name == "rounds" else 0
+        if not least <= value < 1e6:
+            raise OptionError(f"--{name.removesuffix('_s')} must be at least {least}, not {value}")
+    make = Settings.quickly if args.quick else Settings
+    return make(**given, cache=args.cache, seed=args.seed, gate=not args.no_gate)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    use_threads(args.threads)
+    device = device_of(args.device)
+    items = _items(args)
+    settings = settings_of(args)
+    before = _before(args)
+    _require_outputs(args.html, args.picture)
+    from . import own, peers
+    from .run import Options
+
+    users = own.register_files(args.kernel)
+    _require_users(users, items, device)
+    field = peers.gather(None if args.against is None else _words(args.against), device)
+    quiet = args.json == "-" or args.summary
+    progress = Progress()
+    options = Options(
+        device, settings, Path(args.json) if args.json and args.json != "-" else None,
+        ["convkit", *sys.argv[1:]], args.reference, args.layouts == "all", users, progress.say,
+        (lambda row, done, total: None) if quiet else progress.show,
+    )  # fmt: skip
+    from . import work
+
+    progress.say(work.describe(items))
+    document = _measured(options, field, items, before, progress)
+    _results(args, document)
+    if document["interrupted"]:
+        return 130
+    return 0 if document["rows"] else 1
+
+
+def _require_outputs(page: str | None, picture: str | None) -> None:
+    """Refuse what cannot be written, or drawn, before anything is measured."""
+    from .capsule import writable
+
+    for path in (page, picture):
+        if path:
+            writable(path)
+    if picture and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra("--picture", "matplotlib", "peers")
+
+
+def _items(args: argparse.Namespace) -> list[Item]:
+    from . import steps, work
+
+    wanted = wanted_of(args)
+    return steps.items(wanted) if args.step else work.items(wanted)
+
+
+def _before(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The capsule to go on with; refuses to lose one."""
+    from . import capsule
+
+    if not args.json:
+        if args.resume:
+            raise OptionError("--resume needs --json FILE, the capsule to go on with")
+        return None
+    capsule.writable(args.json)
+    if args.json == "-" or not Path(args.json).exists():
+        return None
+    if args.resume:
+        return capsule.load(args.json)
+    if not args.overwrite:
+        raise OptionError(f"{args.json} exists: --resume goes on with it, --overwrite replaces it")
+    return None
+
+
+def _require_users(users: Sequence[Any], items: Sequence[Item], device: str) -> None:
+    """A user's file that cannot take part in any row is an error, not a silence."""
+    if not users:
+        return
+    if not any(i.device == device for i in users):
+        there = ", ".join(sorted({i.device for i in users}))
+        raise OptionError(f"--kernel: its implementations are for {there}, and {device} is measured")
+    ops = sorted({i.op for i in users})
+    if not any(item.op in ops for item in items):
+        raise OptionError(f"--kernel: no row has its op; add --op {' --op '.join(ops)}")
+
+
+def _measured(
+    options: Options, field: Any, items: list[Item], before: Any, progress: Progress
+) -> dict[str, Any]:
+    """Run it; a polite kill is a Ctrl-C."""
+    from .run import Run
+    from .timing import clock_for
+
+    def terminate(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = None
+    try:
+        previous = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        run = Run(options, field, clock_for(options.device), before)
+        progress.begin(len(items))
+        return run.measure(items)
+    finally:
+        progress.close()
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _results(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    from . import capsule, tables
+
+    if args.json == "-":
+        capsule.write(document, "-")
+    else:
+        print(f"\n{tables.summary(document)}")
+        if args.json:
+            print(f"capsule   {args.json}")
+    if args.html:
+        from . import report
+
+        report.write([document], args.html)
+        print(f"report    {args.html}", file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.picture:
+        from . import pictures
+
+        pictures.picture([document], args.picture)
+        print(f"picture   {args.picture}", file=sys.stderr if args.json == "-" else sys.stdout)
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, else a line for each row; tables go to stdout in between."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def begin(self, rows: int) -> None:
+        """Start the bar."""
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=rows, unit="row", leave=False, file=sys.stderr, disable=None)
+
+    def say(self, text: str) -> None:
+        """What is going on."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.set_postfix_str(text[-60:])
+        elif ": round " not in text and "warming up" not in text:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, row: dict[str, Any], done: int, total: int) -> None:
+        """A row that is there."""
+        from tqdm import tqdm
+
+        from . import tables
+
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.update(done - self.bar.n)
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(f"\n{tables.row_table(row)}", flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+# ---------------------------------------------------------------------------------------------------
+# convkit verify, compare, report
+# ---------------------------------------------------------------------------------------------------
+def _verify(args: argparse.Namespace) -> int:
+    from . import capsule, verify
+
+    document = capsule.load(args.capsule)
+    users = [Path(path) for path in args.kernel]
+    for path in users:
+        if not path.is_file():
+            raise OptionError(f"--kernel: no such file: {path}")
+    findings = verify.verify(document, users)
+    for finding in findings:
+        print(finding)
+    failed = sum(f.state == verify.FAIL for f in findings)
+    if args.rerun:
+        from . import rerun
+
+        progress = Progress()
+        try:
+            again = rerun.rerun(document, args.kernel, progress.say, progress.begin)
+        finally:
+            progress.close()
+        print("\n" + again.table)
+        failed += again.failed
+    words = f"{failed} of them failed" if failed else "it holds"
+    print(f"\n{args.capsule}: {len(document['rows'])} rows, {len(findings)} findings: {words}")
+    return 1 if failed else 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from . import capsule, compare, tables
+
+    a, b = capsule.load(args.a), capsule.load(args.b)
+    unlike = compare.differences(a, b)
+    if unlike and not args.force:
+        raise OptionError(f"these cannot be compared: {'; '.join(unlike)}; --force does it all the same")
+    rows, unmatched = compare.compare(a, b, every=args.all)
+    if not rows:
+        raise OptionError(f"the two have no row in common ({len(a['rows'])} and {len(b['rows'])} rows)")
+    print(tables.comparison(rows))
+    print()
+    for line in unlike:
+        print(f"warning   {line}: the ratios may mean nothing")
+    for line in compare.remarks(a, b):
+        print(f"differs   {line}")
+    for line in unmatched[:20]:
+        print(f"no pair   {line}")
+    if len(unmatched) > 20:
+        print(f"no pair   {len(unmatched) - 20} more")
+    counts = {
+        word: sum(r["verdict"] == word for r in rows)
+        for word in (compare.FASTER, compare.SLOWER, compare.TIE)
+    }
+    print(
+        "b is      " + ", ".join(f"{word} in {count}" for word, count in counts.items()) + f" of {len(rows)}"
+    )
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from . import capsule
+
+    _require_outputs(args.output, args.picture)
+    capsules = [capsule.load(path) for path in args.capsules]
+    from . import report
+
+    report.write(capsules, args.output)
+    print(f"report    {args.output}")
+    if args.picture:
+        from . import pictures
+
+        pictures.picture(capsules, args.picture)
+        print(f"picture   {args.picture}")
+    return 0
+
+
+Command = Callable[[argparse.Namespace], int]

@@ -1,0 +1,218 @@
+"""convkit's own contenders for an item: every implementation that takes it, in every layout that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import arrays, layouts
+from ..dispatch import Call
+from ..errors import NoImplementation, OptionError
+from ..geometry import Conv2d, Reorder
+from ..registry import ALL_DTYPES, OPS, Implementation, implementations, register, select
+from .timing import Contender
+from .work import Item
+
+LIBRARY = "convkit"
+#: Marks of convkit's contenders.
+PICKED, PICKED_NCHW = "picked", "picked for NCHW"
+UNRUN = "not yet run on a GPU"
+TO_BLOCKED = layouts.joined(layouts.NCHW, layouts.BLOCKED)
+#: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
+#: fast convolution does at least this share of the definition's work, whatever its window.
+FAST_SHARE = 49 / 256
+
+
+class Bound:
+    """One implementation on an item's memory, in its own layout.
+
+    `bind` copies the NCHW inputs into blocked memory where the implementation wants that, and `read` brings
+    the outputs back; NCHW tensors are used as they are. Blocked memory and the workspace are kept from one
+    `bind` to the next.
+    """
+
+    def __init__(self, implementation: Implementation, item: Item) -> None:
+        self.implementation, self.item = implementation, item
+        self.op = OPS[item.op]
+        self.names = tuple(n for n in (*self.op.inputs, *self.op.outputs) if self._blocked(n))
+        self.kept: dict[str, Any] = {}
+        self.outputs: dict[str, Any] = {}
+
+    def _blocked(self, name: str) -> bool:
+        four = len(self.item.problem.shapes.get(name, ())) == 4
+        return four and layouts.of(self.implementation.layout, name) == layouts.BLOCKED
+
+    def _memory(self, name: str) -> Any:
+        if name not in self.kept:
+            problem = self.item.problem
+            self.kept[name] = arrays.empty(layouts.physical(problem.shape(name)), problem.dtype_of(name))
+        return self.kept[name]
+
+    def _given(self, name: str, array: Any) -> Any:
+        if array is None or name not in self.names:
+            return array
+        memory = self._memory(name)
+        blocked(array, memory)
+        return memory
+
+    def bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:
+        """See `Contender.bind`."""
+        given = tuple(self._given(name, inputs.get(name)) for name in self.op.inputs)
+        self.outputs = {
+            name: self._memory(name) if name in self.names else outputs[name] for name in self.op.outputs
+        }
+        options = dict(self.item.options)
+        call = Call(
+            self.op, self.implementation, self.item.problem, given, tuple(self.outputs.values()), options
+        )
+        if self.implementation.workspace:
+            device = "cuda" if self.implementation.device == "cuda" else "cpu"
+            if "workspace" not in self.kept:
+                self.kept["workspace"] = arrays.empty((call.workspace_bytes,), "uint8", device)
+            options["workspace"] = self.kept["workspace"]
+        return call.run
+
+    def memory(self) -> dict[str, Any]:
+        """What the run that was bound last writes to."""
+        return self.outputs
+
+    def read(self) -> dict[str, Any]:
+        """The outputs of the last run, NCHW."""
+        return {
+            name: layouts.unblock(memory, self.item.problem.shape(name)[1])
+            if name in self.names
+            else arrays_on_host(memory)
+            for name, memory in self.outputs.items()
+        }
+
+
+def blocked(array: Any, memory: Any) -> None:
+    """Copy an NCHW array into blocked memory: by convkit's own kernel where it takes the dtype."""
+    N, C, H, W = array.shape
+    if array.dtype.name in ALL_DTYPES:
+        problem = Reorder(N, C, H, W, array.dtype.name)
+        try:
+            select("reorder", problem, layout=TO_BLOCKED).run(problem, array, memory)
+            return
+        except (NoImplementation, OptionError):
+            pass
+    memory[...] = layouts.block(array)
+
+
+def arrays_on_host(array: Any) -> Any:
+    """A NumPy array of the same values."""
+    return array.get() if hasattr(array, "get") else array
+
+
+def contenders(
+    item: Item, device: str = "cpu", *, reference: bool = False, every_layout: bool = False
+) -> list[Contender]:
+    """A contender for each implementation that accepts the item.
+
+    Parameters
+    ----------
+    item : Item
+    device : {"cpu", "cuda"}
+    reference : bool
+        The float64 reference too, which is slow.
+    every_layout : bool
+        Every layout that an implementation has, by default NCHW and the one of a planned network.
+
+    Returns
+    -------
+    list of Contender
+        In the order of their rank. What a planned network would run is marked "picked"; what the public op
+        would run on NCHW arrays, where that is another, "picked for NCHW".
+    """
+    picks = picked(item, device)
+    usual = {layouts.NCHW, *_plan_layouts(item), *(pick.layout for pick in picks.values() if pick)}
+    found = []
+    for implementation in implementations(item.op, device=device, layout=None):
+        if implementation.name == "reference" and not reference:
+            continue
+        if implementation.layout not in usual and not every_layout:
+            continue
+        if implementation.refusal(item.problem, item.math) is None:
+            found.append(contender(implementation, item, picks))
+    return found
+
+
+def contender(
+    implementation: Implementation, item: Item, picks: dict[str, Implementation | None]
+) -> Contender:
+    """One implementation as a contender."""
+    bound = Bound(implementation, item)
+    marks = [mark for mark, pick in picks.items() if pick is implementation]
+    if implementation.device == "cuda":
+        marks.append(UNRUN)
+    facts: dict[str, Any] = {"rank": implementation.rank, "declared_error": implementation.error}
+    if implementation.workspace:
+        facts["workspace_bytes"] = implementation.workspace(item.problem)
+    if fast := algorithm_flops(implementation.name, item):
+        facts["algorithm_flops"] = fast
+    plain = not any(name in bound.names for name in OPS[item.op].outputs)
+    return Contender(
+        name=implementation.label,
+        library=LIBRARY,
+        bind=bound.bind,
+        read=None if plain else bound.read,
+        memory=None if plain else bound.memory,
+        layout=implementation.layout,
+        facts=facts,
+        marks=tuple(marks),
+        implementation=implementation,
+    )
+
+
+def algorithm_flops(name: str, item: Item) -> int | None:
+    """The least work of an algorithm that needs fewer operations than the definition; None for the others."""
+    return int(item.flops * FAST_SHARE) if "winograd" in name else None
+
+
+def picked(item: Item, device: str) -> dict[str, Implementation | None]:
+    """What convkit would choose: by mark.
+
+    In a network the activations lie in nChw16c wherever the kernels can have it so; what is chosen there is
+    "picked". An item that is no layer of a network is a call of the public op, on NCHW arrays.
+    """
+    plain = _select(item, device, layouts.NCHW)
+    planned = None
+    if item.net and device == "cpu" and item.dtype == "float32":
+        planned = next(
+            (pick for layout in _plan_layouts(item) if (pick := _select(item, device, layout))), None
+        )
+    if planned is None or planned is plain:
+        return {PICKED: plain}
+    return {PICKED: planned, PICKED_NCHW: plain}
+
+
+def _select(item: Item, device: str, layout: str) -> Implementation | None:
+    try:
+        found = select(item.op, item.problem, device=device, math=item.math, layout=layout)
+    except (NoImplementation, OptionError):
+        return None
+    return found if found.name != "reference" or layout == layouts.NCHW else None
+
+
+def _plan_layouts(item: Item) -> list[str]:
+    """The layouts in which a plan would have the op, best first: blocked on each side whose channels are."""
+    if item.op == "reorder":
+        return [layouts.joined(layouts.BLOCKED, layouts.NCHW)]
+    if isinstance(item.problem, Conv2d):
+        x, y = item.problem.C, item.problem.K
+    else:
+        shapes = item.problem.shapes
+        four = [shapes[n][1] for n in ("x", "y", "dy") if len(shapes.get(n, ())) == 4]
+        if not four:
+            return []
+        x = y = four[0]
+    sides = [layouts.BLOCKED if channels % layouts.BLOCK == 0 else layouts.NCHW for channels in (x, y)]
+    return [layouts.joined(*sides)]
+
+
+def register_files(paths: list[str]) -> list[Implementation]:
+    """The implementations of a user's files, which take part from now on; see `convkit.register`."""
+    found = []
+    for path in paths:
+        found += register(path)
+    return found

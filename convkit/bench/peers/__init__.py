@@ -1,0 +1,102 @@
+"""Other libraries as contenders: one small module for each.
+
+A module has
+
+    about(device) -> {"version": ..., "settings": {...}}    raises Missing where it cannot take part at all
+    contenders(item, device) -> list of Contender           raises Missing for an op that it lacks
+
+and imports its library inside them. It copies the inputs into the library's own layout when it is bound, so
+that no conversion is timed, and brings outputs back in `read`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ...errors import unknown
+
+if TYPE_CHECKING:
+    from ..timing import Contender
+    from ..work import Item
+
+#: Name on the command line: how tables call it.
+PEERS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "jax": "JAX", "cudnn": "cuDNN"}
+#: Who takes part unless somebody else is asked for.
+USUAL = {"cpu": ("torch", "onnxruntime", "jax"), "cuda": ("cudnn", "torch")}
+NOBODY = "none"
+
+
+class Missing(Exception):
+    """A peer that is not installed, or that cannot do this work; the message says why, or what to do."""
+
+
+def need(module: str, package: str | None = None) -> Any:
+    """Import a peer, or raise `Missing` with the way to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Missing(f"not installed ({error}): pip install {package or module}") from None
+
+
+@dataclass
+class Field:
+    """The peers of a run.
+
+    Attributes
+    ----------
+    modules : dict
+        Those that take part, by name.
+    about : dict
+        Version and settings of each.
+    missing : dict
+        Why each of the others does not.
+    """
+
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def contenders(self, item: Item, device: str) -> tuple[list[Contender], dict[str, str]]:
+        """Everyone's contenders for an item, and why a peer has none."""
+        found: list[Contender] = []
+        lacking: dict[str, str] = {}
+        for name, module in self.modules.items():
+            try:
+                mine = module.contenders(item, device)
+            except Missing as reason:
+                lacking[name] = str(reason)
+            except Exception as error:  # a peer that breaks is no reason to lose the row
+                lacking[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            else:
+                found += mine
+        return found, lacking
+
+
+def gather(names: Sequence[str] | None, device: str) -> Field:
+    """The peers of these names, the usual ones by default; who is not here is in `missing`.
+
+    Raises
+    ------
+    OptionError
+        For a name that is not known.
+    """
+    chosen = list(USUAL.get(device, ())) if names is None else list(names)
+    for name in chosen:
+        if name not in (*PEERS, NOBODY):
+            raise unknown("library", name, (*PEERS, NOBODY))
+    found = Field()
+    for name in (name for name in chosen if name != NOBODY):
+        try:
+            module = importlib.import_module(f"{__name__}.{name}")
+            found.about[name] = module.about(device)
+        except Missing as reason:
+            found.missing[name] = str(reason)
+        except Exception as error:  # a broken installation
+            found.missing[name] = f"cannot be used: {type(error).__name__}: {error}".splitlines()[0][:200]
+        else:
+            found.modules[name] = module
+    return found

@@ -1,0 +1,171 @@
+"""ONNX Runtime's CPU provider as a contender: forward passes, float32.
+
+A session is built when it is bound, with every graph optimisation and the weights as constants, as a deployed
+model has them. It allocates its outputs itself: that is its API on NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
+from ...registry import OPS
+from ..own import FAST_SHARE
+from ..timing import Contender
+from ..work import Item
+from . import Missing, need
+
+OPSET = 17
+#: (nodes as (type, inputs, outputs, attributes))
+Nodes = list[tuple[str, list[str], list[str], dict[str, Any]]]
+
+
+def about(device: str) -> dict[str, Any]:
+    """Version and settings."""
+    if device == "cuda":
+        raise Missing("only its CPU provider takes part")
+    ort, _ = need("onnxruntime"), need("onnx")
+    settings = {"threads": _threads(), "optimisation": "all", "execution": "sequential"}
+    return {"version": ort.__version__, "settings": settings}
+
+
+def _threads() -> int:
+    from ...cpu import threads
+
+    return threads.count()
+
+
+def contenders(item: Item, device: str) -> list[Contender]:
+    """One, where ONNX has the op."""
+    if device == "cuda":
+        raise Missing("only its CPU provider takes part")
+    if item.op not in _NODES:
+        raise Missing("trains nothing" if item.direction != "fwd" else f"has no op like {item.op}")
+    if item.dtype != "float32":
+        raise Missing(f"its CPU provider does not compute in {item.dtype}")
+    nodes = _NODES[item.op](item)
+    ort = need("onnxruntime")
+    state: dict[str, Any] = {}
+
+    def bind(inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:
+        session = _session(ort, item, nodes, inputs)
+        fed, names = {"x": np.asarray(inputs["x"], order="C")}, _outputs(nodes)
+
+        def run() -> None:
+            state["outputs"] = session.run(names, fed)
+
+        return run
+
+    def read() -> dict[str, Any]:
+        found = dict(zip(OPS[item.op].outputs, state["outputs"]))
+        if "argmax" in found:
+            found["argmax"] = _taps(item.problem, found["argmax"])
+        return found
+
+    facts: dict[str, Any] = {}
+    if isinstance(item.problem, Conv2d):
+        facts["algorithm_flops"] = int(item.flops * FAST_SHARE)
+    return [Contender("onnxruntime", "ONNX Runtime", bind, read, "NCHW", facts)]
+
+
+def _outputs(nodes: Nodes) -> list[str]:
+    return nodes[-1][2]
+
+
+def _session(ort: Any, item: Item, nodes: Nodes, inputs: dict[str, Any]) -> Any:
+    onnx = need("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    constants = {n: a for n, a in inputs.items() if a is not None and n != "x"}
+    wanted = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64 if name == "argmax" else kind, None)
+        for name in _outputs(nodes)
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(op, given, made, **attributes) for op, given, made, attributes in nodes],
+        "model",
+        [helper.make_tensor_value_info("x", kind, list(inputs["x"].shape))],
+        wanted,
+        [onnx.numpy_helper.from_array(np.asarray(a, order="C"), name) for name, a in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = _threads(), 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def _taps(problem: Any, flat: Any) -> Any:
+    """ONNX counts a maximum's place in the whole tensor: as one in its image, then as a tap."""
+    from .torch import taps
+
+    g: Pool2d = problem.pool if isinstance(problem, LrnMaxPool2d) else problem
+    return taps(problem, flat % (g.H * g.W))
+
+
+def _conv(item: Item) -> Nodes:
+    g = item.problem
+    assert isinstance(g, Conv2d)
+    given = [n for n in ("x", "w", "b") if n not in item.absent]
+    attributes = {
+        "strides": [g.stride_h, g.stride_w], "dilations": [g.dilation_h, g.dilation_w], "group": g.groups,
+        "pads": [g.pad_top, g.pad_left, g.pad_bottom, g.pad_right],
+    }  # fmt: skip
+    return _rectified(("Conv", given, ["y"], attributes), item)
+
+
+def _linear(item: Item) -> Nodes:
+    given = [n for n in ("x", "w", "b") if n not in item.absent]
+    return _rectified(("Gemm", given, ["y"], {"transB": 1}), item)
+
+
+def _rectified(node: tuple[str, list[str], list[str], dict[str, Any]], item: Item) -> Nodes:
+    if not item.options.get("relu"):
+        return [node]
+    op, given, _, attributes = node
+    return [(op, given, ["plain"], attributes), ("Relu", ["plain"], ["y"], {})]
+
+
+def _lrn(item: Item) -> Nodes:
+    return [_normed(item.problem, "y")]  # type: ignore[arg-type]
+
+
+def _normed(g: LRN, y: str) -> tuple[str, list[str], list[str], dict[str, Any]]:
+    if g.groups != 1 or g.region != "across_channels":
+        raise Missing("its LRN knows neither groups nor a window within a channel")
+    if g.size % 2 == 0:
+        raise Missing("its LRN takes odd windows only")
+    return "LRN", ["x"], [y], {"size": g.size, "alpha": g.alpha, "beta": g.beta, "bias": float(g.k)}
+
+
+def _pool(item: Item) -> Nodes:
+    return [_pooled(item.problem, "x")]  # type: ignore[arg-type]
+
+
+def _pooled(g: Pool2d, x: str) -> tuple[str, list[str], list[str], dict[str, Any]]:
+    attributes = {
+        "kernel_shape": [g.R, g.S], "strides": [g.stride_h, g.stride_w], "ceil_mode": int(g.ceil_mode),
+        "dilations": [g.dilation_h, g.dilation_w],
+        "pads": [g.pad_top, g.pad_left, g.pad_bottom, g.pad_right],
+    }  # fmt: skip
+    return "MaxPool", [x], ["y", "argmax"], attributes
+
+
+def _lrn_pool(item: Item) -> Nodes:
+    g = item.problem
+    assert isinstance(g, LrnMaxPool2d)
+    return [_normed(g.lrn, "n"), _pooled(g.pool, "n")]
+
+
+_NODES: dict[str, Callable[[Item], Nodes]] = {
+    "conv2d_fprop": _conv,
+    "linear_fprop": _linear,
+    "relu_fprop": lambda item: [("Relu", ["x"], ["y"], {})],
+    "lrn_fprop": _lrn,
+    "maxpool2d_fprop": _pool,
+    "lrn_maxpool2d_fprop": _lrn_pool,
+}

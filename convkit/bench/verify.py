@@ -1,0 +1,206 @@
+"""`convkit verify`: does a capsule say what its samples say, and are its kernels those that are installed?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import capsule, figures, sources
+
+OK, FAIL, NOTE = "ok", "FAIL", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    state : {"ok", "FAIL", "note"}
+        A note is what cannot be decided here, such as a kernel file that is not installed.
+    what : str
+    """
+
+    state: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.state:4}  {self.what}"
+
+
+def verify(document: Mapping[str, Any], users: Iterable[Path] = ()) -> list[Finding]:
+    """Recheck a capsule, on any machine.
+
+    Parameters
+    ----------
+    document : dict
+        As `capsule.load` returns it.
+    users : iterable of Path
+        Kernel files of the user's own that the capsule may speak of.
+
+    Returns
+    -------
+    list of Finding
+        Digest, hashes, every figure recomputed from the samples, and ceilings.
+    """
+    return [
+        *_digest(document),
+        *_kernels(document["kernels"], list(users)),
+        *_rows(document),
+        *_honest(document),
+    ]
+
+
+def _digest(document: Mapping[str, Any]) -> list[Finding]:
+    said, found = document.get("digest"), capsule.digest(document)
+    if said == found:
+        return [Finding(OK, f"digest {found[:16]}")]
+    return [
+        Finding(
+            FAIL, f"the digest is not that of the contents: changed since it was written ({str(said)[:16]})"
+        )
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Hashes
+# ---------------------------------------------------------------------------------------------------
+def _kernels(kernels: Mapping[str, Any], users: list[Path]) -> list[Finding]:
+    """Each file of each kernel against the file that is here."""
+    files: dict[str, tuple[str, list[str]]] = {}
+    found: list[Finding] = []
+    for key, entry in kernels.items():
+        known = {entry.get("file"): entry.get("source_sha256"), **(entry.get("includes") or {})}
+        for name, sha in known.items():
+            if name and sha:
+                before = files.setdefault(name, (sha, []))
+                before[1].append(key)
+                if before[0] != sha:
+                    found.append(Finding(FAIL, f"{name} has two hashes in the same capsule"))
+    same, absent = 0, []
+    for name, (sha, keys) in files.items():
+        path = sources.find(name, users)
+        if path is None:
+            absent.append(name)
+        elif sources.sha256(path) == sha:
+            same += 1
+        else:
+            who = f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+            found.append(Finding(FAIL, f"{name} is not what was measured (of {who}): another source is here"))
+    if same:
+        found.append(
+            Finding(OK, f"{same} source files of {len(kernels)} kernels are those that were measured")
+        )
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        found.append(
+            Finding(NOTE, f"not here, so not compared: {', '.join(absent[:3])}{more} (--kernel FILE)")
+        )
+    return found + _built(kernels)
+
+
+def _built(kernels: Mapping[str, Any]) -> list[Finding]:
+    """Machine code is a machine's own: another build is worth a note, not a fault."""
+    entries = {e["file"]: e["sha256"] for k in kernels.values() if (e := k.get("extension"))}
+    found = []
+    for name, sha in entries.items():
+        path = sources.find(f"convkit/{name}")
+        if path is None:
+            found.append(Finding(NOTE, f"{name} is not installed here, so not compared"))
+        elif sources.sha256(path) == sha:
+            found.append(Finding(OK, f"{name} is the module that was measured, to the bit"))
+        else:
+            found.append(Finding(NOTE, f"{name} here is another build of the C++ kernels"))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------
+def _rows(document: Mapping[str, Any]) -> list[Finding]:
+    """Every figure, derived anew and compared."""
+    wrong: list[str] = []
+    for row in document["rows"]:
+        again = figures.summarise(copy.deepcopy(row), document["ceilings"], document["settings"])
+        wrong += [
+            f"{row['id']}: {difference}"
+            for field in ("bound", "ranking")
+            if (difference := _difference(row.get(field), again[field], field))
+        ]
+        wrong += [
+            f"{row['id']}: {said['name']}: {difference}"
+            for said, derived in zip(row["contenders"], again["contenders"])
+            for name, value in derived.items()
+            if (difference := _difference(said.get(name), value, name))
+        ]
+    found = [Finding(FAIL, words) for words in wrong]
+    if not found:
+        count = sum(len(row["contenders"]) for row in document["rows"])
+        rows = len(document["rows"])
+        words = f"figures and verdicts of {count} contenders in {rows} rows follow from the samples"
+        found.append(Finding(OK, words))
+    return found
+
+
+def _difference(said: Any, derived: Any, where: str) -> str:
+    """Where two values differ first, or an empty string."""
+    if isinstance(derived, Mapping):
+        if not isinstance(said, Mapping):
+            return f"{where} is {said!r}, from the samples {derived!r}"
+        for key in (*derived, *(k for k in said if k not in derived)):
+            if words := _difference(said.get(key), derived.get(key), f"{where}.{key}"):
+                return words
+        return ""
+    if isinstance(derived, float) and isinstance(said, (int, float)) and not isinstance(said, bool):
+        close = math.isclose(said, derived, rel_tol=1e-9, abs_tol=1e-12)
+        return "" if close else f"{where} is {said:.6g}, from the samples {derived:.6g}"
+    derived = capsule.plain(derived)
+    return "" if said == derived else f"{where} is {said!r}, from the samples {derived!r}"
+
+
+def _honest(document: Mapping[str, Any]) -> list[Finding]:
+    """What must hold whatever the samples are."""
+    ids = [row["id"] for row in document["rows"]]
+    found = [Finding(FAIL, f"{i} stands there twice") for i in sorted(set(ids)) if ids.count(i) > 1]
+    unchecked = 0
+    for row in document["rows"]:
+        for contender in row["contenders"]:
+            where = f"{row['id']}: {contender['name']}"
+            samples = [t for calls in contender.get("samples_ms") or () for t in calls]
+            if any(not isinstance(t, (int, float)) or not math.isfinite(t) or t <= 0 for t in samples):
+                found.append(Finding(FAIL, f"{where}: a sample that is no time"))
+            checks = contender.get("checks") or {}
+            bad = [f"{k}: {v}" for k, v in checks.items() if v not in ("passed", "unchecked", None)]
+            if bad and not contender.get("refused"):
+                found.append(Finding(FAIL, f"{where}: is shown although a check failed ({bad[0]})"))
+            unchecked += figures.timed(contender) and "passed" not in checks.values()
+    found += _flops(document)
+    if unchecked:
+        found.append(Finding(NOTE, f"{unchecked} contenders were timed and not checked: marked as such"))
+    if document.get("interrupted"):
+        found.append(Finding(NOTE, "the run was interrupted: not all rows are there"))
+    return found
+
+
+def _flops(document: Mapping[str, Any]) -> list[Finding]:
+    """FLOPs and bytes are the problem's, not what somebody wrote."""
+    from ..errors import ConvkitError
+    from . import work
+
+    found = []
+    for row in document["rows"]:
+        if row["op"] == work.STEP:
+            continue
+        try:
+            item = work.item_of(row)
+        except ConvkitError as error:
+            found.append(Finding(FAIL, f"{row['id']}: {error}"))
+            continue
+        for name, said, derived in (("flops", row["flops"], item.flops), ("bytes", row["bytes"], item.bytes)):
+            if said != derived:
+                found.append(Finding(FAIL, f"{row['id']}: {name} is {said}, the problem's is {derived}"))
+    return found

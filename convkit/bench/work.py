@@ -1,0 +1,405 @@
+"""What is measured: an op on a problem, from a network's layers, from an op's name, or from a geometry.
+
+An `Item` holds no array. Its id names everything that decides what the work is, so that rows of two runs can
+be matched: "alexnet-paper/conv2/conv2d_fprop/N=16/float32/fp32".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from ..errors import ConvkitError, OptionError, unknown
+from ..geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    LrnMaxPool2d,
+    Pointwise,
+    Pool2d,
+    Problem,
+    Reorder,
+    Shape,
+    SoftmaxXent,
+)
+from ..layers import Conv, Dropout, Flatten, Layer, Lrn, MaxPool, Relu
+from ..layers import Linear as LinearLayer
+from ..presets import Update, preset
+from ..registry import ALL_DTYPES, MATH, OPS
+
+#: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
+DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")
+#: Those that are measured unless others are asked for; a bias's gradient and the update are pure traffic.
+USUAL = ("fwd", "dgrad", "wgrad")
+NETS = ("alexnet",)
+#: The op of a row that is a whole training step.
+STEP = "step"
+CLASSES = 1000
+#: The options of `--conv`, and what they set.
+_CONV_OPTIONS = {"stride": "stride", "pad": "padding", "dilation": "dilation", "groups": "groups"}
+CONV_FORM = "N,C,H,W,K,R,S[,stride=1][,pad=0][,dilation=1][,groups=1]"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One op on one problem.
+
+    Attributes
+    ----------
+    id : str
+    op : str
+        Name in the registry.
+    problem : Problem
+    dtype, math : str
+        Storage, and the coarsest float32 arithmetic that its contenders may use.
+    layer, net : str
+        Where it comes from; `net` is empty for a geometry that a user typed.
+    batch : int
+    options : mapping
+        Keyword arguments of an implementation (relu, lr, ...).
+    absent : tuple of str
+        Optional inputs that are None.
+    """
+
+    id: str
+    op: str
+    problem: Problem
+    dtype: str = "float32"
+    math: str = "fp32"
+    layer: str = ""
+    net: str = ""
+    batch: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+    @property
+    def direction(self) -> str:
+        """One of `DIRECTIONS`."""
+        return direction_of(self.op)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that are there."""
+        return tuple(name for name in OPS[self.op].inputs if name not in self.absent)
+
+    @property
+    def flops(self) -> int:
+        """By the definition of the op: a fast algorithm may do with fewer."""
+        return self.problem.flops(self.op)
+
+    @property
+    def bytes(self) -> int:
+        """Each input read once, each output written once."""
+        return self.problem.bytes(*self.inputs, *OPS[self.op].outputs)
+
+    def fields(self) -> dict[str, Any]:
+        """The problem as plain values, for a capsule."""
+        return asdict(self.problem)
+
+
+def text_of(item: Item) -> str:
+    """The problem in a few words: as it describes itself, or the shapes of its tensors and its constants."""
+    g = item.problem
+    if "__str__" in vars(type(g)):
+        return str(g)
+    words = [f"{name}{g.shape(name)}" for name in item.inputs]
+    if isinstance(g, LRN):
+        words += [f"size {g.size} alpha {g.alpha:g} beta {g.beta:g} k {g.k:g}"]
+        words += [f"groups {g.groups}"] if g.groups > 1 else []
+        words += ["within a channel"] if g.region == "within_channel" else []
+    return " ".join(words)
+
+
+def direction_of(op: str) -> str:
+    """The direction of an op, by its name."""
+    last = op.removesuffix("_relu").rpartition("_")[2]
+    return {"fprop": "fwd", "reorder": "fwd"}.get(last, last if last in DIRECTIONS else "update")
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """The item that a capsule's row was measured on.
+
+    Raises
+    ------
+    ConvkitError
+        If the row does not describe one.
+    """
+    op = row["op"]
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    try:
+        problem = _problem(OPS[op].problem, row["problem"])
+    except (TypeError, KeyError) as error:
+        raise OptionError(f"row {row['id']}: its problem cannot be read: {error}") from None
+    return Item(
+        row["id"], op, problem, row["dtype"], row["math"], row["layer"], row["net"], row["batch"],
+        row.get("options", {}), tuple(row.get("absent", ())),
+    )  # fmt: skip
+
+
+def _problem(kind: type[Problem], values: Mapping[str, Any]) -> Problem:
+    if kind is LrnMaxPool2d:
+        return LrnMaxPool2d(LRN(**values["lrn"]), Pool2d(**values["pool"]), values["dtype"])
+    if kind is Pointwise:
+        return Pointwise(tuple(values["dims"]), values["dtype"])
+    return kind(**values)
+
+
+# ---------------------------------------------------------------------------------------------------
+# From what the user typed
+# ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for."""
+
+    net: str = "alexnet"
+    preset: str = "paper"
+    layers: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (16,)
+    ops: tuple[str, ...] = ()
+    convs: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float32",)
+    math: str = "fp32"
+
+
+def items(wanted: Wanted) -> list[Item]:
+    """Every item that is asked for, in the order of the network.
+
+    Raises
+    ------
+    OptionError, ShapeError
+        For a name that is not known, or a geometry that cannot be; the message says which, and what is known.
+    """
+    check_names("direction", wanted.directions, DIRECTIONS)
+    check_names("op", wanted.ops, OPS)
+    check_names("dtype", wanted.dtypes, ALL_DTYPES)
+    if wanted.math not in MATH:
+        raise unknown("math", wanted.math, MATH)
+    found: list[Item] = []
+    for dtype in wanted.dtypes:
+        for text in wanted.convs:
+            found += _of_conv(text, dtype, wanted)
+        if wanted.convs and not (wanted.layers or wanted.ops):
+            continue
+        for batch in wanted.batches:
+            found += _of_net(wanted, batch, dtype)
+    if not found:
+        which = ", ".join((*wanted.ops, *wanted.layers)) or wanted.net
+        raise OptionError(f"nothing to measure: {which} has no op in {', '.join(wanted.directions)}")
+    return list({item.id: item for item in found}.values())
+
+
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known."""
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
+
+
+def _of_net(wanted: Wanted, batch: int, dtype: str) -> list[Item]:
+    if wanted.net not in NETS:
+        raise unknown("network", wanted.net, NETS)
+    whole = list(of_preset(wanted.preset, batch, dtype, wanted.math))
+    names = dict.fromkeys(item.layer for item in whole)
+    check_names(f"layer of {wanted.net} ({wanted.preset})", wanted.layers, names)
+    chosen = [item for item in whole if not wanted.layers or item.layer in wanted.layers]
+    if wanted.ops:
+        return [
+            item
+            for item in chosen
+            if item.op in wanted.ops and item.direction in (wanted.directions or DIRECTIONS)
+        ]
+    return [item for item in chosen if item.direction in (wanted.directions or USUAL)]
+
+
+def _of_conv(text: str, dtype: str, wanted: Wanted) -> Iterator[Item]:
+    problem = replace(convolution(text), dtype=dtype)
+    for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"):
+        if direction_of(op) not in (wanted.directions or USUAL):
+            continue
+        label = text.replace(" ", "")
+        yield Item(
+            *(f"conv/{label}/{op}/N={problem.N}/{dtype}/{wanted.math}", op, problem, dtype, wanted.math),
+            layer=label,
+            batch=problem.N,
+            options={"relu": False} if op == "conv2d_fprop" else {},
+            absent=("b",) if op == "conv2d_fprop" else (),
+        )
+
+
+def convolution(text: str) -> Conv2d:
+    """A convolution from `CONV_FORM`, such as "8,64,56,56,128,3,3,stride=2,pad=1".
+
+    An option is one number, or two with an x between them: vertical, horizontal.
+    """
+    numbers: list[int] = []
+    options: dict[str, Any] = {}
+    for word in (part.strip() for part in text.split(",")):
+        name, equals, value = word.partition("=")
+        if equals:
+            if name not in _CONV_OPTIONS:
+                raise OptionError(f"--conv {text}: {unknown('option', name, _CONV_OPTIONS)}")
+            options[_CONV_OPTIONS[name]] = _pair(text, name, value)
+        elif options:
+            raise OptionError(f"--conv {text}: the sizes come before the options: {CONV_FORM}")
+        else:
+            numbers.append(_number(text, "a size", word))
+    if len(numbers) != 7:
+        raise OptionError(f"--conv takes 7 sizes, {CONV_FORM}, not {len(numbers)}: {text!r}")
+    if numbers[0] < 1:
+        raise OptionError(f"--conv {text}: an empty batch takes no time")
+    N, C, H, W, K, R, S = numbers
+    groups = options.get("groups", 1)
+    if isinstance(groups, tuple):
+        raise OptionError(f"--conv {text}: groups is one number")
+    try:
+        if groups < 1 or C % groups:
+            raise OptionError(f"C = {C} channels are not divisible by groups = {groups}")
+        return Conv2d.of((N, C, H, W), (K, C // groups, R, S), **options)
+    except ConvkitError as error:
+        raise type(error)(f"--conv {text}: {error}") from None
+
+
+def _pair(text: str, name: str, value: str) -> int | tuple[int, int]:
+    parts = [_number(text, name, part) for part in value.split("x")]
+    if len(parts) > 2:
+        raise OptionError(f"--conv {text}: {name} is one number, or two such as 2x1, not {value!r}")
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def _number(text: str, name: str, word: str) -> int:
+    if not (word.isascii() and word.isdigit()):
+        raise OptionError(f"--conv {text}: {name} must be a whole number, not {word!r}; {CONV_FORM}")
+    return int(word)
+
+
+# ---------------------------------------------------------------------------------------------------
+# From a network
+# ---------------------------------------------------------------------------------------------------
+def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32") -> Iterator[Item]:
+    """Every op of a training step of an AlexNet, each alone, and those that convkit has as one.
+
+    Convolutions stand without bias and ReLU, which is what every library can be asked for; "conv1+relu1" is
+    the same with both, "norm1+pool1" LRN with its pool, and "fc6+update" the gradients of a fully connected
+    layer with the update of its weights.
+    """
+    chosen = preset(name)
+    size = chosen.image_size
+    shape: Shape = (batch, 3, size, size)
+    net = f"alexnet-{name}"
+
+    def item(layer: str, op: str, problem: Problem, absent: tuple[str, ...] = (), **options: Any) -> Item:
+        identity = f"{net}/{layer}/{op}/N={batch}/{dtype}/{math}"
+        return Item(identity, op, problem, dtype, math, layer, net, batch, options, absent)
+
+    layers = chosen.layers
+    previous: Layer | None = None
+    for layer, after in pairwise((*layers, None)):
+        assert layer is not None
+        y = layer.output_shape(shape, CLASSES)
+        for entry in _of_layer(layer, shape, y, dtype):
+            yield item(*entry[:-1], **entry[-1])
+        for entry in _fused(layer, previous, after, shape, y, dtype, chosen.update):
+            yield item(*entry[:-1], **entry[-1])
+        previous, shape = layer, y
+    problem = SoftmaxXent(batch, CLASSES, dtype)
+    yield item("loss", "softmax_xent_fprop", problem)
+    yield item("loss", "softmax_xent_dgrad", problem)
+
+
+#: (layer's name, op, problem, absent inputs, options)
+Entry = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
+
+
+def _of_layer(layer: Layer, x: Shape, y: Shape, dtype: str) -> Iterator[Entry]:
+    """A layer's own ops, one by one."""
+    name = layer.name
+    if isinstance(layer, Conv):
+        conv = _convolution(layer, x, dtype)
+        yield name, "conv2d_fprop", conv, ("b",), {"relu": False}
+        yield name, "conv2d_dgrad", conv, (), {}
+        yield name, "conv2d_wgrad", conv, (), {}
+        yield name, "conv2d_bgrad", ChannelSum.of(y, 4, dtype), (), {}
+    elif isinstance(layer, LinearLayer):
+        linear = Linear(x[0], x[1], y[1], dtype)
+        yield name, "linear_fprop", linear, ("b",), {"relu": False}
+        yield name, "linear_dgrad", linear, (), {}
+        yield name, "linear_wgrad", linear, (), {}
+        yield name, "linear_bgrad", ChannelSum.of(y, 2, dtype), (), {}
+    elif isinstance(layer, Relu):
+        for op in ("relu_fprop", "relu_dgrad"):
+            yield name, op, Pointwise(x, dtype), (), {}
+    elif isinstance(layer, Lrn):
+        for op in ("lrn_fprop", "lrn_dgrad"):
+            yield name, op, LRN.of(x, **layer._constants, dtype=dtype), (), {}
+    elif isinstance(layer, MaxPool):
+        for op in ("maxpool2d_fprop", "maxpool2d_dgrad"):
+            yield name, op, Pool2d.of(x, **layer._geometry, dtype=dtype), (), {}
+    elif isinstance(layer, Dropout):
+        for op in ("dropout_fprop", "dropout_dgrad"):
+            yield name, op, Pointwise(x, dtype), (), {**layer.options(True), "seed": 1, "offset": 0}
+    elif isinstance(layer, Flatten):
+        yield name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
+
+
+def _fused(
+    layer: Layer, before: Layer | None, after: Layer | None, x: Shape, y: Shape, dtype: str, update: Update
+) -> Iterator[Entry]:
+    """What convkit does in one op that begins with this layer."""
+    relu = after.name if isinstance(after, Relu) else ""
+    if isinstance(layer, Conv):
+        conv = _convolution(layer, x, dtype)
+        if relu:
+            yield f"{layer.name}+{relu}", "conv2d_fprop", conv, (), {"relu": True}
+        if isinstance(before, Relu):
+            yield f"{before.name}+{layer.name}", "conv2d_dgrad_relu", conv, (), {}
+    elif isinstance(layer, LinearLayer):
+        linear = Linear(x[0], x[1], y[1], dtype)
+        if relu:
+            yield f"{layer.name}+{relu}", "linear_fprop", linear, (), {"relu": True}
+        rule = {
+            "lr": update.lr, "momentum": update.momentum, "weight_decay": update.weight_decay,
+            "dampening": 0.0, "nesterov": False, "lr_in_velocity": update.lr_in_velocity,
+        }  # fmt: skip
+        yield f"{layer.name}+update", "linear_wgrad_sgd", linear, (), rule
+        yield f"{layer.name}+update", "linear_dgrad_wgrad_sgd", linear, (), {"relu": False, **rule}
+        yield f"{layer.name}.w", "sgd_momentum", Pointwise((y[1], x[1]), dtype), (), rule
+    elif isinstance(layer, Lrn) and isinstance(after, MaxPool) and layer.region == "across_channels":
+        lrn, pool = LRN.of(x, **layer._constants), Pool2d.of(x, **after._geometry)
+        both, name = LrnMaxPool2d(lrn, pool, dtype), f"{layer.name}+{after.name}"
+        yield name, "lrn_maxpool2d_fprop", both, (), {}
+        yield name, "lrn_maxpool2d_dgrad", both, (), {"relu": isinstance(before, Relu)}
+
+
+def _convolution(layer: Conv, x: Shape, dtype: str) -> Conv2d:
+    w, _ = layer.parameters(x, CLASSES)["w"]
+    return Conv2d.of(x, w, **layer._geometry, dtype=dtype)
+
+
+#: Layers of the paper's network for a first look.
+QUICK_LAYERS = ("conv1", "conv2", "conv3", "norm1", "pool1", "relu1", "fc7", "norm1+pool1")
+
+
+def quick(wanted: Wanted) -> Wanted:
+    """The same for a minute's look: some layers, a small batch, forward alone; what was named stays."""
+    plain = Wanted()
+    known = preset(wanted.preset).layers
+    names = {layer.name for layer in known} | {"norm1+pool1"}
+    rest = not (wanted.layers or wanted.ops or wanted.convs)
+    return replace(
+        wanted,
+        layers=tuple(n for n in QUICK_LAYERS if n in names) if rest else wanted.layers,
+        directions=("fwd",) if rest and not wanted.directions else wanted.directions,
+        batches=(2,) if wanted.batches == plain.batches else wanted.batches,
+    )
+
+
+def describe(items: Sequence[Item]) -> str:
+    """What they are, in a line."""
+    nets = ", ".join(dict.fromkeys(item.net or "a geometry" for item in items))
+    batches = ", ".join(dict.fromkeys(str(item.batch) for item in items))
+    return f"{len(items)} rows of {nets}, N = {batches}"

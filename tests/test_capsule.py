@@ -1,0 +1,366 @@
+"""Capsules: written whole or not at all, read with care, recomputed, compared. No kernel is run here."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+
+from convkit.bench import capsule, compare, figures, sources, stats, tables, verify, work
+from convkit.cli import main
+from convkit.errors import OptionError
+from convkit.registry import implementations
+
+CEILINGS = {
+    "fma": {"unit": "GFLOP/s", "value": 200.0, "samples": [190.0, 200.0], "dtype": "float32", "method": "x"},
+    "copy": {"unit": "GB/s", "value": 40.0, "samples": [40.0], "method": "x"},
+}
+SETTINGS = {
+    "rounds": 8, "turn_s": 0.1, "pause_s": 0.0, "budget_s": 1.0, "cache": "cold", "seed": 0, "quick": False,
+    "confidence": 0.95, "environment": {}, "against": ["torch"],
+}  # fmt: skip
+MACHINE = {"device": "cpu", "name": "a CPU", "cpu": "a CPU", "threads": 2, "isa": "avx512", "gpu": None}
+
+
+def contender(name, library, ms, *, rounds=8, noise=0.02, seed=0, **more):
+    """Samples around `ms`: three calls in each round."""
+    rng = np.random.default_rng([seed, len(name)])
+    samples = [[float(ms * f) for f in rng.lognormal(0, noise, 3)] for _ in range(rounds)]
+    return {
+        "name": name, "library": library, "version": "1", "layout": "NCHW", "marks": [], "facts": {},
+        "workspace_bytes": None, "deterministic": True, "error": 1e-7, "refused": None, "samples_ms": samples,
+        "checks": dict.fromkeys(("before", "during", "after"), "passed"), **more,
+    }  # fmt: skip
+
+
+def document(*rows):
+    """A sealed capsule of these rows' contenders, on conv3 at one batch size each."""
+    made = capsule.new(["convkit", "bench"], machine=MACHINE, settings=SETTINGS, ceilings=CEILINGS)
+    for batch, contenders in enumerate(rows, 1):
+        (item,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",), batches=(batch,)))
+        from convkit.bench.run import new_row
+
+        row = {**new_row(item), "contenders": list(contenders)}
+        made["rows"].append(figures.summarise(row, CEILINGS, SETTINGS))
+    picked = [i for i in implementations("conv2d_fprop", device="cpu") if i.name in ("direct", "im2col_gemm")]
+    made["kernels"] = sources.describe(picked)
+    made["peers"] = {"torch": {"version": "2", "settings": {}}}
+    return capsule.sealed(made)
+
+
+def usual(own=20.0, peer=30.0, **more):
+    return document(
+        [
+            contender("direct", "convkit", own, marks=["picked"], **more),
+            contender("im2col_gemm", "convkit", 1.4 * own),
+            contender("torch", "PyTorch", peer),
+            contender("slow", "PyTorch", 2 * peer, deterministic=False),
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------
+def test_figures_follow_from_the_samples():
+    (row,) = usual()["rows"]
+    own = row["contenders"][0]
+    assert own["median_ms"] == pytest.approx(20, rel=0.02)
+    assert own["low_ms"] <= own["median_ms"] <= own["high_ms"]
+    assert own["gflops"] == pytest.approx(row["flops"] / own["median_ms"] / 1e6)
+    assert own["percent"] == pytest.approx(100 * own["gflops"] / 200) and own["ceiling"] == "fma"
+    assert row["bound"] == "compute"
+    rank = row["ranking"]
+    assert (rank["own"], rank["rank"], rank["of"]) == ("direct", 1, 4)
+    best = rank["against"]["best"]
+    assert best["name"] == "torch" and best["verdict"] == "win" and best["low"] < 1.5 < best["high"] * 1.05
+    assert rank["against"]["deterministic"]["name"] == "torch" and rank["against"]["heuristic"] is None
+    assert rank["against"]["convkit"]["name"] == "im2col_gemm"
+
+
+def test_equal_contenders_tie_and_a_slower_pick_loses():
+    assert usual(20, 20)["rows"][0]["ranking"]["against"]["best"]["verdict"] == "tie"
+    (row,) = usual(20, 15)["rows"]
+    assert row["ranking"]["against"]["best"]["verdict"] == "loss" and row["ranking"]["rank"] == 2
+
+
+def test_who_failed_a_check_or_was_refused_has_no_rank():
+    wrong = contender("torch", "PyTorch", 10, checks={"before": "passed", "during": "wrong", "after": ""})
+    gone = contender("jax", "JAX", 10, refused="it broke")
+    own = contender("direct", "convkit", 20, marks=["picked"])
+    (row,) = document([own, wrong, gone])["rows"]
+    assert row["ranking"]["of"] == 1 and row["ranking"]["against"]["best"] is None
+    assert row["contenders"][2]["median_ms"] is None
+
+
+def test_nothing_stands_above_a_ceiling_but_what_needs_fewer_operations():
+    (item,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",), batches=(1,)))
+    least = item.flops / 200 / 1e6  # ms at the ceiling
+    fast = contender("direct", "convkit", 0.5 * least, marks=["picked"])
+    winograd = contender(
+        "winograd", "convkit", 0.5 * least, facts={"algorithm_flops": item.flops // 4}, marks=["picked"]
+    )
+    (row,) = document([fast, winograd])["rows"]
+    assert row["contenders"][0]["refused"].startswith("above the ceiling")
+    assert row["contenders"][0]["percent"] is None and row["ranking"]["own"] == "winograd"
+    assert row["contenders"][1]["percent"] == pytest.approx(200, rel=0.05)
+
+
+def test_bytes_bound_only_what_was_measured_cold():
+    (item,) = work.items(work.Wanted(layers=("relu1",), directions=("fwd",), batches=(1,)))
+    row = {"flops": item.flops, "bytes": item.bytes, "dtype": "float32", "math": "fp32", "op": item.op}
+    quick = contender("vectors", "convkit", 0.5 * item.bytes / 40 / 1e6)
+    assert "GB/s" in figures.beyond(quick, row, CEILINGS, {"cache": "cold"})
+    assert not figures.beyond(quick, row, CEILINGS, {"cache": "warm"})
+
+
+# ---------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------
+def test_what_is_written_is_read_again_and_holds(tmp_path):
+    made = usual()
+    capsule.write(made, tmp_path / "a.json")
+    again = capsule.load(tmp_path / "a.json")
+    assert again == made and again["digest"] == capsule.digest(again)
+    assert [f for f in verify.verify(again) if f.state == verify.FAIL] == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    capsule.write(usual(), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(capsule.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "no space left")))
+    with pytest.raises(OptionError, match="no space left"):
+        capsule.write(usual(10), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_no_nan():
+    made = capsule.sealed({"a": math.nan, "b": np.float32(2), "c": (1, np.int64(3)), "d": math.inf})
+    assert made["a"] is None and made["b"] == 2.0 and made["c"] == [1, 3] and made["d"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty"),
+        ("hello", "not valid JSON at line 1"),
+        ("[1, 2]", "no 'convkit_capsule'"),
+        ('{"a": 1}', "no 'convkit_capsule'"),
+        ('{"convkit_capsule": 2}', "version 2: a newer convkit reads it"),
+        ('{"convkit_capsule": "x"}', "reads version 1"),
+        ('{"convkit_capsule": 1}', "'machine' is missing"),
+        ('{"convkit_capsule": 1, "a": NaN}', "NaN is no JSON value"),
+    ],
+)
+def test_what_is_no_capsule_is_refused_in_a_line(tmp_path, capsys, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert main(["verify", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_capsule_that_was_cut_short_is_told_as_such(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    text = json.dumps(usual(), indent=1)
+    path.write_text(text[: len(text) // 2])
+    assert main(["verify", str(path)]) == 2
+    assert "is cut short at line" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "no.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 2
+
+
+def test_a_damaged_row_is_named(tmp_path, capsys):
+    made = usual()
+    del made["rows"][0]["flops"]
+    (tmp_path / "x.json").write_text(json.dumps(made))
+    assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
+    assert "row 0 has no flops" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------
+# Verification
+# ---------------------------------------------------------------------------------------------------
+def failures(made):
+    return [f.what for f in verify.verify(made) if f.state == verify.FAIL]
+
+
+def tampered(change, *, seal=True):
+    """A capsule in which something was changed; with a new digest, as a careful liar would."""
+    made = copy.deepcopy(usual())
+    change(made)
+    return capsule.sealed(made) if seal else made
+
+
+def _sample(made):
+    made["rows"][0]["contenders"][0]["samples_ms"][2] = [1.0, 1.0, 1.0]
+
+
+def _verdict(made):
+    made["rows"][0]["ranking"]["against"]["best"]["verdict"] = "loss"
+
+
+def test_a_changed_sample_breaks_the_digest():
+    made = tampered(lambda m: m["rows"][0]["contenders"][0]["samples_ms"][0].__setitem__(0, 1.0), seal=False)
+    assert any("digest" in words for words in failures(made))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_sample, "ms is"),
+        (_verdict, "ranking.against.best.verdict is 'loss'"),
+        (lambda m: m["rows"][0]["contenders"][0].update(median_ms=1.0), "median_ms is 1"),
+        (lambda m: m["rows"][0]["contenders"][0].update(percent=99.0), "percent is 99"),
+        (lambda m: m["rows"][0]["ranking"].update(rank=2), "ranking.rank is 2"),
+        (lambda m: m["rows"][0].update(flops=1), "flops is 1, the problem's is"),
+        (lambda m: m["rows"][0].update(bytes=1), "bytes is 1, the problem's is"),
+        (lambda m: m["rows"][0]["problem"].update(K=7), "the problem's is"),
+        (lambda m: m["rows"].append(m["rows"][0]), "stands there twice"),
+        (lambda m: m["rows"][0]["contenders"][2]["samples_ms"][0].__setitem__(0, -1.0), "no time"),
+        (lambda m: m["rows"][0]["contenders"][2]["checks"].update(after="wrong"), "a check failed"),
+        (lambda m: m["ceilings"]["fma"].update(value=1.0, samples=[1.0]), "above the ceiling"),
+        (
+            lambda m: next(iter(m["kernels"].values())).update(source_sha256="0" * 64),
+            "is not what was measured",
+        ),
+    ],
+)
+def test_a_lie_with_a_new_digest_is_found(change, words):
+    found = failures(tampered(change))
+    assert any(words in f for f in found), found
+
+
+def test_the_command_says_so(tmp_path, capsys):
+    capsule.write(usual(), tmp_path / "a.json")
+    assert main(["verify", str(tmp_path / "a.json")]) == 0
+    assert "it holds" in capsys.readouterr().out
+    capsule.write(tampered(_verdict), tmp_path / "a.json")
+    assert main(["verify", str(tmp_path / "a.json")]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out and "1 of them failed" in out
+
+
+def test_a_users_kernel_is_compared_where_its_file_is_given(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("# a kernel\n")
+    made = usual()
+    made["kernels"]["conv2d_fprop/mine"] = {
+        "file": "mine.py", "source_sha256": sources.sha256(path), "includes": {}, "flags": [],
+        "cubin_sha256": None, "status": "run",
+    }  # fmt: skip
+    capsule.write(made, tmp_path / "a.json")
+    assert main(["verify", str(tmp_path / "a.json")]) == 0
+    assert "not compared: mine.py" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "a.json"), "--kernel", str(path)]) == 0
+    path.write_text("# another\n")
+    assert main(["verify", str(tmp_path / "a.json"), "--kernel", str(path)]) == 1
+    assert main(["verify", str(tmp_path / "a.json"), "--kernel", str(tmp_path / "no.py")]) == 2
+
+
+def test_a_rerun_on_another_machine_is_refused(tmp_path, capsys):
+    capsule.write(usual(), tmp_path / "a.json")
+    assert main(["verify", "--rerun", str(tmp_path / "a.json")]) == 2
+    assert "cannot be rerun here" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------
+# Comparison
+# ---------------------------------------------------------------------------------------------------
+def test_two_runs_are_compared_row_by_row(tmp_path, capsys):
+    a, b = usual(20), usual(10, seed=5)
+    capsule.write(a, tmp_path / "a.json")
+    capsule.write(b, tmp_path / "b.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    out = capsys.readouterr().out
+    assert "faster in 1, slower in 0" in out
+    rows, unmatched = compare.compare(a, b)
+    assert rows[0]["ratio"] == pytest.approx(2, rel=0.05) and rows[0]["low"] < 2 < rows[0]["high"]
+    assert unmatched == []
+    rows, _ = compare.compare(a, b, every=True)
+    assert [r["contender"] for r in rows] == ["direct", "im2col_gemm", "torch", "slow"]
+
+
+def test_the_same_speed_is_as_fast():
+    rows, _ = compare.compare(usual(20, seed=1), usual(20, seed=2))
+    assert rows[0]["verdict"] == compare.TIE
+
+
+def test_the_unpaired_interval_covers_the_truth():
+    inside = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, y = rng.lognormal(math.log(2), 0.05, 9), rng.lognormal(0, 0.05, 9)
+        low, high = compare.unpaired(list(x), list(y), stats.CONFIDENCE)
+        inside += low <= 2 <= high
+        assert high / low < 1.3
+    assert inside >= 53  # 95 % of 60 are 57
+
+
+def test_what_is_not_comparable_is_refused_unless_forced(tmp_path, capsys):
+    a, b = usual(), usual()
+    b["machine"]["name"], b["settings"]["cache"] = "another CPU", "warm"
+    capsule.write(a, tmp_path / "a.json")
+    capsule.write(b, tmp_path / "b.json")
+    argv = ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "another machine: 'a CPU' and 'another CPU'" in error and "another cache" in error
+    assert main([*argv, "--force"]) == 0
+    assert "warning" in capsys.readouterr().out
+
+
+def test_rows_without_a_partner_are_named(tmp_path, capsys):
+    a = document([contender("direct", "convkit", 20, marks=["picked"])])
+    b = document(
+        [contender("direct", "convkit", 20, marks=["picked"])],
+        [contender("direct", "convkit", 20, marks=["picked"])],
+    )
+    _, unmatched = compare.compare(a, b)
+    assert len(unmatched) == 1 and "only in the second" in unmatched[0]
+    a["rows"] = []
+    capsule.write(a, tmp_path / "a.json")
+    capsule.write(b, tmp_path / "b.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert "no row in common" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------
+def test_a_table_shows_who_won_and_every_mark():
+    (row,) = document(
+        [
+            contender("direct", "convkit", 20, marks=["picked", "not yet run on a GPU"]),
+            contender("torch", "PyTorch", 30, marks=["tuned"], deterministic=False, rounds=3),
+            {**contender("jax", "JAX", 10), "refused": "it broke"},
+        ]
+    )["rows"]
+    text = tables.row_table(row)
+    lines = text.splitlines()
+    assert next(i for i, s in enumerate(lines) if s.startswith("direct")) < next(
+        i for i, s in enumerate(lines) if s.startswith("torch")
+    )
+    for words in ("not yet run on a GPU", "tuned", "differ", "jax: it broke", "only 3 rounds", "1st of 2"):
+        assert words in text, words
+
+
+def test_the_summary_names_what_is_missing_and_what_failed():
+    made = usual()
+    made["missing"] = {"cudnn": "not installed"}
+    made["failures"] = [{"row": "a row", "contender": None, "reason": "no memory; try --batch 8"}]
+    made["conditions"] = [{"t": 0, "others": 0.5, "throttle": ["power cap"]}]
+    text = tables.summary(made)
+    for words in ("cuDNN did not take part: not installed", "try --batch 8", "others took 50%", "power cap"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(("number", "word"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (11, "11th"), (23, "23rd")])
+def test_ordinals(number, word):
+    assert tables.ordinal(number) == word
