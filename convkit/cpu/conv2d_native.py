@@ -28,8 +28,8 @@ WINOGRAD_ERROR = 1e-5
 #: than Winograd saves: AlexNet's conv3 to conv5 at batch 1 have 9 tiles and 10 to 19 MB, and direct sums
 #: took up to 15 % less time; at batch 2 Winograd took 16 to 37 % less.
 FEW_TILES, FEW_BYTES = 14, 1 << 20
-#: So many channels fill a quarter of a block of 16: of 3 to 64 channels, on 224 x 224, Winograd took 1.7 times
-#: as long as direct sums forward, and 2.8 times as long as `few_channels` backward to the weights.
+#: So many channels fill a quarter of a block of 16: from 3 to 64 channels, on 224 x 224, Winograd took 1.7
+#: times as long as direct sums forward, and 2.8 times as long as `few_channels` backward to the weights.
 FEW_CHANNELS = 4
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
