@@ -69,7 +69,7 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* work
           for (int64_t c = 0; c < g.C; ++c) {
             for (int64_t share = 0; share < p.shares; ++share)
               add(g, at, step, dy + ((n + i) * g.K + k) * map, p.frames + (i * g.C + c) * f.floats(), row,
-                  least(g.P, row + p.rows), share * TAPS, sums + (c * p.shares + share) * FILTERS * TAPS * LANES);
+                  least(g.P, row + p.rows), share * TAPS, Soon(), sums + (c * p.shares + share) * FILTERS * TAPS * LANES);
           }
         }
       }

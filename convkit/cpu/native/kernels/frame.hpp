@@ -146,11 +146,24 @@ CK_INLINE V masked(V v, VI mask) { return reinterpret_cast<V>(reinterpret_cast<V
 constexpr int TAPS = 9;                            // sums that wgrad holds in registers at a time, for each
 constexpr int FILTERS = REGISTERS == 32 ? 2 : 1;  // of so many filters
 
+// What is read next, which memory is asked for meanwhile, row by row: maps of x and dy, or none. The next image's maps lie a
+// whole image further on, where no prefetcher of the hardware looks.
+struct Soon {
+  const float *x = nullptr, *dy = nullptr;
+  int64_t x_row = 0;  // floats of x for a row of dy
+
+  CK_INLINE void fetch(int64_t p, int64_t Q) const {
+    if (!x) return;
+    for (int64_t i = 0; i < x_row; i += LINE) __builtin_prefetch(x + p * x_row + i, 0, 2);
+    for (int64_t i = 0; i < Q; i += LINE) __builtin_prefetch(dy + p * Q + i, 0, 2);
+  }
+};
+
 // Adds the products of rows [from, to) of `KS` maps of dy, one behind the other, with the taps [first, first + TAPS) of the
 // frame to sums, [filter][tap], a register of partial sums each. Taps beyond the last are the last again.
 template <int KS>
 void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, const float* dy, const float* frame,
-               int64_t from, int64_t to, int64_t first, float* sums) {
+               int64_t from, int64_t to, int64_t first, const Soon& soon, float* sums) {
   const int64_t last = g.R * g.S - 1, tail = g.Q % LANES, map = g.P * g.Q;
   const VI keep = lanes_below(tail);
   const float* at[TAPS];
@@ -160,6 +173,7 @@ void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, co
   for (int i = 0; i < KS * TAPS; ++i) total[i / TAPS][i % TAPS] = V{};
   for (int64_t p = from; p < to; ++p) {
     const float* row = dy + p * g.Q;
+    soon.fetch(p, g.Q);
     int64_t q = 0;
     for (; q + LANES <= g.Q; q += LANES) {
       V d[KS];

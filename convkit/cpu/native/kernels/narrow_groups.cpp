@@ -348,12 +348,17 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int thread
     for (int64_t n = 0; n < g.N; ++n) {
       f.fill(x + (n * g.C + unit) * g.H * g.W, frame);
       for (int64_t i = 0; i < k;) {
+        Soon soon;
+        if (i == 0 && n + 1 < g.N) {
+          soon.x = x + ((n + 1) * g.C + unit) * g.H * g.W, soon.x_row = ceil_div(g.H * g.W, g.P);
+          soon.dy = dy + ((n + 1) * g.K + first) * g.P * g.Q;
+        }
         const int64_t filters = k - i >= FILTERS ? FILTERS : 1;
         const auto add = filters == 1 ? correlate<1> : correlate<FILTERS>;
         for (int64_t share = 0; share < shares; ++share)
           for (int64_t p = 0; p < g.P; p += rows)
             add(g, at, step, dy + (n * g.K + first + i) * g.P * g.Q, frame, p, least(g.P, p + rows), share * TAPS,
-                kept + (share * k + i) * TAPS * LANES);
+                share == 0 ? soon : Soon(), kept + (share * k + i) * TAPS * LANES);
         i += filters;
       }
     }
