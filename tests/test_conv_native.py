@@ -105,7 +105,7 @@ def run(name: str, problem: Conv2d, seed: int = 0) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["winograd", "direct"])
-@pytest.mark.parametrize("N", [1, 5])
+@pytest.mark.parametrize("N", [1, 5, 64])  # 64: chunks of its own for each thread
 def test_same_bits_for_any_number_of_threads(name, N, monkeypatch):
     problem = Conv2d.of((N, 40, 19, 18), (50, 40, 3, 3), padding=1)
     runs = []

@@ -11,8 +11,6 @@
 
 namespace convkit {
 
-constexpr int64_t LINE = 16;  // floats of a cache line
-
 // Fewer floats than a register. The sizes are constants, which memcpy needs to be worth it.
 CK_INLINE void copy_some(const float* from, int64_t count, float* to) {
   CK_UNROLL

@@ -28,6 +28,7 @@ using std::size_t;
 
 constexpr int LANES = CK_LANES;         // floats in a register
 constexpr int BLOCK = 16;               // channels in a block of nChw16c
+constexpr int64_t LINE = 16;            // floats of a cache line
 constexpr int PARTS = BLOCK / LANES;    // registers in a block
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int REGISTERS = 32;

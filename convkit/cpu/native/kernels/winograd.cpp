@@ -15,12 +15,17 @@
 // Traffic   A chunk is chosen so that V and M stay close, 4 MB for all threads; U (19 MB for conv3) streams from L3 or
 //           memory once for each chunk. Measured on two cores of a Zen 4 with 1 MB of L2 each: AlexNet's layers
 //           together take the same time, within 5 %, in chunks of 2 to 5 MB, and some up to 15 % more in those of 9 MB.
+//           Where U is small (conv1 and conv2; 1 and 2 MB) and chunks are many, each thread has chunks of its own, and does
+//           all three phases of them: 4 and 8 % less time for them. With 10 and 14 MB (conv5, conv4) it made no difference,
+//           with 19 (conv3) it took a fifth longer, since each thread then streams all of U.
 // Bound     FMA: the products are two thirds of the time, the transforms the rest (280 vector operations for a tile
 //           in and 192 out, for 16 channels each, against 49 multiply-adds for each pair of c and 16 k).
 // Measured  Zen 4, 2 threads, N = 16, blocked (bench/results): 8.2, 10.7, 10.7, 8.9, 5.6 ms for conv1 to conv5, 1.8-2.9
 //           times PyTorch's best; the products reach some 80 % of the FMA probe and take two thirds of the time.
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
 #include "winograd.hpp"
+
+#include <vector>
 
 #include "transpose.hpp"
 
@@ -176,42 +181,92 @@ struct Buffers {
   float *u, *v, *m;
 };
 
+// Some rows of tiles, and where their V and M are.
+struct Chunk {
+  int64_t first, rows, tiles, v_plane, m_plane;
+  float *v, *m;
+
+  Chunk(const Shape& s, Range r, float* v_of, float* m_of)
+      : first(r.begin), rows(r.end - r.begin), tiles(rows * s.columns()), v_plane(point_plane(s.c_blocks(), tiles)),
+        m_plane(point_plane(s.k_blocks(), tiles)), v(v_of), m(m_of) {}
+  float* v_at(int64_t g) const { return v + g * POINTS * v_plane; }
+  float* m_at(int64_t g) const { return m + g * POINTS * m_plane; }
+};
+
+// The phases of a chunk: each has some units, of which [begin, end) are done.
+template <int R>
+struct Phases {
+  static constexpr int M = TILE + 1 - R;
+  const Shape& s;
+  const float* u;
+  const Maps &x, &y;
+  const Epilogue& e;
+
+  int64_t inputs(const Chunk& chunk) const { return s.groups * s.c_blocks() * chunk.rows; }
+  void input(const Chunk& chunk, int64_t begin, int64_t end) const {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t r = unit % chunk.rows, block = unit / chunk.rows % s.c_blocks(), g = unit / chunk.rows / s.c_blocks();
+      const int64_t n = (chunk.first + r) / s.rows(), row = (chunk.first + r) % s.rows();
+      transform_row(x.at(n, g, block), s.H, s.W, row * M - s.top, s.left, M, s.columns(),
+                    chunk.v_at(g) + (block * chunk.tiles + r * s.columns()) * BLOCK, chunk.v_plane);
+    }
+  }
+
+  int64_t products() const { return s.groups * POINTS * tiles_of(s.k); }
+  void product(const Chunk& chunk, int64_t begin, int64_t end) const {
+    const int64_t k_tiles = tiles_of(s.k), u_plane = weight_plane(s);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t k_tile = unit % k_tiles, point = unit / k_tiles % POINTS, g = unit / k_tiles / POINTS;
+      multiply_point(s, u + (g * POINTS + point) * u_plane, chunk.v_at(g) + point * chunk.v_plane,
+                     chunk.m_at(g) + point * chunk.m_plane, k_tile, chunk.tiles);
+    }
+  }
+
+  int64_t outputs(const Chunk& chunk) const { return s.groups * s.k_blocks() * chunk.rows; }
+  void output(const Chunk& chunk, int64_t begin, int64_t end) const {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t r = unit % chunk.rows, block = unit / chunk.rows % s.k_blocks(), g = unit / chunk.rows / s.k_blocks();
+      const int64_t n = (chunk.first + r) / s.rows(), row = (chunk.first + r) % s.rows();
+      const float* mask = e.mask ? e.mask + (y.at(n, g, block) - y.data) : nullptr;
+      output_row<M>(s, chunk.m_at(g) + (block * chunk.tiles + r * s.columns()) * BLOCK, chunk.m_plane, y.at(n, g, block),
+                    mask, e, g, block, row);
+    }
+  }
+};
+
+// This thread's V and M; they grow to the largest, once.
+float* own_memory(int64_t floats) {
+  thread_local std::vector<float> memory;
+  if (static_cast<int64_t>(memory.size()) < floats + LINE) memory.resize(static_cast<size_t>(floats + LINE));
+  float* aligned = memory.data();
+  while (reinterpret_cast<uintptr_t>(aligned) % (sizeof(float) * LINE)) ++aligned;
+  return aligned;
+}
+
 template <int R>
 void correlate(const Shape& s, const Buffers& b, const Maps& x, const Maps& y, const Epilogue& e, int threads) {
-  constexpr int M = TILE + 1 - R;
-  const int64_t all = x.images * s.rows(), step = chunk_rows(s, all), u_plane = weight_plane(s);
+  const Phases<R> phases{s, b.u, x, y, e};
+  const int64_t all = x.images * s.rows(), step = chunk_rows(s, all);
+  const int64_t u_bytes = 4 * s.groups * POINTS * weight_plane(s);
+  if (threads > 1 && all >= threads * step && u_bytes <= CACHE) {
+    // V and M never leave a thread's caches, and no thread waits for another between phases; but each reads all of U.
+    const int64_t chunks = round_up(ceil_div(all, step), threads), rows = ceil_div(all, chunks);
+    const int64_t v = s.groups * POINTS * point_plane(s.c_blocks(), rows * s.columns());
+    const int64_t m = s.groups * POINTS * point_plane(s.k_blocks(), rows * s.columns());
+    parallel_for(threads, chunks, [&](int64_t i) {
+      float* memory = own_memory(v + m);
+      const Chunk chunk(s, piece(i, chunks, all), memory, memory + v);
+      phases.input(chunk, 0, phases.inputs(chunk));
+      phases.product(chunk, 0, phases.products());
+      phases.output(chunk, 0, phases.outputs(chunk));
+    });
+    return;
+  }
   for (int64_t first = 0; first < all; first += step) {
-    const int64_t rows = least(step, all - first), tiles = rows * s.columns();
-    const int64_t v_plane = point_plane(s.c_blocks(), tiles), m_plane = point_plane(s.k_blocks(), tiles);
-    const int64_t in = s.groups * s.c_blocks(), out = s.groups * s.k_blocks();
-    const auto v_at = [&](int64_t g) { return b.v + g * POINTS * v_plane; };
-    const auto m_at = [&](int64_t g) { return b.m + g * POINTS * m_plane; };
-
-    parallel_ranges(threads, in * rows, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t r = unit % rows, block = unit / rows % s.c_blocks(), g = unit / rows / s.c_blocks();
-        const int64_t n = (first + r) / s.rows(), row = (first + r) % s.rows();
-        transform_row(x.at(n, g, block), s.H, s.W, row * M - s.top, s.left, M, s.columns(),
-                      v_at(g) + (block * tiles + r * s.columns()) * BLOCK, v_plane);
-      }
-    });
-    const int64_t k_tiles = tiles_of(s.k);
-    parallel_ranges(threads, s.groups * POINTS * k_tiles, 2, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t k_tile = unit % k_tiles, point = unit / k_tiles % POINTS, g = unit / k_tiles / POINTS;
-        multiply_point(s, b.u + (g * POINTS + point) * u_plane, v_at(g) + point * v_plane, m_at(g) + point * m_plane, k_tile,
-                       tiles);
-      }
-    });
-    parallel_ranges(threads, out * rows, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t r = unit % rows, block = unit / rows % s.k_blocks(), g = unit / rows / s.k_blocks();
-        const int64_t n = (first + r) / s.rows(), row = (first + r) % s.rows();
-        const float* mask = e.mask ? e.mask + (y.at(n, g, block) - y.data) : nullptr;
-        output_row<M>(s, m_at(g) + (block * tiles + r * s.columns()) * BLOCK, m_plane, y.at(n, g, block), mask, e, g,
-                      block, row);
-      }
-    });
+    const Chunk chunk(s, {first, least(all, first + step)}, b.v, b.m);
+    parallel_ranges(threads, phases.inputs(chunk), 4, [&](int64_t i, int64_t j) { phases.input(chunk, i, j); });
+    parallel_ranges(threads, phases.products(), 2, [&](int64_t i, int64_t j) { phases.product(chunk, i, j); });
+    parallel_ranges(threads, phases.outputs(chunk), 4, [&](int64_t i, int64_t j) { phases.output(chunk, i, j); });
   }
 }
 
