@@ -268,7 +268,7 @@ def _require_outputs(page: str | None, picture: str | None) -> None:
         if path:
             writable(path)
     if picture and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra("--picture", "matplotlib", "peers")
+        raise MissingExtra("--picture", "matplotlib", "bench")
 
 
 def _items(args: argparse.Namespace) -> list[Item]:

@@ -1,0 +1,1 @@
+"""The parts of the page that `convkit report` writes; `..report` puts them together."""
