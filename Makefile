@@ -56,7 +56,7 @@ bench: $(VENV)/stamp-test ## run the benchmarks (ARGS= go to pytest)
 	@echo "make bench: the benchmarks, one at a time"
 	@$(BIN)/python -m pytest bench $(ARGS)
 
-bench-cpu: $(VENV)/stamp-peers ## race the other libraries on this CPU (ARGS=--quick; --help lists the rest)
+bench-cpu: $(VENV)/stamp-test ## race the other libraries on this CPU (ARGS=--quick; --help lists the rest)
 	@echo "make bench-cpu: convkit, PyTorch, ONNX Runtime and JAX, taking turns"
 	@$(BIN)/python bench/cpu.py $(ARGS)
 
@@ -93,12 +93,8 @@ $(VENV)/stamp-images: $(VENV)/stamp-venv $(INSTALLED_FROM)
 	@touch $@
 
 $(VENV)/stamp-test: $(VENV)/stamp-venv $(INSTALLED_FROM)
-	@$(call install,test,a few minutes, since PyTorch comes too as an oracle)
+	@$(call install,test,a few minutes: PyTorch$(comma) ONNX Runtime and JAX come too)
 	@touch $(VENV)/stamp-images $@
-
-$(VENV)/stamp-peers: $(VENV)/stamp-test
-	@$(call install,test$(comma)peers,a few minutes, since ONNX Runtime and JAX come too)
-	@touch $(VENV)/stamp-images $(VENV)/stamp-test $@
 
 $(VENV)/stamp-dev: $(VENV)/stamp-test
 	@$(call install,dev,a minute)

@@ -39,8 +39,9 @@ need("numba")
 CONV = Conv2d.of((3, 8, 30, 29), (12, 4, 3, 3), stride=(1, 2), padding=1, groups=2)
 NORM = LRN.of((3, 16, 30, 40), k=2.0)
 POOL = Pool2d.of((3, 16, 30, 40), padding=1, ceil_mode=True)
-#: What narrow_groups and pointwise take, and what Winograd takes; CONV is for the rest.
+#: What narrow_groups, few_channels and pointwise take, and what Winograd takes; CONV is for the rest.
 SHALLOW = Conv2d.of((3, 8, 30, 29), (8, 1, 3, 3), padding=1, groups=8)
+COLOURS = Conv2d.of((3, 3, 30, 29), (13, 3, 5, 4), stride=2, padding=1)
 PIXELS = Conv2d.of((3, 20, 19, 17), (36, 20, 1, 1))
 MAPS = Conv2d.of((3, 20, 15, 14), (36, 20, 3, 3), padding=1)
 NORM_POOL = LrnMaxPool2d(LRN.of((3, 24, 30, 40), k=2.0), Pool2d.of((3, 24, 30, 40)))
@@ -74,6 +75,7 @@ CASES = [
     ("conv2d_fprop", CONV, {"relu": True}),
     ("conv2d_dgrad", CONV, {}),
     ("conv2d_wgrad", CONV, {}),
+    ("conv2d_wgrad", COLOURS, {}),
     ("conv2d_bgrad", ChannelSum.of((3, 40, 30, 40), 4), {}),
     ("relu_fprop", FLAT, {}),
     ("relu_dgrad", FLAT, {}),
