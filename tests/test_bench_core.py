@@ -364,9 +364,10 @@ def test_a_cheat_on_a_gpu_is_caught(name, defences, reason, gpu):
     passed = run(gpu(name), clock=QuickCuda(), off=defences, gate=False)
     assert passed.refused == {} and len(passed.samples[name]) == 6
     if name != "gpu_persisting_l2":  # this is what it would have gained; the work takes 2 ms
-        assert np.median(passed.rounds(name)) < 1
-    for defence in defences:
-        assert set(run(gpu(name), clock=QuickCuda(), off=defences - {defence}, gate=False).refused) == {name}
+        assert min(passed.rounds(name)) < 1
+    for defence in defences:  # the stand-in's events take the host's time: on a busy machine not at once
+        alone = (run(gpu(name), clock=QuickCuda(), off=defences - {defence}, gate=False) for _ in range(4))
+        assert any(set(result.refused) == {name} for result in alone), defence
 
 
 @pytest.mark.gpu
