@@ -607,7 +607,8 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 def pytest_bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", str(BENCH)]
-    env = {**os.environ, **environment}
+    # In a worker of pytest-xdist, which it would find there, pytest-benchmark does not measure.
+    env = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")} | environment
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, env=env)
 
 
