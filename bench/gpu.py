@@ -13,7 +13,6 @@ The figures are those of `convkit bench --device cuda`, in its capsules: `convki
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -27,7 +26,7 @@ import numpy as np
 
 import convkit as ck
 from convkit import check, devices
-from convkit.bench import capsule, conditions, peers, report
+from convkit.bench import capsule, conditions, peers, report, sources
 from convkit.bench.run import Options, Run
 from convkit.bench.tables import summary
 from convkit.bench.timing import Settings, clock_for
@@ -97,7 +96,7 @@ def kernel_hashes() -> dict[str, str]:
     """SHA-256 of each kernel file and of what they include: a figure belongs to a source."""
     folder = builtin_files()[0].parent
     files = sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")])
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: sources.sha256(path) for path in files}
 
 
 def gate(quick: bool) -> dict[str, Any]:

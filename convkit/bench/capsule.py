@@ -125,6 +125,18 @@ def write(document: Mapping[str, Any], path: str | Path) -> Document:
     if str(path) == "-":
         sys.stdout.write(text)
         return found
+    replace(path, text)
+    return found
+
+
+def replace(path: str | Path, text: str) -> None:
+    """Write a file, whole or not at all: a run that is killed leaves the one that was there.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be written.
+    """
     path = Path(path)
     try:
         handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.resolve().parent)
@@ -143,7 +155,6 @@ def write(document: Mapping[str, Any], path: str | Path) -> Document:
             raise
     except OSError as error:
         raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
-    return found
 
 
 def writable(path: str | Path) -> None:

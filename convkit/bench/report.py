@@ -9,12 +9,9 @@ holds.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,23 +52,8 @@ def write(capsules: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         raise OptionError(
             f"no report can be made of a damaged capsule: {type(error).__name__}: {error}"
         ) from error
-    path = Path(path)
-    try:
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.resolve().parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(draft, 0o666 & ~mask)
-            os.replace(draft, path.resolve())
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
-    except OSError as error:
-        raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
+    capsule.replace(path, text)
+    return Path(path)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -7,37 +7,17 @@
 #include <vector>
 
 #include "conv.hpp"
+#include "half.hpp"
+#include "local.hpp"
 #include "transpose.hpp"
 
 namespace convkit {
 
-// Fewer floats than a register. The sizes are constants, which memcpy needs to be worth it.
-CK_INLINE void copy_some(const float* from, int64_t count, float* to) {
-  CK_UNROLL
-  for (int part = LANES / 2; part > 0; part /= 2) {
-    if (count & part) {
-      std::memcpy(to, from, sizeof(float) * static_cast<size_t>(part));
-      from += part, to += part;
-    }
-  }
-}
-
-CK_INLINE void copy_row(const float* from, int64_t count, float* to) {
-  if (count < LANES) return copy_some(from, count, to);
+// The last register of a row overlaps the one before it.
+CK_INLINE void copy_floats(const float* from, int64_t count, float* to) {
+  if (count < LANES) return copy_part(from, count, to);
   for (int64_t i = 0; i + LANES < count; i += LANES) store(to + i, load(from + i));
   store(to + count - LANES, load(from + count - LANES));
-}
-
-CK_INLINE void store_some(V v, int64_t count, float* to) {
-  float lanes[LANES];
-  store(lanes, v);
-  copy_some(lanes, count, to);
-}
-
-CK_INLINE V load_some(const float* from, int64_t count) {
-  float lanes[LANES] = {};
-  copy_some(from, count, lanes);
-  return load(lanes);
 }
 
 // even[i], odd[i] = from[2 i], from[2 i + 1].
@@ -108,7 +88,7 @@ struct Frame {
     const int64_t begin = most(0, left), columns = least(width - margin, left + W) - begin, step = pitch();
     if (columns <= 0) return;
     from += begin - left, to += begin;
-    for (int64_t i = 0; i < count; ++i, from += W, to += step) copy_row(from, columns, to);
+    for (int64_t i = 0; i < count; ++i, from += W, to += step) copy_floats(from, columns, to);
   }
 
   // Pairs of columns that lie wholly in the map, then what is left at either end.
@@ -139,10 +119,8 @@ inline std::vector<int64_t> taps_of_x(const Conv& g, const Frame& f) {
   return at;
 }
 
-CK_INLINE V masked(V v, VI mask) { return reinterpret_cast<V>(reinterpret_cast<VI>(v) & mask); }
-
 constexpr int TAPS = 9;                            // sums that wgrad holds in registers at a time, for each
-constexpr int FILTERS = REGISTERS == 32 ? 2 : 1;  // of so many filters
+constexpr int WGRAD_K = REGISTERS == 32 ? 2 : 1;  // of so many filters
 
 // What is read next, which memory is asked for meanwhile, row by row: maps of x and dy, or none. The next image's maps lie a
 // whole image further on, where no prefetcher of the hardware looks.
@@ -190,11 +168,11 @@ void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, co
       V d[KS];
       CK_UNROLL
       for (int k = 0; k < KS; ++k)
-        d[k] = at_end ? load_some(row + k * map + q, tail) : masked(load(row + k * map + q), keep);
+        d[k] = at_end ? load_part(row + k * map + q, tail) : masked(keep, load(row + k * map + q));
       // What lies beside the row may be infinite, and zero times that is NaN.
       CK_UNROLL
       for (int i = 0; i < TAPS; ++i) {
-        const V x = masked(load(at[i] + q), keep);
+        const V x = masked(keep, load(at[i] + q));
         CK_UNROLL
         for (int k = 0; k < KS; ++k) total[k][i] += d[k] * x;
       }

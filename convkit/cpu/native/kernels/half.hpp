@@ -60,18 +60,30 @@ CK_INLINE void store(Float16* p, V v) {
   *reinterpret_cast<VHU*>(p) = __builtin_convertvector(h | sign, VH);
 }
 
+// Up to a register's worth, in pieces of constant sizes: a memcpy of `count` would be a call.
+template <class S>
+CK_INLINE void copy_part(const S* from, int64_t count, S* to) {
+  CK_UNROLL
+  for (int part = LANES; part > 0; part /= 2) {
+    if (count & part) {
+      std::memcpy(to, from, sizeof(S) * size_t(part));
+      from += part, to += part;
+    }
+  }
+}
+
 // The first `count` lanes, and zeros behind them; the memory behind them is not touched.
 template <class S>
 CK_INLINE V load_part(const S* p, int64_t count) {
   S lanes[LANES] = {};
-  std::memcpy(lanes, p, size_t(count) * sizeof(S));
+  copy_part(p, count, lanes);
   return load(lanes);
 }
 template <class S>
 CK_INLINE void store_part(S* p, V v, int64_t count) {
   S lanes[LANES];
   store(lanes, v);
-  std::memcpy(p, lanes, size_t(count) * sizeof(S));
+  copy_part(lanes, count, p);
 }
 
 template <class S>

@@ -10,7 +10,8 @@
 
 namespace convkit {
 
-// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most. A row or two.
+// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most, 8 MB or so. What is in
+// it lasts until another kernel asks, on this thread.
 inline float* local_floats(int64_t count) {
   struct Free {
     void operator()(float* p) const { std::free(p); }

@@ -27,8 +27,7 @@
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
 #include "winograd.hpp"
 
-#include <vector>
-
+#include "local.hpp"
 #include "transpose.hpp"
 
 namespace convkit {
@@ -59,7 +58,7 @@ int64_t weight_plane(const Shape& s) { return s.k_blocks() * BLOCK * s.c + POINT
 // forwards or (dgrad) backwards, which a transposition makes registers of k.
 template <int R>
 void transform_weights(const Shape& s, const Weights& w, int64_t group_step, float* u, int threads) {
-  constexpr int64_t TAPS = R * R, SOON = 8;  // SOON: pairs until a line is written that is fetched now
+  constexpr int64_t TAPS = R * R;
   const int64_t plane = weight_plane(s);
   const bool backwards = w.s_step < 0;
   const float* first = backwards ? w.at - (TAPS - 1) : w.at;
@@ -74,11 +73,7 @@ void transform_weights(const Shape& s, const Weights& w, int64_t group_step, flo
         columns_as_lanes(first + group * group_step + k * w.k_step + c * w.c_step, w.k_step, most(0, s.k - k), TAPS, end,
                          [&](int64_t e, V v) { taps[backwards ? TAPS - 1 - e : e] = v; });
         both_sides<FilterTransform<R>>([&](int i, int j) { return taps[i * R + j]; },
-                                       [&](int i, int j, V a) {
-                                         float* at = to + (i * TILE + j) * plane;
-                                         __builtin_prefetch(at + SOON * width, 1);
-                                         store(at, a * divisor(i, j));
-                                       });
+                                       [&](int i, int j, V a) { store(to + (i * TILE + j) * plane, a * divisor(i, j)); });
       }
     }
   });
@@ -236,15 +231,6 @@ struct Phases {
   }
 };
 
-// This thread's V and M; they grow to the largest, once.
-float* own_memory(int64_t floats) {
-  thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < floats + LINE) memory.resize(static_cast<size_t>(floats + LINE));
-  float* aligned = memory.data();
-  while (reinterpret_cast<uintptr_t>(aligned) % (sizeof(float) * LINE)) ++aligned;
-  return aligned;
-}
-
 template <int R>
 void correlate(const Shape& s, const Buffers& b, const Maps& x, const Maps& y, const Epilogue& e, int threads) {
   const Phases<R> phases{s, b.u, x, y, e};
@@ -256,7 +242,7 @@ void correlate(const Shape& s, const Buffers& b, const Maps& x, const Maps& y, c
     const int64_t v = s.groups * POINTS * point_plane(s.c_blocks(), rows * s.columns());
     const int64_t m = s.groups * POINTS * point_plane(s.k_blocks(), rows * s.columns());
     parallel_for(threads, chunks, [&](int64_t i) {
-      float* memory = own_memory(v + m);
+      float* memory = local_floats(v + m);
       const Chunk chunk(s, piece(i, chunks, all), memory, memory + v);
       phases.input(chunk, 0, phases.inputs(chunk));
       phases.product(chunk, 0, phases.products());
