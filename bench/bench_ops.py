@@ -43,9 +43,13 @@ def test_call(benchmark, races, row, contender):
     benchmark.pedantic(lambda: _advance(next(replay)), rounds=len(samples))
     checks, rounds = result.checks[contender], result.rounds(contender)
     ms, (low, high) = stats.median(rounds), stats.interval(rounds)
+    work = {"dtype": item.dtype, "math": item.math, "flops": item.flops, "bytes": item.bytes}
+    ceilings = figures.ceilings_for({**work, "probes": result.probes}, races.ceilings)
+    percent, ceiling = figures.share(work, ms, *ceilings)
     benchmark.extra_info.update(
         **races.about[row, contender],
-        **_share(item, ms, result, races.ceilings),
+        percent=percent,
+        ceiling=ceiling,
         clock=races.clock.name,
         cache=result.cache,
         flops=item.flops,
@@ -59,16 +63,3 @@ def test_call(benchmark, races, row, contender):
         low_ms=low,
         high_ms=high,
     )
-
-
-def _share(item, ms, result, ceilings):
-    """Percent of the nearer ceiling that was measured."""
-    row = {"dtype": item.dtype, "math": item.math, "probes": result.probes}
-    compute, memory = figures.ceilings_for(row, ceilings)
-    shares = {}
-    if compute:
-        shares[compute[0]] = 100 * item.flops / ms / 1e6 / compute[1]
-    if memory:
-        shares[memory[0]] = 100 * item.bytes / ms / 1e6 / memory[1]
-    nearer = max(shares, key=lambda name: shares[name], default=None)
-    return {"percent": shares.get(nearer), "ceiling": nearer}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import probe
+from .check.tolerance import relative_rms
 from .dispatch import Call
 from .errors import ConvkitError
 from .network import Network
@@ -61,13 +62,6 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "step_ms": self.step_ms}
-
-
-def relative_rms(got: np.ndarray, reference: np.ndarray) -> float:
-    """RMS of the difference over RMS of the reference (over 1, where the reference is all zeros)."""
-    difference = got.astype(np.float64) - reference
-    scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
-    return float(np.sqrt(np.mean(np.square(difference)))) / scale
 
 
 def run_and_compare(call: Call) -> float:

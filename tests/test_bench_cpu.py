@@ -85,7 +85,7 @@ def test_contenders_take_turns_and_a_wrong_one_is_not_timed():
     assert [len(race.samples[name]) for name in ("convkit", "torch")] == [8, 8]
     assert {name: len(values) for name, values in race.probes.items()} == {m.FMA: 8, m.COPY: 8, m.OTHERS: 8}
     turns = [name for i, name in enumerate(order[4:]) if i == 0 or order[3 + i] != name]
-    assert len(turns) > 6  # not one contender after the other
+    assert 6 < len(turns) < 16  # not one contender after the other, and not always in the same order
     assert 1.2 < m.ratio_of(race.rounds("torch"), race.rounds("convkit")).middle < 3
 
 

@@ -235,8 +235,9 @@ def test_who_is_not_installed_is_missing_and_who_is_unknown_is_refused(monkeypat
 
 
 def test_the_plans_layout_is_picked_in_a_network_and_nchw_elsewhere():
-    if ck.native.kernels_missing():
-        pytest.skip("no C++ kernels")
+    if missing := ck.native.kernels_missing():
+        assert not os.environ.get("CI"), missing
+        pytest.skip(missing)
     (layer,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",)))
     marks = {c.layout: c.marks for c in own.contenders(layer) if c.name.startswith("winograd")}
     assert marks == {layouts.NCHW: (own.PICKED_NCHW,), layouts.BLOCKED: (own.PICKED,)}
@@ -347,6 +348,72 @@ def test_what_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
     kernels = {k: {**e, "source_sha256": "0" * 64} for k, e in before["kernels"].items()}
     with pytest.raises(OptionError, match="convkit/cpu/.*py has changed since"):
         resume(document={**before, "kernels": kernels})
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A user's file, and how it is registered; what it registers is forgotten."""
+    from convkit import registry
+
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np, convkit as ck\n"
+        "@ck.implements('relu_fprop', name='bench_mine', rank=-1)\n"
+        "def relu(problem, x, y):\n    np.maximum(x, 0, out=y)\n"
+    )
+
+    def forget():
+        for key in [k for k in registry._IMPLEMENTATIONS if k[2].startswith("bench_")]:
+            del registry._IMPLEMENTATIONS[key]
+
+    def register(file=path):
+        forget()
+        return own.register_files([str(file)])
+
+    register.path = path
+    yield register
+    forget()
+
+
+def test_a_users_kernel_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch, mine):
+    items = work.items(work.Wanted(layers=("relu7",), directions=("fwd",), batches=(1, 2)))
+    before = a_run(tmp_path, monkeypatch, users=mine()).measure(items[:1])
+    made = a_run(tmp_path, monkeypatch, users=mine(), before=before).measure(items)
+    assert len(made["rows"]) == 2 and "relu_fprop/bench_mine" in made["kernels"]
+    other = mine.path.with_name("other.py")
+    other.write_text(mine.path.read_text() + "# changed\n")
+    with pytest.raises(OptionError, match="other.py has changed since"):
+        a_run(tmp_path, monkeypatch, users=mine(other), before=before)
+    mine.path.write_text(other.read_text())
+    with pytest.raises(OptionError, match="mine.py has changed since"):
+        a_run(tmp_path, monkeypatch, users=mine(), before=before)
+
+
+def test_a_run_that_goes_on_keeps_what_is_known_of_its_kernels(tmp_path, monkeypatch):
+    before = a_run(tmp_path, monkeypatch).measure(some_items(1))
+    key = "conv2d_fprop/im2col_gemm"
+    for entry in before["kernels"].values():
+        entry["status"] = sources.UNRUN
+    code = {"cubins": ["a" * 64], "cubin_sha256": "a" * 64, "status": sources.RUN}
+    before["kernels"][key] = {**before["kernels"][key], **code}
+    told = {}
+
+    def describe(implementations, problems, arch, ran):
+        told.update(problems=dict(problems), ran=set(ran))
+        found = sources_describe(implementations, problems, arch, ran)
+        return {k: {**e, "cubins": ["b" * 64]} for k, e in found.items()}
+
+    def race(item, contenders, *rest):
+        result = fake_race(item, contenders, *rest)
+        result.samples.clear()  # nobody is timed in the row that is added
+        return result
+
+    sources_describe = sources.describe
+    monkeypatch.setattr(sources, "describe", describe)
+    made = a_run(tmp_path, monkeypatch, race, before=before).measure(some_items(2))
+    assert told["ran"] == {key}
+    assert made["kernels"][key]["cubins"] == ["a" * 64, "b" * 64]
+    assert made["kernels"][key]["cubin_sha256"] not in ("a" * 64, "b" * 64)
 
 
 def test_no_memory_proposes_a_smaller_batch_and_the_others_go_on(tmp_path, monkeypatch):
@@ -480,7 +547,40 @@ def test_steps_are_checked_and_take_turns(monkeypatch):
     assert "the gradient of conv1.w" in result.refused["gradients"]
     assert "does not change the weights" in result.refused["lazy"]
     assert "its loss is nan" in result.refused["explodes"]
-    assert result.checks[""].before == "passed"
+    checks = result.checks[""].as_dict()
+    assert checks == {"before": "passed", "during": "unchecked", "after": "unchecked"}
+
+
+def test_a_step_names_the_kernels_of_its_plan(tmp_path, monkeypatch):
+    ran = own.contenders(some_items(1)[0])[0].implementation
+
+    def race(item, contenders, *rest):
+        contenders[0].kernels = [(ran, some_items(1)[0].problem)]  # as its trial does
+        return fake_race(item, contenders, *rest)
+
+    monkeypatch.setattr(steps, "race", race)
+    made = a_run(tmp_path, monkeypatch).measure(steps.items(work.Wanted(batches=(2,))))
+    assert list(made["kernels"]) == [sources.key_of(ran)]
+    assert [f for f in verify.verify(made) if f.state == verify.FAIL] == []
+
+
+@pytest.mark.slow
+def test_steps_of_every_library_are_right(tmp_path, quick_ceilings):
+    for library in ("torch", "jax", "onnxruntime"):
+        need(library)
+    path = tmp_path / "run.json"
+    argv = ["--step", "--batch", "1", "--quick", "--rounds", "2", "--budget", "0.5", "--device", "cpu"]
+    assert main(["bench", *argv, "--json", str(path)]) == 0
+    made = capsule.load(path)
+    assert made["failures"] == []
+    found = {c["name"]: c for c in made["rows"][0]["contenders"]}
+    assert found.pop("onnxruntime")["refused"] == "trains nothing"
+    assert list(found) == ["convkit", "torch", "torch channels_last", "jax"]
+    for c in found.values():
+        assert c["refused"] is None and c["samples_ms"] and c["error"] < steps.GRADIENTS
+    names = {key.partition("/")[0] for key in made["kernels"]}
+    assert {"conv2d_fprop", "conv2d_wgrad", "softmax_xent_dgrad"} <= names
+    assert [f for f in verify.verify(made) if f.state == verify.FAIL] == []
 
 
 # ---------------------------------------------------------------------------------------------------

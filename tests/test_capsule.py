@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from convkit.bench import capsule, compare, figures, sources, stats, tables, verify, work
+from convkit.bench import capsule, ceilings, compare, figures, sources, stats, steps, tables, verify, work
+from convkit.bench.trial import above_ceiling
 from convkit.cli import main
 from convkit.errors import OptionError
 from convkit.registry import implementations
@@ -109,6 +111,29 @@ def test_nothing_stands_above_a_ceiling_but_what_needs_fewer_operations():
     assert row["contenders"][1]["percent"] == pytest.approx(200, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "math", "compute"),
+    [
+        ("float32", "fp32", "fma"), ("float32", "tf32", "tensor-fp16"), ("float64", "fp32", None),
+        ("float32", "fp32-emulated", "tensor-fp16"), ("bfloat16", "fp32", "tensor-fp16"),
+        ("float16", "fp32", "tensor-fp16"),
+    ],
+)  # fmt: skip
+def test_shares_and_refusals_know_the_same_ceiling(dtype, math, compute):
+    measured = {"fma": 200.0, "tensor-fp16": 2000.0, "copy": 40.0, "read": 50.0}
+    work_ = SimpleNamespace(flops=10**12, bytes=1, dtype=dtype, math=math)
+    entries = {name: {"value": value} for name, value in measured.items()}
+    row = vars(work_)
+    holding, memory = figures.ceilings_for(row, entries)
+    assert (holding and holding[0], memory) == (compute, ("read", 50.0))
+    most = measured.get(compute, 1.0)
+    for rate, beyond in ((1.05 * most, False), (1.15 * most, compute is not None)):
+        ms = 10**12 / rate / 1e6
+        assert ("above" in above_ceiling(work_, {}, ms, measured)) == beyond
+        assert figures.share(row, ms, holding, None)[1] == compute
+    assert ceilings.holding(dtype, math, {"fma": 1.0})[0] == (("fma", 1.0) if compute else None)
+
+
 def test_bytes_bound_only_what_was_measured_cold():
     (item,) = work.items(work.Wanted(layers=("relu1",), directions=("fwd",), batches=(1,)))
     row = {"flops": item.flops, "bytes": item.bytes, "dtype": "float32", "math": "fp32", "op": item.op}
@@ -206,6 +231,17 @@ def _verdict(made):
     made["rows"][0]["ranking"]["against"]["best"]["verdict"] = "loss"
 
 
+def _fewer(name, flops):
+    """A contender that claims an algorithm with so few operations; by default as few as any may."""
+
+    def change(made):
+        (row,) = made["rows"]
+        least = int(row["flops"] * work.FAST_SHARE)
+        next(c for c in row["contenders"] if c["name"] == name)["facts"]["algorithm_flops"] = flops or least
+
+    return change
+
+
 def test_a_changed_sample_breaks_the_digest():
     made = tampered(lambda m: m["rows"][0]["contenders"][0]["samples_ms"][0].__setitem__(0, 1.0), seal=False)
     assert any("digest" in words for words in failures(made))
@@ -222,6 +258,14 @@ def test_a_changed_sample_breaks_the_digest():
         (lambda m: m["rows"][0].update(flops=1), "flops is 1, the problem's is"),
         (lambda m: m["rows"][0].update(bytes=1), "bytes is 1, the problem's is"),
         (lambda m: m["rows"][0]["problem"].update(K=7), "the problem's is"),
+        (lambda m: m["rows"][0].update(layer="conv4"), "its id is alexnet-paper/conv4/conv2d_fprop/N=1"),
+        (lambda m: m["rows"][0].update(batch=64), "its id is alexnet-paper/conv3/conv2d_fprop/N=64"),
+        (lambda m: m["rows"][0].update(id="alexnet-paper/conv1/conv2d_fprop/N=1/float32/fp32"), "its id is"),
+        (lambda m: m["ceilings"]["fma"].update(value=250.0), "the ceiling fma is 250.0, the highest"),
+        (lambda m: m["ceilings"]["fma"]["samples"].append(210.0), "the highest of its samples 210"),
+        (lambda m: m["ceilings"]["fma"].pop("samples"), "the highest of its samples missing"),
+        (_fewer("torch", 1), "FLOPs of its algorithm are 1, and may only be"),
+        (_fewer("direct", None), "and are the definition's"),
         (lambda m: m["rows"].append(m["rows"][0]), "stands there twice"),
         (lambda m: m["rows"][0]["contenders"][2]["samples_ms"][0].__setitem__(0, -1.0), "no time"),
         (lambda m: m["rows"][0]["contenders"][2]["checks"].update(after="wrong"), "a check failed"),
@@ -235,6 +279,47 @@ def test_a_changed_sample_breaks_the_digest():
 def test_a_lie_with_a_new_digest_is_found(change, words):
     found = failures(tampered(change))
     assert any(words in f for f in found), found
+
+
+def test_other_libraries_may_claim_the_one_fast_share():
+    assert failures(tampered(_fewer("torch", None))) == []
+
+
+def step(**more):
+    """A capsule of one step."""
+    from convkit.bench.run import new_row
+
+    made = capsule.new(["convkit", "bench"], machine=MACHINE, settings=SETTINGS, ceilings=CEILINGS)
+    item = steps.step("paper", 2)
+    facts = {"algorithm_flops": item.fast_flops}
+    checks = {"before": "passed", "during": "unchecked", "after": "unchecked"}
+    own = contender("convkit", "convkit", 400, marks=["picked"], facts=facts, checks=checks)
+    row = {
+        **new_row(item),
+        "contenders": [own, contender("torch", "PyTorch", 500, facts=facts, checks=checks)],
+    }
+    row.update(more)
+    made["rows"].append(figures.summarise(row, CEILINGS, SETTINGS))
+    return capsule.sealed(made)
+
+
+def test_a_step_is_recomputed_and_counts_as_warm():
+    made = step()
+    assert failures(made) == []
+    text = tables.summary(made)
+    assert "warm caches, a step's as the one before left them" in text and "cold" not in text
+    assert made["rows"][0]["ranking"]["against"]["best"]["verdict"] == "win"
+    assert not [f for f in verify.verify(made) if "not checked" in f.what]  # compared before the timing
+    lies = (
+        ({"flops": 1}, "flops is 1"),
+        ({"bytes": 1}, "bytes is 1"),
+        ({"batch": 9}, "its id is"),
+        ({"problem": {"preset": "owt", "N": 2}}, "the problem's is"),
+        ({"problem": {"preset": "1998", "N": 2}}, "unknown preset '1998'"),
+        ({"problem": {"preset": "paper"}}, "cannot be read"),
+    )
+    for lie, words in lies:
+        assert any(words in f for f in failures(step(**lie))), (lie, failures(step(**lie)))
 
 
 def test_the_command_says_so(tmp_path, capsys):

@@ -65,6 +65,16 @@ def new(
     }
 
 
+def absent(name: str, library: str, reason: str) -> Document:
+    """The entry of a contender that did not take part in a row."""
+    return {
+        "name": name, "library": library, "version": "", "layout": "", "marks": [], "facts": {},
+        "workspace_bytes": None, "deterministic": None, "error": None,
+        "checks": dict.fromkeys(("before", "during", "after"), "unchecked"), "looks": 0,
+        "refused": reason, "samples_ms": [],
+    }  # fmt: skip
+
+
 def commit() -> Document:
     """Version of convkit, and the commit of the checkout that it runs from, if it does."""
     from .. import __version__

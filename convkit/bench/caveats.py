@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-from . import capsule, charts, stats
+from . import capsule, charts, conditions, figures, sources, stats
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -85,13 +84,13 @@ def _gaps(document: Document) -> Iterator[Notice]:
         yield Notice("warn", "Unchecked", f"timed, but not compared with float64: {_some(unchecked)}.")
     if partial := [label for row, label in rows if row.get("partial")]:
         yield Notice("warn", "Cut short", f"fewer rounds than planned: {_some(partial)}.")
-    least = stats.least(float(document["settings"].get("confidence") or stats.CONFIDENCE))
+    least = stats.least(figures.confidence_of(document["settings"]))
     best = [(label, charts.against(row, "best")) for row, label in rows]
     if few := [label for label, v in best if v and v["rounds"] < least]:
         text = f"fewer than {least}, which no win and no loss can be told from: {_some(few)}."
         yield Notice("note", "Few rounds", text)
     kernels = document["kernels"].items()
-    if unrun := [name for name, about in kernels if about.get("status") == charts.UNRUN]:
+    if unrun := [name for name, about in kernels if about.get("status") == sources.UNRUN]:
         text = f"{count(len(unrun), 'kernel')} emulated and compiled only: {_some(unrun)}."
         yield Notice("warn", "Not yet run on a GPU", text)
     for name, reason in document["missing"].items():
@@ -103,21 +102,20 @@ def _gaps(document: Document) -> Iterator[Notice]:
 
 
 def _disturbed(document: Document) -> Iterator[Notice]:
-    conditions = document.get("conditions") or []
-    others = [c["others"] for c in conditions if c.get("others") is not None]
-    if others and median(others) > 0.05:
-        text = f"other processes took {median(others):.0%} of the CPUs' time (median of the rounds)."
+    rounds = document.get("conditions") or []
+    if others := conditions.disturbance(rounds):
+        text = f"other processes took {others:.0%} of the CPUs' time (median of the rounds)."
         yield Notice("warn", "Disturbed", text)
-    throttled = Counter(str(reason) for c in conditions for reason in c.get("throttle") or ())
+    throttled = Counter(str(reason) for c in rounds for reason in c.get("throttle") or ())
     if throttled:
-        reasons = ", ".join(f"{name} ({n} of {len(conditions)} readings)" for name, n in throttled.items())
+        reasons = ", ".join(f"{name} ({n} of {len(rounds)} readings)" for name, n in throttled.items())
         yield Notice("warn", "Throttled", f"the clock was held down: {reasons}.")
 
 
 def is_unchecked(row: Row) -> bool:
     """Whether a figure of the row stands there without having been compared with float64."""
     return any(
-        charts.timed(c)
+        figures.timed(c)
         and ("unchecked" in c["marks"] or (c.get("checks") or {}).get("before") == "unchecked")
         for c in row["contenders"]
     )

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .figures import OWN, correct
+
 Row = Mapping[str, Any]
 Contender = Mapping[str, Any]
 Document = Mapping[str, Any]
 
-OWN = "convkit"
-UNRUN = "emulated and compiled, not yet run"
 #: Libraries that have their own style; others get the next ones in turn.
 KNOWN = (OWN, "PyTorch", "ONNX Runtime", "JAX", "cuDNN")
 #: Style by style: shape and hatching as matplotlib writes them.
@@ -80,17 +80,6 @@ def styles(documents: Iterable[Document]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------------
 # Rows
 # ---------------------------------------------------------------------------------------------------
-def timed(contender: Contender) -> bool:
-    """Whether there is a figure that counts."""
-    return not contender.get("refused") and bool(contender.get("median_ms"))
-
-
-def correct(contender: Contender) -> bool:
-    """Whether it was timed, and no check found fault with it; an unchecked one counts, and is marked."""
-    checks = (contender.get("checks") or {}).values()
-    return timed(contender) and all(word in ("passed", "unchecked", None) for word in checks)
-
-
 def own(row: Row) -> Contender | None:
     """convkit's pick, where it was timed."""
     name = (row.get("ranking") or {}).get("own")

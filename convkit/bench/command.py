@@ -11,7 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,30 +177,6 @@ def use_threads(count: int | None) -> None:
         os.environ[f"{name}_NUM_THREADS"] = str(count)
 
 
-def device_of(asked: str | None) -> str:
-    """The device to measure.
-
-    Raises
-    ------
-    OptionError
-        For the emulator, which gives no times, and for "cuda" where there is no GPU.
-    """
-    from ..devices import gpu_found
-
-    if asked == "emulator":
-        raise OptionError(
-            "the emulator gives no times: it runs CUDA kernels on the CPU; `convkit check --emulate` checks "
-            "them, --counters counts their accesses"
-        )
-    if asked not in (None, "cpu", "cuda"):
-        raise unknown("device", asked, ("cpu", "cuda"))
-    if asked == "cuda" and not gpu_found():
-        raise OptionError(
-            "no GPU was found (CuPy is not installed, or sees none); --device cpu measures the CPU"
-        )
-    return asked or ("cuda" if gpu_found() else "cpu")
-
-
 def wanted_of(args: argparse.Namespace) -> Wanted:
     """What the arguments ask for."""
     from . import work
@@ -231,6 +207,8 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from .conditions import device_of
+
     use_threads(args.threads)
     device = device_of(args.device)
     items = _items(args)
@@ -466,6 +444,3 @@ def _report(args: argparse.Namespace) -> int:
         pictures.picture(capsules, args.picture)
         print(f"picture   {args.picture}")
     return 0
-
-
-Command = Callable[[argparse.Namespace], int]

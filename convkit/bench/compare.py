@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import figures, stats
+from . import conditions, figures, stats
 
-#: What must agree for times to mean the same, and how it is called.
-_MACHINE = {"device": "device", "name": "machine", "threads": "number of threads", "isa": "instruction set"}
+#: What must agree besides the machine, and how it is called.
 _SETTINGS = {"cache": "cache", "confidence": "confidence"}
 #: From which difference of a ceiling on it is worth a word.
 DRIFT = 0.05
@@ -23,7 +22,7 @@ FASTER, SLOWER, TIE = "faster", "slower", "as fast"
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Why times of the two cannot be compared, a line each; empty where they can."""
     found = []
-    for part, names in (("machine", _MACHINE), ("settings", _SETTINGS)):
+    for part, names in (("machine", conditions.SAME), ("settings", _SETTINGS)):
         for name, word in names.items():
             if a[part].get(name) != b[part].get(name):
                 found.append(f"another {word}: {a[part].get(name)!r} and {b[part].get(name)!r}")
@@ -79,7 +78,7 @@ def compare(
         Rows that only one of them has, or in which nothing could be compared.
     """
     there = {row["id"]: row for row in b["rows"]}
-    confidence = float(a["settings"].get("confidence", stats.CONFIDENCE))
+    confidence = figures.confidence_of(a["settings"])
     found, unmatched = (
         [],
         [f"{i}: only in the second" for i in there if i not in {r["id"] for r in a["rows"]}],
@@ -128,9 +127,7 @@ def unpaired(x: Sequence[float], y: Sequence[float], confidence: float) -> tuple
     ratios = np.sort([math.log(a / b) for a, b in product(x, y)])
     m, n = len(x), len(y)
     deviation = math.sqrt(m * n * (m + n + 1) / 12)
-    from statistics import NormalDist
-
-    skip = int(max(0, m * n / 2 - NormalDist().inv_cdf((1 + confidence) / 2) * deviation))
+    skip = int(max(0, m * n / 2 - stats.normal_quantile(confidence) * deviation))
     skip = min(skip, (m * n - 1) // 2)
     middle = median(x) / median(y)
     return min(middle, math.exp(ratios[skip])), max(middle, math.exp(ratios[-1 - skip]))

@@ -11,16 +11,24 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from ..errors import OptionError, unknown
 
 #: Distributions whose versions decide what was measured, where they are installed.
 _DISTRIBUTIONS = (
     "numpy", "numba", "torch", "onnxruntime", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x",
     "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "cuda-core",
 )  # fmt: skip
+#: What of two machines must agree for their times to mean the same, and how it is called.
+SAME = {"device": "device", "name": "machine", "threads": "number of threads", "isa": "instruction set"}
+#: Share of the CPUs' time from which on others have disturbed a run.
+DISTURBED = 0.05
 #: Bits of NVML's `clocksEventReasons` that mean that the clock was held down, by their meaning.
 THROTTLE = {
     0x2: "applications clock setting",
@@ -31,6 +39,30 @@ THROTTLE = {
     0x80: "power brake",
     0x100: "display clock setting",
 }
+
+
+def device_of(asked: str | None) -> str:
+    """The device to measure.
+
+    Raises
+    ------
+    OptionError
+        For the emulator, which gives no times, and for "cuda" where there is no GPU.
+    """
+    from ..devices import gpu_found
+
+    if asked == "emulator":
+        raise OptionError(
+            "the emulator gives no times: it runs CUDA kernels on the CPU; `convkit check --emulate` checks "
+            "them, --counters counts their accesses"
+        )
+    if asked not in (None, "cpu", "cuda"):
+        raise unknown("device", asked, ("cpu", "cuda"))
+    if asked == "cuda" and not gpu_found():
+        raise OptionError(
+            "no GPU was found (CuPy is not installed, or sees none); --device cpu measures the CPU"
+        )
+    return asked or ("cuda" if gpu_found() else "cpu")
 
 
 class Others:
@@ -55,6 +87,13 @@ class Others:
         """0 to 1; NaN where the system does not say."""
         busy, total = (now - then for now, then in zip(self._read(), self._start))
         return min(1.0, max(0.0, busy / total)) if total > 0 else math.nan
+
+
+def disturbance(rounds: Iterable[Mapping[str, Any]]) -> float:
+    """The share that others took of the CPUs' time, the median of a capsule's "conditions"; 0 if bearable."""
+    shares = [c["others"] for c in rounds if c.get("others") is not None]
+    share = float(median(shares)) if shares else 0.0
+    return share if share > DISTURBED else 0.0
 
 
 def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:

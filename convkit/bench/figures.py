@@ -13,17 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import stats
+from .ceilings import Ceiling, holding
 from .trial import above_ceiling
 from .work import STEP
 
 Row = dict[str, Any]
 Contender = dict[str, Any]
-#: (name in a capsule's `ceilings`, its value in GFLOP/s or GB/s)
-Ceiling = tuple[str, float] | None
 OWN = "convkit"
 PICKED = "picked"
 _DERIVED = ("median_ms", "low_ms", "high_ms", "gflops", "gbs", "percent", "ceiling")
-_TENSOR = {"tf32": "tensor-tf32", "bfloat16": "tensor-bf16", "float16": "tensor-fp16"}
 
 
 def rounds_of(contender: Mapping[str, Any]) -> list[float]:
@@ -33,13 +31,23 @@ def rounds_of(contender: Mapping[str, Any]) -> list[float]:
 
 def timed(contender: Mapping[str, Any]) -> bool:
     """Whether there are samples that count."""
-    return not contender.get("refused") and bool(rounds_of(contender))
+    return not contender.get("refused") and any(contender.get("samples_ms") or ())
 
 
 def correct(contender: Mapping[str, Any]) -> bool:
-    """Whether it was timed, and no check found fault with it."""
+    """Whether it was timed, and no check found fault with it; an unchecked one counts, and is marked."""
     checks = contender.get("checks") or {}
     return timed(contender) and all(v in ("passed", "unchecked", None) for v in checks.values())
+
+
+def confidence_of(settings: Mapping[str, Any]) -> float:
+    """Of a capsule's intervals."""
+    return float(settings.get("confidence") or stats.CONFIDENCE)
+
+
+def cache_of(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Caches before each call of a row: a step finds them as the one before left them, whatever was asked."""
+    return "warm" if row["op"] == STEP else str(settings.get("cache", "cold"))
 
 
 def summarise(row: Row, ceilings: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
@@ -55,7 +63,7 @@ def summarise(row: Row, ceilings: Mapping[str, Any], settings: Mapping[str, Any]
         Of the same capsule.
     """
     compute, memory = ceilings_for(row, ceilings)
-    confidence = float(settings.get("confidence", stats.CONFIDENCE))
+    confidence = confidence_of(settings)
     row["bound"] = _bound(row, compute, memory)
     for contender in row["contenders"]:
         _figures(contender, row, compute, memory, confidence)
@@ -78,18 +86,21 @@ def highest(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> dict[str, fl
 
 
 def ceilings_for(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> tuple[Ceiling, Ceiling]:
-    """The ceilings of arithmetic and of memory that hold for a row.
+    """The ceilings of arithmetic and of memory that hold for a row: see `ceilings.holding`."""
+    return holding(row["dtype"], row["math"], highest(row, ceilings))
 
-    Arithmetic: the tensor cores' for a 16-bit type or TF32, where it was measured, else that of float32
-    multiply-adds; none for float64. Memory: the fastest way that was measured to move bytes.
-    """
-    found = highest(row, ceilings)
-    grade = row["math"] if row["dtype"] == "float32" else row["dtype"]
-    names = [_TENSOR[grade], "tensor-fp16", "fma"] if grade in _TENSOR else ["fma"]
-    names = [] if row["dtype"] == "float64" else names
-    compute = next(((name, found[name]) for name in names if name in found), None)
-    rates = [(name, found[name]) for name in ("copy", "read", "update") if name in found]
-    return compute, max(rates, key=lambda rate: rate[1], default=None)
+
+def share(
+    row: Mapping[str, Any], ms: float, compute: Ceiling, memory: Ceiling
+) -> tuple[float | None, str | None]:
+    """Percent of the nearer ceiling, and its name; None where there is neither."""
+    found = {}
+    if compute:
+        found[compute[0]] = 100 * (row["flops"] / ms / 1e6) / compute[1]
+    if memory:
+        found[memory[0]] = 100 * (row["bytes"] / ms / 1e6) / memory[1]
+    name = max(found, key=lambda n: found[n], default=None)
+    return (None, None) if name is None else (found[name], name)
 
 
 def _bound(row: Mapping[str, Any], compute: Ceiling, memory: Ceiling) -> str:
@@ -111,8 +122,7 @@ def beyond(
         return ""
     work = SimpleNamespace(flops=row["flops"], bytes=row["bytes"], dtype=row["dtype"], math=row["math"])
     facts = contender.get("facts") or {}
-    cache = "warm" if row["op"] == STEP else settings.get("cache", "cold")
-    return above_ceiling(work, facts, median(values), highest(row, ceilings), cache)
+    return above_ceiling(work, facts, median(values), highest(row, ceilings), cache_of(row, settings))
 
 
 def _figures(
@@ -127,14 +137,7 @@ def _figures(
     low, high = stats.interval(values, confidence)
     contender.update({"median_ms": ms, "low_ms": low, "high_ms": high})
     contender["gflops"], contender["gbs"] = row["flops"] / ms / 1e6, row["bytes"] / ms / 1e6
-    shares = {}
-    if compute:
-        shares[compute[0]] = 100 * contender["gflops"] / compute[1]
-    if memory:
-        shares[memory[0]] = 100 * contender["gbs"] / memory[1]
-    if shares:
-        name = max(shares, key=lambda n: shares[n])
-        contender["percent"], contender["ceiling"] = shares[name], name
+    contender["percent"], contender["ceiling"] = share(row, ms, compute, memory)
 
 
 # ---------------------------------------------------------------------------------------------------

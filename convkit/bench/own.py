@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .. import arrays, layouts
+from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
 from ..geometry import Conv2d, Reorder
 from ..registry import ALL_DTYPES, OPS, Implementation, implementations, register, select
+from . import fresh
 from .timing import Contender
 from .work import Item
 
@@ -18,9 +22,6 @@ LIBRARY = "convkit"
 PICKED, PICKED_NCHW = "picked", "picked for NCHW"
 UNRUN = "not yet run on a GPU"
 TO_BLOCKED = layouts.joined(layouts.NCHW, layouts.BLOCKED)
-#: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
-#: fast convolution does at least this share of the definition's work, whatever its window.
-FAST_SHARE = 49 / 256
 
 
 class Bound:
@@ -35,7 +36,9 @@ class Bound:
         self.implementation, self.item = implementation, item
         self.op = OPS[item.op]
         self.names = tuple(n for n in (*self.op.inputs, *self.op.outputs) if self._blocked(n))
-        self.kept: dict[str, Any] = {}
+        self.guarded: dict[str, Guarded] = {}
+        self.sources: dict[str, Any] = {}
+        self.workspace: Any = None
         self.outputs: dict[str, Any] = {}
 
     def _blocked(self, name: str) -> bool:
@@ -43,17 +46,21 @@ class Bound:
         return four and layouts.of(self.implementation.layout, name) == layouts.BLOCKED
 
     def _memory(self, name: str) -> Any:
-        if name not in self.kept:
+        if name not in self.guarded:
             problem = self.item.problem
-            self.kept[name] = arrays.empty(layouts.physical(problem.shape(name)), problem.dtype_of(name))
-        return self.kept[name]
+            shape, dtype = problem.shape(name), problem.dtype_of(name)
+            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layouts.BLOCKED)
+        return self.guarded[name].array
 
     def _given(self, name: str, array: Any) -> Any:
         if array is None or name not in self.names:
             return array
         memory = self._memory(name)
         blocked(array, memory)
-        return memory
+        self.sources[name] = array
+        given = memory.view()
+        given.flags.writeable = False
+        return given
 
     def bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:
         """See `Contender.bind`."""
@@ -67,14 +74,27 @@ class Bound:
         )
         if self.implementation.workspace:
             device = "cuda" if self.implementation.device == "cuda" else "cpu"
-            if "workspace" not in self.kept:
-                self.kept["workspace"] = arrays.empty((call.workspace_bytes,), "uint8", device)
-            options["workspace"] = self.kept["workspace"]
+            if self.workspace is None:
+                self.workspace = arrays.empty((call.workspace_bytes,), "uint8", device)
+            options["workspace"] = self.workspace
         return call.run
 
     def memory(self) -> dict[str, Any]:
         """What the run that was bound last writes to."""
         return self.outputs
+
+    def trespass(self) -> tuple[str, str]:
+        """See `Contender.trespass`: of the blocked memory, which is then as it was."""
+        changed = [
+            name
+            for name, source in self.sources.items()
+            if not np.array_equal(fresh.bits(self.guarded[name].get()), fresh.bits(source))
+        ]
+        places = [f"{name}: {where}" for name, g in self.guarded.items() if (where := g.trespass())]
+        for memory in self.guarded.values() if places else ():
+            memory.before.fill(memory.band)
+            memory.behind.fill(memory.band)
+        return (changed or [""])[0], (places or [""])[0]
 
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, NCHW."""
@@ -157,6 +177,7 @@ def contender(
         bind=bound.bind,
         read=None if plain else bound.read,
         memory=None if plain else bound.memory,
+        trespass=None if plain else bound.trespass,
         layout=implementation.layout,
         facts=facts,
         marks=tuple(marks),
@@ -166,7 +187,7 @@ def contender(
 
 def algorithm_flops(name: str, item: Item) -> int | None:
     """The least work of an algorithm that needs fewer operations than the definition; None for the others."""
-    return int(item.flops * FAST_SHARE) if "winograd" in name else None
+    return item.fast_flops if "winograd" in name else None
 
 
 def picked(item: Item, device: str) -> dict[str, Implementation | None]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtra, OptionError, unknown
-from . import capsule, caveats, charts, tables
-from .charts import HATCHES, LIGHT, OWN, SHAPES, Document, Point, Row, Scale
+from . import capsule, caveats, charts, figures, tables
+from .charts import HATCHES, LIGHT, SHAPES, Document, Point, Row, Scale
+from .figures import OWN
 
 KINDS = ("bars", "roofline", "latency", "accuracy")
 ALL = "all"
@@ -438,7 +439,7 @@ def _latency(document: Document, styles: Mapping[str, int]) -> Figure | None:
     """A panel for each row: the calls as dots, the middle half as a box."""
     panels = []
     for row, label in zip(document["rows"], charts.labels(document["rows"])):
-        timed = sorted(filter(charts.timed, row["contenders"]), key=lambda c: c["median_ms"])
+        timed = sorted(filter(figures.timed, row["contenders"]), key=lambda c: c["median_ms"])
         found = [(c, charts.samples(c)) for c in timed]
         if found := [(c, values) for c, values in found if values]:
             panels.append((label, found))

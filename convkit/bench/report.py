@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
-from . import capsule, caveats, charts
+from . import capsule, caveats, charts, figures, tables
 from .page import cells, circumstances, details, overview, svg
 from .page.markup import Markup, clean, data, tag
 
@@ -199,7 +199,7 @@ def _machine_line(document: Mapping[str, Any]) -> str:
         f"{machine['threads']} threads" if machine.get("threads") else "",
         str(machine.get("isa") or ""),
         f"{settings.get('rounds', '?')} rounds in random order",
-        f"{settings.get('cache', '?')} caches",
+        tables.caches(document),
         str(document.get("created") or ""),
     ]
     return " · ".join(filter(None, words))
@@ -232,7 +232,7 @@ def _bars(rows: Sequence[tuple[Any, str]], styles: Mapping[str, int], name: str)
         "How many times as long the others take as convkit's pick, with the interval. Right of the line at "
         "1, convkit is ahead. A bar without filling is not the best of its library."
     )
-    others = {library: i for library, i in styles.items() if library != charts.OWN}
+    others = {library: i for library, i in styles.items() if library != figures.OWN}
     return tag(
         "figure",
         tag("figcaption", caption),
@@ -294,8 +294,9 @@ def _roofline(document: Mapping[str, Any], styles: Mapping[str, int], name: str)
     caption = (
         "Each contender of convkit (filled, the pick large) and the best of each library (hollow), under "
         "the ceilings that were measured in the same run. Winograd is counted with the FLOP of the "
-        "definition, of which it needs fewer: it alone may stand above a ceiling. Names stand where there is "
-        "room; a point tells its own when pointed at."
+        "definition, of which it needs fewer: it may stand above a ceiling, and so may other libraries' "
+        "convolutions, since they do not say which algorithm they chose; the rest by 10 % at most. With warm "
+        "caches memory is no bound. Names stand where there is room; a point tells its own when pointed at."
     )
     heads, formats = ("FLOP/byte", "GFLOP/s"), (charts.number, charts.number)
     points = charts.roofline(document)

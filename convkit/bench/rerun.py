@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import OptionError
-from . import compare, conditions, own, peers, steps, tables, work
+from . import compare, conditions, own, peers, steps, tables
 from .run import Options, Run
 from .timing import Settings, clock_for
 
@@ -41,11 +41,9 @@ def rerun(
     OptionError
         If the capsule is of another kind of device, or of another machine.
     """
-    from .command import device_of
-
-    device = device_of(document["machine"].get("device"))
+    device = conditions.device_of(document["machine"].get("device"))
     here = conditions.machine(device)
-    for name in ("name", "threads", "isa"):
+    for name in conditions.SAME:
         if here.get(name) != document["machine"].get(name):
             raise OptionError(
                 f"it cannot be rerun here: its {name} is {document['machine'].get(name)!r}, "
@@ -59,7 +57,7 @@ def rerun(
         every_layout=bool(document["settings"].get("every_layout")), users=users, say=say,
     )  # fmt: skip
     run = Run(options, peers.gather(list(document["peers"]), device), clock_for(device))
-    items = [_item(row) for row in document["rows"]]
+    items = [steps.item_of(row) for row in document["rows"]]
     begin(len(items))
     again = run.measure(items)
     rows, unmatched = compare.compare(document, again, every=True)
@@ -75,12 +73,6 @@ def rerun(
         *(f"failed now: {f['row']}, {f['contender']}: {f['reason']}" for f in wrong),
     ]
     return Again("\n".join(lines), len(wrong), differ)
-
-
-def _item(row: Mapping[str, Any]) -> work.Item:
-    if row["op"] == work.STEP:
-        return steps.step(row["problem"]["preset"], row["batch"])
-    return work.item_of(row)
 
 
 def _failures(document: Mapping[str, Any]) -> set[tuple[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConvkitError, OptionError, OutOfMemory
+from ..geometry import Problem, np_itemsize
 from ..registry import Implementation
 from . import capsule, conditions, figures, own, sources, steps, work
 from .peers import PEERS, Field
@@ -25,8 +26,9 @@ ENVIRONMENT = (
     "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "THP_MEM", "MALLOC_", "GLIBC_", "XLA_", "LD_PRELOAD",
     "JAX_", "CONVKIT_", "OPENBLAS_", "CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_", "TORCH_",
 )  # fmt: skip
-#: What must agree for a run to be gone on with: of the settings all, of the machine these.
-_MACHINE = ("device", "name", "cpu", "threads", "isa", "gpu")
+#: What must agree for a run to be gone on with: of the settings all, of the machine these. More than for two
+#: runs to be compared: one capsule is of one machine, to its GPU's driver.
+_MACHINE = (*conditions.SAME, "cpu", "gpu")
 #: Copies of an item's memory in float64 that its check holds at once: inputs, outputs, squares, bounds.
 _CHECKING = 5
 
@@ -122,7 +124,7 @@ class Run:
             raise OptionError(
                 f"{self.options.path} cannot be gone on with: {reason}; --overwrite starts anew"
             )
-        if changed := changed_sources(before["kernels"]):
+        if changed := changed_sources(before["kernels"], self.options.users):
             raise OptionError(
                 f"{self.options.path} cannot be gone on with: {changed} has changed since; "
                 "--overwrite starts anew"
@@ -133,6 +135,8 @@ class Run:
         document["conditions"] = [c for c in before.get("conditions", ()) if c.get("row") in kept]
         document["kernels"], document["ceilings"] = dict(before["kernels"]), dict(before["ceilings"])
         document["failures"] = [f for f in before["failures"] if f.get("row") in kept]
+        # What is there already was run, and checked, on this GPU: its kernels stay those that it has run.
+        self._ran = {key for key, e in document["kernels"].items() if e.get("status") == sources.RUN}
         document["created"], document["resumed"] = before["created"], int(before.get("resumed") or 0) + 1
 
     def _raise_ceilings(self, measured: Mapping[str, Mapping[str, Any]]) -> None:
@@ -216,14 +220,14 @@ class Run:
         found = own.contenders(
             item, options.device, reference=options.reference, every_layout=options.every_layout
         )
-        there = {id(c.implementation) for c in found}  # a kernel file's is not hashable
+        there = {c.implementation for c in found}
         declined = [
-            _entry(i.label, own.LIBRARY, why)
+            capsule.absent(i.label, own.LIBRARY, why)
             for i in options.users
-            if i.op == item.op and id(i) not in there and (why := i.refusal(item.problem, item.math))
+            if i.op == item.op and i not in there and (why := i.refusal(item.problem, item.math))
         ]
         others, lacking = self.peers.contenders(item, options.device)
-        declined += [_entry(name, PEERS[name], reason) for name, reason in lacking.items()]
+        declined += [capsule.absent(name, PEERS[name], reason) for name, reason in lacking.items()]
         return [*found, *others], declined
 
     def _row(self, item: Item) -> dict[str, Any] | None:
@@ -284,17 +288,17 @@ class Run:
     def _note_kernels(self, item: Item, contenders: Iterable[Contender], result: Result) -> None:
         """Sources of convkit's own contenders, and of each CUDA kernel its machine code and status."""
         for c in contenders:
-            if c.implementation is None:
-                continue
-            key = sources.key_of(c.implementation)
-            self._implementations[key, c.implementation.source] = c.implementation
-            if result.samples.get(c.name) and c.name not in result.refused:
-                self._problems.setdefault(key, []).append(item.problem)
-                self._ran.add(key)
+            for implementation, problem in kernels_of(c, item):
+                key = sources.key_of(implementation)
+                self._implementations[key, implementation.source] = implementation
+                if result.samples.get(c.name) and c.name not in result.refused:
+                    self._problems.setdefault(key, []).append(problem)
+                    self._ran.add(key)
         described = sources.describe(
             self._implementations.values(), self._problems, _arch(self.options.device), self._ran
         )
-        self.document["kernels"].update(described)
+        kernels = self.document["kernels"]
+        kernels.update({key: sources.merged(kernels.get(key), entry) for key, entry in described.items()})
 
     def _write(self) -> dict[str, Any]:
         if self.options.path is None:
@@ -312,14 +316,11 @@ def new_row(item: Item) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _entry(name: str, library: str, refused: str) -> dict[str, Any]:
-    """A contender that did not take part."""
-    return {
-        "name": name, "library": library, "version": "", "layout": "", "marks": [], "facts": {},
-        "workspace_bytes": None, "deterministic": None, "error": None,
-        "checks": dict.fromkeys(("before", "during", "after"), "unchecked"), "looks": 0,
-        "refused": refused, "samples_ms": [],
-    }  # fmt: skip
+def kernels_of(contender: Contender, item: Item) -> list[tuple[Implementation, Problem]]:
+    """The implementations of convkit's, or of a user's, that a contender runs, with their problems."""
+    if isinstance(contender, steps.StepContender):
+        return contender.kernels
+    return [] if contender.implementation is None else [(contender.implementation, item.problem)]
 
 
 def _arch(device: str) -> str | None:
@@ -351,15 +352,30 @@ def incompatible(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     return None
 
 
-def changed_sources(kernels: Mapping[str, Any]) -> str | None:
-    """The first source file that is not what it was, or None."""
+def changed_sources(kernels: Mapping[str, Any], users: Iterable[Implementation] = ()) -> str | None:
+    """The first source file that is not what it was, or None.
+
+    Parameters
+    ----------
+    kernels : dict
+        Of a capsule.
+    users : iterable of Implementation
+        The user's, whose files are looked for by their names.
+    """
+    users = list(users)
+    files = sources.files_of(users)
+    for implementation in users:  # the same kernel from a file of another name is another source too
+        entry = kernels.get(sources.key_of(implementation))
+        file = Path(implementation.source)
+        if entry and file.is_file() and sources.sha256(file) != entry["source_sha256"]:
+            return sources.display(file)
     for entry in kernels.values():
         built = entry.get("extension")
         known = {entry["file"]: entry["source_sha256"], **entry["includes"]}
         if built:
             known[f"convkit/{built['file']}"] = built["sha256"]
         for name, sha in known.items():
-            path = sources.find(name)
+            path = sources.find(name, files)
             if path is not None and sha and sources.sha256(path) != sha:
                 return str(name)
     return None
@@ -424,7 +440,7 @@ def require_memory(item: Item, device: str) -> None:
     """
     if item.op == STEP:
         return
-    count = item.bytes // max(1, {"float64": 8, "float32": 4}.get(item.dtype, 2))
+    count = item.bytes // np_itemsize(item.dtype)
     wanted = 3 * item.bytes + (0 if device == "cuda" else _CHECKING * 8 * count)
     free = available_bytes(device)
     if free is not None and wanted > free:

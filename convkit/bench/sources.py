@@ -6,7 +6,7 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..geometry import Problem
 from ..paths import kernels_dir
 from ..registry import Implementation
 
-#: What a kernel that no GPU has run is called, here and in every table.
+#: The status of a kernel that no GPU has run, and of one that a GPU has, or that runs on the CPU.
 UNRUN = "emulated and compiled, not yet run"
 RUN = "run"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -74,6 +74,24 @@ def describe(
                 found[key]["status"] = RUN if key in set(ran) else UNRUN
                 found[key] |= _machine_code(implementation, (problems or {}).get(key, []), arch)
     return found
+
+
+def merged(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """A kernel's entry, with the machine code that rows of an earlier run of the same capsule had of it.
+
+    Those rows may have had problems that are not measured again, so that nothing here compiles them.
+    """
+    if not before or not before.get("cubins"):
+        return now
+    hashes = {*before["cubins"], *now.get("cubins", ())}
+    flags = list(dict.fromkeys((*before.get("flags", ()), *now.get("flags", ()))))
+    return {**now, "flags": flags, **_cubins(hashes)}
+
+
+def files_of(implementations: Iterable[Implementation]) -> list[Path]:
+    """Their source files, and what these include."""
+    paths = [Path(i.source) for i in implementations if i.source]
+    return [file for path in paths if path.is_file() for file in (path, *_includes(path))]
 
 
 @functools.cache
@@ -191,6 +209,11 @@ def _machine_code(
         flags = [*_CUDA_FLAGS, f"-arch={arch}", f"nvrtc {version()}"]
     except ConvkitError:
         return {}
+    return {"flags": flags, **_cubins(hashes)}
+
+
+def _cubins(hashes: set[str]) -> dict[str, Any]:
+    """Of each CUBIN, and one hash for all of them."""
     whole = "".join(sorted(hashes)).encode()
     one = next(iter(hashes)) if len(hashes) == 1 else hashlib.sha256(whole).hexdigest()
-    return {"flags": flags, "cubin_sha256": one, "cubins": sorted(hashes)}
+    return {"cubin_sha256": one, "cubins": sorted(hashes)}

@@ -150,7 +150,7 @@ def _rank_skip(count: int, confidence: float) -> int:
     """The same for Walsh averages: from the distribution of the sum of signed ranks."""
     if count > 200:  # 1e4 ranks and more: the normal approximation is exact to the rank
         mean, deviation = count * (count + 1) / 4, math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
-        return max(0, int(mean - _normal_quantile(confidence) * deviation))
+        return max(0, int(mean - normal_quantile(confidence) * deviation))
     ways = np.zeros(count * (count + 1) // 2 + 1)
     ways[0] = 1
     for rank in range(1, count + 1):  # each rank counts or does not
@@ -161,7 +161,8 @@ def _rank_skip(count: int, confidence: float) -> int:
     return max(0, int(np.searchsorted(2 * below, 1 - confidence, side="right")) - 1)
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """How many standard deviations from the mean the interval of this confidence ends."""
     from statistics import NormalDist
 
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -3,25 +3,29 @@
 A step is forward, loss, backward and update. It is checked before it is timed: logits and every gradient
 against a network in float64, and that the step learns. Then contenders take turns as for any other row;
 caches are as a step leaves them, and the batch is the same in every call: no result could be kept, since the
-weights change.
+weights change. For the same reason no call that is timed is compared with anything: of its loss it is seen
+that it is finite, which is no check, and a capsule says "unchecked" of all that comes after the beginning.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..errors import unknown
-from ..geometry import Conv2d, Problem, Shape
+from ..check.tolerance import relative_rms
+from ..errors import OptionError, unknown
+from ..geometry import Problem, Shape
 from ..presets import PRESETS
-from .own import FAST_SHARE, LIBRARY, PICKED, UNRUN
-from .peers import PEERS, Missing
-from .timing import Checks, Clock, Contender, Result, Settings, _physics, _Rounds
+from ..registry import Implementation
+from . import capsule, work
+from .own import LIBRARY, PICKED, UNRUN
+from .peers import PEERS, Missing, threads
+from .timing import Checks, Clock, Contender, Result, Rounds, Settings, refuse_impossible
 from .trial import refuse
 from .work import STEP, Item, Wanted, of_preset
 
@@ -71,6 +75,11 @@ class StepItem(Item):
         return "x", "labels"
 
     @property
+    def fast_flops(self) -> int:
+        assert isinstance(self.problem, Step)
+        return sum(item.fast_flops for item in _parts(self.problem.preset, self.batch))
+
+    @property
     def bytes(self) -> int:
         return self.problem.bytes()
 
@@ -87,9 +96,21 @@ def items(wanted: Wanted) -> list[Item]:
 
 def step(preset: str, batch: int) -> Item:
     """The step of a preset on a batch."""
-    net = f"alexnet-{preset}"
-    identity = f"{net}/step/step/N={batch}/float32/fp32"
-    return StepItem(identity, STEP, Step(preset, batch), layer="step", net=net, batch=batch)
+    net, problem = f"alexnet-{preset}", Step(preset, batch)
+    name = work.identity(net, "step", STEP, batch, problem.dtype, "fp32")
+    return StepItem(name, STEP, problem, layer="step", net=net, batch=batch)
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """As `work.item_of`, for a step too."""
+    if row["op"] != STEP:
+        return work.item_of(row)
+    name, batch = row["problem"].get("preset"), row["problem"].get("N")
+    if name not in PRESETS:
+        raise unknown("preset", str(name), PRESETS)
+    if not isinstance(batch, int) or batch < 1:
+        raise OptionError(f"row {row['id']}: its problem cannot be read: N is {batch!r}")
+    return step(name, batch)
 
 
 def _parts(preset: str, batch: int) -> Iterator[Item]:
@@ -97,13 +118,6 @@ def _parts(preset: str, batch: int) -> Iterator[Item]:
     for item in of_preset(preset, batch):
         if "+" not in item.layer and not (item.layer == "conv1" and item.direction == "dgrad"):
             yield item
-
-
-def _fast_flops(item: Item) -> int:
-    """The least that a step with fast convolutions does."""
-    assert isinstance(item.problem, Step)
-    parts = list(_parts(item.problem.preset, item.batch))
-    return sum(int(p.flops * FAST_SHARE) if isinstance(p.problem, Conv2d) else p.flops for p in parts)
 
 
 @lru_cache(maxsize=8)
@@ -117,15 +131,21 @@ def _weights(preset: str) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------------------
 @dataclass
 class StepContender(Contender):
-    """A network that is built when it is first asked for, with its check."""
+    """A network that is built when it is first asked for.
+
+    Attributes
+    ----------
+    build : callable
+    kernels : list of (Implementation, Problem)
+        What a step runs of convkit's, once it has run.
+    """
 
     build: Callable[[], Any] = lambda: None
+    kernels: list[tuple[Implementation, Problem]] = field(default_factory=list)
 
 
 def contenders(item: Item, device: str, peers: Sequence[str]) -> tuple[list[Contender], list[dict[str, Any]]]:
     """convkit's network and the peers'; and entries for those that have none."""
-    from .run import _entry
-
     assert isinstance(item.problem, Step)
     preset = item.problem.preset
     found: list[Contender] = [
@@ -138,7 +158,7 @@ def contenders(item: Item, device: str, peers: Sequence[str]) -> tuple[list[Cont
             for title, build in _networks(name, preset, device):
                 found.append(_contender(title, PEERS[name], (), item, build))
         except Missing as reason:
-            lacking.append(_entry(name, PEERS[name], str(reason)))
+            lacking.append(capsule.absent(name, PEERS[name], str(reason)))
     return found, lacking
 
 
@@ -148,24 +168,18 @@ def _contender(
     def bind(inputs: Any, outputs: Any) -> Callable[[], None]:
         raise NotImplementedError("a step is built, not bound")
 
-    facts = {"algorithm_flops": _fast_flops(item)}
+    facts = {"algorithm_flops": item.fast_flops}
     return StepContender(name, library, bind, layout="", facts=facts, marks=marks, build=build)
 
 
 def _own(preset: str, device: str) -> Any:
-    from ..alexnet import AlexNet
     from .peers.networks import ConvkitNet
 
-    net = ConvkitNet({"preset": preset})
-    if device == "cuda":
-        net.net = AlexNet(preset, seed=0, device="cuda")
-        net.params = net.net.params
-    return net
+    return ConvkitNet({"preset": preset}, device)
 
 
 def _networks(name: str, preset: str, device: str) -> list[tuple[str, Callable[[], Any]]]:
     """(name, how it is built) of a library's networks."""
-    from ..cpu import threads
     from .peers import networks
 
     if name not in ("torch", "jax"):
@@ -175,10 +189,10 @@ def _networks(name: str, preset: str, device: str) -> list[tuple[str, Callable[[
     spec = networks.describe(preset)
 
     def torch(layout: str) -> Callable[[], Any]:
-        return lambda: networks.TorchNet(networks.TorchTools(threads.count(), layout), spec, _params(preset))
+        return lambda: networks.TorchNet(networks.TorchTools(threads(), layout), spec, _params(preset))
 
     if name == "jax":
-        return [("jax", lambda: networks.JaxNet(networks.JaxTools(threads.count()), spec, _params(preset)))]
+        return [("jax", lambda: networks.JaxNet(networks.JaxTools(threads()), spec, _params(preset)))]
     return [("torch", torch("nchw")), ("torch channels_last", torch("channels_last"))]
 
 
@@ -215,8 +229,6 @@ def _reference(preset: str, batch: int) -> tuple[Array, Array, dict[str, Array]]
 
 def rms(got: Any, wanted: Array) -> float:
     """Relative RMS error; infinite where the shapes differ."""
-    from .trial import relative_rms
-
     got = _host(got)
     return relative_rms(got, wanted) if got.shape == wanted.shape else math.inf
 
@@ -257,7 +269,7 @@ def check(net: Any, item: Item, to: Callable[[Array], Any]) -> tuple[float, str]
 # Taking turns
 # ---------------------------------------------------------------------------------------------------
 class _Trial:
-    """A network in the race; what `timing._Rounds` wants of a trial."""
+    """A network in the race; what `timing.Rounds` wants of a trial."""
 
     def __init__(self, item: Item, contender: StepContender, clock: Clock, settings: Settings) -> None:
         self.item, self.contender, self.clock, self.settings = item, contender, clock, settings
@@ -269,6 +281,8 @@ class _Trial:
         self.net = self.contender.build()
         self.checks.error, reason = check(self.net, self.item, _sender(self.clock.device))
         self.refused, self.checks.before = reason, reason or "passed"
+        if kernels := getattr(self.net, "kernels", None):
+            self.contender.kernels = kernels(self.item.batch)
 
     def _step(self) -> None:
         self.loss = self.net.step()
@@ -325,15 +339,12 @@ def race(
                 trial.prepare()
             except Exception as error:  # a library that breaks ends its own race alone
                 refuse(trial, "before", error)  # type: ignore[arg-type]
-        _Rounds(result, trials, _Batch(item), settings, progress).run()  # type: ignore[arg-type]
+        Rounds(result, trials, _Batch(item), settings, progress).run()  # type: ignore[arg-type]
     except KeyboardInterrupt:
         result.interrupted = True
     for trial in trials:
         trial.net = None
-        trial.checks.during = (
-            "passed" if result.samples.get(trial.name) and not trial.refused else trial.checks.during
-        )
-    _physics(result, trials, ceilings or {})  # type: ignore[arg-type]
+    refuse_impossible(result, trials, ceilings or {})  # type: ignore[arg-type]
     for trial in trials:
         if trial.refused:
             result.refused[trial.name] = trial.refused

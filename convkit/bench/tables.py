@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from . import figures
+from . import conditions, figures, stats
+from .charts import milliseconds
 from .peers import PEERS
+from .work import STEP
 
 Row = Mapping[str, Any]
 _HEAD = ("contender", "layout", "ms", "interval", "GFLOP/s", "GB/s", "%", "of", "error", "bits", "marks")
@@ -30,13 +32,6 @@ def tabulated(
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
 
 
-def milliseconds(ms: float | None) -> str:
-    """Three digits, and more where they stand before the point."""
-    if ms is None:
-        return "-"
-    return f"{ms:.0f}" if ms >= 1000 else f"{ms:.3g}" if ms >= 0.1 else f"{ms:.4f}"
-
-
 def times(ratio: float) -> str:
     """A ratio of times, with the digits that its size bears."""
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
@@ -56,7 +51,7 @@ def heading(row: Row) -> str:
     return f"{title}\n  {row['problem_text']}; {work}"
 
 
-def row_table(row: Row) -> str:
+def row_table(row: Row, confidence: float = stats.CONFIDENCE) -> str:
     """A row's contenders, the fastest first, then those that were refused, then the verdicts."""
     timed = sorted(
         (c for c in row["contenders"] if figures.timed(c)), key=lambda c: median(figures.rounds_of(c))
@@ -66,7 +61,7 @@ def row_table(row: Row) -> str:
         lines += ["", tabulated([_line(c) for c in timed], _HEAD, _ALIGN)]
     refused = [c for c in row["contenders"] if not figures.timed(c)]
     lines += [f"  {c['name']}: {c.get('refused') or 'not timed'}" for c in refused]
-    lines += verdict_lines(row)
+    lines += verdict_lines(row, confidence)
     return "\n".join(lines)
 
 
@@ -84,7 +79,7 @@ def _line(c: Mapping[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def verdict_lines(row: Row) -> list[str]:
+def verdict_lines(row: Row, confidence: float = stats.CONFIDENCE) -> list[str]:
     """convkit's pick against the others, a line for each verdict that says something new."""
     rank = row["ranking"]
     if rank["own"] is None:
@@ -95,17 +90,17 @@ def verdict_lines(row: Row) -> list[str]:
         verdict = rank["against"].get(key)
         if verdict and verdict["name"] not in told:
             told.add(verdict["name"])
-            found.append(f"  {sentence(verdict)} {verdict['name']}, {_AGAINST[key]}")
+            found.append(f"  {sentence(verdict, confidence)} {verdict['name']}, {_AGAINST[key]}")
     if len(found) == 1:
         found.append("  nobody else was timed")
     return found
 
 
-def sentence(verdict: Mapping[str, Any]) -> str:
+def sentence(verdict: Mapping[str, Any], confidence: float = stats.CONFIDENCE) -> str:
     """A verdict in words: "WIN  1.82 x as fast [1.75, 1.90] as"."""
     words = {"win": "WIN ", "loss": "LOSS", "tie": "TIE "}[verdict["verdict"]]
     interval = f"[{times(verdict['low'])}, {times(verdict['high'])}]"
-    few = "" if verdict["rounds"] >= 6 else f" (only {verdict['rounds']} rounds)"
+    few = "" if verdict["rounds"] >= stats.least(confidence) else f" (only {verdict['rounds']} rounds)"
     return f"{words} {times(verdict['ratio'])} x as fast {interval}{few} as"
 
 
@@ -121,7 +116,8 @@ def ordinal(number: int) -> str:
 # ---------------------------------------------------------------------------------------------------
 def summary(document: Mapping[str, Any]) -> str:
     """A line for each row, and what must be said about the run."""
-    rows = [_short(row) for row in document["rows"]]
+    confidence = figures.confidence_of(document["settings"])
+    rows = [_short(row, stats.least(confidence)) for row in document["rows"]]
     headers = ("layer", "dir", "N", "dtype", "convkit's pick", "ms", "GFLOP/s", "GB/s", "%", "best other",
                "x", "interval", "verdict", "marks")  # fmt: skip
     align = (
@@ -141,7 +137,7 @@ def summary(document: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *footer(document)])
 
 
-def _short(row: Row) -> tuple[str, ...]:
+def _short(row: Row, least: int) -> tuple[str, ...]:
     rank = row["ranking"]
     own = next((c for c in row["contenders"] if c["name"] == rank["own"]), None)
     best = rank["against"].get("best")
@@ -163,8 +159,16 @@ def _short(row: Row) -> tuple[str, ...]:
     if best is None:
         return (*cells, "nobody", "", "", "", marks)
     interval = f"{times(best['low'])} to {times(best['high'])}"
-    verdict = best["verdict"] if best["rounds"] >= 6 else f"{best['rounds']} rounds"
+    verdict = best["verdict"] if best["rounds"] >= least else f"{best['rounds']} rounds"
     return (*cells, best["name"], times(best["ratio"]), interval, verdict, marks)
+
+
+def caches(document: Mapping[str, Any]) -> str:
+    """The state of the caches before a call: "cold caches"; steps have their own."""
+    found = dict.fromkeys(figures.cache_of(row, document["settings"]) for row in document["rows"])
+    if any(row["op"] == STEP for row in document["rows"]):
+        return f"{' or '.join(found)} caches, a step's as the one before left them"
+    return f"{' or '.join(found) or document['settings'].get('cache', '?')} caches"
 
 
 def footer(document: Mapping[str, Any]) -> list[str]:
@@ -175,8 +179,8 @@ def footer(document: Mapping[str, Any]) -> list[str]:
         "ceilings  " + ", ".join(
             f"{name} {entry['value']:.4g} {entry['unit']}" for name, entry in document["ceilings"].items()
         ),
-        f"protocol  {settings['rounds']} rounds in random order, {settings['cache']} caches; medians, and "
-        f"{settings['confidence']:.0%} intervals",
+        f"protocol  {settings['rounds']} rounds in random order, {caches(document)}; medians, and "
+        f"{figures.confidence_of(settings):.0%} intervals",
         "x         how many times longer the other takes than convkit's pick; a win or a loss only where the "
         "whole interval is on one side of 1",
         "%         of the nearer ceiling that was measured here; GFLOP are those of the definition: Winograd "
@@ -198,11 +202,11 @@ def footer(document: Mapping[str, Any]) -> list[str]:
 
 def others_share(document: Mapping[str, Any]) -> str:
     """A warning where other processes took the machine, or it was throttled."""
-    shares = [c["others"] for c in document["conditions"] if c.get("others") is not None]
+    share = conditions.disturbance(document["conditions"])
     reasons = sorted({r for c in document["conditions"] for r in c.get("throttle") or ()})
     found = []
-    if shares and median(shares) > 0.05:
-        found.append(f"others took {median(shares):.0%} of the CPUs' time: figures are disturbed")
+    if share:
+        found.append(f"others took {share:.0%} of the CPUs' time: figures are disturbed")
     if reasons:
         found.append(f"the GPU was throttled: {', '.join(reasons)}")
     return "warning   " + "; ".join(found) if found else ""

@@ -63,6 +63,9 @@ class Contender:
         The arrays that the run which was bound last writes to, by any names, where those are not the
         `outputs`: they are filled with NaN before a call, and looked at as soon as it returns. None:
         unknown, or `outputs`.
+    trespass : callable, optional
+        Where it has memory of its own: an input there that is not what was written, and where it was written
+        outside its tensors; empty strings where all is well.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Contender:
     marks: tuple[str, ...] = ()
     implementation: Implementation | None = None
     memory: Callable[[], Arrays] | None = None
+    trespass: Callable[[], tuple[str, str]] | None = None
 
 
 @dataclass
@@ -117,7 +121,7 @@ class Settings:
     @classmethod
     def quickly(cls, **changes: Any) -> Settings:
         """Those of `--quick`."""
-        return cls(**{"rounds": 6, "turn_s": 0.03, "budget_s": 3.0, "quick": True, **changes})
+        return cls(**{"rounds": stats.LEAST, "turn_s": 0.03, "budget_s": 3.0, "quick": True, **changes})
 
 
 @dataclass
@@ -282,7 +286,7 @@ def race(
     gc.disable()
     try:
         _check_before(trials, memory, settings, progress)
-        _Rounds(result, trials, memory, settings, progress).run()
+        Rounds(result, trials, memory, settings, progress).run()
         for one in (trial for trial in trials if not trial.refused):
             try:
                 one.wall()
@@ -295,7 +299,7 @@ def race(
     finally:
         if was_enabled:
             gc.enable()
-    _physics(result, trials, ceilings or {})
+    refuse_impossible(result, trials, ceilings or {})
     for trial in trials:
         if trial.refused:
             result.refused[trial.name] = trial.refused
@@ -317,7 +321,7 @@ def _check_before(
     check_whole([trial for trial in trials if not trial.refused], memory, "before")
 
 
-class _Rounds:
+class Rounds:
     """The rounds of a race: who has a turn when, and what came of it."""
 
     def __init__(
@@ -409,7 +413,7 @@ class _Rounds:
         return any(t.name == name and "picked" in t.contender.marks for t in self.trials)
 
 
-def _physics(result: Result, trials: Sequence[Trial], ceilings: dict[str, dict[str, Any]]) -> None:
+def refuse_impossible(result: Result, trials: Sequence[Trial], ceilings: dict[str, dict[str, Any]]) -> None:
     """Refuse whoever was faster than the machine can be.
 
     A ceiling may have been measured while the machine was busy with something else: before anybody is

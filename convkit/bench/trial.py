@@ -37,10 +37,11 @@ from typing import Any
 import numpy as np
 
 from ..check import check_these
-from ..check.tolerance import Expected, Inputs, compare
+from ..check.tolerance import Expected, Inputs, compare, relative_rms
 from ..errors import OptionError
 from ..registry import Implementation
 from . import clocks, fresh
+from .ceilings import TOLERANCE, holding
 from .clocks import independent
 from .fresh import Memory, Part
 from .timing import Arrays, Checks, Clock, Contender, Settings
@@ -249,10 +250,13 @@ class Trial:
 
     def _memory(self, where: str) -> None:
         """Inputs as they were written, and bands untouched."""
-        name, place = self.memory.changed() if on("inputs") else "", self.memory.trespass()
+        name, place = self.memory.changed(), self.memory.trespass()
         if name or place:
             self.memory.restore()
-        if name:
+        if self.contender.trespass is not None:
+            own_name, own_place = self.contender.trespass()
+            name, place = name or own_name, place or own_place
+        if name and on("inputs"):
             raise Caught(f"changed its input {name} ({where})")
         if place and on("bands"):
             raise Caught(f"wrote outside its tensors, {place} ({where})")
@@ -322,14 +326,6 @@ def peer_limit(item: Any) -> float:
     return PEER_ERROR[item.math if item.dtype == "float32" else item.dtype]
 
 
-def relative_rms(got: np.ndarray, wanted: np.ndarray) -> float:
-    """RMS of the difference over that of what was wanted."""
-    with np.errstate(all="ignore"):
-        difference = got.astype(np.float64) - wanted
-        scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
-        return float(np.sqrt(np.mean(np.square(difference)))) / scale
-
-
 def same(a: Arrays, b: Arrays) -> bool:
     """Whether outputs have the same bits."""
     return all(np.array_equal(fresh.bits(a[name]), fresh.bits(b[name])) for name in a)
@@ -368,8 +364,9 @@ def check_gate(trial: Trial) -> None:
     try:
         reason = gate(implementation)
         trial._timers()
-    except Caught as caught:
-        reason = str(caught)
+    except Exception as error:  # also where the gate itself cannot cope with what it gave
+        refuse(trial, "before", error)
+        return
     if reason:
         trial.refused = trial.checks.before = reason
 
@@ -463,15 +460,6 @@ def refuse(trial: Trial, when: str, error: BaseException) -> None:
 # ---------------------------------------------------------------------------------------------------
 # Physics
 # ---------------------------------------------------------------------------------------------------
-#: By how much a figure may exceed a ceiling that was measured, and that has a spread of its own.
-TOLERANCE = 1.1
-#: Ceilings of tensor cores, where they were measured; "tensor-fp16", where that alone was.
-TENSOR = {
-    "tf32": "tensor-tf32", "fp32-emulated": "tensor-bf16", "bfloat16": "tensor-bf16",
-    "float16": "tensor-fp16",
-}  # fmt: skip
-
-
 def above_ceiling(
     item: Any, facts: dict[str, Any], ms: float, ceilings: dict[str, float], cache: str = "cold"
 ) -> str:
@@ -493,17 +481,12 @@ def above_ceiling(
     if ms <= 0:
         return f"above the ceiling: it took {ms:g} ms"
     flops = facts.get("algorithm_flops") or item.flops
-    grade = item.math if item.dtype == "float32" else item.dtype
-    name = next(
-        (n for n in (TENSOR.get(grade, "fma"), "tensor-fp16") if grade in TENSOR and n in ceilings), "fma"
-    )
-    bounds = [(flops / ms / 1e6, name, "GFLOP/s")] if item.dtype != "float64" else []
+    compute, memory = holding(item.dtype, item.math, ceilings)
+    bounds = [(flops / ms / 1e6, compute, "GFLOP/s")]
     if cache == "cold":
-        rates = {n: r for n, r in ceilings.items() if n in ("copy", "read", "update")}
-        if rates:
-            bounds.append((item.bytes / ms / 1e6, max(rates, key=lambda n: rates[n]), "GB/s"))
+        bounds.append((item.bytes / ms / 1e6, memory, "GB/s"))
     for rate, ceiling, unit in bounds:
-        if ceiling in ceilings and rate > TOLERANCE * ceilings[ceiling]:
-            most = ceilings[ceiling]
-            return f"above the ceiling: {rate:.4g} {unit}, where {ceiling} was measured at {most:.4g}"
+        if ceiling and rate > TOLERANCE * ceiling[1]:
+            name, most = ceiling
+            return f"above the ceiling: {rate:.4g} {unit}, where {name} was measured at {most:.4g}"
     return ""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import capsule, figures, sources
+from ..errors import ConvkitError
+from . import capsule, figures, own, sources, steps, work
 
 OK, FAIL, NOTE = "ok", "FAIL", "note"
 
@@ -178,7 +179,7 @@ def _honest(document: Mapping[str, Any]) -> list[Finding]:
             if bad and not contender.get("refused"):
                 found.append(Finding(FAIL, f"{where}: is shown although a check failed ({bad[0]})"))
             unchecked += figures.timed(contender) and "passed" not in checks.values()
-    found += _flops(document)
+    found += [*_ceilings(document["ceilings"]), *_problems(document)]
     if unchecked:
         found.append(Finding(NOTE, f"{unchecked} contenders were timed and not checked: marked as such"))
     if document.get("interrupted"):
@@ -186,21 +187,51 @@ def _honest(document: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _flops(document: Mapping[str, Any]) -> list[Finding]:
-    """FLOPs and bytes are the problem's, not what somebody wrote."""
-    from ..errors import ConvkitError
-    from . import work
-
+def _problems(document: Mapping[str, Any]) -> list[Finding]:
+    """Ids, FLOPs, bytes and what a fast algorithm may do with are the problem's, not what somebody wrote."""
     found = []
     for row in document["rows"]:
-        if row["op"] == work.STEP:
-            continue
+        words = ("net", "layer", "op", "batch", "dtype", "math")
+        identity = work.identity(*(row.get(word, "") for word in words))
+        if row["id"] != identity:
+            found.append(Finding(FAIL, f"{row['id']}: by what else the row says, its id is {identity}"))
         try:
-            item = work.item_of(row)
+            item = steps.item_of(row)
         except ConvkitError as error:
             found.append(Finding(FAIL, f"{row['id']}: {error}"))
             continue
-        for name, said, derived in (("flops", row["flops"], item.flops), ("bytes", row["bytes"], item.bytes)):
+        for name, said, derived in (
+            ("batch", row["batch"], item.batch), ("flops", row["flops"], item.flops),
+            ("bytes", row["bytes"], item.bytes),
+        ):  # fmt: skip
             if said != derived:
                 found.append(Finding(FAIL, f"{row['id']}: {name} is {said}, the problem's is {derived}"))
+        found += _fast(row, item)
+    return found
+
+
+def _fast(row: Mapping[str, Any], item: work.Item) -> list[Finding]:
+    """Who may stand above the ceiling of arithmetic does so by the one share, whoever says it."""
+    found = []
+    for contender in row["contenders"]:
+        said = (contender.get("facts") or {}).get("algorithm_flops")
+        derived: int | None = item.fast_flops
+        if contender["library"] == own.LIBRARY and item.op != work.STEP:
+            derived = own.algorithm_flops(contender["name"], item)
+        if said is not None and said != derived:
+            may = f"may only be {derived}" if derived else "are the definition's"
+            words = f"FLOPs of its algorithm are {said}, and {may}"
+            found.append(Finding(FAIL, f"{row['id']}: {contender['name']}: {words}"))
+    return found
+
+
+def _ceilings(ceilings: Mapping[str, Any]) -> list[Finding]:
+    """A ceiling is the highest figure that was measured of it: neither more nor less."""
+    found = []
+    for name, entry in ceilings.items():
+        samples = [v for v in entry.get("samples") or () if isinstance(v, (int, float))]
+        if not samples or entry.get("value") != max(samples):
+            most = f"{max(samples):.6g}" if samples else "missing"
+            words = f"the ceiling {name} is {entry.get('value')!r}, the highest of its samples {most}"
+            found.append(Finding(FAIL, words))
     return found

@@ -38,6 +38,9 @@ NETS = ("alexnet",)
 #: The op of a row that is a whole training step.
 STEP = "step"
 CLASSES = 1000
+#: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
+#: fast convolution does at least this share of the definition's work, whatever its window.
+FAST_SHARE = 49 / 256
 #: The options of `--conv`, and what they set.
 _CONV_OPTIONS = {"stride": "stride", "pad": "padding", "dilation": "dilation", "groups": "groups"}
 CONV_FORM = "N,C,H,W,K,R,S[,stride=1][,pad=0][,dilation=1][,groups=1]"
@@ -91,6 +94,11 @@ class Item:
         return self.problem.flops(self.op)
 
     @property
+    def fast_flops(self) -> int:
+        """The least that any algorithm does with: of a convolution `FAST_SHARE`, of the rest all."""
+        return int(self.flops * FAST_SHARE) if isinstance(self.problem, Conv2d) else self.flops
+
+    @property
     def bytes(self) -> int:
         """Each input read once, each output written once."""
         return self.problem.bytes(*self.inputs, *OPS[self.op].outputs)
@@ -98,6 +106,11 @@ class Item:
     def fields(self) -> dict[str, Any]:
         """The problem as plain values, for a capsule."""
         return asdict(self.problem)
+
+
+def identity(net: str, layer: str, op: str, batch: int, dtype: str, math: str) -> str:
+    """The id of an item; a geometry that a user typed has no net, and itself for a layer."""
+    return f"{net or 'conv'}/{layer}/{op}/N={batch}/{dtype}/{math}"
 
 
 def text_of(item: Item) -> str:
@@ -223,7 +236,8 @@ def _of_conv(text: str, dtype: str, wanted: Wanted) -> Iterator[Item]:
             continue
         label = text.replace(" ", "")
         yield Item(
-            *(f"conv/{label}/{op}/N={problem.N}/{dtype}/{wanted.math}", op, problem, dtype, wanted.math),
+            identity("", label, op, problem.N, dtype, wanted.math),
+            *(op, problem, dtype, wanted.math),
             layer=label,
             batch=problem.N,
             options={"relu": False} if op == "conv2d_fprop" else {},
@@ -293,8 +307,8 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
     net = f"alexnet-{name}"
 
     def item(layer: str, op: str, problem: Problem, absent: tuple[str, ...] = (), **options: Any) -> Item:
-        identity = f"{net}/{layer}/{op}/N={batch}/{dtype}/{math}"
-        return Item(identity, op, problem, dtype, math, layer, net, batch, options, absent)
+        name = identity(net, layer, op, batch, dtype, math)
+        return Item(name, op, problem, dtype, math, layer, net, batch, options, absent)
 
     layers = chosen.layers
     previous: Layer | None = None

@@ -484,4 +484,15 @@ def _number(value: Any, dtype: np.dtype) -> str:
     return str(int(value)) if dtype.kind in "iu" else f"{float(value):.9g}"
 
 
-__all__ = ["ENOUGH", "PLAIN", "SPREAD", "Comparison", "Expected", "compare", "expected", "run_reference"]
+def relative_rms(got: Array, wanted: Array) -> float:
+    """RMS of the difference over that of what was wanted (over 1, where that is all zeros)."""
+    with np.errstate(all="ignore"):
+        difference = got.astype(np.float64) - wanted
+        scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
+        return float(np.sqrt(np.mean(np.square(difference)))) / scale
+
+
+__all__ = [
+    "ENOUGH", "PLAIN", "SPREAD", "Comparison", "Expected", "compare", "expected", "relative_rms",
+    "run_reference",
+]  # fmt: skip

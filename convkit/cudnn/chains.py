@@ -49,11 +49,12 @@ def lrn_pools(handle: Handle, problem: LrnMaxPool2d, op: str, layout: str, relu:
     way = op.rpartition("_")[2]
     (norm,) = _legacy(handle, problem.lrn, f"lrn_{way}", layout)
     pools = _legacy(handle, problem.pool, f"maxpool2d_{way}", layout)
-    make = _forward if way == "fprop" else _backward
-    return [make(handle, problem, norm, pool, relu) for pool in pools]
+    if way == "fprop":
+        return [_forward(problem, norm, pool) for pool in pools]
+    return [_backward(handle, problem, norm, pool, relu) for pool in pools]
 
 
-def _forward(handle: Handle, g: LrnMaxPool2d, norm: Engine, pool: Engine, relu: bool) -> Engine:
+def _forward(g: LrnMaxPool2d, norm: Engine, pool: Engine) -> Engine:
     def launch(read: Sequence[int], write: Sequence[int], workspace: int, stream: int) -> None:
         assert norm.launch is not None and pool.launch is not None
         norm.launch(read, (workspace,), 0, stream)

@@ -12,6 +12,23 @@ from .library import NotSupported
 #: (addresses of the inputs, of the outputs, of the workspace, of the stream)
 Launch = Callable[[Sequence[int], Sequence[int], int, int], None]
 LAYOUTS = ("NCHW", "NHWC")
+#: What an op's engines read and write, in order; a convolution with bias reads b last.
+ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "conv2d_fprop": (("x", "w"), ("y",)),
+    "conv2d_dgrad": (("dy", "w"), ("dx",)),
+    "conv2d_dgrad_relu": (("dy", "w", "x"), ("dx",)),
+    "conv2d_wgrad": (("x", "dy"), ("dw",)),
+    "conv2d_bgrad": (("dy",), ("db",)),
+    "linear_bgrad": (("dy",), ("db",)),
+    "relu_fprop": (("x",), ("y",)),
+    "relu_dgrad": (("dy", "y"), ("dx",)),
+    "lrn_fprop": (("x",), ("y",)),
+    "lrn_dgrad": (("dy", "x", "y"), ("dx",)),
+    "maxpool2d_fprop": (("x",), ("y",)),
+    "maxpool2d_dgrad": (("dy", "x", "y"), ("dx",)),
+    "softmax_fprop": (("logits",), ("probs",)),
+    "softmax_dgrad": (("probs", "dprobs"), ("dlogits",)),
+}
 
 
 @dataclass

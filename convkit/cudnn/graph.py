@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..geometry import Conv2d
-from .engine import Engine
+from .engine import ARGUMENTS, Engine
 from .library import CudnnError, NotSupported, Unavailable, dotted, version_of
 
 DATA_TYPES = {"float32": "FLOAT", "float64": "DOUBLE", "float16": "HALF", "bfloat16": "BFLOAT16"}
@@ -30,13 +30,6 @@ NOTES = (
     "NONDETERMINISTIC", "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT",
     "WINOGRAD",
 )  # fmt: skip
-#: What a plan reads and writes, in the order of an engine's; a convolution with bias reads b last.
-ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "conv2d_fprop": (("x", "w"), ("y",)),
-    "conv2d_dgrad": (("dy", "w"), ("dx",)),
-    "conv2d_dgrad_relu": (("dy", "w", "x"), ("dx",)),
-    "conv2d_wgrad": (("x", "dy"), ("dw",)),
-}
 #: A frontend's own words when a plan is left out because of a note.
 _DESELECTED = "eselect"
 

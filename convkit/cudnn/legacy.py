@@ -24,7 +24,7 @@ from math import prod
 from typing import Any
 
 from ..geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, Problem, SoftmaxXent
-from .engine import Engine, Launch
+from .engine import ARGUMENTS, Engine, Launch
 from .library import AlgorithmPerf, CudnnError, Descriptor, Handle
 
 # Values of cuDNN's enumerations.
@@ -438,23 +438,6 @@ def _softmax(make: Maker, g: SoftmaxXent) -> list[Engine]:
     ]
 
 
-#: What an op's engines read and write, in order; a convolution with bias reads b last.
-ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "conv2d_fprop": (("x", "w"), ("y",)),
-    "conv2d_dgrad": (("dy", "w"), ("dx",)),
-    "conv2d_dgrad_relu": (("dy", "w", "x"), ("dx",)),
-    "conv2d_wgrad": (("x", "dy"), ("dw",)),
-    "conv2d_bgrad": (("dy",), ("db",)),
-    "linear_bgrad": (("dy",), ("db",)),
-    "relu_fprop": (("x",), ("y",)),
-    "relu_dgrad": (("dy", "y"), ("dx",)),
-    "lrn_fprop": (("x",), ("y",)),
-    "lrn_dgrad": (("dy", "x", "y"), ("dx",)),
-    "maxpool2d_fprop": (("x",), ("y",)),
-    "maxpool2d_dgrad": (("dy", "x", "y"), ("dx",)),
-    "softmax_fprop": (("logits",), ("probs",)),
-    "softmax_dgrad": (("probs", "dprobs"), ("dlogits",)),
-}
 OPS: dict[str, tuple[type[Problem], Callable[[Maker, Any], list[Engine]]]] = {
     **dict.fromkeys((*DIRECTIONS, "conv2d_dgrad_relu"), (Conv2d, _convolutions)),
     **dict.fromkeys(("conv2d_bgrad", "linear_bgrad"), (ChannelSum, _bias_gradient)),

@@ -24,7 +24,7 @@ from ..errors import ConvkitError, OutOfMemory
 VARIABLE = "CONVKIT_CUDNN"
 #: What the system's loader is asked for.
 SONAMES = ("libcudnn.so.9", "libcudnn.so.8", "libcudnn.so")
-#: The first version with all of the functions below but those in `RECENT`.
+#: The first version with all of the functions below but cudnnGetLastErrorString, which is done without.
 OLDEST = (8, 0, 0)
 SUCCESS = 0
 
@@ -132,8 +132,6 @@ OTHERS: dict[str, tuple[Any, list[Any]]] = {
 }
 #: Without these it is no cuDNN.
 ESSENTIAL = ("cudnnGetVersion", "cudnnGetErrorString", "cudnnCreate", "cudnnDestroy", "cudnnSetStream")
-#: Functions that only newer versions have, and that are done without.
-RECENT = ("cudnnGetLastErrorString",)
 
 
 class Library:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from .. import caveats, charts
+from .. import caveats, charts, own, sources
 from .cells import figure, marks, megabytes, plain, table
 from .markup import Markup, joined, tag
 
@@ -146,9 +146,7 @@ def _kernels(document: Document) -> Markup | None:
             tag("td", " ".join(map(str, about.get("flags") or ())) or "–"),
             tag(
                 "td",
-                marks(["not yet run on a GPU"])
-                if about.get("status") == charts.UNRUN
-                else about.get("status") or "–",
+                marks([own.UNRUN]) if about.get("status") == sources.UNRUN else about.get("status") or "–",
             ),
         ]
         for name, about in document["kernels"].items()
@@ -206,8 +204,11 @@ def reading() -> Markup:
         "Ratio: how many times as long the other takes. A win or a loss only where the whole interval "
         "is on one side of 1; otherwise a tie.",
         "GFLOP/s and GB/s: work and least traffic by the definition of the op, whatever the algorithm "
-        "does. % is of the nearer ceiling that was measured on the same machine. Winograd needs fewer "
-        "FLOP than the definition and may pass 100 %; anything else that does is refused.",
+        "does. % is of the nearer ceiling that was measured on the same machine. What is above one by "
+        "more than 10 % is refused as an error. An algorithm that needs fewer FLOP than the definition "
+        "(Winograd) says so, and may pass 100 % of the ceiling of arithmetic, but not in its own operations; "
+        "other libraries' convolutions get the same allowance, since they do not say which algorithm they "
+        "chose. With warm caches no rate of memory is a bound.",
         "Error: relative RMS against float64. Same bits twice: measured, by running it again on the "
         "same inputs.",
         "Unchecked: timed, but not compared with a reference. Not yet run on a GPU: the kernel was "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import caveats, charts, tables
+from .. import caveats, charts, figures, stats, tables
 from . import svg
 from .cells import figure, interval, marks, megabytes, ms, one_line, rates, ratio, table, verdict
 from .circumstances import spans
@@ -36,8 +36,8 @@ _CONTENDERS = (
 def details(document: Document, row: Row, label: str, styles: Mapping[str, int], key: str) -> Markup:
     """All that is known about a row."""
     own = charts.own(row)
-    timed = sorted(filter(charts.timed, row["contenders"]), key=lambda c: c["median_ms"])
-    contenders = [*timed, *(c for c in row["contenders"] if not charts.timed(c))]
+    timed = sorted(filter(figures.timed, row["contenders"]), key=lambda c: c["median_ms"])
+    contenders = [*timed, *(c for c in row["contenders"] if not figures.timed(c))]
     said = f"{own['name']} {ms(own['median_ms'])} ms" if own else "convkit's pick was not timed"
     summary = tag(
         "summary",
@@ -49,12 +49,13 @@ def details(document: Document, row: Row, label: str, styles: Mapping[str, int],
         marks(["unchecked"] if caveats.is_unchecked(row) else []),
     )
     keys = [(None, styles[str(c["library"])]) for c in contenders]
-    classes = ["refused" if not charts.timed(c) else "pick" if c is own else "" for c in contenders]
+    classes = ["refused" if not figures.timed(c) else "pick" if c is own else "" for c in contenders]
+    least = stats.least(figures.confidence_of(document["settings"]))
     body = [_contender_cells(row, c, styles, c is own) for c in contenders]
     return tag(
         "details", summary, tag("p", _work(row)), tag("p", _conditions_of(document, row), class_="muted"),
         table(f"Contenders, {label}", _CONTENDERS, body, keys, classes),
-        tag("ul", _sentences(row), class_="sentences"), _latency(timed, styles),
+        tag("ul", _sentences(row, least), class_="sentences"), _latency(timed, styles),
         id=key, class_="row", data_r=key,
     )  # fmt: skip
 
@@ -86,7 +87,7 @@ def _contender_cells(row: Row, c: Contender, styles: Mapping[str, int], pick: bo
     name = tag(
         "th", tag("span", c["name"]), " ", marks(c["marks"]),
         tag("div", f"refused: {c['refused']}", class_="reason") if c.get("refused") else None,
-        tag("div", "not timed", class_="reason") if not c.get("refused") and not charts.timed(c) else None,
+        tag("div", "not timed", class_="reason") if not c.get("refused") and not figures.timed(c) else None,
         scope="row",
     )  # fmt: skip
     version = tag("span", c.get("version") or "", class_="interval")
@@ -99,7 +100,7 @@ def _contender_cells(row: Row, c: Contender, styles: Mapping[str, int], pick: bo
     )
     bits = {True: "yes", False: "no, they differ"}.get(c.get("deterministic"), "–")  # type: ignore[arg-type]
     space, error = c.get("workspace_bytes"), c.get("error")
-    shown = charts.timed(c)
+    shown = figures.timed(c)
     return [
         name,
         library,
@@ -128,7 +129,7 @@ def _checks(c: Contender) -> Markup:
         return Markup("passed")
     open_ = [when for when, word in checks.items() if word == "unchecked"]
     if len(open_) == len(checks):
-        return tag("span", "unchecked", class_="mark doubt") if charts.timed(c) else Markup("–")
+        return tag("span", "unchecked", class_="mark doubt") if figures.timed(c) else Markup("–")
     words = [f"{when}: {word}" for when, word in checks.items() if word not in ("passed", "unchecked")]
     return joined(
         "; ".join(words), " " if words else None,
@@ -138,21 +139,21 @@ def _checks(c: Contender) -> Markup:
 
 def _against(row: Row, c: Contender) -> Any:
     """The capsule's verdict against this contender, where it has one."""
-    if not charts.timed(c):
+    if not figures.timed(c):
         return "–"
     for key, v in ((row.get("ranking") or {}).get("against") or {}).items():
         same = (
             v
             and v["name"] == c["name"]
-            and (key == c["library"] or (key in charts.GROUPS and c["library"] != charts.OWN))
+            and (key == c["library"] or (key in charts.GROUPS and c["library"] != figures.OWN))
         )
         if same:
             return joined(verdict(v["verdict"]), " ", ratio(v["ratio"], v["low"], v["high"]))
     return "–"
 
 
-def _sentences(row: Row) -> list[Markup]:
-    """The row's verdicts in words."""
+def _sentences(row: Row, least: int) -> list[Markup]:
+    """The row's verdicts in words; fewer rounds than `least` are named."""
     rank = row.get("ranking") or {}
     if not rank.get("own"):
         return [tag("li", "convkit's pick was not timed: no verdict.")]
@@ -162,11 +163,11 @@ def _sentences(row: Row) -> list[Markup]:
     verdicts: dict[tuple[str, bool], Mapping[str, Any]] = {}
     for key, v in (rank.get("against") or {}).items():
         if v:  # the best of all is also the best of its library: one sentence for it
-            who = (v["name"], key == charts.OWN)
+            who = (v["name"], key == figures.OWN)
             titles.setdefault(who, []).append(charts.GROUPS.get(key) or f"best {'other ' * who[1]}of {key}")
             verdicts[who] = v
     for who, v in verdicts.items():
-        few = f", in only {v['rounds']} rounds" if v["rounds"] < 6 else ""
+        few = f", in only {v['rounds']} rounds" if v["rounds"] < least else ""
         found.append(
             tag(
                 "li",

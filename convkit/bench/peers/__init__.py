@@ -42,6 +42,13 @@ def need(module: str, package: str | None = None) -> Any:
         raise Missing(f"not installed ({error}): pip install {package or module}") from None
 
 
+def threads() -> int:
+    """As many as convkit uses: everybody gets the same number."""
+    from ...cpu import threads as pool
+
+    return pool.count()
+
+
 @dataclass
 class Field:
     """The peers of a run.

@@ -26,7 +26,6 @@ from ... import cudnn
 from ...arrays import np_dtype
 from ...cudnn.library import dotted
 from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
-from ..own import FAST_SHARE
 from ..timing import Arrays, Contender
 from ..work import Item
 from . import Missing, need
@@ -112,7 +111,7 @@ def _contender(item: Item, engine: cudnn.Engine, shared: Shared) -> Contender:
     words = f"{engine.name} {engine.facts.get('numerical_notes') or ''}".lower()
     unknown = engine.api == "graph" and engine.facts.get("numerical_notes") is None
     if isinstance(item.problem, Conv2d) and (unknown or any(word in words for word in _FAST)):
-        facts["algorithm_flops"] = int(item.flops * FAST_SHARE)
+        facts["algorithm_flops"] = item.fast_flops
     name = f"cudnn:{engine.name}{'' if engine.layout == 'NCHW' else f' {engine.layout}'}"
     marks = ("heuristic",) if engine.heuristic_rank == 0 and not engine.refused else ()
     return Contender(name, "cuDNN", bound.bind, bound.read, engine.layout, facts, marks, memory=bound.memory)

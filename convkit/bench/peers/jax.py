@@ -13,7 +13,6 @@ import numpy as np
 
 from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
 from ...registry import OPS
-from ..own import FAST_SHARE
 from ..timing import Contender
 from ..work import Item
 from . import Missing, need
@@ -62,7 +61,7 @@ def contenders(item: Item, device: str) -> list[Contender]:
 
     facts: dict[str, Any] = {}
     if isinstance(item.problem, Conv2d):
-        facts["algorithm_flops"] = int(item.flops * FAST_SHARE)
+        facts["algorithm_flops"] = item.fast_flops
     marks = ("no argmax",) if "argmax" in OPS[item.op].outputs else ()
     return [Contender("jax", "JAX", bind, read, "NHWC", facts, marks)]
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ... import alexnet, geometry, layers, presets
+from ...registry import Implementation
 from . import Missing, need
 
 Array = np.ndarray
@@ -71,9 +72,14 @@ def describe(name: str) -> dict[str, Any]:
 class ConvkitNet:
     """A planned network."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.net = alexnet.AlexNet(spec["preset"], seed=0)
+    def __init__(self, spec: dict[str, Any], device: str = "cpu") -> None:
+        self.net = alexnet.AlexNet(spec["preset"], seed=0, device=device)
         self.params = self.net.params
+
+    def kernels(self, batch: int) -> list[tuple[Implementation, geometry.Problem]]:
+        """What a step runs, call by call: of the plan that it has made, or will make."""
+        phases = self.net.plan(batch).phases().values()
+        return [(call.implementation, call.problem) for calls in phases for call in calls]
 
     def logits(self, x: Array) -> Array:
         return self.net.forward(x)

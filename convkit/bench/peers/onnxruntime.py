@@ -13,10 +13,9 @@ import numpy as np
 
 from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
 from ...registry import OPS
-from ..own import FAST_SHARE
 from ..timing import Contender
 from ..work import Item
-from . import Missing, need
+from . import Missing, need, threads
 
 OPSET = 17
 #: (nodes as (type, inputs, outputs, attributes))
@@ -28,14 +27,8 @@ def about(device: str) -> dict[str, Any]:
     if device == "cuda":
         raise Missing("only its CPU provider takes part")
     ort, _ = need("onnxruntime"), need("onnx")
-    settings = {"threads": _threads(), "optimisation": "all", "execution": "sequential"}
+    settings = {"threads": threads(), "optimisation": "all", "execution": "sequential"}
     return {"version": ort.__version__, "settings": settings}
-
-
-def _threads() -> int:
-    from ...cpu import threads
-
-    return threads.count()
 
 
 def contenders(item: Item, device: str) -> list[Contender]:
@@ -67,7 +60,7 @@ def contenders(item: Item, device: str) -> list[Contender]:
 
     facts: dict[str, Any] = {}
     if isinstance(item.problem, Conv2d):
-        facts["algorithm_flops"] = int(item.flops * FAST_SHARE)
+        facts["algorithm_flops"] = item.fast_flops
     return [Contender("onnxruntime", "ONNX Runtime", bind, read, "NCHW", facts)]
 
 
@@ -92,7 +85,7 @@ def _session(ort: Any, item: Item, nodes: Nodes, inputs: dict[str, Any]) -> Any:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = _threads(), 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3

@@ -15,10 +15,9 @@ import numpy as np
 from ...arrays import np_dtype
 from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
 from ...registry import OPS
-from ..own import FAST_SHARE
 from ..timing import Contender
 from ..work import Item
-from . import Missing, need
+from . import Missing, need, threads
 
 Tensors = dict[str, Any]
 #: Makes the work from the inputs: () -> the outputs, in the order of the op's.
@@ -30,14 +29,8 @@ def about(device: str) -> dict[str, Any]:
     torch = need("torch")
     if device == "cuda" and not torch.cuda.is_available():
         raise Missing("this PyTorch sees no GPU: install a CUDA build")
-    settings = {"threads": _threads(), "allow_tf32": "as --math", "cudnn.benchmark": device == "cuda"}
+    settings = {"threads": threads(), "allow_tf32": "as --math", "cudnn.benchmark": device == "cuda"}
     return {"version": torch.__version__, "settings": settings}
-
-
-def _threads() -> int:
-    from ...cpu import threads
-
-    return threads.count()
 
 
 def contenders(item: Item, device: str) -> list[Contender]:
@@ -56,7 +49,7 @@ def _contender(name: str, form: Any, item: Item, device: str) -> Contender:
     box = Box(form, device, item.math)
     facts: dict[str, Any] = {"tf32": item.math == "tf32"}
     if isinstance(item.problem, Conv2d):  # its library may choose a fast algorithm, and does not say
-        facts["algorithm_flops"] = int(item.flops * FAST_SHARE)
+        facts["algorithm_flops"] = item.fast_flops
     state: dict[str, Any] = {}
 
     def bind(inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:
@@ -93,7 +86,7 @@ class Box:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
-        torch.set_num_threads(_threads())
+        torch.set_num_threads(threads())
 
     def tensor(self, array: Any) -> Any:
         """A copy in this memory format."""
