@@ -45,9 +45,6 @@ PRESETS = ("paper", "owt", "caffe")
 #: resnet-256, mobilenet-dw-down, mobilenet-pw-in, inception-5x5
 QUICK_CASES = (9, 17, 20, 22)
 QUICK_SECTIONS = ("step", "forward", "layers", "blocks", "geometries", "first", "calls")
-#: Variables that change how a contender runs; whoever sets one finds it in the JSON.
-ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "THP_MEM", "MALLOC_", "GLIBC_", "XLA_")
-ENVIRONMENT += ("LD_PRELOAD", "JAX_", "CONVKIT_", "OPENBLAS_")
 QUICK_CONTENDERS = ("convkit", "torch", "torch-channels-last", "onnxruntime")
 
 
@@ -121,18 +118,16 @@ def parser() -> Parser:
 
 
 def prepare(threads: int | None) -> int:
-    """Give every pool the same number of threads, before anything is imported; returns it.
+    """Give every pool the same number of threads, before a peer is imported; returns it.
 
     Whether idle threads spin is left to each library: told to sleep at once (OMP_WAIT_POLICY=passive),
     PyTorch might be slower itself. The pauses between turns are longer than they spin.
     """
+    from convkit.bench.command import use_threads
+
     affinity = getattr(os, "sched_getaffinity", None)
-    cpus = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
-    count = threads or len(cpus)
-    if affinity and count < len(cpus):  # JAX has no other way to be told
-        os.sched_setaffinity(0, cpus[:count])
-    for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "CONVKIT"):
-        os.environ[f"{name}_NUM_THREADS"] = str(count)
+    count = threads or len(affinity(0) if affinity else range(os.cpu_count() or 1))
+    use_threads(count)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return count
 
@@ -141,10 +136,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run it; returns the exit status."""
     p = parser()
     args = p.parse_args(argv)
+    start = resident()[0]
     threads = prepare(args.threads)
     sys.path.insert(0, str(HERE))
     if args.child:
-        return child(json.loads(args.child), threads)
+        return child(json.loads(args.child), threads, start)
     for path in (args.json, args.picture):
         if path is not None and not path.parent.is_dir():
             p.error(f"there is no folder {path.parent} to write {path.name} into")
@@ -218,7 +214,7 @@ class Bench:
         info = self.r.machine(self.threads)
         parts = [f"{self.m.LABELS[n]} {c.version}" for n, c in self.contenders.items()]
         lines = [
-            f"{info['cpu']}, {self.threads} threads, convkit for {info['convkit_isa'] or 'no native ISA'}",
+            f"{info['cpu']}, {self.threads} threads, convkit for {info['isa'] or 'no native ISA'}",
             f"against each other: {', '.join(parts)}",
         ]
         lines += [f"missing: {self.m.LABELS[n]}: {why}" for n, why in self.missing.items()]
@@ -606,6 +602,8 @@ class Bench:
     # -- the end --------------------------------------------------------------------------------------
     def report(self, interrupted: bool) -> None:
         """Goals, files."""
+        from convkit.bench import run
+
         rows = [row for row in self.rows if any(row.samples.values()) or row.refused]
         found = self.m.evaluate(rows)
         print(f"\n== goals\n{self.r.goals_table(found, all_of_them=not self.args.quick)}")
@@ -613,7 +611,7 @@ class Bench:
             print(line)
         info = self.r.machine(self.threads)
         s = self.settings
-        environment = {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}
+        environment = run.environment()
         settings = {
             "rounds": s.rounds, "budget": s.budget, "pause": s.pause, "turn": s.turn, "threads": self.threads,
             "quick": self.args.quick, "environment": environment, "contenders": self.names,
@@ -724,9 +722,9 @@ def geometry_cases(case: Any) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------
 # In a process of its own
 # ---------------------------------------------------------------------------------------------------
-def child(task: dict[str, Any], threads: int) -> int:
-    """Do one task, and print its answer as JSON."""
-    answer = child_memory(task, threads) if task["kind"] == "memory" else child_first(task, threads)
+def child(task: dict[str, Any], threads: int, start: int) -> int:
+    """Do one task in a process that began with `start` bytes, and print its answer as JSON."""
+    answer = child_memory(task, threads, start) if task["kind"] == "memory" else child_first(task, threads)
     print(json.dumps(answer))
     return 0
 
@@ -748,14 +746,12 @@ def resident() -> tuple[int, int]:
     return now, peak
 
 
-def child_memory(task: dict[str, Any], threads: int) -> dict[str, Any]:
+def child_memory(task: dict[str, Any], threads: int, start: int) -> dict[str, Any]:
     """Peak of the resident memory over two training steps, the images included."""
+    import cpu_peers as peers
     import numpy as np
 
-    before = resident()[0]
-    import cpu_peers as peers
-
-    harness = resident()[0] - before  # convkit itself: a peer is not charged for it
+    harness = resident()[0] - start  # convkit itself: a peer is not charged for it
     name = task["contender"]
     found, missing = peers.make([name], threads)
     if missing:

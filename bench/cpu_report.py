@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import math
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,57 +40,32 @@ KINDS = {  # of calls, in the roofline
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """CPU, its flags, versions, threads, the instruction set that convkit chose."""
-    from convkit import __version__, native
+    """What `convkit.bench` says of a machine, and what a figure of the CPU depends on besides."""
+    from convkit import native
+    from convkit.bench import capsule, conditions
 
-    info: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(), "flags": [], "logical_cpus": os.cpu_count(),
-        "threads": threads, "memory_gb": None, "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    info = conditions.machine("cpu", threads)
+    for name in ("onnx", "scipy"):
+        if name in sys.modules:
+            info["versions"][name] = str(getattr(sys.modules[name], "__version__", "?"))
+    if glibc := platform.libc_ver()[1]:
+        info["versions"]["glibc"] = glibc
+    kernels = native.kernels()
+    info["isa"] = kernels.__name__.rpartition("_")[2] if kernels else None
+    return {
+        **info, "isas": list(native.isas()), "lanes": kernels.lanes if kernels else None,
+        "flags": _flags(), "logical_cpus": os.cpu_count(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "source": capsule.commit(),
     }  # fmt: skip
+
+
+def _flags() -> list[str]:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if names := re.findall(r"^model name\s*:\s*(.*)$", text, re.M):
-            info["cpu"] = names[0].strip()
-        if flags := re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M):
-            info["flags"] = sorted(flag for flag in flags[0].split() if FLAGS.match(flag))
-        total = re.findall(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"), re.M)
-        info["memory_gb"] = round(int(total[0]) * 1024 / 1e9, 1)
-    except (OSError, IndexError):
-        pass
-    kernels = native.kernels()
-    lanes = getattr(kernels, "lanes", None)
-    info["convkit_isas"] = list(native.isas())
-    info["convkit_isa"] = kernels.__name__.rpartition("_")[2] if kernels else None
-    info["convkit_lanes"] = lanes() if callable(lanes) else lanes
-    info["versions"] = {"convkit": __version__, "numpy": np.__version__}
-    for name in ("torch", "onnxruntime", "onnx", "jax", "jaxlib", "numba", "scipy"):
-        module = sys.modules.get(name)
-        if module is not None:
-            info["versions"][name] = str(getattr(module, "__version__", "?"))
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.gnu_get_libc_version.restype = ctypes.c_char_p
-        info["versions"]["glibc"] = libc.gnu_get_libc_version().decode()
-    except (OSError, AttributeError):
-        pass
-    info["source"] = _source()
-    return info
-
-
-def _source() -> str:
-    """The commit that was measured, with a "+" where files differ from it."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+    except OSError:
+        return []
+    found = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
+    return sorted(flag for flag in found[0].split() if FLAGS.match(flag)) if found else []
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -235,8 +208,10 @@ def _finite(value: Any) -> Any:
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
     """One line for each row keeps a diff of two results legible."""
+    from convkit.bench import capsule
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    capsule.replace(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def default_path(info: dict[str, Any], folder: Path) -> Path:

@@ -720,3 +720,14 @@ def test_a_polite_kill_keeps_what_was_measured(tmp_path):
     assert process.returncode == 130 and b"--resume goes on with it" in out
     made = capsule.load(path)
     assert made["interrupted"] and 1 <= len(made["rows"]) < 8
+
+
+def test_threads_are_those_of_numpys_blas_too():
+    code = (
+        "import numpy, threadpoolctl\n"
+        "from convkit.bench.command import use_threads\n"
+        "use_threads(1)\n"
+        "print({i['user_api']: i['num_threads'] for i in threadpoolctl.threadpool_info()})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == {"convkit": 1, "blas": 1}

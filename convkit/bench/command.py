@@ -1,7 +1,7 @@
 """`convkit bench | verify | compare | report`: what is typed, in; exit status, out.
 
-Nothing heavy is imported before a command runs, and the number of threads is set before anything that has
-threads.
+Nothing heavy is imported before a command runs, and the number of threads is set before anybody has threads
+(but NumPy, which is told).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import threadpoolctl
 
 from ..errors import MissingExtra, OptionError, unknown
 
@@ -164,7 +166,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def use_threads(count: int | None) -> None:
-    """Give every library the same number of threads; before they are imported."""
+    """Give every library the same number of threads, before they are imported; NumPy's BLAS has been."""
     if count is None:
         return
     if count < 1:
@@ -175,6 +177,7 @@ def use_threads(count: int | None) -> None:
         os.sched_setaffinity(0, cpus[:count])
     for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "CONVKIT"):
         os.environ[f"{name}_NUM_THREADS"] = str(count)
+    threadpoolctl.threadpool_limits(count, user_api="blas")
 
 
 def wanted_of(args: argparse.Namespace) -> Wanted:

@@ -66,10 +66,9 @@ class Options:
 
     def as_dict(self, against: Sequence[str]) -> dict[str, Any]:
         """The "settings" of a capsule."""
-        own_words = {n: v for n, v in os.environ.items() if n.startswith(ENVIRONMENT)}
         return {
             **asdict(self.settings),
-            "environment": dict(sorted(own_words.items())),
+            "environment": environment(),
             "against": sorted(against),
             "reference": self.reference,
             "every_layout": self.every_layout,
@@ -304,6 +303,11 @@ class Run:
         if self.options.path is None:
             return capsule.sealed(self.document)
         return capsule.write(self.document, self.options.path)
+
+
+def environment() -> dict[str, str]:
+    """Variables of this process that change how somebody computes."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(ENVIRONMENT)}
 
 
 def new_row(item: Item) -> dict[str, Any]:
