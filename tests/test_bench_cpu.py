@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need
+from conftest import heed_interrupts, need
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -178,7 +178,9 @@ def interrupted_run(tmp_path_factory):
         pytest.skip("sends SIGINT")
     path = tmp_path_factory.mktemp("bench") / "a.json"
     command = [sys.executable, str(BENCH / "cpu.py"), *SMALL, "--rounds", "2", "--json", str(path)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     for line in child.stderr:
         if "mobilenet-dw-down/fwd: round 1" in line:
             child.send_signal(signal.SIGINT)

@@ -178,7 +178,7 @@ def test_json_has_no_nan():
         ('{"a": 1}', "no 'convkit_capsule'"),
         ('{"convkit_capsule": 2}', "version 2: a newer convkit reads it"),
         ('{"convkit_capsule": "x"}', "reads version 1"),
-        ('{"convkit_capsule": 1}', "'machine' is missing"),
+        ('{"convkit_capsule": 1}', "machine is missing"),
         ('{"convkit_capsule": 1, "a": NaN}', "NaN is no JSON value"),
     ],
 )
@@ -201,12 +201,61 @@ def test_a_capsule_that_was_cut_short_is_told_as_such(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
 
 
+def _first(made):
+    return made["rows"][0]["contenders"][0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda m: m["kernels"].update(k=[]), "kernels['k'] is [], not an object"),
+        (lambda m: m["kernels"].update(k={"includes": [1]}), "kernels['k'].includes is [1], not an object"),
+        (lambda m: m["ceilings"].update(fma=None), "ceilings['fma'] is null, not an object"),
+        (
+            lambda m: m["ceilings"]["fma"].update(value="fast"),
+            "ceilings['fma'].value is 'fast', not",
+        ),
+        (lambda m: m["settings"].update(confidence=1), "settings.confidence is 1, not a number from"),
+        (lambda m: m["rows"][0].update(contenders=None), "rows[0].contenders is null, not a list"),
+        (lambda m: _first(m).update(name=3), "contenders[0].name is 3, not text"),
+        (
+            lambda m: m["rows"][0]["contenders"][0].update(samples_ms=[1.0]),
+            "samples_ms[0] is 1.0, not a list",
+        ),
+        (
+            lambda m: m["rows"][0]["contenders"][0].update(samples_ms=[[-1.0]]),
+            "samples_ms[0][0] is -1.0, not",
+        ),
+        (lambda m: _first(m).update(samples_ms=[[10**400]]), "samples_ms[0][0] is 1000"),
+        (lambda m: _first(m).update(samples_ms=[[True]]), "samples_ms[0][0] is True"),
+        (lambda m: _first(m).update(facts={"algorithm_flops": "few"}), "is 'few', not a"),
+        (lambda m: m["rows"][0].update(probes={"fma": ["x"]}), "probes['fma'][0] is 'x', not a number"),
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "compare", "report"])
+def test_a_damaged_value_is_named(damage, words, command, tmp_path, capsys):
+    made = usual()
+    damage(made)
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(made))
+    more = {"verify": [], "compare": [str(path)], "report": ["-o", str(tmp_path / "x.html")]}[command]
+    assert main([command, str(path), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "x.json is a damaged capsule: " in line and words in line
+
+
+def test_samples_of_no_time_are_no_figure():
+    made = tampered(lambda m: _first(m).update(samples_ms=[[0.0]] * 9))
+    assert not figures.timed(_first(made))
+    assert any("took 0 ms" in f for f in failures(made))
+
+
 def test_a_damaged_row_is_named(tmp_path, capsys):
     made = usual()
     del made["rows"][0]["flops"]
     (tmp_path / "x.json").write_text(json.dumps(made))
     assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
-    assert "row 0 has no flops" in capsys.readouterr().err
+    assert "rows[0].flops is missing" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -252,8 +301,8 @@ def test_a_changed_sample_breaks_the_digest():
     [
         (_sample, "ms is"),
         (_verdict, "ranking.against.best.verdict is 'loss'"),
-        (lambda m: m["rows"][0]["contenders"][0].update(median_ms=1.0), "median_ms is 1"),
-        (lambda m: m["rows"][0]["contenders"][0].update(percent=99.0), "percent is 99"),
+        (lambda m: _first(m).update(median_ms=1.0), "median_ms is 1"),
+        (lambda m: _first(m).update(percent=99.0), "percent is 99"),
         (lambda m: m["rows"][0]["ranking"].update(rank=2), "ranking.rank is 2"),
         (lambda m: m["rows"][0].update(flops=1), "flops is 1, the problem's is"),
         (lambda m: m["rows"][0].update(bytes=1), "bytes is 1, the problem's is"),

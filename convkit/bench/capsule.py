@@ -22,16 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
+from . import shape
 
 VERSION = 1
 KEY = "convkit_capsule"
 Document = dict[str, Any]
-#: What a capsule must have, and of which type.
-_PARTS: dict[str, type] = {
-    "machine": dict, "settings": dict, "ceilings": dict, "kernels": dict, "peers": dict, "missing": dict,
-    "rows": list, "failures": list,
-}  # fmt: skip
-_ROW = ("id", "op", "problem", "dtype", "math", "batch", "flops", "bytes", "contenders")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -220,16 +215,6 @@ def _valid(document: Any, path: str | Path) -> Document:
         newer = isinstance(version, int) and version > VERSION
         hint = "a newer convkit reads it" if newer else f"this convkit reads version {VERSION}"
         raise OptionError(f"{path} is a capsule of version {version!r}: {hint}")
-    for name, kind in _PARTS.items():
-        if not isinstance(document.get(name), kind):
-            raise OptionError(f"{path} is a damaged capsule: {name!r} is missing, or no {kind.__name__}")
-    for number, row in enumerate(document["rows"]):
-        lacks = [k for k in _ROW if not isinstance(row, dict) or k not in row]
-        if lacks:
-            raise OptionError(f"{path} is a damaged capsule: row {number} has no {', '.join(lacks)}")
-        for contender in row["contenders"]:
-            if not isinstance(contender, dict) or "name" not in contender or "library" not in contender:
-                raise OptionError(
-                    f"{path} is a damaged capsule: row {row['id']} has a contender without a name"
-                )
+    if fault := next(shape.faults(document, shape.CAPSULE), None):
+        raise OptionError(f"{path} is a damaged capsule: {fault}")
     return document

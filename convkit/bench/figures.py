@@ -30,8 +30,9 @@ def rounds_of(contender: Mapping[str, Any]) -> list[float]:
 
 
 def timed(contender: Mapping[str, Any]) -> bool:
-    """Whether there are samples that count."""
-    return not contender.get("refused") and any(contender.get("samples_ms") or ())
+    """Whether there are samples that count; none takes no time."""
+    rounds = [calls for calls in contender.get("samples_ms") or () if calls]
+    return not contender.get("refused") and bool(rounds) and all(min(calls) > 0 for calls in rounds)
 
 
 def correct(contender: Mapping[str, Any]) -> bool:
@@ -130,9 +131,9 @@ def _figures(
 ) -> None:
     """Median, interval, rates, and the share of the nearer ceiling."""
     contender.update(dict.fromkeys(_DERIVED))
-    values = rounds_of(contender)
-    if not values or contender.get("refused"):
+    if not timed(contender):
         return
+    values = rounds_of(contender)
     ms = median(values)
     low, high = stats.interval(values, confidence)
     contender.update({"median_ms": ms, "low_ms": low, "high_ms": high})
