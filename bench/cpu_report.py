@@ -51,7 +51,6 @@ def machine(threads: int) -> dict[str, Any]:
     if glibc := platform.libc_ver()[1]:
         info["versions"]["glibc"] = glibc
     kernels = native.kernels()
-    info["isa"] = kernels.__name__.rpartition("_")[2] if kernels else None
     return {
         **info, "isas": list(native.isas()), "lanes": kernels.lanes if kernels else None,
         "flags": _flags(), "logical_cpus": os.cpu_count(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -29,7 +29,7 @@ from convkit import check, devices
 from convkit.bench import capsule, conditions, peers, report, sources
 from convkit.bench.run import Options, Run
 from convkit.bench.tables import summary
-from convkit.bench.timing import Settings, clock_for
+from convkit.bench.timing import OWN, Settings, clock_for
 from convkit.bench.work import Wanted, items
 from convkit.kernel import builtin_files
 from convkit.presets import PRESETS
@@ -163,7 +163,7 @@ def tables(batches: Sequence[int], rounds: int | None, folder: Path, quick: bool
 
 def own_fault(document: dict[str, Any], failure: dict[str, Any]) -> bool:
     """Whether a failure is of one of convkit's kernels: another library's is its own affair."""
-    own = {c["name"] for row in document["rows"] for c in row["contenders"] if c["library"] == "convkit"}
+    own = {c["name"] for row in document["rows"] for c in row["contenders"] if c["library"] == OWN}
     return failure["contender"] in own
 
 

@@ -125,7 +125,7 @@ def document(rows: list[Document], **more: Any) -> Document:
             "name": "Imaginary CPU",
             "cpu": "Imaginary CPU",
             "threads": 2,
-            "isa": "avx512",
+            "isa": "v4",
             "system": "Linux",
             "python": "3.11.7",
             "memory_gb": 16.0,

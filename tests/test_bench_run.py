@@ -731,3 +731,11 @@ def test_threads_are_those_of_numpys_blas_too():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == {"convkit": 1, "blas": 1}
+
+
+def test_a_machine_is_known_by_the_kernels_that_run():
+    code = "from convkit.bench import conditions; print(conditions.machine()['isa'])"
+    for isa in ck.native.isas():
+        environment = {**os.environ, "CONVKIT_ISA": isa}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.strip() == isa, done.stderr

@@ -108,9 +108,10 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        "device", "name" (of the GPU, else of the CPU), "cpu", "threads", "isa", "system", "python",
-        "memory_gb", "versions" of what is installed, "gpu" (None without one).
+        "device", "name" (of the GPU, else of the CPU), "cpu", "threads", "isa" (whose kernels run), "system",
+        "python", "memory_gb", "versions" of what is installed, "gpu" (None without one).
     """
+    from .. import native
     from ..cpu import threads as pool
 
     gpu = _gpu() if device == "cuda" else None
@@ -120,7 +121,7 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
         "name": gpu["name"] if gpu else cpu,
         "cpu": cpu,
         "threads": threads or pool.count(),
-        "isa": _isa(),
+        "isa": native.isa(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "memory_gb": _memory_gb(),
@@ -181,13 +182,6 @@ def _cpu_name() -> str:
         text = ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _isa() -> str:
-    from .. import native
-
-    module = native.load()
-    return module.isa() if module else "unknown"
 
 
 def _memory_gb() -> float | None:

@@ -14,13 +14,12 @@ from typing import Any
 
 from . import stats
 from .ceilings import Ceiling, holding
+from .timing import OWN, PICKED
 from .trial import above_ceiling
 from .work import STEP
 
 Row = dict[str, Any]
 Contender = dict[str, Any]
-OWN = "convkit"
-PICKED = "picked"
 _DERIVED = ("median_ms", "low_ms", "high_ms", "gflops", "gbs", "percent", "ceiling")
 
 
@@ -30,7 +29,7 @@ def rounds_of(contender: Mapping[str, Any]) -> list[float]:
 
 
 def timed(contender: Mapping[str, Any]) -> bool:
-    """Whether there are samples that count; none takes no time."""
+    """Whether there are samples that count: not of a call that took no time, which cannot be."""
     rounds = [calls for calls in contender.get("samples_ms") or () if calls]
     return not contender.get("refused") and bool(rounds) and all(min(calls) > 0 for calls in rounds)
 

@@ -14,12 +14,11 @@ from ..errors import NoImplementation, OptionError
 from ..geometry import Conv2d, Reorder
 from ..registry import ALL_DTYPES, OPS, Implementation, implementations, register, select
 from . import fresh
-from .timing import Contender
+from .timing import OWN, PICKED, Contender
 from .work import Item
 
-LIBRARY = "convkit"
 #: Marks of convkit's contenders.
-PICKED, PICKED_NCHW = "picked", "picked for NCHW"
+PICKED_NCHW = "picked for NCHW"
 UNRUN = "not yet run on a GPU"
 TO_BLOCKED = layouts.joined(layouts.NCHW, layouts.BLOCKED)
 
@@ -173,7 +172,7 @@ def contender(
     plain = not any(name in bound.names for name in OPS[item.op].outputs)
     return Contender(
         name=implementation.label,
-        library=LIBRARY,
+        library=OWN,
         bind=bound.bind,
         read=None if plain else bound.read,
         memory=None if plain else bound.memory,

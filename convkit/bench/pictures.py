@@ -470,7 +470,7 @@ def _strips(
 ) -> None:
     """One panel; the fastest on top, and convkit's pick always among them."""
     drawn = list(found[:_STRIPS])
-    picked = next((e for e in found if "picked" in e[0]["marks"]), None)
+    picked = next((e for e in found if figures.PICKED in e[0]["marks"]), None)
     if picked is not None and not any(e is picked for e in drawn):
         drawn[-1] = picked
     names = []

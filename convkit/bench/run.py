@@ -18,7 +18,7 @@ from ..geometry import Problem, np_itemsize
 from ..registry import Implementation
 from . import capsule, conditions, figures, own, sources, steps, work
 from .peers import PEERS, Field
-from .timing import Clock, Contender, Result, Settings, race
+from .timing import OWN, Clock, Contender, Result, Settings, race
 from .work import STEP, Item
 
 #: Variables that change how somebody computes; whoever sets one finds it in the capsule.
@@ -221,7 +221,7 @@ class Run:
         )
         there = {c.implementation for c in found}
         declined = [
-            capsule.absent(i.label, own.LIBRARY, why)
+            capsule.absent(i.label, OWN, why)
             for i in options.users
             if i.op == item.op and i not in there and (why := i.refusal(item.problem, item.math))
         ]
@@ -273,7 +273,7 @@ class Run:
         })  # fmt: skip
 
     def _version(self, library: str) -> str:
-        if library == own.LIBRARY:
+        if library == OWN:
             return str(self.document["convkit"]["version"])
         names = {title: name for name, title in PEERS.items()}
         return str(self.peers.about.get(names.get(library, ""), {}).get("version", ""))

@@ -23,7 +23,9 @@ class Number:
     high: float = MOST
 
     def __str__(self) -> str:
-        return "a number" if self.low < 0 else f"a number from {self.low:g} to {self.high:g}"
+        if self.high < MOST:
+            return f"a number from {self.low:g} to {self.high:g}"
+        return "a number" if self.low < 0 else f"a number of at least {self.low:g}"
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,22 @@ class Each:
 
 
 _WORDS = {str: "text", bool: "true or false", dict: "an object", list: "a list"}
-_COUNT, _REAL, _TEXT = Number(0), Maybe(Number()), Maybe(str)
+_SIZE, _REAL, _TEXT = Number(0), Maybe(Number()), Maybe(str)
 _VERDICT = Maybe({
-    "name!": str, "ratio!": Number(0), "low!": Number(0), "high!": Number(0), "rounds!": _COUNT,
+    "name!": str, "ratio!": _SIZE, "low!": _SIZE, "high!": _SIZE, "rounds!": _SIZE,
     "verdict!": str,
 })  # fmt: skip
 _CONTENDER = {
     "name!": str, "library!": str, "version": _TEXT, "layout": _TEXT, "marks!": [str],
     "facts": {"algorithm_flops": _REAL, "rank": _REAL, "declared_error": _REAL, "workspace_bytes": _REAL},
     "workspace_bytes": _REAL, "deterministic": Maybe(bool), "error": _REAL, "checks": Maybe(Each(_TEXT)),
-    "looks": _REAL, "refused": _TEXT, "samples_ms!": [[Number(0)]], "median_ms": _REAL, "low_ms": _REAL,
+    "looks": _REAL, "refused": _TEXT, "samples_ms!": [[_SIZE]], "median_ms": _REAL, "low_ms": _REAL,
     "high_ms": _REAL, "gflops": _REAL, "gbs": _REAL, "percent": _REAL, "ceiling": _TEXT,
 }  # fmt: skip
 _ROW = {
     "id!": str, "net": str, "layer": str, "op!": str, "direction": str, "problem!": dict, "problem_text": str,
-    "dtype!": str, "math!": str, "batch!": Number(0), "options": dict, "absent": [str], "flops!": _COUNT,
-    "bytes!": _COUNT, "contenders!": [_CONTENDER], "probes": Each([_REAL]), "bound": _TEXT,
+    "dtype!": str, "math!": str, "batch!": _SIZE, "options": dict, "absent": [str], "flops!": _SIZE,
+    "bytes!": _SIZE, "contenders!": [_CONTENDER], "probes": Each([_REAL]), "bound": _TEXT,
     "ranking": Maybe({"own": _TEXT, "rank": _REAL, "of": _REAL, "against": Each(_VERDICT)}),
 }  # fmt: skip
 _KERNEL = {
@@ -75,7 +77,8 @@ CAPSULE = {
         "against": [str],
     },
     "ceilings!": Each({"value": _REAL, "unit": str, "samples": [_REAL]}),
-    "conditions": [dict], "kernels!": Each(_KERNEL), "peers!": dict, "missing!": Each(str), "rows!": [_ROW],
+    "conditions": [{"others": _REAL, "throttle": Maybe([str])}],
+    "kernels!": Each(_KERNEL), "peers!": dict, "missing!": Each(str), "rows!": [_ROW],
     "failures!": [{"row!": str, "contender!": str}], "resumed": _REAL,
 }  # fmt: skip
 

@@ -23,9 +23,9 @@ from ..geometry import Problem, Shape
 from ..presets import PRESETS
 from ..registry import Implementation
 from . import capsule, work
-from .own import LIBRARY, PICKED, UNRUN
+from .own import UNRUN
 from .peers import PEERS, Missing, threads
-from .timing import Checks, Clock, Contender, Result, Rounds, Settings, refuse_impossible
+from .timing import OWN, PICKED, Checks, Clock, Contender, Result, Rounds, Settings, refuse_impossible
 from .trial import refuse
 from .work import STEP, Item, Wanted, of_preset
 
@@ -149,7 +149,7 @@ def contenders(item: Item, device: str, peers: Sequence[str]) -> tuple[list[Cont
     assert isinstance(item.problem, Step)
     preset = item.problem.preset
     found: list[Contender] = [
-        _contender("convkit", LIBRARY, (PICKED, *((UNRUN,) if device == "cuda" else ())), item,
+        _contender("convkit", OWN, (PICKED, *((UNRUN,) if device == "cuda" else ())), item,
                    lambda: _own(preset, device))
     ]  # fmt: skip
     lacking = []

@@ -144,7 +144,7 @@ def _short(row: Row, least: int) -> tuple[str, ...]:
     dtype = row["dtype"] if row["math"] == "fp32" else f"{row['dtype']} {row['math']}"
     head = (row["layer"], row["direction"], str(row["batch"]), dtype)
     if own is None:
-        reason = next((c.get("refused") or "" for c in row["contenders"] if "picked" in c["marks"]), "")
+        reason = next((c.get("refused") or "" for c in row["contenders"] if figures.PICKED in c["marks"]), "")
         return (*head, "not timed", "", "", "", "", "", "", "", "", reason[:60])
     percent = "-" if own["percent"] is None else f"{own['percent']:.0f}"
     cells = (
@@ -155,7 +155,7 @@ def _short(row: Row, least: int) -> tuple[str, ...]:
         f"{own['gbs']:.1f}",
         percent,
     )
-    marks = ", ".join(m for m in own["marks"] if not m.startswith("picked"))
+    marks = ", ".join(m for m in own["marks"] if not m.startswith(figures.PICKED))
     if best is None:
         return (*cells, "nobody", "", "", "", marks)
     interval = f"{times(best['low'])} to {times(best['high'])}"

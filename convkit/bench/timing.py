@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, Any]
 CACHES = ("cold", "warm")
+#: The library of convkit's own contenders, and of users'; and the mark of the one that is chosen.
+OWN, PICKED = "convkit", "picked"
 #: Calls of a turn, at most.
 MOST_CALLS = 50
 #: How often ceilings are measured again before a contender that beats them is refused.
@@ -404,13 +406,13 @@ class Rounds:
             self.calls[trial.name] = calls = 1 if ms > LONG_CALL else max(3, min(MOST_CALLS, fitting))
             rounds = int(settings.budget_s * 1e3 / max(calls * cost, 1e-3))
             # convkit's pick is in every round that a peer is in: ratios pair rounds.
-            every = "picked" in trial.contender.marks
+            every = PICKED in trial.contender.marks
             self.plan[trial.name] = settings.rounds if every else max(1, min(settings.rounds, rounds))
         if peers := [count for name, count in self.plan.items() if not self._every(name)]:
             self.plan = {name: min(count, max(peers)) for name, count in self.plan.items()}
 
     def _every(self, name: str) -> bool:
-        return any(t.name == name and "picked" in t.contender.marks for t in self.trials)
+        return any(t.name == name and PICKED in t.contender.marks for t in self.trials)
 
 
 def refuse_impossible(result: Result, trials: Sequence[Trial], ceilings: dict[str, dict[str, Any]]) -> None:

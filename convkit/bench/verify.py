@@ -216,7 +216,7 @@ def _fast(row: Mapping[str, Any], item: work.Item) -> list[Finding]:
     for contender in row["contenders"]:
         said = (contender.get("facts") or {}).get("algorithm_flops")
         derived: int | None = item.fast_flops
-        if contender["library"] == own.LIBRARY and item.op != work.STEP:
+        if contender["library"] == figures.OWN and item.op != work.STEP:
             derived = own.algorithm_flops(contender["name"], item)
         if said is not None and said != derived:
             may = f"may only be {derived}" if derived else "are the definition's"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import caveats, charts, tables
+from .. import caveats, charts, figures, tables
 from . import svg
 from .cells import box, figure, interval, marks, ms, one_line, rates, verdict
 from .markup import Markup, joined, tag
@@ -121,10 +121,10 @@ def _overview_cells(row: Row, label: str, styles: Mapping[str, int], key: str) -
     ]
     none = figure(None, "")
     if own is None:
-        reason = next((c.get("refused") for c in row["contenders"] if "picked" in c["marks"]), None)
+        reason = next((c.get("refused") for c in row["contenders"] if figures.PICKED in c["marks"]), None)
         pick = tag("td", reason or "not timed", class_="reason")
         return [head, tag("td", verdict("not timed")), none, pick, none, tag("td", "–"), *[none] * 6, *tail]
-    pick = tag("td", own["name"], " ", marks([m for m in own["marks"] if m != "picked"]))
+    pick = tag("td", own["name"], " ", marks([m for m in own["marks"] if m != figures.PICKED]))
     time = figure(own["median_ms"], ms(own["median_ms"]), interval(own["low_ms"], own["high_ms"]))
     place = figure(rank.get("rank"), f"{rank.get('rank')} of {rank.get('of')}")
     error = figure(own.get("error"), charts.short_power(own.get("error") or 0))
