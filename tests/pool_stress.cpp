@@ -98,6 +98,32 @@ void signals() {
   CHECK(helped > 0);
 }
 
+// From region to region a thread takes the same part of the tasks; what one that is held up leaves, others do.
+void shares() {
+  const pthread_t caller = pthread_self();
+  constexpr int64_t TASKS = 40;
+  int own = 0, all = 0, stolen = 0;
+  for (int r = 0; r < 20; ++r) {
+    int by_caller[TASKS] = {};
+    parallel_for(2, TASKS, [&](int64_t i) {
+      by_caller[i] = pthread_equal(pthread_self(), caller);
+      sleep_us(50);
+    });
+    for (int64_t i = 0; i < TASKS; ++i) own += by_caller[i] == (i < TASKS / 2), ++all;
+  }
+  CHECK(own > all * 3 / 4);
+  parallel_for(2, TASKS, [&](int64_t i) {
+    sleep_us(i == 0 ? 50000 : 50);  // 0: the caller's first
+    if (i < TASKS / 2 && !pthread_equal(pthread_self(), caller)) __atomic_add_fetch(&stolen, 1, __ATOMIC_SEQ_CST);
+  });
+  CHECK(stolen == TASKS / 2 - 1);
+}
+
+// More threads than the pool has shares for.
+void many() {
+  for (int r = 0; r < 20; ++r) region(100, 1000 + r, r);
+}
+
 void forks(int rounds) {
   // One thread is within regions all the time: the child must not take its pool for its own.
   bool stop = false;
@@ -152,6 +178,8 @@ int main(int argc, char** argv) {
     nested();
     modes();
     signals();
+    shares();
+    many();
     if (!sanitized) forks(100);
   }
   std::puts("done");

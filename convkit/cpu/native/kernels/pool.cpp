@@ -113,21 +113,33 @@ struct Pool {
   // one of the two sees the other.)
   TaskFunction function = nullptr;
   const void* context = nullptr;
-  std::int64_t tasks = 0;
   Mode caller_mode{};
   std::atomic<int> helpers{0};
   std::atomic<int> caller_cpu{-1};
   std::atomic<bool> open{false};
 
-  alignas(LINE) std::atomic<std::int64_t> next{0};
+  // The tasks are cut into shares, one for each thread: it takes those of its own first, and then those that are left
+  // of the others'. Beyond SHARES threads, some have one together.
+  struct alignas(LINE) Share {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+  static constexpr int SHARES = 64;
+  Share share[SHARES];
+  int shares = 1;
+
   alignas(LINE) std::atomic<int> inside{0};
   alignas(LINE) std::atomic<std::uint64_t> epoch{0};  // of the latest region
   alignas(LINE) std::atomic<int> sleepers{0};
   std::mutex bed;
   std::condition_variable bell;
 
-  void work() {
-    for (std::int64_t i; (i = next.fetch_add(1)) < tasks;) function(context, i);
+  void work(int index) {
+    for (int turn = 0; turn < shares; ++turn) {
+      Share& s = share[(index + turn) % shares];
+      // Asked before it is taken: whoever only looks leaves the line to its owner.
+      for (std::int64_t i; s.next.load() < s.end && (i = s.next.fetch_add(1)) < s.end;) function(context, i);
+    }
   }
 
   void serve(int index) {
@@ -145,7 +157,7 @@ struct Pool {
       inside.fetch_add(1);
       if (open.load() && index < helpers.load()) {
         adopt(caller_mode);
-        work();
+        work(index + 1);
       }
       inside.fetch_sub(1);
     }
@@ -164,18 +176,22 @@ struct Pool {
     }
   }
 
-  void run(int threads) {
+  void run(int threads, std::int64_t tasks) {
     hire(threads - 1);
     helpers.store(threads - 1);
     caller_cpu.store(this_cpu());
-    next.store(0);
+    shares = threads < SHARES ? threads : SHARES;
+    for (int i = 0; i < shares; ++i) {
+      share[i].next.store(tasks * i / shares);
+      share[i].end = tasks * (i + 1) / shares;
+    }
     open.store(true);
     epoch.fetch_add(1);
     if (sleepers.load() > 0) {
       std::lock_guard<std::mutex> lock(bed);  // so that none is between asking `rung` and falling asleep
       bell.notify_all();
     }
-    work();
+    work(0);
     open.store(false);
     auto empty = [&] { return inside.load() == 0; };
     while (!spin(empty)) std::this_thread::yield();
@@ -197,9 +213,8 @@ void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const voi
   }
   p.function = function;
   p.context = context;
-  p.tasks = tasks;
   p.caller_mode = mode();
-  p.run(static_cast<int>(threads < tasks ? threads : tasks));
+  p.run(static_cast<int>(threads < tasks ? threads : tasks), tasks);
   p.busy.store(false);
 }
 

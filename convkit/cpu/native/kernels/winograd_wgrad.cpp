@@ -122,12 +122,13 @@ void chunk_of(const Problem& p, const Maps& x, const Maps& dy, int64_t first, in
   const Shape& s = p.s;
   const int64_t tiles = rows * s.columns();
   const int64_t v_plane = point_plane(s.c_blocks(), tiles), d_plane = point_plane(s.k_blocks(), tiles);
-  const int64_t of_x = s.groups * s.c_blocks() * rows, of_dy = s.groups * s.k_blocks() * rows;
-  parallel_ranges(threads, of_x + of_dy, 4, [&](int64_t begin, int64_t end) {
+  // Units in the order of the groups, as those of the products: a thread multiplies much of what it transformed.
+  const int64_t of_x = s.c_blocks() * rows, of_group = of_x + s.k_blocks() * rows;
+  parallel_ranges(threads, s.groups * of_group, 4, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const bool is_x = unit < of_x;
-      const int64_t i = is_x ? unit : unit - of_x, blocks = is_x ? s.c_blocks() : s.k_blocks();
-      const int64_t r = i % rows, block = i / rows % blocks, g = i / rows / blocks;
+      const int64_t g = unit / of_group, of = unit % of_group;
+      const bool is_x = of < of_x;
+      const int64_t r = of % rows, block = (is_x ? of : of - of_x) / rows;
       const int64_t n = (first + r) / s.rows(), row = (first + r) % s.rows();
       const int64_t at = (block * tiles + r * s.columns()) * BLOCK;
       if (is_x)
