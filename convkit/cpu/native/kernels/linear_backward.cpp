@@ -6,9 +6,10 @@
 //           a framework writes dw, reads it again, and reads w twice more.
 //             All products are those of linear.hpp: registers of w (for dx) or of x (for dw), along c, in panels;
 //           scalars of dy, of which each group has a copy that fits L1 and L2.
-// Tiling    SQUARE: 256 columns, 96 rows k, up to 128 images, 430 KB of L2, tiles of 4 x 6 registers. WIDE and WIDEST,
-//           for up to 32 images and long rows: 1024 columns, since memory is the bound there and each row of w and of
-//           v is another page: wider stretches were twice as fast as 256. The next group is asked for meanwhile.
+// Tiling    SQUARE: 256 columns, 96 rows k, up to 128 images, 430 KB of L2, tiles of 4 x 6 registers. WIDE to WIDEST,
+//           for up to 32 images and long rows: 1024 to 3072 columns, since memory is the bound there and each row of w
+//           and of v is another page: 1024 were twice as fast as 256, and 2048 take 15 % less again at N = 16. The next
+//           group is asked for meanwhile.
 //           More than 128 images: first dx, for blocks of images; then dw, block after block added up in cache.
 // Tasks     Where dx is wanted, columns and blocks of images make few tasks: then the sum over k is split into pieces
 //           of at least LEAST_SPLIT rows, whose parts lie in scratch memory and are added up in order. dw needs no
@@ -30,15 +31,15 @@ struct Extent {
   int64_t width, group, images;
 };
 constexpr Extent SQUARE{256, 96, 128};
-constexpr Extent WIDE{1024, 24, 32};    // few images, memory is the bound: long stretches of w and v, few pages
-constexpr Extent WIDEST{1024, 12, 32};  // few indeed: the next rows are asked for in time
+// Few images, memory is the bound: long stretches of w and v. The fewer the images, the longer: as much as fits.
+constexpr Extent WIDE{1024, 24, 32}, WIDER{2048, 12, 16}, WIDEST{3072, 8, 8};
 constexpr int64_t SPLIT = 384;          // rows k of a task, where no sum runs over them
 constexpr int64_t ENOUGH = 32;          // tasks: with fewer, the sum over k is split as well, and then added up
 constexpr int64_t LEAST_SPLIT = 256;    // rows k at the least
 
 const Extent& extent(const LinearShape& g) {
   if (g.C < 4 * WIDE.width || g.N > WIDE.images) return SQUARE;  // else there would be few tasks
-  return g.N <= 4 ? WIDEST : WIDE;
+  return g.N <= WIDEST.images ? WIDEST : g.N <= WIDER.images ? WIDER : WIDE;
 }
 
 // Pieces of the sum over k that makes dx.
