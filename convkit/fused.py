@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .dispatch import Arguments, in_range, operation
-from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite, shape_of
+from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite, flag, shape_of
 
 Array = Any
 
@@ -114,7 +114,7 @@ def lrn_maxpool2d_dgrad(
     a = Arguments("lrn_maxpool2d_dgrad", dy=dy, argmax=argmax, x=x)
     problem = _lrn_maxpool(a.x.shape, lrn, pool, a.dtype)
     in_range("argmax", a.argmax, problem.pool.R * problem.pool.S, "a position in the window")
-    return a.run(problem, out=out, impl=impl, relu=bool(relu))
+    return a.run(problem, out=out, impl=impl, relu=flag("relu", relu))
 
 
 @operation
@@ -191,7 +191,7 @@ def linear_dgrad_wgrad_sgd(
     a = Arguments("linear_dgrad_wgrad_sgd", dy=dy, w=w, x=x, v=v)
     rule = _sgd(lr, momentum, weight_decay, lr_in_velocity)
     problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
-    return a.run(problem, out=out, impl=impl, math=math, relu=bool(relu), **rule)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl, math=math, relu=flag("relu", relu), **rule)  # type: ignore[no-any-return]
 
 
 @operation
@@ -222,5 +222,5 @@ def _sgd(lr: float, momentum: float, weight_decay: float, lr_in_velocity: bool) 
         "weight_decay": finite("weight_decay", weight_decay),
         "dampening": 0.0,
         "nesterov": False,
-        "lr_in_velocity": bool(lr_in_velocity),
+        "lr_in_velocity": flag("lr_in_velocity", lr_in_velocity),
     }

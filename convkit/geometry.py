@@ -396,7 +396,7 @@ class Pool2d(Problem):
             *pair("stride", stride, 1),
             *padding4(padding),
             *pair("dilation", dilation, 1),
-            bool(ceil_mode),
+            flag("ceil_mode", ceil_mode),
             dtype,
         )
         span_h, span_w = window_span(R, problem.dilation_h), window_span(S, problem.dilation_w)
@@ -588,6 +588,13 @@ class LrnMaxPool2d(Problem):
 
     def __str__(self) -> str:
         return f"LRN size {self.lrn.size} groups {self.lrn.groups}, then {self.pool}"
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool: True and False, 0 and 1; words and arrays are refused by name."""
+    if isinstance(value, (bool, np.bool_, int)) and value in (0, 1):
+        return bool(value)
+    raise OptionError(f"{name} must be True or False, not {value!r}")
 
 
 def finite(name: str, value: Any, least: float | None = None) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from .arrays import empty, kind_of
 from .dispatch import Arguments, in_range, operation
 from .errors import OptionError, ShapeError
-from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, integer
+from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, flag, integer
 
 Array = Any
 
@@ -76,7 +76,7 @@ def conv2d_fprop(
     problem = Conv2d.of(
         a.x.shape, a.w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=a.dtype
     )
-    return a.run(problem, out=out, impl=impl, math=math, relu=bool(relu))
+    return a.run(problem, out=out, impl=impl, math=math, relu=flag("relu", relu))
 
 
 @operation
@@ -416,7 +416,9 @@ def linear_fprop(
     y : array, (N, K)
     """
     a = Arguments("linear_fprop", x=x, w=w, b=b)
-    return a.run(Linear.of(a.x.shape, a.w.shape, a.dtype), out=out, impl=impl, math=math, relu=bool(relu))
+    return a.run(
+        Linear.of(a.x.shape, a.w.shape, a.dtype), out=out, impl=impl, math=math, relu=flag("relu", relu)
+    )
 
 
 @operation
@@ -682,6 +684,6 @@ def sgd_momentum(
         momentum=finite("momentum", momentum),
         weight_decay=finite("weight_decay", weight_decay),
         dampening=finite("dampening", dampening),
-        nesterov=bool(nesterov),
-        lr_in_velocity=bool(lr_in_velocity),
+        nesterov=flag("nesterov", nesterov),
+        lr_in_velocity=flag("lr_in_velocity", lr_in_velocity),
     )

@@ -178,7 +178,7 @@ def test_json_has_no_nan():
         ('{"a": 1}', "no 'convkit_capsule'"),
         ('{"convkit_capsule": 2}', "version 2: a newer convkit reads it"),
         ('{"convkit_capsule": "x"}', "reads version 1"),
-        ('{"convkit_capsule": 1}', "machine is missing"),
+        ('{"convkit_capsule": 1}', "convkit is missing"),
         ('{"convkit_capsule": 1, "a": NaN}', "NaN is no JSON value"),
     ],
 )
@@ -229,6 +229,12 @@ def _first(made):
         (lambda m: _first(m).update(samples_ms=[[10**400]]), "samples_ms[0][0] is 1000"),
         (lambda m: _first(m).update(samples_ms=[[True]]), "samples_ms[0][0] is True"),
         (lambda m: _first(m).update(facts={"algorithm_flops": "few"}), "is 'few', not a"),
+        (lambda m: m.update(convkit=None), "convkit is null, not an object"),
+        (lambda m: m["peers"].update(jax=0), "peers['jax'] is 0, not an object"),
+        (lambda m: m["ceilings"]["fma"].update(value=-1), "ceilings['fma'].value is -1, not"),
+        (lambda m: m["rows"][0].pop("ranking"), "rows[0].ranking is missing"),
+        (lambda m: m["rows"][0]["ranking"].pop("own"), "rows[0].ranking.own is missing"),
+        (lambda m: m["rows"][0].pop("layer"), "rows[0].layer is missing"),
         (lambda m: m["rows"][0].update(probes={"fma": ["x"]}), "probes['fma'][0] is 'x', not a number"),
     ],
 )
@@ -323,6 +329,20 @@ def test_a_changed_sample_breaks_the_digest():
             lambda m: next(iter(m["kernels"].values())).update(source_sha256="0" * 64),
             "is not what was measured",
         ),
+        (lambda m: m["kernels"].clear(), "direct: nothing says what its source was"),
+        (lambda m: m["kernels"].pop("conv2d_fprop/direct"), "direct: nothing says what its source was"),
+        (
+            lambda m: m["kernels"]["conv2d_fprop/direct"].update(source_sha256=None),
+            "the hash of convkit/cpu/",
+        ),
+        (
+            lambda m: m["kernels"]["conv2d_fprop/direct"].update(includes={}),
+            "conv2d_fprop/direct: the hash of",
+        ),
+        (
+            lambda m: m["kernels"]["conv2d_fprop/direct"]["includes"].update({"convkit/native.py": ""}),
+            "the hash of convkit/native.py is missing",
+        ),
     ],
 )
 def test_a_lie_with_a_new_digest_is_found(change, words):
@@ -349,6 +369,7 @@ def step(**more):
     }
     row.update(more)
     made["rows"].append(figures.summarise(row, CEILINGS, SETTINGS))
+    made["kernels"] = sources.describe(implementations("conv2d_fprop", device="cpu"))
     return capsule.sealed(made)
 
 

@@ -516,6 +516,21 @@ BAD = {
         OptionError,
         r"stride must be an integer, not 1.0",
     ),
+    "relu of words": (
+        lambda **o: ck.conv2d_fprop(X, W, relu="no", **o),
+        OptionError,
+        r"relu must be True or False, not 'no'",
+    ),
+    "relu of an array": (
+        lambda **o: ck.conv2d_fprop(X, W, relu=np.array([1, 0]), **o),
+        OptionError,
+        r"relu must be True or False, not array",
+    ),
+    "ceil_mode": (
+        lambda **o: ck.maxpool2d_fprop(X, ceil_mode="floor", **o),
+        OptionError,
+        r"ceil_mode must be True or False, not 'floor'",
+    ),
     "stride of three": (
         lambda **o: ck.conv2d_fprop(X, W, stride=(1, 1, 1), **o),
         OptionError,

@@ -151,17 +151,19 @@ def _add_bench(p: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------------
 # convkit bench
 # ---------------------------------------------------------------------------------------------------
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+def _words(option: str, text: str | None) -> tuple[str, ...]:
+    """The names in "a,b", each once; none where the option was not given."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if "" in words:
+        raise OptionError(f"{option} takes names with commas between them, not {text!r}")
+    return tuple(dict.fromkeys(words))
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    found = _words(text)
+    found = _words("--batch", text)
     for word in found:
         if not (word.isascii() and word.isdigit()) or int(word) < 1:
             raise OptionError(f"--batch takes whole numbers of at least 1, such as 1,16, not {text!r}")
-    if not found:
-        raise OptionError("--batch names no batch size")
     return tuple(int(word) for word in found)
 
 
@@ -169,8 +171,8 @@ def use_threads(count: int | None) -> None:
     """Give every library the same number of threads, before they are imported; NumPy's BLAS has been."""
     if count is None:
         return
-    if count < 1:
-        raise OptionError(f"--threads must be at least 1, not {count}")
+    if not 1 <= count <= 4096:
+        raise OptionError(f"--threads must be from 1 to 4096, not {count}")
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = sorted(affinity(0)) if affinity else []
     if count < len(cpus):  # JAX has no other way to be told
@@ -185,8 +187,8 @@ def wanted_of(args: argparse.Namespace) -> Wanted:
     from . import work
 
     wanted = work.Wanted(
-        args.net, args.preset, _words(args.layers or ""), _words(args.directions or ""), _batches(args.batch),
-        tuple(args.op), tuple(args.conv), _words(args.dtype), args.math,
+        args.net, args.preset, _words("--layers", args.layers), _words("--directions", args.directions), _batches(args.batch),
+        tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math,
     )  # fmt: skip
     if args.step and (wanted.layers or wanted.ops or wanted.convs or wanted.directions):
         raise OptionError("--step is a whole step: it takes no --layers, --directions, --op or --conv")
@@ -223,7 +225,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     users = own.register_files(args.kernel)
     _require_users(users, items, device)
-    field = peers.gather(None if args.against is None else _words(args.against), device)
+    field = peers.gather(None if args.against is None else _words("--against", args.against), device)
     quiet = args.json == "-" or args.summary
     progress = Progress()
     options = Options(
@@ -248,8 +250,12 @@ def _require_outputs(page: str | None, picture: str | None) -> None:
     for path in (page, picture):
         if path:
             writable(path)
-    if picture and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra("--picture", "matplotlib", "bench")
+    if picture:
+        from .pictures import require_png
+
+        require_png(picture)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingExtra("--picture", "matplotlib", "bench")
 
 
 def _items(args: argparse.Namespace) -> list[Item]:

@@ -100,7 +100,7 @@ def _pairs(a: Mapping[str, Any], b: Mapping[str, Any], every: bool) -> list[tupl
     timed = [{c["name"]: c for c in row["contenders"] if figures.correct(c)} for row in (a, b)]
     if every:
         return [(c, timed[1][name]) for name, c in timed[0].items() if name in timed[1]]
-    picks = [timed[i].get(row["ranking"]["own"]) for i, row in enumerate((a, b))]
+    picks = [timed[i].get((row["ranking"] or {}).get("own")) for i, row in enumerate((a, b))]
     return [(picks[0], picks[1])] if all(picks) else []
 
 

@@ -35,6 +35,14 @@ Axes = Any
 Figure = Any
 
 
+def require_png(path: str | Path) -> Path:
+    """The path, unless its name says that it is no PNG."""
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ""):
+        raise OptionError(f"cannot write {path}: a picture is a PNG, so its name ends in .png")
+    return path
+
+
 def picture(capsules: Sequence[Document], path: str | Path, kind: str = ALL) -> Path:
     """Draw capsules into a PNG.
 
@@ -59,9 +67,7 @@ def picture(capsules: Sequence[Document], path: str | Path, kind: str = ALL) -> 
     """
     if kind != ALL and kind not in KINDS:
         raise unknown("kind of picture", kind, (*KINDS, ALL))
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ""):
-        raise OptionError(f"cannot write {path}: a picture is a PNG, so its name ends in .png")
+    path = require_png(path)
     capsule.writable(path)
     matplotlib = _matplotlib()
     drawn: list[np.ndarray] = []

@@ -121,12 +121,12 @@ class Run:
     def _go_on(self, before: Mapping[str, Any]) -> None:
         if reason := incompatible(before, self.document):
             raise OptionError(
-                f"{self.options.path} cannot be gone on with: {reason}; --overwrite starts anew"
+                f"{self.options.path} cannot be gone on with: {reason}; --overwrite without --resume starts anew"
             )
         if changed := changed_sources(before["kernels"], self.options.users):
             raise OptionError(
                 f"{self.options.path} cannot be gone on with: {changed} has changed since; "
-                "--overwrite starts anew"
+                "--overwrite without --resume starts anew"
             )
         document = self.document
         document["rows"] = [row for row in before["rows"] if not row.get("partial")]

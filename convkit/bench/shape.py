@@ -56,10 +56,12 @@ _CONTENDER = {
     "high_ms": _REAL, "gflops": _REAL, "gbs": _REAL, "percent": _REAL, "ceiling": _TEXT,
 }  # fmt: skip
 _ROW = {
-    "id!": str, "net": str, "layer": str, "op!": str, "direction": str, "problem!": dict, "problem_text": str,
+    "id!": str, "net!": str, "layer!": str, "op!": str, "direction": str, "problem!": dict, "problem_text": str,
     "dtype!": str, "math!": str, "batch!": _SIZE, "options": dict, "absent": [str], "flops!": _SIZE,
     "bytes!": _SIZE, "contenders!": [_CONTENDER], "probes": Each([_REAL]), "bound": _TEXT,
-    "ranking": Maybe({"own": _TEXT, "rank": _REAL, "of": _REAL, "against": Each(_VERDICT)}),
+    "ranking!": Maybe({
+        "own!": _TEXT, "rank!": _REAL, "of!": _REAL, "against!": Each(_VERDICT),
+    }),
 }  # fmt: skip
 _KERNEL = {
     "file": _TEXT, "source_sha256": _TEXT, "includes": Maybe(Each(_TEXT)), "flags": Maybe([str]),
@@ -68,6 +70,7 @@ _KERNEL = {
 }  # fmt: skip
 CAPSULE = {
     "created": str, "command": [str], "digest": str,
+    "convkit!": {"version!": str, "commit": _TEXT, "dirty": Maybe(bool)},
     "machine!": {
         "device": str, "name": str, "cpu": _TEXT, "threads": _REAL, "isa": _TEXT, "memory_gb": _REAL,
         "versions": Each(str), "gpu": Maybe(dict),
@@ -76,9 +79,9 @@ CAPSULE = {
         "rounds": _REAL, "cache": str, "confidence": Maybe(Number(1e-6, 1 - 1e-9)), "environment": Each(str),
         "against": [str],
     },
-    "ceilings!": Each({"value": _REAL, "unit": str, "samples": [_REAL]}),
+    "ceilings!": Each({"value": Maybe(_SIZE), "unit": str, "samples": [_REAL]}),
     "conditions": [{"others": _REAL, "throttle": Maybe([str])}],
-    "kernels!": Each(_KERNEL), "peers!": dict, "missing!": Each(str), "rows!": [_ROW],
+    "kernels!": Each(_KERNEL), "peers!": Each({"version": _TEXT}), "missing!": Each(str), "rows!": [_ROW],
     "failures!": [{"row!": str, "contender!": str}], "resumed": _REAL,
 }  # fmt: skip
 

@@ -102,16 +102,16 @@ def _describe(source: str) -> dict[str, Any]:
             "file": source, "source_sha256": None, "includes": {}, "flags": [], "cubin_sha256": None,
             "status": RUN,
         }  # fmt: skip
-    included = _includes(path)
+    included = includes(path)
     entry: dict[str, Any] = {
         "file": display(path),
         "source_sha256": sha256(path),
-        "includes": {display(p): sha256(p) for p in sorted(included)},
+        "includes": {name: sha256(file) for name, file in included.items()},
         "flags": list(_CUDA_FLAGS) if path.suffix == ".cu" else [],
         "cubin_sha256": None,
         "status": RUN,
     }
-    if path.suffix == ".py" and _PACKAGE / "native.py" in included:
+    if path.suffix == ".py" and _PACKAGE / "native.py" in included.values():
         entry |= _extension()
     return entry
 
@@ -137,6 +137,11 @@ def find(name: str, users: Iterable[Path] = ()) -> Path | None:
 # ---------------------------------------------------------------------------------------------------
 # What a file includes
 # ---------------------------------------------------------------------------------------------------
+def includes(path: Path) -> dict[str, Path]:
+    """What a kernel's file includes, by the names that a capsule has for them."""
+    return {display(p): p for p in sorted(_includes(path))}
+
+
 def _includes(path: Path) -> set[Path]:
     if path.suffix == ".cu":
         return _closure(path, _headers)

@@ -50,6 +50,7 @@ def verify(document: Mapping[str, Any], users: Iterable[Path] = ()) -> list[Find
     """
     return [
         *_digest(document),
+        *_described(document, list(users)),
         *_kernels(document["kernels"], list(users)),
         *_rows(document),
         *_honest(document),
@@ -70,6 +71,32 @@ def _digest(document: Mapping[str, Any]) -> list[Finding]:
 # ---------------------------------------------------------------------------------------------------
 # Hashes
 # ---------------------------------------------------------------------------------------------------
+def _described(document: Mapping[str, Any], users: list[Path]) -> list[Finding]:
+    """Every kernel that was timed has an entry, and that names all files it is made of.
+
+    What is not named would not be compared.
+    """
+    kernels = document["kernels"]
+    found = []
+    for row in document["rows"]:
+        for contender in row["contenders"]:
+            if contender["library"] != figures.OWN or not figures.timed(contender):
+                continue
+            key = f"{row['op']}/{contender['name'].split()[0]}"
+            if key not in kernels if row["op"] != work.STEP else not kernels:
+                found.append(
+                    Finding(FAIL, f"{row['id']}: {contender['name']}: nothing says what its source was")
+                )
+    for key, entry in kernels.items():
+        hashes = {entry.get("file"): entry.get("source_sha256"), **(entry.get("includes") or {})}
+        path = sources.find(entry.get("file") or "", users)
+        if path is not None and sources.sha256(path) == entry.get("source_sha256"):
+            hashes = {**dict.fromkeys(sources.includes(path)), **hashes}
+        if missing := [name for name, sha in hashes.items() if name and not sha]:
+            found.append(Finding(FAIL, f"{key}: the hash of {missing[0]} is missing"))
+    return found
+
+
 def _kernels(kernels: Mapping[str, Any], users: list[Path]) -> list[Finding]:
     """Each file of each kernel against the file that is here."""
     files: dict[str, tuple[str, list[str]]] = {}

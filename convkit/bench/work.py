@@ -145,7 +145,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
         raise unknown("op", op, OPS)
     try:
         problem = _problem(OPS[op].problem, row["problem"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, ArithmeticError) as error:
         raise OptionError(f"row {row['id']}: its problem cannot be read: {error}") from None
     return Item(
         row["id"], op, problem, row["dtype"], row["math"], row["layer"], row["net"], row["batch"],

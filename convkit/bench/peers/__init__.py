@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ...errors import unknown
+from ...errors import OptionError, unknown
 
 if TYPE_CHECKING:
     from ..timing import Contender
@@ -95,6 +95,8 @@ def gather(names: Sequence[str] | None, device: str) -> Field:
     for name in chosen:
         if name not in (*PEERS, NOBODY):
             raise unknown("library", name, (*PEERS, NOBODY))
+    if NOBODY in chosen and len(chosen) > 1:
+        raise OptionError(f"{NOBODY!r} stands alone, not in {','.join(chosen)!r}")
     found = Field()
     for name in (name for name in chosen if name != NOBODY):
         try:
