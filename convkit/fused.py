@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .dispatch import Arguments, in_range, operation
+from .errors import ConvkitError, OptionError
 from .geometry import LRN, Conv2d, Linear, LrnMaxPool2d, Pool2d, Reorder, finite, flag, shape_of
 
 Array = Any
@@ -212,7 +213,15 @@ def reorder(x: Array, *, impl: str | None = None, out: Array | None = None) -> A
 
 
 def _lrn_maxpool(shape: Any, lrn: dict[str, Any], pool: dict[str, Any], dtype: str) -> LrnMaxPool2d:
-    return LrnMaxPool2d(LRN.of(shape, dtype=dtype, **lrn), Pool2d.of(shape, dtype=dtype, **pool), dtype)
+    parts: list[Any] = []
+    for name, kind, options in (("lrn", LRN, lrn), ("pool", Pool2d, pool)):
+        try:
+            parts.append(kind.of(shape, dtype=dtype, **options))
+        except TypeError as error:  # no dict, or a name that the op has not
+            if isinstance(error, ConvkitError):
+                raise
+            raise OptionError(f"{name} must be a dict of {name} options, not {options!r}: {error}") from None
+    return LrnMaxPool2d(parts[0], parts[1], dtype)
 
 
 def _sgd(lr: float, momentum: float, weight_decay: float, lr_in_velocity: bool) -> dict[str, Any]:

@@ -601,7 +601,7 @@ def finite(name: str, value: Any, least: float | None = None) -> float:
     """`value` as a finite float of at least `least`."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(f"{name} must be a number, not {value!r}") from None
     if not np.isfinite(number) or (least is not None and number < least):
         bound = "" if least is None else f" of at least {least}"

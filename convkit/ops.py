@@ -3,7 +3,8 @@
 Conventions, for all of them. Arrays are NumPy, or any CPU object with DLPack; the result is of the kind
 of the first one. They may be read-only or strided. Storage is float32, float64, float16 or bfloat16,
 the same for all arrays of a call; the 16-bit types accumulate in float32. Layout is NCHW, weights are
-(K, C/groups, R, S), and convolution is cross-correlation. NaN and infinity propagate.
+(K, C/groups, R, S), and convolution is cross-correlation. NaN and infinity propagate: where Winograd is
+picked, to some outputs more than they reach, and as NaN (docs/cpu.md).
 
 Every op takes `impl`, the name of an implementation (`convkit.implementations(op)` lists them), and
 `out`, an array, or a tuple of arrays where it returns several, that is filled and returned. A call that

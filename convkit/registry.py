@@ -188,7 +188,13 @@ class Implementation:
             return f"computes in {self.math}, and math={math or 'fp32'!r} was asked for"
         if self.error > max_error:
             return f"declares a relative RMS error of {self.error:g}, above max_error = {max_error:g}"
-        return self.when(problem) if self.when else None
+        reason = self.when(problem) if self.when else None
+        if reason is None or (reason and isinstance(reason, str)):
+            return reason
+        raise OptionError(
+            f"`when` of {self.op}, {self.name}, gave {reason!r}: it gives None where the problem fits, "
+            "and else the reason, a text"
+        )
 
 
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}

@@ -187,10 +187,12 @@ CAUGHT = [
     ("patches_timer", {"timers"}, "replaced time.perf_counter_ns"),
     ("patches_timer_at_import", {"timers"}, "replaced time.perf_counter$"),
     ("patches_clock", {"timers", "wall"}, "replaced CpuClock.time"),
+    ("adds_to_clock", {"timers"}, "replaced CpuClock.gap_ms"),
     ("mutates_input", {"inputs"}, "changed its input x"),
     ("out_of_bounds", {"bands"}, "wrote outside its tensors, y: "),
     ("blocked_mutates_input", {"inputs"}, "changed its input x"),
     ("blocked_out_of_bounds", {"bands"}, "wrote outside its tensors, y: "),
+    ("raises_its_error", {"gate", "declared"}, r"fails convkit.check|y\[.*at the timed size"),
     ("random_bits", {"before", "after"}, "is not deterministic: the same inputs gave other bits"),
 ]
 NAMES = [name for name, _, _ in CAUGHT]
@@ -257,6 +259,38 @@ def test_every_defence_of_the_table_is_needed_by_some_cheat():
     listed = set(re.findall(r"^(\w[\w, ]*?)  ", table, re.MULTILINE))
     needed = set().union(*(defences for _, defences, _ in [*CAUGHT, *CAUGHT_ON_GPU]))
     assert {name for names in listed for name in names.split(", ")} == needed
+
+
+def test_who_changes_the_problem_or_the_registry_does_so_for_nobody_else(loaded):
+    (window,) = (i for i in ck.implementations("lrn_fprop", device="cpu") if i.name == "window")
+    both = [own.contender(i, NORM, {}) for i in (loaded("changes_problem"), window)]
+    runs = [(i, i.run) for i in ck.implementations("lrn_fprop", layout=None)]
+    try:
+        result = timing.race(NORM, both, Quick(), SETTINGS)
+        assert window.run is None  # it was tried
+    finally:
+        for implementation, run_of in runs:
+            object.__setattr__(implementation, "run", run_of)
+    assert set(result.refused) == {"changes_problem"} and set(result.samples) == {"window"}
+    assert NORM.problem.alpha == 0.5 and result.checks["window"].error < 1e-6
+
+
+def test_who_ends_the_program_ends_its_own_race_only(loaded):
+    honest = loaded("honest")
+    ends = replace(honest, name="ends", run=lambda problem, x, y: sys.exit(0))
+    result = timing.race(
+        FORTH, [own.contender(i, FORTH, {}) for i in (ends, honest)], Quick(), replace(SETTINGS, gate=False)
+    )
+    assert set(result.samples) == {"honest"}
+    assert result.refused["ends"] == "wanted to end the program (SystemExit(0))"
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_refused(tmp_path, loaded):
+    path = tmp_path / "swaps.py"
+    text = (CHEATS / "zeros.py").read_text()
+    path.write_text(text.replace('"zeros"', '"swaps"') + "open(__file__, 'w').write('# another text')\n")
+    with pytest.raises(OptionError, match=r"swaps.py changed while it was loaded"):
+        own.register_files([str(path)])
 
 
 def test_a_second_contender_goes_on_where_a_cheat_is_refused(loaded):
@@ -563,6 +597,19 @@ def test_the_parts_of_an_item_are_the_whole(item):
         assert moved > 0.3 or before[name].size < 8, name
         assert np.array_equal(fresh.bits(memory.inputs[name]), fresh.bits(memory.values[name]))
     assert memory.changed() == memory.trespass() == ""
+
+
+def test_inputs_are_no_shifted_copies_of_earlier_ones():
+    """Else an op without borders could be done once a round, and moved by some elements."""
+    memory = fresh.Memory(FORTH)
+    memory.draw()
+    memory.refresh()
+    before = memory.values["x"].reshape(-1)
+    memory.refresh()
+    after = memory.values["x"].reshape(-1)
+    middle = len(after) // 2
+    near = before[middle - 2 * fresh.SLACK : middle + 2 * fresh.SLACK]
+    assert not np.isin(after[middle : middle + 16], near).any()
 
 
 def test_inputs_are_normal_and_read_only():

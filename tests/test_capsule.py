@@ -350,6 +350,12 @@ def test_a_lie_with_a_new_digest_is_found(change, words):
     assert any(words in f for f in found), found
 
 
+def test_a_wheel_has_no_cpp_sources():
+    made = tampered(lambda m: m["kernels"]["conv2d_fprop/direct"]["includes"].pop("convkit/cpu/native"))
+    assert failures(made) == []
+    assert any("convkit/cpu/native was not there" in f.what for f in verify.verify(made))
+
+
 def test_other_libraries_may_claim_the_one_fast_share():
     assert failures(tampered(_fewer("torch", None))) == []
 

@@ -526,6 +526,21 @@ BAD = {
         OptionError,
         r"relu must be True or False, not array",
     ),
+    "lrn's options": (
+        lambda **o: ck.lrn_maxpool2d_fprop(X, lrn={"foo": 1}, pool={}, **o),
+        OptionError,
+        r"lrn must be a dict of lrn options, not \{'foo': 1\}",
+    ),
+    "pool's options": (
+        lambda **o: ck.lrn_maxpool2d_fprop(X, lrn={}, pool=None, **o),
+        OptionError,
+        r"pool must be a dict of pool options, not None",
+    ),
+    "alpha": (
+        lambda **o: ck.lrn_fprop(X, alpha=10**400, **o),
+        OptionError,
+        r"alpha must be a number, not 1000",
+    ),
     "ceil_mode": (
         lambda **o: ck.maxpool2d_fprop(X, ceil_mode="floor", **o),
         OptionError,

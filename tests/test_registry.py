@@ -276,3 +276,13 @@ def test_unknown_devices_and_paths():
         ck.implementations(device="tpu")
     with pytest.raises(OptionError, match="a path is needed"):
         ck.register(None)
+
+
+@pytest.mark.parametrize("given", [True, False, ""])
+def test_when_gives_none_or_a_reason(given):
+    """A condition, as `when` of a .cu file is, would decline what fits."""
+    implementation = registry.Implementation(
+        "relu_fprop", "mine", lambda p, x, y: None, when=lambda problem: given
+    )
+    with pytest.raises(OptionError, match="it gives None where the problem fits"):
+        implementation.refusal(Pointwise((4,), "float32"))

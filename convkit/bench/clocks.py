@@ -67,17 +67,26 @@ def replaced() -> str:
     for name, function in _CAPTURED.items():
         if getattr(time, name) is not function or not isinstance(function, types.BuiltinFunctionType):
             return f"time.{name}"
-    for kind, name, function in _OWN:
-        if vars(kind).get(name) is not function:
+    for kind, members in _OWN.items():
+        for name, member in members.items():
+            if vars(kind).get(name) is not member:
+                return f"{kind.__name__}.{name}"
+        for name in _added(kind):
             return f"{kind.__name__}.{name}"
     return ""
+
+
+def _added(kind: type[CpuClock] | type[CudaClock]) -> list[str]:
+    """Attributes that a class has got since; Python itself adds some with underscores."""
+    return [name for name in vars(kind) if name not in _NAMES[kind] and not name.startswith("__")]
 
 
 def culprit(name: str) -> str:
     """File of the function that stands in the place of such a name; empty where it does not say."""
     place, _, attribute = name.partition(".")
     owner: Any = time if place == "time" else globals()[place]
-    code = getattr(getattr(owner, attribute), "__code__", None)
+    member = vars(owner)[attribute]
+    code = getattr(getattr(member, "fget", member), "__code__", None)
     return str(code.co_filename) if code else ""
 
 
@@ -85,8 +94,11 @@ def restore() -> None:
     """Put back what was replaced."""
     for name, function in _CAPTURED.items():
         setattr(time, name, function)
-    for kind, name, function in _OWN:
-        setattr(kind, name, function)
+    for kind, members in _OWN.items():
+        for name, member in members.items():
+            setattr(kind, name, member)
+        for name in _added(kind):
+            delattr(kind, name)
 
 
 class CpuClock:
@@ -349,7 +361,8 @@ extern "C" __global__ void convkit_fma_probe(float* out, int steps, float a) {
 }
 """
 
-#: What a contender might replace to time itself.
-_OWN = tuple(
-    (kind, name, vars(kind)[name]) for kind in (CpuClock, CudaClock) for name in ("time", "cold", "probe")
-)
+#: What a contender might replace to time itself; and the names beside which it might put others.
+_OWN = {
+    kind: {name: vars(kind)[name] for name in ("time", "cold", "probe")} for kind in (CpuClock, CudaClock)
+}
+_NAMES = {kind: frozenset(vars(kind)) for kind in _OWN}

@@ -187,8 +187,8 @@ def wanted_of(args: argparse.Namespace) -> Wanted:
     from . import work
 
     wanted = work.Wanted(
-        args.net, args.preset, _words("--layers", args.layers), _words("--directions", args.directions), _batches(args.batch),
-        tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math,
+        args.net, args.preset, _words("--layers", args.layers), _words("--directions", args.directions),
+        _batches(args.batch), tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math,
     )  # fmt: skip
     if args.step and (wanted.layers or wanted.ops or wanted.convs or wanted.directions):
         raise OptionError("--step is a whole step: it takes no --layers, --directions, --op or --conv")

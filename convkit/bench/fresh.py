@@ -1,8 +1,9 @@
 """An item's memory, its inputs, and what right outputs are, part by part.
 
 Every timed call gets inputs that no call had before. To draw normal numbers for each call would take longer
-than the call; so each round draws a pool for each input, somewhat larger than it, and each call gets a
-window of it that begins at a random place: every element changes. Nothing is seeded: what a contender can
+than the call; so each round draws two pools for each input, somewhat larger than it, and each call gets the
+sum of a window of each, which begin at random places. With one window the inputs of a round would be
+shifted copies of each other, and so would most of the outputs. Nothing is seeded: what a contender can
 predict, it can compute beforehand.
 
 A part is a slice of the problem that the float64 reference can be asked about alone: some images, or, where
@@ -12,6 +13,7 @@ whole.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -30,6 +32,8 @@ from ..registry import OPS
 
 #: Places at which the window of a pool may begin.
 SLACK = 4096
+#: Taken before any contender is there, which might put others in their place.
+_Generator, _Bits = np.random.Generator, np.random.PCG64
 #: Inputs that mean something only by whole rows or images, and by how many of these their pools are larger.
 _WHOLE = {"argmax": 8, "probs": 256, "labels": SLACK}
 #: Elements of one part of a whole comparison, about.
@@ -52,11 +56,11 @@ class Memory:
         op, problem = OPS[item.op], item.problem
         self.item, self.device = item, device
         self._guarded: dict[str, Guarded] = {}
-        self._pools: dict[str, np.ndarray] = {}
-        self._device_pools: dict[str, Any] = {}
-        self._start: dict[str, int] = {}
-        self._now: dict[str, np.ndarray] = {}
-        self._rng = np.random.default_rng()
+        self._pools: dict[str, list[np.ndarray]] = {}
+        self._device_pools: dict[str, list[Any]] = {}
+        self._start: dict[tuple[str, int], int] = {}
+        self._windows: dict[str, list[np.ndarray]] = {}
+        self._rng = _Generator(_Bits(secrets.randbits(128)))
         self._own = {name: self._tensor(problem, name) for name in item.inputs}
         self.outputs = {name: self._tensor(problem, name) for name in op.outputs}
         self.inputs: dict[str, Any] = dict.fromkeys(op.inputs)
@@ -79,34 +83,50 @@ class Memory:
 
     def draw(self) -> None:
         """New pools: once a round."""
-        self._pools = {name: self._pool(name) for name in self.item.inputs}
-        if self.device != "cpu":  # so that a call's window is a copy within the device
+        self._pools = {name: self._draw(name) for name in self.item.inputs}
+        if self.device != "cpu":  # so that a call's windows are added within the device
             import cupy
 
-            self._device_pools = {name: cupy.asarray(pool) for name, pool in self._pools.items()}
+            self._device_pools = {
+                name: [cupy.asarray(p) for p in pools] for name, pools in self._pools.items()
+            }
 
-    def _pool(self, name: str) -> np.ndarray:
+    def _draw(self, name: str) -> list[np.ndarray]:
         problem = self.item.problem
         shape, dtype = problem.shape(name), np_dtype(problem.dtype_of(name))
         if name in _WHOLE:
             if name in self._pools:  # what is no random number is dear, and the values beside it change
                 return self._pools[name]
             wider = _rows(problem, shape[0] + _WHOLE[name])
-            return np.ascontiguousarray(fill._one(Case(self.item.op, wider, ""), name, self._rng), dtype)
-        return self._rng.standard_normal(prod(shape) + SLACK, np.float32).astype(dtype, copy=False)
+            return [np.ascontiguousarray(fill._one(Case(self.item.op, wider, ""), name, self._rng), dtype)]
+        pools = [self._rng.standard_normal(prod(shape) + SLACK, np.float32) for _ in range(2)]
+        # Their sum shall have a standard deviation of 1.
+        return [(pool * np.float32(0.5**0.5)).astype(dtype, copy=False) for pool in pools]
 
     def refresh(self) -> None:
         """New values for every input."""
-        for name, pool in self._pools.items():
+        for name, pools in self._pools.items():
             shape = self.item.problem.shape(name)
             places = _WHOLE.get(name, SLACK)
-            # Anywhere but where it began last.
-            start = (self._start.get(name, 0) + int(self._rng.integers(1, places))) % places
-            self._start[name] = start
-            window = slice(start, start + (shape[0] if name in _WHOLE else prod(shape)))
-            now, given = (p[window].reshape(shape) for p in (pool, self._device_pools.get(name, pool)))
-            self._now[name] = now
-            arrays.assign(self._own[name], given)
+            self._windows[name], given = [], []
+            for number, pool in enumerate(pools):
+                # Anywhere but where it began last.
+                start = (self._start.get((name, number), 0) + int(self._rng.integers(1, places))) % places
+                self._start[name, number] = start
+                window = slice(start, start + (shape[0] if name in _WHOLE else prod(shape)))
+                self._windows[name].append(pool[window].reshape(shape))
+                if self._device_pools:
+                    given.append(self._device_pools[name][number][window].reshape(shape))
+            _add(given or self._windows[name], self._own[name])
+
+    def _now(self, name: str) -> np.ndarray:
+        """An input as it was written, on the host."""
+        windows = self._windows[name]
+        if len(windows) == 1:
+            return windows[0]
+        now = np.empty_like(windows[0])
+        _add(windows, now)
+        return now
 
     def poison(self) -> None:
         """NaN in the outputs; 255 in integers."""
@@ -116,19 +136,20 @@ class Memory:
     @property
     def values(self) -> Inputs:
         """The inputs as they were written, on the host, in the op's order."""
-        return {name: self._now.get(name) for name in OPS[self.item.op].inputs}
+        inputs = OPS[self.item.op].inputs
+        return {name: self._now(name) if name in self._windows else None for name in inputs}
 
     def changed(self) -> str:
         """An input that is not what was written, bit for bit; or an empty string."""
-        for name, wanted in self._now.items():
-            if not np.array_equal(bits(host(self._own[name])), bits(wanted)):
+        for name in self._windows:
+            if not np.array_equal(bits(host(self._own[name])), bits(self._now(name))):
                 return name
         return ""
 
     def restore(self) -> None:
         """Write the inputs and the bands again, for whoever comes next."""
-        for name, now in self._now.items():
-            arrays.assign(self._own[name], now)
+        for name in self._windows:
+            arrays.assign(self._own[name], self._now(name))
         for memory in self._guarded.values():
             memory.before.fill(memory.band)
             memory.behind.fill(memory.band)
@@ -139,6 +160,18 @@ class Memory:
             if where := memory.trespass():
                 return f"{name}: {where}"
         return ""
+
+
+def _add(windows: list[Any], to: Any) -> None:
+    """to = the one window, or the sum of the two."""
+    if len(windows) == 1:
+        arrays.assign(to, windows[0])
+    elif isinstance(to, np.ndarray):
+        np.add(windows[0], windows[1], out=to)
+    else:
+        import cupy
+
+        cupy.add(windows[0], windows[1], out=to)
 
 
 def host(array: Any) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,9 @@ class Bound:
     """
 
     def __init__(self, implementation: Implementation, item: Item) -> None:
-        self.implementation, self.item = implementation, item
+        # Copies: who changes the problem that it is given, or the registry, does so for nobody else.
+        self.implementation, self.item = replace(implementation), item
+        self.problem = copy.deepcopy(item.problem)
         self.op = OPS[item.op]
         self.names = tuple(n for n in (*self.op.inputs, *self.op.outputs) if self._blocked(n))
         self.guarded: dict[str, Guarded] = {}
@@ -68,9 +73,7 @@ class Bound:
             name: self._memory(name) if name in self.names else outputs[name] for name in self.op.outputs
         }
         options = dict(self.item.options)
-        call = Call(
-            self.op, self.implementation, self.item.problem, given, tuple(self.outputs.values()), options
-        )
+        call = Call(self.op, self.implementation, self.problem, given, tuple(self.outputs.values()), options)
         if self.implementation.workspace:
             device = "cuda" if self.implementation.device == "cuda" else "cpu"
             if self.workspace is None:
@@ -233,6 +236,9 @@ def _plan_layouts(item: Item) -> list[str]:
 def register_files(paths: list[str]) -> list[Implementation]:
     """The implementations of a user's files, which take part from now on; see `convkit.register`."""
     found = []
-    for path in paths:
+    for path in map(Path, paths):
+        before = path.read_bytes() if path.is_file() else b""
         found += register(path)
+        if path.read_bytes() != before:
+            raise OptionError(f"{path.name} changed while it was loaded: what runs would not be known")
     return found

@@ -121,7 +121,8 @@ class Run:
     def _go_on(self, before: Mapping[str, Any]) -> None:
         if reason := incompatible(before, self.document):
             raise OptionError(
-                f"{self.options.path} cannot be gone on with: {reason}; --overwrite without --resume starts anew"
+                f"{self.options.path} cannot be gone on with: {reason}; "
+                "--overwrite without --resume starts anew"
             )
         if changed := changed_sources(before["kernels"], self.options.users):
             raise OptionError(

@@ -56,9 +56,9 @@ _CONTENDER = {
     "high_ms": _REAL, "gflops": _REAL, "gbs": _REAL, "percent": _REAL, "ceiling": _TEXT,
 }  # fmt: skip
 _ROW = {
-    "id!": str, "net!": str, "layer!": str, "op!": str, "direction": str, "problem!": dict, "problem_text": str,
-    "dtype!": str, "math!": str, "batch!": _SIZE, "options": dict, "absent": [str], "flops!": _SIZE,
-    "bytes!": _SIZE, "contenders!": [_CONTENDER], "probes": Each([_REAL]), "bound": _TEXT,
+    "id!": str, "net!": str, "layer!": str, "op!": str, "direction": str, "problem!": dict,
+    "problem_text": str, "dtype!": str, "math!": str, "batch!": _SIZE, "options": dict, "absent": [str],
+    "flops!": _SIZE, "bytes!": _SIZE, "contenders!": [_CONTENDER], "probes": Each([_REAL]), "bound": _TEXT,
     "ranking!": Maybe({
         "own!": _TEXT, "rank!": _REAL, "of!": _REAL, "against!": Each(_VERDICT),
     }),
@@ -80,7 +80,7 @@ CAPSULE = {
         "against": [str],
     },
     "ceilings!": Each({"value": Maybe(_SIZE), "unit": str, "samples": [_REAL]}),
-    "conditions": [{"others": _REAL, "throttle": Maybe([str])}],
+    "conditions": [{"row": str, "others": _REAL, "throttle": Maybe([str])}],
     "kernels!": Each(_KERNEL), "peers!": Each({"version": _TEXT}), "missing!": Each(str), "rows!": [_ROW],
     "failures!": [{"row!": str, "contender!": str}], "resumed": _REAL,
 }  # fmt: skip

@@ -6,12 +6,14 @@ defence               what it stops
 gate                  wrong results in small and awkward cases: `convkit.check`, once per implementation
 before, after         wrong results at the timed size, of every element; other bits for the same inputs
 poison                work that is skipped, or done in part: outputs are full of NaN before each call
-fresh                 results that are kept: no two calls of convkit's own have the same inputs
+fresh                 results that are kept, or moved by some elements: no two calls of convkit's own have the
+                      same inputs, nor any that are a shifted copy of others
 looks                 being right only while it is checked: a call of each turn, nobody knows which, is
                       compared with float64, in a part of its outputs that nobody knows
 glance                returning before the work is done: outputs are read at once, and again later
 inputs                changing the inputs, for the next one or for oneself
 bands                 writing outside the outputs
+declared              raising the error that one declares, once one runs
 timers                replacing Python's timers, or this module's clock
 wall                  a clock that is fooled: the system's own must agree, call by call, and turn by turn
 device                on a GPU: events that were replaced, lines of L2 that survive the flush
@@ -19,9 +21,11 @@ ceilings              figures that beat what the machine was measured to do
 ====================  ===================================================================================
 
 For each there is something in tests/cheats that it catches, alone; with those that catch it switched off,
-that gets through (tests/test_bench_core.py). Other libraries are compared in the same way, but their own
+that gets through (tests/test_bench_core.py). Problems and implementations are copied for each contender, so
+that who changes them does so for nobody else. Other libraries are compared in the same way, but their own
 copies of the inputs are renewed once a turn only. What none of this stops is code that rewrites this module
-while it runs: a contender is in the same process. Who does not trust its source at all must read it.
+while it runs, or has the system tell it when its outputs are read: a contender is in the same process. Who
+does not trust its source at all must read it.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
 from typing import Any
@@ -102,6 +106,8 @@ class Trial:
         self.item, self.contender, self.memory = item, contender, memory
         self.clock, self.settings = clock, settings
         self.name, self.own = contender.name, contender.implementation is not None
+        # As it is before it first runs: what it declares then, it is held to.
+        self._declared = contender.implementation and replace(contender.implementation)
         self.checks, self.refused = Checks(), ""
         self._run: Any = None
         self._graph = False
@@ -149,10 +155,13 @@ class Trial:
         if self.settings.cache == "cold":
             self.clock.cold()
         start = independent()
-        if self._graph:
-            ms = self.clock.batch(self._run, GRAPH)  # type: ignore[attr-defined]
-        else:
-            ms = self.clock.time(self._run)
+        try:
+            if self._graph:
+                ms = self.clock.batch(self._run, GRAPH)  # type: ignore[attr-defined]
+            else:
+                ms = self.clock.time(self._run)
+        except SystemExit as error:
+            raise Caught(f"wanted to end the program ({error!r})") from None
         outer = (independent() - start) * 1e3
         return ms, getattr(self.clock, "gap_ms", outer - ms)
 
@@ -309,8 +318,9 @@ class Trial:
 
     def _compare(self, name: str, got: np.ndarray, want: Expected) -> str:
         if self.own:
-            assert self.contender.implementation is not None
-            return compare(name, got, want, self.contender.implementation, self.item.op).reason
+            held = self._declared if on("declared") else self.contender.implementation
+            assert held is not None
+            return compare(name, got, want, held, self.item.op).reason
         if got.dtype.kind in "iu":
             # Which of two equal values is the largest of a window is a library's own affair.
             off = float(np.mean(got != want.value)) if self.item.dtype in ("float32", "float64") else 0.0
@@ -358,7 +368,7 @@ def blame(trials: Sequence[Trial]) -> None:
 
 def check_gate(trial: Trial) -> None:
     """Put convkit's own through the gate; refuse what fails."""
-    implementation = trial.contender.implementation
+    implementation = trial._declared
     if implementation is None or not on("gate"):
         return
     try:

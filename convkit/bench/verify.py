@@ -77,7 +77,7 @@ def _described(document: Mapping[str, Any], users: list[Path]) -> list[Finding]:
     What is not named would not be compared.
     """
     kernels = document["kernels"]
-    found = []
+    found, unnamed = [], set()
     for row in document["rows"]:
         for contender in row["contenders"]:
             if contender["library"] != figures.OWN or not figures.timed(contender):
@@ -91,10 +91,15 @@ def _described(document: Mapping[str, Any], users: list[Path]) -> list[Finding]:
         hashes = {entry.get("file"): entry.get("source_sha256"), **(entry.get("includes") or {})}
         path = sources.find(entry.get("file") or "", users)
         if path is not None and sources.sha256(path) == entry.get("source_sha256"):
-            hashes = {**dict.fromkeys(sources.includes(path)), **hashes}
+            here = sources.includes(path)
+            hashes = {**dict.fromkeys(name for name in here if here[name].is_file()), **hashes}
+            unnamed |= {name for name in here if name not in hashes}
         if missing := [name for name, sha in hashes.items() if name and not sha]:
             found.append(Finding(FAIL, f"{key}: the hash of {missing[0]} is missing"))
-    return found
+    return found + [  # a wheel has no C++ sources, but the module built from them
+        Finding(NOTE, f"{name} was not there when it was measured, so it is not compared")
+        for name in sorted(unnamed)
+    ]
 
 
 def _kernels(kernels: Mapping[str, Any], users: list[Path]) -> list[Finding]:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def check_these(
     random: int | None = None,
 ) -> list[Verdict]:
     """Put these implementations through the gate; see `check`."""
-    chosen = list(chosen)
+    # Copies: what they declare before they first run, they are held to.
+    chosen = [replace(i) for i in chosen]
     if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
         with emulate():
             return check_these(chosen, quick=quick, seed=seed, progress=progress, random=random)
