@@ -17,8 +17,8 @@
 // Traffic   w and v read once and written once: 16 bytes a weight in float32, 8 in 16 bits; x once for each task,
 //           dy once for each block of columns.
 // Bound     To N = 16 or so memory, then FMA: 4 N FLOP a weight.
-// Measured  Zen 4, 2 threads, N = 16, forward and backward with the update (bench/results): fc6 46.1 ms, fc7 21.2, fc8
-//           5.1, together 2.2 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1 (34 GB/s), 31-36 at 16 (where
+// Measured  Zen 4, 2 threads, N = 16, forward and backward with the update (bench/results): fc6 42.8 ms, fc7 19.3, fc8
+//           6.4, together 2.2 to 2.5 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1 (34 GB/s), 31-36 at 16 (where
 //           arithmetic, 10 ms, and traffic, 18, hardly overlap yet), at 128 on one thread 73 % of the FMA probe.
 #include "linear.hpp"
 #include "pool.hpp"

@@ -20,11 +20,11 @@
 //           with 19 (conv3) it took a fifth longer, since each thread then streams all of U.
 // Bound     FMA: the products are two thirds of the time, the transforms the rest (280 vector operations for a tile
 //           in and 192 out, for 16 channels each, against 49 multiply-adds for each pair of c and 16 k).
-// Measured  Zen 4, 2 threads, N = 16, blocked: 7.2, 10.0, 9.8, 7.4, 4.8 ms for conv1 to conv5, 2.0-3.1 times as fast as
-//           PyTorch's best; the products reach some 80 % of the FMA probe and take two thirds of the time. Where the two
-//           cores are far apart (330 ns for a line to the other and back, instead of 60) conv3 to conv5 take a tenth to a
-//           quarter longer, since their threads share V and M; twice as long before units were numbered by groups, and
-//           a thread kept to its share of them (pool.hpp).
+// Measured  Zen 4, 2 threads, N = 16, blocked (bench/results, -layers): 7.2, 10.7, 10.5, 7.7, 6.0 ms for conv1 to conv5,
+//           1.9 to 2.9 times as fast as PyTorch's best; the products reach some 80 % of the FMA probe and take two thirds of
+//           the time. Where the two cores are far apart (330 ns for a line to the other and back, instead of 60) conv3 to
+//           conv5 take a tenth to a quarter longer, since their threads share V and M; twice as long before units were
+//           numbered by groups, and a thread kept to its share of them (pool.hpp).
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
 #include "winograd.hpp"
 
