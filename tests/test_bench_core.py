@@ -188,6 +188,7 @@ CAUGHT = [
     ("patches_timer_at_import", {"timers"}, "replaced time.perf_counter$"),
     ("patches_clock", {"timers", "wall"}, "replaced CpuClock.time"),
     ("adds_to_clock", {"timers"}, "replaced CpuClock.gap_ms"),
+    ("hooks_return", {"timers"}, "set a hook that runs behind it"),
     ("mutates_input", {"inputs"}, "changed its input x"),
     ("out_of_bounds", {"bands"}, "wrote outside its tensors, y: "),
     ("blocked_mutates_input", {"inputs"}, "changed its input x"),

@@ -654,6 +654,13 @@ def test_a_kernel_of_ones_own_takes_part_and_a_wrong_one_is_refused(tmp_path, ca
             del registry._IMPLEMENTATIONS[key]
 
 
+def test_json_to_a_closed_standard_output_is_refused_before_anything_is_measured():
+    command = f"{sys.executable} -m convkit bench --json - --device cpu --quick >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "convkit bench: --json - needs a standard output, which is closed\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import time
 import types
 from collections.abc import Callable
@@ -79,6 +80,11 @@ def replaced() -> str:
 def _added(kind: type[CpuClock] | type[CudaClock]) -> list[str]:
     """Attributes that a class has got since; Python itself adds some with underscores."""
     return [name for name in vars(kind) if name not in _NAMES[kind] and not name.startswith("__")]
+
+
+def hooks() -> tuple[Any, Any]:
+    """What Python runs at each call and return of this thread: a profiler's, a debugger's."""
+    return sys.getprofile(), sys.gettrace()
 
 
 def culprit(name: str) -> str:

@@ -218,6 +218,8 @@ def _bench(args: argparse.Namespace) -> int:
     device = device_of(args.device)
     items = _items(args)
     settings = settings_of(args)
+    if args.json == "-" and sys.stdout is None:
+        raise OptionError("--json - needs a standard output, which is closed")
     before = _before(args)
     _require_outputs(args.html, args.picture)
     from . import own, peers

@@ -14,7 +14,8 @@ glance                returning before the work is done: outputs are read at onc
 inputs                changing the inputs, for the next one or for oneself
 bands                 writing outside the outputs
 declared              raising the error that one declares, once one runs
-timers                replacing Python's timers, or this module's clock
+timers                replacing Python's timers, or this module's clock; hooks of Python that go on with the
+                      work when the clock has stopped
 wall                  a clock that is fooled: the system's own must agree, call by call, and turn by turn
 device                on a GPU: events that were replaced, lines of L2 that survive the flush
 ceilings              figures that beat what the machine was measured to do
@@ -31,6 +32,7 @@ does not trust its source at all must read it.
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +110,7 @@ class Trial:
         self.name, self.own = contender.name, contender.implementation is not None
         # As it is before it first runs: what it declares then, it is held to.
         self._declared = contender.implementation and replace(contender.implementation)
+        self._hooks = clocks.hooks()
         self.checks, self.refused = Checks(), ""
         self._run: Any = None
         self._graph = False
@@ -163,6 +166,10 @@ class Trial:
         except SystemExit as error:
             raise Caught(f"wanted to end the program ({error!r})") from None
         outer = (independent() - start) * 1e3
+        if on("timers") and clocks.hooks() != self._hooks:
+            sys.setprofile(self._hooks[0])
+            sys.settrace(self._hooks[1])
+            raise Caught("set a hook that runs behind it (sys.setprofile, sys.settrace)")
         return ms, getattr(self.clock, "gap_ms", outer - ms)
 
     def _glance(self) -> bytes:
