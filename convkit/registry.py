@@ -411,6 +411,17 @@ def current_choice() -> Choice:
 
 
 @contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Implementations are afterwards what they are now, though somebody changes them meanwhile."""
+    before = [(implementation, dict(vars(implementation))) for implementation in _IMPLEMENTATIONS.values()]
+    try:
+        yield
+    finally:
+        for implementation, values in before:
+            vars(implementation).update(values)
+
+
+@contextlib.contextmanager
 def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
     """Choose implementations by name inside a `with` block.
 

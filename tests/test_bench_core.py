@@ -265,13 +265,9 @@ def test_every_defence_of_the_table_is_needed_by_some_cheat():
 def test_who_changes_the_problem_or_the_registry_does_so_for_nobody_else(loaded):
     (window,) = (i for i in ck.implementations("lrn_fprop", device="cpu") if i.name == "window")
     both = [own.contender(i, NORM, {}) for i in (loaded("changes_problem"), window)]
-    runs = [(i, i.run) for i in ck.implementations("lrn_fprop", layout=None)]
-    try:
-        result = timing.race(NORM, both, Quick(), SETTINGS)
-        assert window.run is None  # it was tried
-    finally:
-        for implementation, run_of in runs:
-            object.__setattr__(implementation, "run", run_of)
+    before = window.run
+    result = timing.race(NORM, both, Quick(), SETTINGS)
+    assert window.run is before
     assert set(result.refused) == {"changes_problem"} and set(result.samples) == {"window"}
     assert NORM.problem.alpha == 0.5 and result.checks["window"].error < 1e-6
 
@@ -610,7 +606,9 @@ def test_inputs_are_no_shifted_copies_of_earlier_ones():
     after = memory.values["x"].reshape(-1)
     middle = len(after) // 2
     near = before[middle - 2 * fresh.SLACK : middle + 2 * fresh.SLACK]
-    assert not np.isin(after[middle : middle + 16], near).any()
+    # Some single numbers may be there by chance.
+    runs = np.lib.stride_tricks.sliding_window_view(near, 8)
+    assert not (runs == after[middle : middle + 8]).all(axis=1).any()
 
 
 def test_inputs_are_normal_and_read_only():

@@ -15,7 +15,7 @@ from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
 from ..geometry import Conv2d, Reorder
-from ..registry import ALL_DTYPES, OPS, Implementation, implementations, register, select
+from ..registry import ALL_DTYPES, OPS, Implementation, implementations, preserved, register, select
 from . import fresh
 from .timing import OWN, PICKED, Contender
 from .work import Item
@@ -233,6 +233,7 @@ def _plan_layouts(item: Item) -> list[str]:
     return [layouts.joined(*sides)]
 
 
+@preserved()
 def register_files(paths: list[str]) -> list[Implementation]:
     """The implementations of a user's files, which take part from now on; see `convkit.register`."""
     found = []

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import OptionError, unknown
-from ..registry import Implementation
+from ..registry import Implementation, preserved
 from . import clocks, conditions, stats
 
 if TYPE_CHECKING:
@@ -235,6 +235,7 @@ def clock_for(device: str, threads: int | None = None) -> Clock:
 # ---------------------------------------------------------------------------------------------------
 # The race
 # ---------------------------------------------------------------------------------------------------
+@preserved()
 def race(
     item: Any,
     contenders: Sequence[Contender],

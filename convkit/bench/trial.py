@@ -7,7 +7,8 @@ gate                  wrong results in small and awkward cases: `convkit.check`,
 before, after         wrong results at the timed size, of every element; other bits for the same inputs
 poison                work that is skipped, or done in part: outputs are full of NaN before each call
 fresh                 results that are kept, or moved by some elements: no two calls of convkit's own have the
-                      same inputs, nor any that are a shifted copy of others
+                      same inputs, nor any that are a shifted copy of others (but labels, probabilities and
+                      positions in windows, which are moved by whole rows)
 looks                 being right only while it is checked: a call of each turn, nobody knows which, is
                       compared with float64, in a part of its outputs that nobody knows
 glance                returning before the work is done: outputs are read at once, and again later
@@ -23,10 +24,10 @@ ceilings              figures that beat what the machine was measured to do
 
 For each there is something in tests/cheats that it catches, alone; with those that catch it switched off,
 that gets through (tests/test_bench_core.py). Problems and implementations are copied for each contender, so
-that who changes them does so for nobody else. Other libraries are compared in the same way, but their own
-copies of the inputs are renewed once a turn only. What none of this stops is code that rewrites this module
-while it runs, or has the system tell it when its outputs are read: a contender is in the same process. Who
-does not trust its source at all must read it.
+that who changes them does so for nobody else; nor does it last until the next race. Other libraries are
+compared in the same way, but their own copies of the inputs are renewed once a turn only. What none of this
+stops is code that rewrites this module while it runs, or has the system tell it when its outputs are read:
+a contender is in the same process. Who does not trust its source at all must read it.
 """
 
 from __future__ import annotations

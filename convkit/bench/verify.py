@@ -83,7 +83,8 @@ def _described(document: Mapping[str, Any], users: list[Path]) -> list[Finding]:
             if contender["library"] != figures.OWN or not figures.timed(contender):
                 continue
             key = f"{row['op']}/{contender['name'].split()[0]}"
-            if key not in kernels if row["op"] != work.STEP else not kernels:
+            there = bool(kernels) if row["op"] == work.STEP else key in kernels
+            if not there:
                 found.append(
                     Finding(FAIL, f"{row['id']}: {contender['name']}: nothing says what its source was")
                 )
