@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .arrays import empty, kind_of
 from .dispatch import Arguments, in_range, operation
-from .errors import OptionError, ShapeError
+from .errors import DtypeError, OptionError, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, flag, integer
 
 Array = Any
@@ -607,8 +609,9 @@ def softmax_xent_dgrad(
     probs : array, (N, K)
         The second result of `softmax_xent_fprop`.
     labels : array of integers, (N,)
-    dloss : array, (N,), optional
-        Gradient of each row's loss; 1/N, that of the mean loss, by default.
+    dloss : array of real numbers, (N,), optional
+        Gradient of each row's loss; 1/N, that of the mean loss, by default. It is cast to the dtype of the
+        loss.
 
     Returns
     -------
@@ -620,9 +623,12 @@ def softmax_xent_dgrad(
         dloss = empty(tuple(shape[:1]), "float64", kind_of("probs", probs).device)
         dloss.fill(1 / max(1, dloss.size))
     a = Arguments("softmax_xent_dgrad", probs=probs, labels=labels, dloss=dloss)
+    if not np.can_cast(a.dloss.dtype, np.float64, "same_kind"):
+        raise DtypeError(f"dloss must be of real numbers, not of dtype {a.dloss.dtype}")
     problem = SoftmaxXent.of(a.probs.shape, a.dtype, name="probs")
     in_range("labels", a.labels, problem.K, "a class")
-    return a.run(problem, out=out, impl=impl)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity there
+        return a.run(problem, out=out, impl=impl)
 
 
 # ---------------------------------------------------------------------------------------------------

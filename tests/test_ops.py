@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import convkit as ck
 from convkit import check, native
+from convkit.arrays import np_dtype
 from convkit.check import tolerance
 from convkit.errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
@@ -621,6 +623,24 @@ BAD = {
         ShapeError,
         r"labels must have shape \(3,\)",
     ),
+    **{
+        f"dloss of {dtype}": (
+            lambda dtype=dtype, **o: ck.softmax_xent_dgrad(ROWS, LABELS, np.zeros(3, dtype), **o),
+            DtypeError,
+            rf"dloss must be of real numbers, not of dtype {re.escape(str(np.dtype(dtype)))}",
+        )
+        for dtype in ("complex64", "complex128", "U1", "S1", "O", "M8[s]", "m8[s]", "V4")
+    },
+    "dloss of None": (
+        lambda **o: ck.softmax_xent_dgrad(ROWS, LABELS, np.full(3, None), **o),
+        DtypeError,
+        r"dloss must be of real numbers, not of dtype object",
+    ),
+    "dloss, a list": (
+        lambda **o: ck.softmax_xent_dgrad(ROWS, LABELS, list(ROWS[:, 0]), **o),
+        DtypeError,
+        r"dloss must be an array",
+    ),
     "argmax": (
         lambda **o: ck.maxpool2d_dgrad(ARGMAX.astype(F), ARGMAX + 9, X.shape, **o),
         OptionError,
@@ -846,6 +866,19 @@ def test_labels_and_argmax_of_any_integer_dtype():
         assert np.array_equal(
             ck.maxpool2d_dgrad(y, argmax.astype(dtype), X.shape), ck.maxpool2d_dgrad(y, argmax, X.shape)
         )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_dloss_of_any_real_dtype(dtype):
+    """It is kept in the dtype of the loss, where 1e300 may be an infinity, without a warning."""
+    probs = ck.softmax_xent_fprop(ROWS.astype(np_dtype(dtype)), LABELS)[1]
+    dloss = np.array([2, 0, 1])
+    expected = ck.softmax_xent_dgrad(probs, LABELS, dloss.astype(np.float64))
+    for form in (np.uint8, np.int64, np.float16, ml_dtypes.bfloat16, np.float32, ">f4", np.longdouble):
+        assert np.array_equal(ck.softmax_xent_dgrad(probs, LABELS, dloss.astype(form)), expected)
+    got = ck.softmax_xent_dgrad(probs, LABELS, np.array([1e300, 0, 1])).astype(np.float64)
+    assert np.isinf(got[0]).all() == (dtype != "float64") and np.isfinite(got[1:]).all()
 
 
 @pytest.mark.parametrize("op", OPS)
