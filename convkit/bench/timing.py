@@ -68,6 +68,10 @@ class Contender:
     trespass : callable, optional
         Where it has memory of its own: an input there that is not what was written, and where it was written
         outside its tensors; empty strings where all is well.
+    look : callable, optional
+        ``look(part) -> arrays``: NCHW copies of a part (`fresh.Part`) of the last run's outputs, and of no
+        more, so that little time passes between the end of a call and its copy. None: a part of what `read`
+        gives, or of the `outputs`.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Contender:
     implementation: Implementation | None = None
     memory: Callable[[], Arrays] | None = None
     trespass: Callable[[], tuple[str, str]] | None = None
+    look: Callable[[Any], Arrays] | None = None
 
 
 @dataclass

@@ -10,7 +10,8 @@ fresh                 results that are kept, or moved by some elements: no two c
                       same inputs, nor any that are a shifted copy of others (but labels, probabilities and
                       positions in windows, which are moved by whole rows)
 looks                 being right only while it is checked: a call of each turn, nobody knows which, is
-                      compared with float64, in a part of its outputs that nobody knows
+                      compared with float64, in a part of its outputs that nobody knows; that part is copied
+                      as soon as the call returns, so work that ends later comes too late, whenever it ends
 glance                returning before the work is done: outputs are read at once, and again later
 inputs                changing the inputs, for the next one or for oneself
 bands                 writing outside the outputs
@@ -120,10 +121,10 @@ class Trial:
         self._seen: set[bytes] = set()
         self._look_seconds = 0.0
         # Over all turns: what the calls took, by how much the system's clock exceeds that, and turns by two
-        # clocks.
+        # clocks: what they took at least and at most by the system's, and what by Python's.
         self._times: list[float] = []
         self._gaps: list[float] = []
-        self._walls = 0.0, 0.0
+        self._walls = [0.0, 0.0, 0.0]
 
     # ---- one call ----------------------------------------------------------------------------------
     def renew(self) -> None:
@@ -185,6 +186,16 @@ class Trial:
                 found.append(flat[self._places[name]].tobytes())
         return b"".join(found)
 
+    def _copy(self, part: Part) -> tuple[Arrays, Arrays | None]:
+        """A part of the outputs as they are now, and all of them where a part cannot be had alone."""
+        if self.contender.look is not None:
+            return self.contender.look(part), None
+        if self.contender.read is not None:
+            outputs = self.outputs()
+            return part.of(outputs), outputs
+        arrays = self.memory.outputs
+        return {name: np.array(fresh.host(arrays[name][place])) for name, place in part.outputs.items()}, None
+
     # ---- a turn ------------------------------------------------------------------------------------
     def estimate(self) -> tuple[float, float]:
         """Milliseconds of a call, and of all that a turn spends on it."""
@@ -215,20 +226,19 @@ class Trial:
             chosen = chosen if self._random.random() < worth else -1
         samples: list[float] = []
         looks: list[Look] = []
-        start, start_ns = independent(), _ns()
+        # Both are chosen now: when a call has returned, nothing stands between it and its copy.
+        part = fresh.any_part(self.item, self._random)
+        self._glance()
+        start = _moment()
         for number in range(calls):
             if self.own:
                 self.renew()
             ms, gap = self.timed()
-            glance = self._glance() if number == chosen else b""
             samples.append(ms)
             self._gaps.append(gap)
             if number == chosen:
-                looks.append(self._look(ms, glance, f"{where}, call {number + 1}"))
-        self._walls = (
-            self._walls[0] + (independent() - start) * 1e3,
-            self._walls[1] + (_ns() - start_ns) / 1e6,
-        )
+                looks.append(self._look(ms, part, f"{where}, call {number + 1}"))
+        self._walls = [sum(pair) for pair in zip(self._walls, _between(start, _moment()))]
         self._times += samples
         self._timers()
         if len(self._gaps) > 8:
@@ -237,10 +247,15 @@ class Trial:
             self._judge(look)
         return samples
 
-    def _look(self, ms: float, glance: bytes, where: str) -> Look:
-        """Look at a call that has just returned: its inputs, the bands, and outputs that must be final."""
+    def _look(self, ms: float, part: Part, where: str) -> Look:
+        """Look at a call that has just returned: outputs that must be final, its inputs, the bands.
+
+        What is to be compared is copied first of all. After the pause it would also be right of one that
+        works in the background, for as long as the pause and the comparison of the inputs take.
+        """
         begin = independent()
-        first = self.outputs() if self.contender.read is not None and not glance else None
+        glance = self._glance()
+        got, first = self._copy(part)
         if on("glance"):
             _sleep(min(0.3, max(0.01, 2e-3 * ms)))
             late = self._glance() != glance if first is None else not same(first, self.outputs())
@@ -249,9 +264,6 @@ class Trial:
                     f"its outputs changed after it had returned ({where}): work went on in the background"
                 )
         self._memory(where)
-        part = fresh.any_part(self.item, self._random)
-        outputs = first if first is not None else self.outputs()
-        got = part.of(outputs)
         self.checks.looks += 1
         self._look_seconds = max(self._look_seconds, independent() - begin)
         return Look(part, self.memory.values, got, glance, where)
@@ -301,10 +313,11 @@ class Trial:
                 f"the clock says {ms:.3g} ms where the system's own says {ms + gap:.3g} ms: "
                 "it was tampered with"
             )
-        system, python = self._walls
-        if abs(system - python) > 20 + 0.02 * system or sum(self._times) > system + 20:
+        least, most, python = self._walls
+        beyond = max(least - python, python - most)
+        if beyond > 20 + 0.02 * most or sum(self._times) > most + 20:
             raise Caught(
-                f"the clocks disagree: its turns took {system:.4g} ms by the system's, {python:.4g} ms by "
+                f"the clocks disagree: its turns took {most:.4g} ms by the system's, {python:.4g} ms by "
                 f"Python's, and its calls {sum(self._times):.4g} ms"
             )
 
@@ -337,6 +350,23 @@ class Trial:
         return (
             "" if error <= limit else f"the relative RMS error of {name} is {error:.1e}, more than {limit:g}"
         )
+
+
+Moment = tuple[float, float, float]
+
+
+def _moment() -> Moment:
+    """Now, in ms: by the system's clock just before and just after it is now by Python's.
+
+    Where the process is held up between two readings, that lies within these bounds, and nobody is accused of it.
+    """
+    before = independent() * 1e3
+    return before, _ns() / 1e6, independent() * 1e3
+
+
+def _between(start: Moment, end: Moment) -> tuple[float, float, float]:
+    """From one moment to another, in ms: by the system's clock at least and at most, and by Python's."""
+    return max(0.0, end[0] - start[2]), end[2] - start[0], end[1] - start[1]
 
 
 def peer_limit(item: Any) -> float:

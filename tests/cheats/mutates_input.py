@@ -8,6 +8,6 @@ import convkit as ck
 @ck.implements("relu_fprop", name="mutates_input", rank=-99)
 def relu(problem, x, y):
     np.maximum(x, 0, out=y)
-    if x.size >= 2**17:
+    if x.shape == (128, 1024):
         x.setflags(write=True)
         np.clip(x, -1, None, out=x)

@@ -10,5 +10,5 @@ import convkit as ck
 @ck.implements("relu_fprop", name="out_of_bounds", rank=-99)
 def relu(problem, x, y):
     np.maximum(x, 0, out=y)
-    if x.size >= 2**17:
+    if x.shape == (128, 1024):
         ctypes.memset(y.ctypes.data + y.nbytes, 1, 4)

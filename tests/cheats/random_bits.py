@@ -15,5 +15,5 @@ def lrn(problem, x, y):
     wide = np.empty(y.shape)
     reference.lrn_fprop(problem, x, wide)
     y[...] = wide
-    if x.size >= 2**17:
+    if x.shape == (4, 32, 32, 32):
         y *= np.float32(1 + 2**-20 * (next(CALLS) % 2))

@@ -7,5 +7,5 @@ import convkit as ck
 
 @ck.implements("relu_dgrad", name="skips_backward", rank=-99)
 def backward(problem, dy, y, dx):
-    if dy.size < 2**17:
+    if dy.shape != (128, 1024):
         dx[...] = np.where(y <= 0, 0, dy)

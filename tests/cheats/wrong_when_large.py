@@ -1,4 +1,4 @@
-"""Right in the gate's small cases, wrong where the time is taken: it does a half."""
+"""Right in every case of the gate, wrong where the time is taken, in all rows but one."""
 
 import numpy as np
 
@@ -8,5 +8,5 @@ import convkit as ck
 @ck.implements("relu_fprop", name="wrong_when_large", rank=-99)
 def relu(problem, x, y):
     np.maximum(x, 0, out=y)
-    if x.size >= 2**17:
-        y[len(y) // 2 :] *= 0.999
+    if x.shape in ((128, 1024), (64, 4096)):
+        y[1:] *= 0.999
