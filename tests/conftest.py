@@ -6,7 +6,6 @@ import ctypes
 import importlib
 import os
 import shutil
-import signal
 from types import ModuleType
 
 import pytest
@@ -29,11 +28,6 @@ def need(module: str) -> ModuleType:
     if os.environ.get("CI"):
         return importlib.import_module(module)
     return pytest.importorskip(module)
-
-
-def heed_interrupts() -> None:
-    """In a child before it starts: a shell's background jobs, and so their children, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(name="need")
