@@ -8,6 +8,10 @@ function under `@operator`: its positional parameters are the inputs, its keywor
 attributes with their defaults, and an output that costs something and may not be wanted is returned as a
 function that makes it. A model that uses anything else is refused when it is loaded, by name.
 
+In 16 bits an operator rounds to storage once, at its end: what is composed of several steps takes them in
+float32, a loss in float64. NaN and infinity propagate, without a warning. Average pooling is covered where
+it is the identity, as in the AlexNet of torchvision.
+
 ONNX is an optional neighbour: `pip install 'convkit[onnx]'`. Nothing in convkit imports this module.
 """
 
@@ -23,7 +27,15 @@ from typing import Any
 import numpy as np
 
 from . import arrays, ops
-from .errors import ConvkitError, DtypeError, MissingExtra, NoImplementation, OptionError, ShapeError
+from .errors import (
+    ConvkitError,
+    DtypeError,
+    MissingExtra,
+    NoImplementation,
+    OptionError,
+    OutOfMemory,
+    ShapeError,
+)
 from .geometry import Pool2d, output_extent, window_span
 
 try:
@@ -58,6 +70,9 @@ class Operator:
         Attributes that take a few values only, which are checked when a model is loaded.
     ranks : tuple of int
         Numbers of dimensions that the first two inputs may have; any, if empty.
+    lacks : callable, optional
+        `lacks(attributes)` says what a node with these attributes would need that is not covered; an empty
+        text if it is covered. Called when a model is loaded.
     """
 
     name: str
@@ -66,6 +81,7 @@ class Operator:
     function: Callable[..., Any]
     choices: dict[str, tuple] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
+    lacks: Callable[[dict[str, Any]], str] | None = None
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -84,12 +100,13 @@ def operator(
     domain: str = "ai.onnx",
     choices: dict[str, tuple] | None = None,
     ranks: tuple[int, ...] = (),
+    lacks: Callable[[dict[str, Any]], str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that registers a function as an operator; see `Operator` for the arguments."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         versions = OPERATORS.setdefault((domain, name), [])
-        versions.append(Operator(name, domain, since, function, choices or {}, ranks))
+        versions.append(Operator(name, domain, since, function, choices or {}, ranks, lacks))
         versions.sort(key=lambda version: -version.since)
         return function
 
@@ -128,6 +145,8 @@ def _window(
         raise ShapeError(
             f"strides {strides}, dilations {dilations} and pads {pads} must be those of {n} axes"
         )
+    if min(strides) < 1:
+        raise OptionError(f"strides must each be at least 1, not {strides}")
     padding = list(zip(pads[:n], pads[n:]))
     if auto_pad.startswith("SAME"):
         for axis, (size, stride) in enumerate(zip(extents, strides)):
@@ -185,8 +204,41 @@ def max_pool(
         found = first + (w * g.H + h if storage_order else h * g.W + w)
         return found if x.ndim == 4 else found[:, :, 0]
 
+    if image.dtype != x.dtype:
+        y = np.maximum(y, np.iinfo(x.dtype).min)  # -inf: a window that sees padding alone
     y = y.astype(x.dtype, copy=False)
     return (y if x.ndim == 4 else y[:, :, 0]), indices
+
+
+def _no_identity(attributes: dict[str, Any]) -> str:
+    """How an average pool with these attributes changes its input; empty if it does not."""
+    window, strides, pads = (attributes[name] for name in ("kernel_shape", "strides", "pads"))
+    # Windows of one pixel need no padding under any auto_pad, and neither their dilation, nor the mode of
+    # rounding, nor what a pad counts for makes a difference.
+    if {*window, *(strides or (1,))} == {1} and not any(pads or ()):
+        return ""
+    return (
+        "average pooling other than the identity (windows of one pixel, strides of 1, no padding): here "
+        f"kernel_shape is {window}, strides {strides}, pads {pads}"
+    )
+
+
+@operator("AveragePool", choices={"auto_pad": AUTO_PAD}, lacks=_no_identity)
+def average_pool(
+    x,
+    *,
+    kernel_shape,
+    auto_pad="NOTSET",
+    ceil_mode=0,
+    count_include_pad=0,
+    dilations=None,
+    pads=None,
+    strides=None,
+):
+    """The identity: what both exporters of PyTorch make of AdaptiveAvgPool2d where the sizes agree."""
+    if x.ndim != 2 + len(kernel_shape):
+        raise ShapeError(f"kernel_shape {kernel_shape} does not fit x of shape {x.shape}")
+    return x
 
 
 @operator("LRN")
@@ -203,35 +255,69 @@ def relu(x):
 # ---------------------------------------------------------------------------------------------------
 # Fully connected
 # ---------------------------------------------------------------------------------------------------
-@operator("Gemm")
-def gemm_before_7(a, b, c, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
-    y = gemm(a, b, None, alpha=alpha, transA=transA, transB=transB)
-    if not broadcast and c.shape != y.shape:
-        raise ShapeError(f"C must have shape {y.shape}, not {c.shape}, without the attribute broadcast")
-    return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
+SIXTEEN_BITS = ("float16", "bfloat16")
+#: Weights that are widened at a time, in elements: 16 MiB of float32.
+WIDENED = 1 << 22
 
 
-@operator("Gemm", since=7)
-def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
-    x, w = a.T if transA else a, b if transB else b.T
-    if c is None or beta == 0:
-        y = ops.linear_fprop(x, w)
-        return y if alpha == 1 else y * y.dtype.type(alpha)
-    np.broadcast_to(c, (x.shape[0], w.shape[0]))  # refuses what does not broadcast in one direction
-    c = c if beta == 1 else c * c.dtype.type(beta)
-    if alpha == 1 and (c.ndim < 2 or c.shape[0] == 1):
-        return ops.linear_fprop(x, w, np.broadcast_to(c.reshape(-1), w.shape[:1]))
-    y = ops.linear_fprop(x, w)
-    return (y if alpha == 1 else y * y.dtype.type(alpha)) + c
-
-
-@operator("MatMul", ranks=(2,))
-def matmul(a, b):
+def _matrices(a: Array, b: Array) -> None:
     if a.ndim != 2 or b.ndim != 2:
         raise ShapeError(
             f"only the product of two matrices is covered, not of shapes {a.shape} and {b.shape}"
         )
-    return ops.linear_fprop(a, b.T)
+
+
+def _linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """x w^T + b, of extents of 0 too, which the op does not take."""
+    if x.shape[1] != w.shape[1]:
+        raise ShapeError(f"matrices of shapes {x.shape} and {w.shape[::-1]} have no product")
+    if 0 not in (*x.shape, *w.shape):
+        return ops.linear_fprop(x, w, b)
+    y = np.zeros((len(x), len(w)), arrays.DTYPES[arrays.dtype_name("x", x)])
+    return y if b is None else y + b
+
+
+@operator("Gemm", ranks=(2,))
+def gemm_before_7(a, b, c, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
+    _matrices(a, b)
+    shape = (a.shape[1 if transA else 0], b.shape[0 if transB else 1])
+    if not broadcast and c.shape != shape:
+        raise ShapeError(f"C must have shape {shape}, not {c.shape}, without the attribute broadcast")
+    return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
+
+
+@operator("Gemm", since=7, ranks=(2,))
+def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
+    """In one op where that can be; else in three steps, of which 16 bits see the last result alone."""
+    _matrices(a, b)
+    x, w = a.T if transA else a, b if transB else b.T
+    dtypes = [str(m.dtype) for m in (a, b, c) if m is not None]
+    if len(set(dtypes)) > 1:
+        raise DtypeError(f"A, B and C must share a dtype, not {', '.join(dtypes)}")
+    if c is not None:
+        np.broadcast_to(c, (len(x), len(w)))  # refuses what does not broadcast in one direction
+    if beta == 0:
+        c = None
+    if alpha == 1 and (c is None or (beta == 1 and (c.ndim < 2 or len(c) == 1))):
+        return _linear(x, w, None if c is None else np.broadcast_to(c.reshape(-1), w.shape[:1]))
+    wide = np.dtype(np.float32) if arrays.dtype_name("A", a) in SIXTEEN_BITS else a.dtype
+    if a.dtype == wide:
+        y = _linear(x, w)
+    else:
+        y, x = np.empty((len(x), len(w)), wide), x.astype(wide, order="C")
+        step = max(1, WIDENED // max(1, w.shape[1]))
+        for k in range(0, len(w), step):
+            y[:, k : k + step] = _linear(x, w[k : k + step].astype(wide, order="C"))
+    y *= wide.type(alpha)
+    if c is not None:
+        y += c.astype(wide, copy=False) * wide.type(beta)
+    return y.astype(a.dtype, copy=False)
+
+
+@operator("MatMul", ranks=(2,))
+def matmul(a, b):
+    _matrices(a, b)
+    return _linear(a, b.T)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -248,12 +334,13 @@ def _log_softmax(rows: Array) -> Array:
     largest = rows.argmax(axis=1)
     loss, _ = ops.softmax_xent_fprop(rows, largest)
     wide = rows.astype(loss.dtype)
-    with np.errstate(invalid="ignore"):
-        return (wide - wide.max(axis=1, keepdims=True) - loss[:, None]).astype(rows.dtype)
+    return (wide - wide.max(axis=1, keepdims=True) - loss[:, None]).astype(rows.dtype)
 
 
 def _class_rows(x: Array, axis: int = 1) -> Array:
     """x with `axis` last and the others as one."""
+    if not -x.ndim <= axis < x.ndim:
+        raise ShapeError(f"x of shape {x.shape} has no axis {axis}")
     moved = np.moveaxis(x, axis, -1)
     return moved.reshape(prod(moved.shape[:-1]), moved.shape[-1])
 
@@ -284,18 +371,36 @@ def log_softmax(x, *, axis=-1):
     return _from_class_rows(_log_softmax(_class_rows(x, axis)), x.shape, axis)
 
 
-def _reduced(loss_of: Callable[[Array], Array], labels, weights, dtype, ignore_index, reduction) -> Array:
-    """Weigh and reduce the losses that `loss_of(labels)` gives; an ignored label counts for nothing."""
-    counted = np.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+def _reduced(loss_of: Callable[[Array], Array], scores, labels, weights, ignore_index, reduction) -> Array:
+    """Weigh and reduce, in float64, the losses that `loss_of(labels)` gives; an ignored label counts for
+    nothing.
+    """
+    classes, places = scores.shape[1], (*scores.shape[:1], *scores.shape[2:])
+    if labels.shape != places:
+        raise ShapeError(f"labels must have shape {places} for scores {scores.shape}, not {labels.shape}")
+    arrays.dtype_name("scores", scores)
+    if labels.dtype.kind not in "iu":
+        raise DtypeError(f"labels must be of an integer dtype, not {labels.dtype}")
+    if weights is not None and weights.shape != (classes,):
+        raise ShapeError(f"weights must have shape {(classes,)}, one for each class, not {weights.shape}")
+    counted = np.ones(places, bool) if ignore_index is None else labels != ignore_index
     safe = np.where(counted, labels, 0)
-    loss = np.where(counted, loss_of(safe.reshape(-1)).reshape(labels.shape), 0)
-    scale = counted.astype(loss.dtype) if weights is None else np.where(counted, weights[safe], 0)
+    wrong = counted & ((safe < 0) | (safe >= classes))
+    if wrong.any():
+        also = "" if ignore_index is None else f", or ignore_index, {ignore_index}"
+        raise OptionError(
+            f"labels must each be a class, 0 <= label < {classes}{also}; found {labels[wrong].flat[0]}"
+        )
+    loss, scale = np.zeros(places), counted.astype(np.float64)
+    if counted.any():
+        loss = np.where(counted, loss_of(safe.reshape(-1)).astype(np.float64).reshape(places), 0)
+        if weights is not None:
+            scale = np.where(counted, weights.astype(np.float64)[safe], 0)
     loss = loss * scale
     if reduction == "none":
-        return loss.astype(dtype)
-    total = loss.sum(dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is NaN
-        return np.asarray(total / scale.sum(dtype=np.float64) if reduction == "mean" else total, dtype)
+        return loss.astype(scores.dtype)
+    total = loss.sum()
+    return np.asarray(total / scale.sum() if reduction == "mean" else total).astype(scores.dtype)
 
 
 REDUCTION = {"reduction": ("none", "sum", "mean")}
@@ -305,12 +410,7 @@ REDUCTION = {"reduction": ("none", "sum", "mean")}
 def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(scores)
     loss = _reduced(
-        lambda safe: ops.softmax_xent_fprop(rows, safe)[0],
-        labels,
-        weights,
-        scores.dtype,
-        ignore_index,
-        reduction,
+        lambda safe: ops.softmax_xent_fprop(rows, safe)[0], scores, labels, weights, ignore_index, reduction
     )
     return loss, lambda: _from_class_rows(_log_softmax(rows), scores.shape)
 
@@ -319,12 +419,7 @@ def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=Non
 def negative_log_likelihood_loss(log_probs, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(log_probs)
     return _reduced(
-        lambda safe: -rows[np.arange(len(rows)), safe],
-        labels,
-        weights,
-        log_probs.dtype,
-        ignore_index,
-        reduction,
+        lambda safe: -rows[np.arange(len(rows)), safe], log_probs, labels, weights, ignore_index, reduction
     )
 
 
@@ -358,6 +453,8 @@ def dropout(x, ratio=None, training_mode=None, *, seed=None):
 @operator("Momentum", domain=TRAINING, choices={"mode": ("standard", "nesterov")})
 def momentum(rate, step, *tensors, alpha, beta, mode, norm_coefficient):
     n = len(tensors) // 3
+    if n == 0 or len(tensors) != 3 * n:
+        raise OptionError(f"{len(tensors)} tensors are not as many weights as gradients as velocities")
     updated = [
         ops.sgd_momentum(
             *(w, dw, v),
@@ -388,9 +485,16 @@ def constant(*, value=None, value_float=None, value_floats=None, value_int=None,
     return value
 
 
+def _given_shape(shape: Array) -> list[int]:
+    if shape.ndim != 1 or shape.dtype.kind not in "iu":
+        raise ShapeError(f"shape must be a row of integers, not {shape.dtype} {shape.shape}")
+    return [int(extent) for extent in shape]
+
+
 @operator("ConstantOfShape")
 def constant_of_shape(shape, *, value=None):
-    return np.full(tuple(shape), 0 if value is None else value.item(), "f4" if value is None else value.dtype)
+    fill, dtype = (0, np.float32) if value is None else (value.item(), value.dtype)
+    return np.full(_given_shape(shape), fill, dtype)
 
 
 @operator("Flatten")
@@ -407,7 +511,9 @@ def reshape_by_attribute(x, *, shape):
 
 @operator("Reshape", since=5)
 def reshape(x, shape, *, allowzero=0):
-    target = [int(extent) for extent in shape]
+    target = _given_shape(shape)
+    if min(target, default=0) < -1:
+        raise ShapeError(f"shape {target} has an extent below -1")
     if not allowzero:
         if any(extent == 0 for extent in target[x.ndim :]):
             raise ShapeError(f"shape {target} copies an extent that x of shape {x.shape} does not have")
@@ -434,7 +540,14 @@ class _Node:
     attributes: dict[str, Any]
 
     @classmethod
-    def of(cls, proto: onnx.NodeProto, index: int, opsets: dict[str, int], ranks: dict[str, int]) -> _Node:
+    def of(
+        cls,
+        proto: onnx.NodeProto,
+        index: int,
+        opsets: dict[str, int],
+        ranks: dict[str, int],
+        context: onnx.checker.C.CheckerContext,
+    ) -> _Node:
         """Bind a node; `ranks` are those that are known before the model runs."""
         domain = proto.domain or "ai.onnx"
         name = repr(proto.name) if proto.name else f"{index}, which makes {list(proto.output)},"
@@ -450,14 +563,20 @@ class _Node:
                     f"{label}: its attribute {attribute.name!r} is not covered. Covered are its attributes "
                     f"{', '.join(attributes) or '(none)'}, and the operators {', '.join(known_operators())}"
                 )
-            attributes[attribute.name] = _attribute(label, attribute)
+            attributes[attribute.name] = attribute
         for name, value in attributes.items():
             if value is inspect.Parameter.empty:
                 raise OptionError(f"{label} lacks the attribute {name!r}")
-            if value not in versions[0].choices.get(name, (value,)):
+        _valid(label, onnx.checker.check_node, proto, context)  # so that each value has its type
+        attributes.update((entry.name, _attribute(label, entry)) for entry in proto.attribute)
+        for name, value in attributes.items():
+            if name in versions[0].choices and value not in versions[0].choices[name]:
                 raise OptionError(
                     f"{label}: {name} must be one of {versions[0].choices[name]}, not {value!r}"
                 )
+        lacks = versions[0].lacks(attributes) if versions[0].lacks else ""
+        if lacks:
+            raise NoImplementation(f"{label}: not covered is {lacks}")
         found = [ranks[name] for name in proto.input[:2] if name in ranks]
         found += [2 + len(attributes["kernel_shape"])] if attributes.get("kernel_shape") else []
         for rank in found:
@@ -471,19 +590,21 @@ class _Node:
     def run(self, inputs: list[Array | None]) -> list[Array | None]:
         """One result per output; None where the model has no name for it."""
         try:
-            results = self.operator.function(*inputs, **self.attributes)
-            results = results if isinstance(results, tuple) else (results,)
-            if len(results) < len(self.outputs):
-                raise NoImplementation(f"only the first {len(results)} outputs are covered")
-            return [
-                None if not name else np.asarray(made() if callable(made) else made)
-                for name, made in zip(self.outputs, results)
-            ]
+            with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
+                results = self.operator.function(*inputs, **self.attributes)
+                results = results if isinstance(results, tuple) else (results,)
+                if len(results) < len(self.outputs):
+                    raise NoImplementation(f"only the first {len(results)} outputs are covered")
+                return [
+                    None if not name else np.asarray(made() if callable(made) else made)
+                    for name, made in zip(self.outputs, results)
+                ]
         except ConvkitError as error:
             raise type(error)(f"{self.label}: {error}") from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
             shapes = [None if x is None else f"{x.dtype} {x.shape}" for x in inputs]
-            raise OptionError(f"{self.label}: {error}; its inputs are {shapes}") from error
+            kind = OutOfMemory if isinstance(error, MemoryError) else OptionError
+            raise kind(f"{self.label}: {error}; its inputs are {shapes}") from error
 
 
 def _attribute(label: str, proto: onnx.AttributeProto) -> Any:
@@ -497,10 +618,16 @@ def _attribute(label: str, proto: onnx.AttributeProto) -> Any:
 
 
 def _tensor(label: str, proto: onnx.TensorProto) -> Array:
+    dtype = None
+    if proto.data_type == onnx.TensorProto.BFLOAT16:  # read as whole numbers: onnx 1.17 makes nonsense of it
+        given, proto, dtype = proto, onnx.TensorProto(), arrays.DTYPES["bfloat16"]
+        proto.CopyFrom(given)
+        proto.data_type = onnx.TensorProto.UINT16
     try:
         array = onnx.numpy_helper.to_array(proto)
     except Exception as error:  # whatever protobuf, NumPy and the file system have to say about it
         raise OptionError(f"{label} cannot be read: {type(error).__name__}: {error}") from error
+    array = array if dtype is None else array.view(dtype)
     array.setflags(write=False)
     return array
 
@@ -534,7 +661,10 @@ class Model(onnx.backend.base.BackendRep):
         extents = ((name, _extents(info)) for name, info in self._declared.items())
         ranks = {name: len(found) for name, found in extents if found is not None}
         ranks.update((name, array.ndim) for name, array in self._constants.items())
-        self._nodes = [_Node.of(node, i, opsets, ranks) for i, node in enumerate(graph.node)]
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version = proto.ir_version
+        context.opset_imports = {**opsets, "": opsets.get("ai.onnx", 1)}  # two names of one domain
+        self._nodes = [_Node.of(node, i, opsets, ranks, context) for i, node in enumerate(graph.node)]
         self._unread = self._order()
 
     def _order(self) -> list[set[str]]:
@@ -629,6 +759,26 @@ def _extents(info: onnx.ValueInfoProto) -> list[int | str | None] | None:
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
 
 
+def _dtype(label: str, code: int) -> np.dtype:
+    """NumPy's dtype for a type of ONNX."""
+    if code == onnx.TensorProto.BFLOAT16:
+        return arrays.DTYPES["bfloat16"]  # onnx 1.17 says float32
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, TypeError) as error:
+        raise DtypeError(f"{label} is of ONNX's type {code}, which is not known") from error
+
+
+def _elem_type(label: str, dtype: np.dtype) -> int:
+    """ONNX's type for a dtype of NumPy."""
+    if dtype == arrays.DTYPES["bfloat16"]:
+        return int(onnx.TensorProto.BFLOAT16)  # onnx 1.17 does not know the dtype
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DtypeError(f"{label} has dtype {dtype}, for which ONNX has no type") from error
+
+
 def _checked(info: onnx.ValueInfoProto, value: Any, symbols: dict[str, int]) -> Array:
     """An input as an array of the declared dtype and shape; `symbols` fill up with the named extents."""
     label = f"input {info.name!r}"
@@ -639,7 +789,7 @@ def _checked(info: onnx.ValueInfoProto, value: Any, symbols: dict[str, int]) -> 
     array = arrays.view(label, value)
     code = info.type.tensor_type.elem_type
     if code not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+        dtype = _dtype(label, code)
         if array.dtype != dtype:
             raise DtypeError(f"{label} must have dtype {dtype}, not {array.dtype}")
     extents = _extents(info)
@@ -695,8 +845,28 @@ def load(model: str | os.PathLike | onnx.ModelProto) -> Model:
         raise OptionError(f"{label} is not an ONNX model: it has no graph, or no IR version")
     bound = Model(model)
     if model.ByteSize() < 2**31:  # the checker takes a message, and protobuf none that is larger
-        _valid(label, onnx.checker.check_model, model)
+        _valid(label, onnx.checker.check_model, _with_shapes(model))
     return bound
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy for the checker, which asks inputs and outputs for shapes, against ONNX's text,
+    and outputs for types, which nobody here reads.
+    """
+
+    def bare(info: onnx.ValueInfoProto) -> bool:
+        return info.type.WhichOneof("value") in (None, "tensor_type") and _extents(info) is None
+
+    if not any(map(bare, [*model.graph.input, *model.graph.output])):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for info in filter(bare, [*copy.graph.input, *copy.graph.output]):
+        info.type.tensor_type.shape.SetInParent()
+    for info in copy.graph.output:
+        if info.type.WhichOneof("value") == "tensor_type" and not info.type.tensor_type.elem_type:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return copy
 
 
 def _valid(label: str, check: Callable[..., None], *args: Any) -> None:
@@ -770,9 +940,7 @@ class Backend(onnx.backend.base.Backend):
         if len(names) != len(values):
             raise OptionError(f"the node takes {len(names)} inputs {names}, not {len(values)}")
         described = [
-            onnx.helper.make_tensor_value_info(
-                name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-            )
+            onnx.helper.make_tensor_value_info(name, _elem_type(f"input {name!r}", value.dtype), value.shape)
             for name, value in zip(names, values)
         ]
         outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]
@@ -781,8 +949,4 @@ class Backend(onnx.backend.base.Backend):
             onnx.helper.make_graph([node], "node", described, outputs),
             opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()],
         )
-        bound = Model(model)
-        context = onnx.checker.C.CheckerContext()
-        context.ir_version, context.opset_imports = model.ir_version, opsets
-        _valid("the node", onnx.checker.check_node, node, context)
-        return tuple(bound.run(values))
+        return tuple(Model(model).run(values))
