@@ -12,20 +12,28 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-#: Seconds that each look at the clock takes.
-LOOK = 1e-6
-
 
 class Clock:
-    """Attributes: `seconds`, a list of one number, the time; others may share the list."""
+    """What `time` and the bench's own clocks give, for code that is put on it.
 
-    def __init__(self) -> None:
-        self.seconds = [1000.0]
+    Parameters
+    ----------
+    look : float
+        Seconds that each look at the clock takes.
+
+    Attributes
+    ----------
+    seconds : list of one float
+        The time; a stand-in with a clock of its own may share the list.
+    """
+
+    def __init__(self, look: float = 1e-6) -> None:
+        self.look, self.seconds = look, [1000.0]
         self._waiting: list[tuple[float, Callable[[], Any]]] = []
 
     def now(self) -> float:
         """Seconds, as `time.perf_counter` gives them."""
-        self.seconds[0] += LOOK
+        self.seconds[0] += self.look
         return self.seconds[0]
 
     def ns(self) -> int:

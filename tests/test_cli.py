@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import simulated
 from conftest import need
 
+from convkit import probe, profile
 from convkit.cli import main
 
 
@@ -20,7 +22,10 @@ def image(tmp_path):
     return str(path)
 
 
-def test_alexnet_prints_the_table(image, capsys, tmp_path):
+def test_alexnet_prints_the_table(image, capsys, tmp_path, monkeypatch):
+    """With times of a clock on which every call takes a millisecond."""
+    monkeypatch.setattr(profile, "time", simulated.Clock(look=1e-3).module())
+    monkeypatch.setattr(probe, "peak_gflops", lambda **_: probe.Peak(500.0, "by decree", "none", 1))
     report = tmp_path / "report.json"
     status = main(
         ["alexnet", image, "--preset", "owt", "--batch", "1", "--repeats", "1", "--json", str(report)]
@@ -32,12 +37,16 @@ def test_alexnet_prints_the_table(image, capsys, tmp_path):
     document = json.loads(report.read_text())
     rows = {row["layer"]: row for row in document["rows"]}
     assert rows["conv2+relu2"]["output"] == "1x192x27x27"
+    assert document["peak_gflops"] == 500
     for row in rows.values():
         assert 0 <= row["error"] < 1e-5, row
-        # FLOP are the definition's: Winograd's tiles of 7 x 7 do the 225 products of a 5 x 5 filter with 49.
-        saved = 225 / 49 if "winograd" in row["implementation"] else 1
-        assert row["forward_ms"] > 0 and 0 <= row["gflops"] < 1.5 * saved * document["peak_gflops"], row
+        assert row["forward_ms"] == pytest.approx(round(row["forward_ms"])) and row["forward_ms"] > 0.9, row
+        assert row["peak_percent"] == pytest.approx(100 * row["gflops"] / 500), row
         assert row["gflops"] > 0 or row["layer"] == "flatten", row  # which moves data, and computes nothing
+    # Forward, and the gradients of x and of w: three times the products of the definition.
+    conv2 = rows["conv2+relu2"]
+    done = conv2["gflops"] * 1e6 * (conv2["forward_ms"] + conv2["backward_ms"])
+    assert done == pytest.approx(3 * 2 * 192 * 64 * 25 * 27 * 27, rel=0.01)
     assert document["images"] == ["photo.png"] and len(document["losses"]) == 2
 
 

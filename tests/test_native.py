@@ -503,9 +503,11 @@ def test_the_lock_is_let_go_of():
         native.load = lambda module=Watched(native.load()): module
     def other():
         global over
-        while len(within) < 300 and not any(within):
-            work()
-        over = True
+        try:
+            while len(within) < 300 and not any(within):
+                work()
+        finally:
+            over = True
     thread = threading.Thread(target=other)
     thread.start()
     while not over:
