@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
@@ -30,6 +32,34 @@ using std::int64_t;
 namespace {
 
 void sleep_us(int us) { std::this_thread::sleep_for(std::chrono::microseconds(us)); }
+
+// Threads wait for each other here, so that nothing depends on which of them gets a core first. One that never comes is
+// a failure, after a minute.
+class Meeting {
+ public:
+  // Goes on when as many threads have come.
+  void of(int threads) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const int64_t round = come_ / threads;
+    ++come_;
+    bell_.notify_all();
+    CHECK(bell_.wait_for(lock, std::chrono::seconds(60), [&] { return come_ / threads > round; }));
+  }
+
+  // Goes on when any other thread has been here.
+  void of_two() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    seen_.insert(std::this_thread::get_id());
+    bell_.notify_all();
+    CHECK(bell_.wait_for(lock, std::chrono::seconds(60), [&] { return seen_.size() > 1; }));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable bell_;
+  int64_t come_ = 0;
+  std::set<std::thread::id> seen_;
+};
 
 // Every task runs once, and sees what was written before the region; what it writes is seen after the region.
 void region(int threads, int64_t tasks, int seed) {
@@ -69,9 +99,10 @@ void modes() {
   for (unsigned flush : {0u, 0x8040u, 0u}) {
     __builtin_ia32_ldmxcsr(before | flush);
     std::vector<unsigned> seen(64);
+    Meeting meeting;
     parallel_for(4, 64, [&](int64_t i) {
       seen[i] = __builtin_ia32_stmxcsr() & 0x8040u;
-      sleep_us(50);
+      meeting.of_two();
     });
     for (unsigned mode : seen) CHECK(mode == flush);
   }
@@ -82,13 +113,14 @@ void modes() {
 void signals() {
   const pthread_t caller = pthread_self();
   std::vector<int> blocked(64, 1), faults(64, 0), worker(64, 0);
+  Meeting meeting;
   parallel_for(4, 64, [&](int64_t i) {
     sigset_t mask;
     pthread_sigmask(SIG_SETMASK, nullptr, &mask);
     worker[i] = !pthread_equal(pthread_self(), caller);
     blocked[i] = sigismember(&mask, SIGINT) && sigismember(&mask, SIGALRM);
     faults[i] = sigismember(&mask, SIGSEGV);
-    sleep_us(100);
+    meeting.of_two();
   });
   int helped = 0;
   for (int i = 0; i < 64; ++i) {
@@ -102,24 +134,19 @@ void signals() {
 void shares() {
   const pthread_t caller = pthread_self();
   constexpr int64_t TASKS = 40;
-  bool kept = false;  // a busy machine may wake the worker late, but not each time; with one counter, half are kept
-  for (int attempt = 0; attempt < 10 && !kept; ++attempt) {
-    int own = 0, all = 0;
-    for (int r = 0; r < 20; ++r) {
-      int by_caller[TASKS] = {};
-      parallel_for(2, TASKS, [&](int64_t i) {
-        by_caller[i] = pthread_equal(pthread_self(), caller);
-        sleep_us(50);
-      });
-      for (int64_t i = 0; i < TASKS; ++i) own += by_caller[i] == (i < TASKS / 2), ++all;
-    }
-    kept = own > all * 3 / 4;
+  for (int r = 0; r < 20; ++r) {
+    int by_caller[TASKS] = {};
+    Meeting meeting;
+    parallel_for(2, TASKS, [&](int64_t i) {
+      by_caller[i] = pthread_equal(pthread_self(), caller);
+      meeting.of(2);  // two at a time: neither thread runs ahead, and does what is left of the other's
+    });
+    for (int64_t i = 0; i < TASKS; ++i) CHECK(by_caller[i] == (i < TASKS / 2));
   }
-  CHECK(kept);
   int done = 0;
   bool helped = false;
   parallel_for(2, TASKS, [&](int64_t i) {
-    for (int wait = 0; i == 0 && wait < 10000 && !helped; ++wait) {  // whoever has it is held up until all others are done
+    for (int wait = 0; i == 0 && wait < 60000 && !helped; ++wait) {  // whoever has it is held up until all others are done
       sleep_us(1000);
       helped = __atomic_load_n(&done, __ATOMIC_SEQ_CST) == TASKS - 1;
     }
