@@ -399,6 +399,8 @@ class Pool2d(Problem):
             flag("ceil_mode", ceil_mode),
             dtype,
         )
+        if R * S > 2**32:
+            raise OptionError(f"window {window!r} has more pixels than argmax can count: 2^32")
         span_h, span_w = window_span(R, problem.dilation_h), window_span(S, problem.dilation_w)
         if (
             max(problem.pad_top, problem.pad_bottom) >= span_h

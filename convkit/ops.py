@@ -63,7 +63,8 @@ def conv2d_fprop(
         Coarsest arithmetic accepted for float32 data: "fp32" (the default) is true float32 throughout,
         "fp32-emulated" tensor cores with float32-grade error, "tf32" a 10-bit mantissa.
     impl, out
-        See the module.
+        See the module. The default may be Winograd, whose declared error is an RMS, not a bound for each
+        element: beside an outlier, see "Winograd and outliers" in docs/cpu.md.
 
     Returns
     -------

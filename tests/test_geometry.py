@@ -173,6 +173,7 @@ REFUSED = {
     "too many bytes": lambda: Conv2d.of((2**31, 2**20, 2**20, 8), (1, 2**20, 1, 1)),
     "pool of padding": lambda: Pool2d.of((1, 1, 8, 8), window=3, padding=3),
     "pool window": lambda: Pool2d.of((1, 1, 8, 8), window=0),
+    "pool window beyond argmax": lambda: Pool2d.of((1, 1, 8, 8), window=2**16 + 1, padding=2**16),
     "lrn size": lambda: LRN.of((1, 1, 8, 8), size=0),
     "lrn k": lambda: LRN.of((1, 1, 8, 8), k=0),
     "lrn nan": lambda: LRN.of((1, 1, 8, 8), alpha=float("nan")),

@@ -6,10 +6,11 @@ Idea      A column matrix holds, in row (c, r, s) and column (n, p, q), the pixe
               wgrad   dw += dy . col^T      (K, columns) x (columns, CRS)
               dgrad   col = W^T . dy        (CRS, K) x (K, columns), then dx gathers from col
           Where R = S = stride = 1 without padding, an image is its own column matrix.
-Tiling    The columns of one product are a tile: several whole images, or some output rows of one image, about
-          COLUMNS of them. Few enough that the column matrix stays near the caches (10 MB for AlexNet's conv2
-          ungrouped) and that large images need no large workspace; many enough that BLAS, which copies W anew
-          for every product, does so once per 1000 columns and not once per 169.
+Tiling    The columns of one product are a tile: several whole images, some output rows of one image, or a
+          part of one row, about COLUMNS of them, or fewer where MATRIX bytes would not hold them. Few enough
+          that the column matrix stays near the caches (10 MB for AlexNet's conv2 ungrouped) and that large
+          images and long rows need no large workspace; many enough that BLAS, which copies W anew for every
+          product, does so once per 1000 columns and not once per 169.
 Traffic   The column matrix is written and read once: 2 CRS words per output pixel, for 2 K CRS operations.
 Order     A pixel of dx adds its taps in the order of (tile, r, s), and one thread does all of a channel.
           dw adds its tiles in float64, in order: its sums are the longest of all (387,200 terms in conv1
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -39,37 +39,39 @@ Array = np.ndarray
 
 #: Columns of a tile, about.
 COLUMNS = 1024
+#: Bytes of a column matrix at the most, as long as it has FEWEST columns.
+MATRIX, FEWEST = 64 << 20, 16
 #: Nanoseconds per element to lower, to raise and to finish on one thread, roughly.
 _LOWER, _RAISE, _FINISH = 0.5, 0.5, 0.5
 
 
 # ---------------------------------------------------------------------------------------------------
-# Kernels. extents = (C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, Q)
-# tile = (n0, images, p0, rows). A tap at `left = pad_left - s * dilation_w` is inside the image for q in
-# [q0, q1), where it sees column q * stride_w - left.
+# Kernels. extents = (C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w)
+# tile = (n0, images, p0, rows, first, width). A tap at `left = pad_left - s * dilation_w` is inside the image
+# for q in [q0, q1), where it sees column q * stride_w - left; q counts from the row's start, not the tile's.
 # ---------------------------------------------------------------------------------------------------
 @jit.kernel
 def _lower(x, col, extents, tile, start, stop):
     """Fill the rows (c, r, s) of `col` with c in [start, stop)."""
-    C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, Q = extents
-    n0, images, p0, rows = tile
-    zero = x.dtype.type(0)
-    at = start * R * S * images * rows * Q
+    C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w = extents
+    n0, images, p0, rows, first, width = tile
+    zero, behind = x.dtype.type(0), first + width
+    at = start * R * S * images * rows * width - first
     for c in range(start, stop):
         for r in range(R):
             for s in range(S):
                 left = pad_left - s * dilation_w
-                q0 = min(Q, max(0, -(-left // stride_w)))
-                q1 = max(q0, min(Q, (W - 1 + left) // stride_w + 1))
+                q0 = min(behind, max(first, -(-left // stride_w)))
+                q1 = max(q0, min(behind, (W - 1 + left) // stride_w + 1))
                 for n in range(n0, n0 + images):
                     for p in range(p0, p0 + rows):
                         h = p * stride_h - pad_top + r * dilation_h
                         if h < 0 or h >= H:
-                            for q in range(Q):
+                            for q in range(first, behind):
                                 col[uint(at + q)] = zero
                         else:
                             row = ((n * C + c) * H + h) * W - left
-                            for q in range(q0):
+                            for q in range(first, q0):
                                 col[uint(at + q)] = zero
                             if stride_w == 1:
                                 for q in range(q0, q1):
@@ -77,19 +79,22 @@ def _lower(x, col, extents, tile, start, stop):
                             else:
                                 for q in range(q0, q1):
                                     col[uint(at + q)] = x[uint(row + q * stride_w)]
-                            for q in range(q1, Q):
+                            for q in range(q1, behind):
                                 col[uint(at + q)] = zero
-                        at += Q
+                        at += width
 
 
 @jit.kernel
 def _raise(col, dx, extents, tile, start, stop):
     """Add to the channels [start, stop) of `dx` what `col` has for their pixels."""
-    C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, Q = extents
-    n0, images, p0, rows = tile
+    C, H, W, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w = extents
+    n0, images, p0, rows, first, width = tile
+    behind = first + width
+    h0 = max(0, p0 * stride_h - pad_top)  # the rows that the tile's windows reach
+    h1 = min(H, (p0 + rows - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1)
     for c in range(start, stop):
         for n in range(images):
-            for h in range(H):
+            for h in range(h0, h1):
                 row = (((n0 + n) * C + c) * H + h) * W
                 for r in range(R):
                     shifted = h + pad_top - r * dilation_h
@@ -98,9 +103,9 @@ def _raise(col, dx, extents, tile, start, stop):
                         continue
                     for s in range(S):
                         left = pad_left - s * dilation_w
-                        q0 = min(Q, max(0, -(-left // stride_w)))
-                        q1 = max(q0, min(Q, (W - 1 + left) // stride_w + 1))
-                        at = ((((c * R + r) * S + s) * images + n) * rows + p) * Q
+                        q0 = min(behind, max(first, -(-left // stride_w)))
+                        q1 = max(q0, min(behind, (W - 1 + left) // stride_w + 1))
+                        at = ((((c * R + r) * S + s) * images + n) * rows + p) * width - first
                         to = row - left
                         if stride_w == 1:
                             for q in range(q0, q1):
@@ -113,19 +118,19 @@ def _raise(col, dx, extents, tile, start, stop):
 @jit.kernel
 def _finish(product, b, y, relu, K, P, Q, tile, start, stop):
     """y = product + b, rectified or not, for the filters [start, stop); no b where it is empty."""
-    n0, images, p0, rows = tile
+    n0, images, p0, rows, first, width = tile  # with a part of a row, rows is 1
     zero = y.dtype.type(0)
     for k in range(start, stop):
         bias = b[k] if b.size else zero
         for n in range(images):
-            at = (k * images + n) * rows * Q
-            to = (((n0 + n) * K + k) * P + p0) * Q
+            at = (k * images + n) * rows * width
+            to = (((n0 + n) * K + k) * P + p0) * Q + first
             if relu:
-                for i in range(rows * Q):
+                for i in range(rows * width):
                     value = product[uint(at + i)] + bias
                     y[uint(to + i)] = zero if value <= zero else value
             else:
-                for i in range(rows * Q):
+                for i in range(rows * width):
                     y[uint(to + i)] = product[uint(at + i)] + bias
 
 
@@ -134,36 +139,46 @@ def _finish(product, b, y, relu, K, P, Q, tile, start, stop):
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Tile:
-    """Output rows [p0, p0 + rows) of images [n0, n0 + images): the columns of one product."""
+    """The columns of one product: output rows [p0, p0 + rows) of images [n0, n0 + images).
+
+    Of a row only [first, first + width), which is less than all of it where the tile is of one row alone.
+    """
 
     n0: int
     images: int
     p0: int
     rows: int
+    first: int
+    width: int
 
     @property
-    def numbers(self) -> tuple[int, int, int, int]:
-        return self.n0, self.images, self.p0, self.rows
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        return self.n0, self.images, self.p0, self.rows, self.first, self.width
+
+    @property
+    def columns(self) -> int:
+        return self.images * self.rows * self.width
 
 
-def _largest(g: Conv2d) -> tuple[int, int]:
-    """(images, rows) of the largest tile; shares are even, so that no small tile is left over."""
-    if g.P * g.Q <= COLUMNS:
-        products = -(-g.N // (COLUMNS // (g.P * g.Q)))
-        return -(-g.N // products), g.P
-    products = -(-g.P // max(1, COLUMNS // g.Q))
-    return 1, -(-g.P // products)
+def _largest(g: Conv2d) -> Tile:
+    """The first tile, than which none is larger; shares are even, so that no small tile is left over."""
+    room = max(FEWEST, min(COLUMNS, MATRIX // accumulator(g).itemsize // _taps(g)))
+    if room >= g.P * g.Q:
+        products = -(-g.N // (room // (g.P * g.Q)))
+        return Tile(0, -(-g.N // products), 0, g.P, 0, g.Q)
+    if room >= g.Q:
+        products = -(-g.P // (room // g.Q))
+        return Tile(0, 1, 0, -(-g.P // products), 0, g.Q)
+    products = -(-g.Q // room)
+    return Tile(0, 1, 0, 1, 0, -(-g.Q // products))
 
 
 def _tiles(g: Conv2d) -> Iterator[Tile]:
-    images, rows = _largest(g)
-    for n in range(0, g.N, images):
-        for p in range(0, g.P, rows):
-            yield Tile(n, min(images, g.N - n), p, min(rows, g.P - p))
-
-
-def _columns(g: Conv2d) -> int:
-    return prod(_largest(g)) * g.Q
+    t = _largest(g)
+    for n in range(0, g.N, t.images):
+        for p in range(0, g.P, t.rows):
+            for q in range(0, g.Q, t.width):
+                yield Tile(*(n, min(t.images, g.N - n), p, min(t.rows, g.P - p), q, min(t.width, g.Q - q)))
 
 
 def _taps(g: Conv2d) -> int:
@@ -175,13 +190,13 @@ def _in_place(g: Conv2d) -> bool:
     """Whether an image is its own column matrix, and a tile lies within one image."""
     taps = (g.R, g.S, g.stride_h, g.stride_w) == (1, 1, 1, 1)
     padded = g.pad_top or g.pad_bottom or g.pad_left or g.pad_right
-    return taps and not padded and _largest(g)[0] == 1
+    return taps and not padded and _largest(g).images == 1
 
 
 def _extents(g: Conv2d) -> tuple[int, ...]:
     return (
         *(g.C, g.H, g.W, g.R, g.S, g.stride_h, g.stride_w),
-        *(g.pad_top, g.pad_left, g.dilation_h, g.dilation_w, g.Q),
+        *(g.pad_top, g.pad_left, g.dilation_h, g.dilation_w),
     )
 
 
@@ -191,8 +206,7 @@ def _weights(g: Conv2d, w: Array) -> Array:
 
 def _matrix(g: Conv2d, flat: Array, tile: Tile) -> Array:
     """The front of scratch memory as (groups, rows of a group, the tile's columns)."""
-    columns = tile.images * tile.rows * g.Q
-    return flat[: flat.size // _columns(g) * columns].reshape(g.groups, -1, columns)
+    return flat[: flat.size // _largest(g).columns * tile.columns].reshape(g.groups, -1, tile.columns)
 
 
 def _pixels(g: Conv2d, maps: Array, tile: Tile, flat: Array | None = None) -> Array:
@@ -202,7 +216,8 @@ def _pixels(g: Conv2d, maps: Array, tile: Tile, flat: Array | None = None) -> Ar
     """
     if tile.images == 1:
         image = maps[tile.n0].reshape(g.groups, -1, g.P * g.Q)
-        return image[:, :, tile.p0 * g.Q : (tile.p0 + tile.rows) * g.Q]
+        start = tile.p0 * g.Q + tile.first
+        return image[:, :, start : start + tile.columns]
     assert flat is not None
     matrix = _matrix(g, flat, tile)
     images = maps[tile.n0 : tile.n0 + tile.images].reshape(tile.images, -1, g.P * g.Q)
@@ -239,7 +254,7 @@ def _scratch_bytes(*parts: tuple[int, Any]) -> int:
 # The passes
 # ---------------------------------------------------------------------------------------------------
 def _fprop_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
-    dtype, columns = accumulator(g), _columns(g)
+    dtype, columns = accumulator(g), _largest(g).columns
     return (0 if _in_place(g) else _taps(g) * columns, dtype), (g.K * columns, dtype)
 
 
@@ -269,10 +284,10 @@ def conv2d_fprop(
 
 
 def _dgrad_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
-    dtype, columns = accumulator(g), _columns(g)
+    dtype, columns = accumulator(g), _largest(g).columns
     return (
         (0 if _in_place(g) else _taps(g) * columns, dtype),
-        (0 if _largest(g)[0] == 1 else g.K * columns, dtype),
+        (0 if _largest(g).images == 1 else g.K * columns, dtype),
     )
 
 
@@ -306,7 +321,7 @@ def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array)
 
 def _wgrad_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
     dtype = accumulator(g)
-    several = 0 if next(_tiles(g)) == Tile(0, g.N, 0, g.P) else g.K * _taps(g) // g.groups
+    several = 0 if _largest(g) == Tile(0, g.N, 0, g.P, 0, g.Q) else g.K * _taps(g) // g.groups
     return (*_dgrad_parts(g), (several, dtype), (several, np.dtype(np.float64)))
 
 

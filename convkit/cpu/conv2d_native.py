@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from .. import layouts, native
-from ..geometry import Conv2d
+from ..geometry import Conv2d, window_span
 from . import threads
+from .native_call import excess
 from .storage import accelerates
 
 Array = np.ndarray
@@ -55,6 +56,22 @@ def _blocks_fit(g: Conv2d, layout: str) -> str | None:
     return None
 
 
+def _frames(g: Conv2d, block: int) -> int:
+    """Bytes of a batch whose maps lie in frames of zeros, about: what strides, padding and dilation span.
+
+    `block`: channels of a group are padded to a multiple of it.
+    """
+    rows, columns = (
+        max((outputs - 1) * (stride if outputs > 1 else 1) + 1, extent) + window_span(taps, dilation) - 1
+        for outputs, stride, extent, taps, dilation in (
+            (g.P, g.stride_h, g.H, g.R, g.dilation_h),
+            (g.Q, g.stride_w, g.W, g.S, g.dilation_w),
+        )
+    )
+    channels = g.groups * -(-max(g.C, g.K) // g.groups // block) * block
+    return 4 * g.N * channels * rows * columns
+
+
 def _register(
     algorithm: str,
     layout: str,
@@ -62,18 +79,31 @@ def _register(
     error: float,
     when: Callable[..., str | None],
     ways: tuple[str, ...] = ("fprop", "dgrad", "wgrad"),
+    frames: int = 0,
 ) -> None:
-    """Register the passes of one algorithm for one layout."""
+    """Register the passes of one algorithm for one layout.
+
+    `frames`: its maps lie in frames of zeros, of so many channels at a time; 0: they do not.
+    """
     flags = _flags(layout)
 
     def declared(way: str) -> dict[str, Any]:
-        def fits(g: Conv2d) -> str | None:
-            return _blocks_fit(g, layout) or when(g, way, layout)
-
         def workspace(g: Conv2d) -> int:
             kernels = native.kernels()
             assert kernels is not None
             return int(getattr(kernels, f"conv2d_{way}_{algorithm}_workspace")(numbers(g), *flags))
+
+        @lru_cache(maxsize=1024)
+        def decided(isa: str, g: Conv2d) -> str | None:
+            # Frames first: the kernels' own numbers have 64 bits, which those of absurd ones do not fit.
+            if frames and (reason := excess(_frames(g, frames), g, "x", "w", "y")):
+                return reason
+            if (reason := _blocks_fit(g, layout) or when(g, way, layout)) or g.empty:
+                return reason
+            return excess(workspace(g), g, "x", "w", "y")
+
+        def fits(g: Conv2d) -> str | None:
+            return decided(native.isa(), g)
 
         return {
             "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
@@ -118,22 +148,23 @@ def _asked(algorithm: str) -> Callable[..., str | None]:
 
 
 def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
-    if g.stride_h > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
+    stride = g.stride_h if g.P > 1 else 1  # as the kernels see it
+    if stride > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
         return "a stride is taken away on NCHW images only"
     if (reason := _asked("winograd")(g, way, layout)) is not None:
         return reason
-    if way != "dgrad" and g.groups * g.stride_h == 1 and g.C <= FEW_CHANNELS:
+    if way != "dgrad" and g.groups * stride == 1 and g.C <= FEW_CHANNELS:
         return f"with {g.C} channels, its transforms cost more than it saves"
-    outputs = 8 - -(-g.R // g.stride_h)  # of a tile's side
+    outputs = 8 - -(-g.R // stride)  # of a tile's side
     tiles = g.N * -(-g.P // outputs) * -(-g.Q // outputs)
     if tiles < FEW_TILES and 4 * 49 * g.K * g.C // g.groups > FEW_BYTES:
         return f"with {tiles} tiles, its transformed weights cost more than it saves"
     return None
 
 
-_register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"))
+_register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"), frames=1)
 _register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"), ("fprop", "dgrad"))
-_register("few_channels", "NCHW", 25, 1e-6, _asked("few_channels"), ("wgrad",))
+_register("few_channels", "NCHW", 25, 1e-6, _asked("few_channels"), ("wgrad",), frames=1)
 for _layout in LAYOUTS:
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)
-    _register("direct", _layout, 20, 1e-6, _asked("direct"))
+    _register("direct", _layout, 20, 1e-6, _asked("direct"), frames=layouts.BLOCK)

@@ -128,7 +128,9 @@ def _plan(g: LRN) -> tuple[int, tuple[int, ...]]:
         # A row is not cut: its windows reach over neighbouring pixels.
         lines, pixels, aside = g.H, g.W, 1
         planes, block = g.N * g.C, g.W
-    return planes * -(-pixels // block), (lines, pixels, block, g.behind, g.ahead, aside)
+    # What a window reaches beyond its plane costs nothing.
+    behind, ahead = (min(reach, max(lines, pixels if aside else 1) - 1) for reach in (g.behind, g.ahead))
+    return planes * -(-pixels // block), (lines, pixels, block, behind, ahead, aside)
 
 
 def _cost(g: LRN, passes: int) -> float:

@@ -54,12 +54,11 @@ def _fprop(x, y, argmax, extents, start, stop):
                         best = value if value > best else best
                         nans += value != value
                 if nans:  # the first one wins
-                    for tap in range(R * S - 1, -1, -1):
-                        r, s = tap // S, tap % S
-                        if r >= r0 and r < r1 and s >= s0 and s < s1:
+                    for r in range(r1 - 1, r0 - 1, -1):
+                        for s in range(s1 - 1, s0 - 1, -1):
                             value = x[uint(corner + r * dilation_h * W + s * dilation_w)]
                             if value != value:
-                                winner = tap
+                                winner = r * S + s
                                 best = value
                 y[uint(to + q)] = best
                 argmax[uint(to + q)] = winner
@@ -69,8 +68,9 @@ def _fprop(x, y, argmax, extents, start, stop):
 def _dgrad(dy, argmax, dx, extents, start, stop):
     H, W, P, Q, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w = extents
     zero = dx.dtype.type(0)
-    down, right = np.empty(R * S, np.int64), np.empty(R * S, np.int64)  # of each tap
-    for tap in range(R * S):
+    kept = min(R * S, 1024)  # divisions are slow, but a window may be far larger than its image
+    down, right = np.empty(kept, np.int64), np.empty(kept, np.int64)  # of each tap
+    for tap in range(kept):
         down[tap] = tap // S * dilation_h - pad_top
         right[tap] = tap % S * dilation_w - pad_left
     for plane in range(start, stop):
@@ -79,10 +79,14 @@ def _dgrad(dy, argmax, dx, extents, start, stop):
         for p in range(P):
             at = (plane * P + p) * Q
             for q in range(Q):
-                tap = argmax[uint(at + q)]
+                tap = np.int64(argmax[uint(at + q)])
                 if tap < R * S:
-                    h = p * stride_h + down[uint(tap)]
-                    w = q * stride_w + right[uint(tap)]
+                    if tap < kept:
+                        h = p * stride_h + down[uint(tap)]
+                        w = q * stride_w + right[uint(tap)]
+                    else:
+                        h = p * stride_h + tap // S * dilation_h - pad_top
+                        w = q * stride_w + tap % S * dilation_w - pad_left
                     if h >= 0 and h < H and w >= 0 and w < W:
                         dx[uint((plane * H + h) * W + w)] += dy[uint(at + q)]
 

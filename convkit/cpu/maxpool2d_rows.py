@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..geometry import Pool2d
+from ..geometry import Pool2d, window_span
 from ..layouts import BLOCKED
 from ..registry import implements
-from .native_call import NATIVE, STORAGE, call, kernels
+from .native_call import NATIVE, STORAGE, call, excess, kernels
 
 Array = np.ndarray
 
@@ -26,12 +27,25 @@ def _shape(module: Any, g: Pool2d) -> Any:
     return module.Pool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
 
 
-@implements("maxpool2d_fprop", name="rows", dtypes=STORAGE, **NATIVE)
+def _rings(way: str) -> Callable[[Pool2d], str | None]:
+    """`when` of a pass on maps: it keeps the rows that a window reaches, in scratch memory of each thread."""
+
+    def when(g: Pool2d) -> str | None:
+        if way == "fprop":
+            rows, width = min(g.H, window_span(g.R, g.dilation_h)), g.Q
+        else:
+            rows, width = min(g.P, (window_span(g.R, g.dilation_h) - 1) // g.stride_h + 2), 2 * g.W + g.Q
+        return excess(8 * rows * width, g, "x", "y")
+
+    return when
+
+
+@implements("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=_rings("fprop"), **NATIVE)
 def maxpool2d_fprop(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
     call("maxpool2d_fprop", g.dtype, shape(g), x, y, argmax)
 
 
-@implements("maxpool2d_dgrad", name="rows", dtypes=STORAGE, **NATIVE)
+@implements("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=_rings("dgrad"), **NATIVE)
 def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
     call("maxpool2d_dgrad", g.dtype, shape(g), dy, argmax, dx)
 

@@ -7,7 +7,7 @@ in float64 whatever the storage is; the one rounding is the assignment to the ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,37 @@ def _taps(g: Conv2d | Pool2d) -> Iterator[tuple[int, int, tuple]]:
             yield r, s, (..., rows, columns)
 
 
+def _axis(
+    taps: int, extent: int, outputs: int, stride: int, pad: int, dilation: int
+) -> Iterator[tuple[int, slice, slice]]:
+    """(tap, outputs, pixels) of each tap along one axis that sees the image: where, and what."""
+
+    def steps(at: int, step: int, most: int) -> tuple[int, int]:  # those i for which at + i * step is inside
+        return max(0, -(at // step)), min(most, (extent - 1 - at) // step + 1)
+
+    which: Iterable[int] = range(taps)
+    if taps > extent + outputs:  # a pool's window may be far larger than its image
+        each = (range(*steps(p * stride - pad, dilation, taps)) for p in range(outputs))
+        which = sorted({tap for found in each for tap in found})
+    for tap in which:
+        at = tap * dilation - pad  # what it sees from output 0
+        p0, p1 = steps(at, stride, outputs)
+        if p0 < p1:
+            yield tap, slice(p0, p1), slice(at + p0 * stride, at + (p1 - 1) * stride + 1, stride)
+
+
+def _seen(g: Conv2d | Pool2d) -> Iterator[tuple[int, int, tuple, tuple]]:
+    """(r, s, windows, pixels): tap (r, s) of `y[windows]` sees `x[pixels]`; elsewhere, padding.
+
+    Indices into (N, channels, P, Q) and (N, channels, H, W); the padding is never stored, however wide.
+    """
+    rows = _axis(g.R, g.H, g.P, g.stride_h, g.pad_top, g.dilation_h)
+    columns = list(_axis(g.S, g.W, g.Q, g.stride_w, g.pad_left, g.dilation_w))
+    for r, p, h in rows:
+        for s, q, w in columns:
+            yield r, s, (..., p, q), (..., h, w)
+
+
 def _groups(g: Conv2d) -> Iterator[tuple[slice, slice]]:
     """The (input channels, filters) of each group."""
     c, k = g.C // g.groups, g.K // g.groups
@@ -67,31 +98,33 @@ def _pixels(maps: Array) -> Array:
     return maps.reshape(*maps.shape[:2], -1)
 
 
-def _maps(matrices: Array, g: Conv2d) -> Array:
-    """(N, channels, P*Q) as maps again, (N, channels, P, Q)."""
-    return matrices.reshape(*matrices.shape[:2], g.P, g.Q)
+def _maps(matrices: Array, like: Array) -> Array:
+    """(N, channels, pixels) as maps again, of the extents of `like`."""
+    return matrices.reshape(*matrices.shape[:2], *like.shape[2:])
 
 
 @_reference("conv2d_fprop")
 def conv2d_fprop(g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False) -> None:
-    padded, weights = _padded(g, _f64(x), 0), _f64(w)
+    image, weights = _f64(x), _f64(w)
     total = np.zeros(y.shape)
     if b is not None:
         total += _f64(b)[:, None, None]
-    for r, s, tap in _taps(g):
+    for r, s, windows, pixels in _seen(g):
+        part, seen = total[windows], image[pixels]
         for c, k in _groups(g):
-            total[:, k] += _maps(weights[k, :, r, s] @ _pixels(padded[tap][:, c]), g)
+            part[:, k] += _maps(weights[k, :, r, s] @ _pixels(seen[:, c]), part)
     y[...] = np.maximum(total, 0) if relu else total
 
 
 @_reference("conv2d_dgrad")
 def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array) -> None:
     gradient, weights = _f64(dy), _f64(w)
-    padded = _padded(g, np.zeros(dx.shape), 0)
-    for r, s, tap in _taps(g):
+    total = np.zeros(dx.shape)
+    for r, s, windows, pixels in _seen(g):
+        part, seen = total[pixels], gradient[windows]
         for c, k in _groups(g):
-            padded[tap][:, c] += _maps(weights[k, :, r, s].T @ _pixels(gradient[:, k]), g)
-    dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+            part[:, c] += _maps(weights[k, :, r, s].T @ _pixels(seen[:, k]), part)
+    dx[...] = total
 
 
 @_reference("conv2d_dgrad_relu")
@@ -103,10 +136,11 @@ def conv2d_dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array) -> No
 
 @_reference("conv2d_wgrad")
 def conv2d_wgrad(g: Conv2d, x: Array, dy: Array, dw: Array) -> None:
-    padded, gradient = _padded(g, _f64(x), 0), _f64(dy)
-    for r, s, tap in _taps(g):
+    image, gradient = _f64(x), _f64(dy)
+    dw[...] = 0
+    for r, s, windows, pixels in _seen(g):
         for c, k in _groups(g):
-            products = _pixels(gradient[:, k]) @ _pixels(padded[tap][:, c]).swapaxes(1, 2)
+            products = _pixels(gradient[windows][:, k]) @ _pixels(image[pixels][:, c]).swapaxes(1, 2)
             dw[k, :, r, s] = products.sum(axis=0)
 
 
@@ -134,8 +168,9 @@ def _window_sum(g: LRN, a: Array, behind: int, ahead: int) -> Array:
         grouped, axes = a, (2, 3)
     for axis in axes:
         pads = [(0, 0)] * grouped.ndim
-        pads[axis] = (behind, ahead)
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(grouped, pads), g.size, axis)
+        low, high = (min(reach, grouped.shape[axis] - 1) for reach in (behind, ahead))
+        pads[axis] = (low, high)
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(grouped, pads), low + 1 + high, axis)
         grouped = windows.sum(axis=-1)
     return grouped.reshape(a.shape)
 
@@ -158,29 +193,28 @@ def lrn_dgrad(g: LRN, dy: Array, x: Array, dx: Array) -> None:
 
 @_reference("maxpool2d_fprop")
 def maxpool2d_fprop(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
-    padded = _padded(g, _f64(x), 0)
-    inside = _padded(g, np.ones(x.shape, bool), 0)
+    image = _f64(x)
     best = np.full(y.shape, -np.inf)
     winner = np.zeros(y.shape, np.int64)
     seen = np.zeros(y.shape, bool)
-    for r, s, tap in _taps(g):
-        value = padded[tap]
+    for r, s, windows, pixels in _seen(g):
+        value, so_far = image[pixels], best[windows]
         # A NaN beats every number, and nothing beats the first NaN; padding takes no part.
-        beats = (value > best) | (np.isnan(value) & ~np.isnan(best)) | ~seen
-        beats &= inside[tap]
-        best[beats] = value[beats]
-        winner[beats] = r * g.S + s
-        seen |= inside[tap]
+        beats = (value > so_far) | (np.isnan(value) & ~np.isnan(so_far)) | ~seen[windows]
+        so_far[beats] = value[beats]
+        winner[windows][beats] = r * g.S + s
+        seen[windows] = True
     y[...] = best
     argmax[...] = winner
 
 
 @_reference("maxpool2d_dgrad")
 def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
-    padded = _padded(g, np.zeros(dx.shape), 0)
-    for r, s, tap in _taps(g):
-        padded[tap] += np.where(argmax == r * g.S + s, _f64(dy), 0)
-    dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+    gradient = _f64(dy)
+    total = np.zeros(dx.shape)
+    for r, s, windows, pixels in _seen(g):
+        total[pixels] += np.where(argmax[windows] == r * g.S + s, gradient[windows], 0)
+    dx[...] = total
 
 
 @_reference("reorder")

@@ -9,8 +9,14 @@ namespace {
 // The fields of convkit.geometry.Conv2d, then P and Q.
 using Numbers = std::array<int64_t, 18>;
 
+// The distance from an only output to the next, or from an only tap, means nothing: no kernel need ask which it is.
 Conv conv(const Numbers& a) {
-  return {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17]};
+  Conv g{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17]};
+  if (g.P == 1) g.stride_h = 1;
+  if (g.Q == 1) g.stride_w = 1;
+  if (g.R == 1) g.dilation_h = 1;
+  if (g.S == 1) g.dilation_w = 1;
+  return g;
 }
 
 using Workspace = int64_t (*)(const Conv&, Layouts);

@@ -136,7 +136,9 @@ void run(const Pass& p, const float* x, const float* bias, bool relu, const floa
 
 const char* refusal(const Conv& g) {
   const bool plain = g.R == 1 && g.S == 1 && g.stride_h == 1 && g.stride_w == 1;
-  if (!plain || g.pad_top || g.pad_bottom || g.pad_left || g.pad_right) return "needs 1 x 1 filters, stride 1, no padding";
+  // An only output has stride 1, wherever the image ends: the maps' extents say whether each pixel has an output.
+  const bool same = g.P == g.H && g.Q == g.W && !g.pad_top && !g.pad_left;
+  if (!plain || !same) return "needs 1 x 1 filters, stride 1, no padding";
   return g.H * g.W < 8 * LANES ? "needs maps of some registers' worth of pixels" : nullptr;
 }
 

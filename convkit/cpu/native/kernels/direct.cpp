@@ -259,6 +259,13 @@ void no_taps(const Pass& p, const Taps& t, const Maps& y, int64_t n, int64_t g, 
     }
 }
 
+// Whether the rows of the outputs follow each other without a gap, in x and in y: an image is then one long row.
+bool rows_are_one(const Pass& p, const Taps& t, const Maps& x, const Maps& y) {
+  const bool whole = x.H == y.H && x.W == y.W && t.outputs_h == y.H && t.outputs_w == y.W;
+  const bool dense = p.in_stride_h == 1 && p.in_stride_w == 1 && p.out_stride_h == 1 && p.out_stride_w == 1;
+  return t.R == 1 && t.S == 1 && whole && dense && !t.row && !t.column && !t.out_row && !t.out_column;
+}
+
 void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, const Epilogue& e, int threads) {
   Maps x = x_maps, y = y_maps;
   if (!t.R || !t.S) {
@@ -268,8 +275,7 @@ void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, co
     });
     return;
   }
-  // A 1 x 1 filter sees an image as one long row.
-  if (t.R == 1 && t.S == 1 && x.H == y.H && x.W == y.W && t.outputs_h == y.H && t.outputs_w == y.W) {
+  if (rows_are_one(p, t, x, y)) {
     x.W = y.W = t.outputs_w = x.H * x.W;
     x.H = y.H = t.outputs_h = 1;
   }

@@ -4,8 +4,10 @@
 //           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
 //           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
 //           Row by row and left to right, so the first of equal values wins; NaN as in pool2d.hpp.
-// Edges     Outputs whose windows stick out to the left or right take a scalar loop. Whole registers are loaded and
-//           stored as long as they stay inside the map: what they spill into the next row is written again with it.
+// Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where windows lie more
+//           than 16 columns apart, and backward where they are wider than a row: scratch stays small for any options.
+//           Whole registers are loaded and stored as long as they stay inside the map: what they spill into the next row is
+//           written again with it.
 // dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few rows that
 //           were widened, with a margin of zeros and of taps that there are not; then the remainders are interleaved.
 // Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in registers.
@@ -28,12 +30,15 @@ CK_INLINE Tap tap_at(const Pool& g, int64_t s) {
   const int64_t offset = shift >= 0 ? shift / g.stride_w : -ceil_div(-shift, g.stride_w);
   return {shift - offset * g.stride_w, offset};
 }
-// All of them, at the front of some scratch; returns what is behind them.
-int64_t tap_floats(const Pool& g) { return round_up(g.S * int64_t(sizeof(Tap) / sizeof(float)), LANES); }
-float* fill_taps(const Pool& g, float* scratch) {
-  for (int64_t s = 0; s < g.S; ++s) reinterpret_cast<Tap*>(scratch)[s] = tap_at(g, s);
-  return scratch + tap_floats(g);
+// The first `count` of them, at the front of some scratch; returns what is behind them.
+int64_t tap_floats(int64_t count) { return round_up(count * int64_t(sizeof(Tap) / sizeof(float)), LANES); }
+float* fill_taps(const Pool& g, int64_t count, float* scratch) {
+  for (int64_t s = 0; s < count; ++s) reinterpret_cast<Tap*>(scratch)[s] = tap_at(g, s);
+  return scratch + tap_floats(count);
 }
+
+// Columns between windows that registers are worth while for; there is a part of scratch for each.
+constexpr int64_t NEAR = 16;
 
 // Every second lane of a and b, which lie one behind the other; and the way back.
 template <int FIRST, int... L>
@@ -68,16 +73,17 @@ class Fprop {
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
     const int64_t room = g.W - 1 - (g.S - 1) * g.dilation_w + g.pad_left;
-    last_ = room < 0 ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
+    last_ = room < 0 || g.stride_w > NEAR ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
+    inner_ = first_ < last_ ? g.S : 0;
   }
-  int64_t floats() const { return tap_floats(g_) + g_.W + 3 * LANES + g_.stride_w * part_ + 2 * (period_ + 1) * width_; }
+  int64_t floats() const { return tap_floats(inner_) + g_.W + 3 * LANES + parts() + 2 * (period_ + 1) * width_; }
 
   template <class S, class Index>
   void plane(const S* x, S* y, Index* argmax, float* scratch) {
     tap_ = reinterpret_cast<Tap*>(scratch);
-    row_ = fill_taps(g_, scratch);
+    row_ = fill_taps(g_, inner_, scratch);
     parts_ = row_ + g_.W + 3 * LANES;
-    values_ = parts_ + g_.stride_w * part_;
+    values_ = parts_ + parts();
     taps_ = reinterpret_cast<std::int32_t*>(values_ + (period_ + 1) * width_);
     int64_t next = 0;
     for (int64_t p = 0; p < g_.P; ++p) {
@@ -90,6 +96,8 @@ class Fprop {
   }
 
  private:
+  int64_t parts() const { return first_ < last_ ? g_.stride_w * part_ : 0; }
+
   // A row of x: the maxima over s, into slot `slot` of the ring. `room` elements may be read.
   template <class S>
   void across(const S* x, int64_t room, int64_t slot) {
@@ -109,7 +117,7 @@ class Fprop {
       if (last_ < g_.Q) widen(x + 2 * last_, g_.W - 2 * last_, row_ + 2 * last_);
     } else {
       widen(x, g_.W, row_);
-      const float* parts = g_.stride_w > 1 ? split() : row_;
+      const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
       for (int64_t q = first_; q < last_; q += LANES) {
         Best best{load_tap(parts, 0, q), VI{}};
         for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
@@ -190,7 +198,8 @@ class Fprop {
 
   const Pool& g_;
   int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
-  int64_t first_, last_;           // outputs whose windows do not stick out
+  int64_t first_, last_;           // outputs whose windows do not stick out, unless all are done one by one
+  int64_t inner_;                  // taps of those
   const Tap* tap_ = nullptr;
   float *row_ = nullptr, *parts_ = nullptr, *values_ = nullptr;
   std::int32_t* taps_ = nullptr;
@@ -200,16 +209,23 @@ template <bool USUAL>
 class Dgrad {
  public:
   explicit Dgrad(const Pool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
-    before_ = most(0, tap_at(g, g.S - 1).offset);
-    width_ = round_up(before_ + most(g.Q, part_ + most(0, -tap_at(g, 0).offset)) + LANES, LANES);
+    apart_ = g.stride_w > NEAR || g.S > g.W;
+    inner_ = apart_ ? 0 : g.S;
+    int64_t behind = 0;
+    for (int64_t s = 0; s < inner_; ++s) {
+      const int64_t offset = tap_at(g, s).offset;
+      if (reaches(offset)) before_ = most(before_, offset), behind = most(behind, -offset);
+    }
+    width_ = round_up(before_ + most(g.Q, part_ + behind) + LANES, LANES);
+    if (apart_) width_ = round_up(g.Q, LANES);
     period_ = least(g.P, (g.span() - 1) / g.stride_h + 2);  // one more than a row of dx wants: it comes early
   }
-  int64_t floats() const { return tap_floats(g_) + 2 * period_ * width_ + g_.stride_w * part_ + round_up(g_.W, LANES); }
+  int64_t floats() const { return tap_floats(inner_) + 2 * period_ * width_ + parts() + round_up(g_.W, LANES); }
 
   template <class S, class Index>
   void plane(const S* dy, const Index* argmax, S* dx, float* scratch) {
     tap_ = reinterpret_cast<Tap*>(scratch);
-    dy_ = fill_taps(g_, scratch);
+    dy_ = fill_taps(g_, inner_, scratch);
     taps_ = reinterpret_cast<std::int32_t*>(dy_ + period_ * width_);
     parts_ = dy_ + 2 * period_ * width_;
     for (int64_t i = 0; i < period_ * width_; ++i) dy_[i] = 0;
@@ -223,6 +239,9 @@ class Dgrad {
       }
       if constexpr (USUAL) {
         usual_row(h, dx + h * g_.W);
+      } else if (apart_) {
+        one_by_one(h);
+        write(parts_, dx + h * g_.W);
       } else {
         gather(h);
         interleave(dx + h * g_.W);
@@ -231,6 +250,10 @@ class Dgrad {
   }
 
  private:
+  int64_t parts() const { return apart_ ? 0 : g_.stride_w * part_; }
+  // Whether a tap of that offset may be anything else than padding.
+  bool reaches(int64_t offset) const { return offset < part_ && -offset < g_.Q; }
+
   // What dy at `at` gives to its tap t.
   CK_INLINE V won(int64_t at, int64_t t) const {
     VI tap;
@@ -270,12 +293,30 @@ class Dgrad {
           const int64_t at = p % period_ * width_ + before_ + i;
           for (int64_t s = 0; s < g_.S; ++s) {
             const Tap t = tap_[s];
-            if (t.remainder == j) total += won(at - t.offset, r * g_.S + s);
+            if (t.remainder == j && reaches(t.offset)) total += won(at - t.offset, r * g_.S + s);
           }
         });
         store(parts_ + j * part_ + i, total);
       }
     }
+  }
+
+  void one_by_one(int64_t h) {
+    for (int64_t w = 0; w < g_.W; ++w) {
+      float total = 0;
+      each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, [&](int64_t p, int64_t r) {
+        const int64_t row = p % period_ * width_;
+        each_window(w + g_.pad_left, g_.stride_w, g_.dilation_w, g_.S, g_.Q, [&](int64_t q, int64_t s) {
+          if (taps_[row + q] == static_cast<std::int32_t>(r * g_.S + s)) total += dy_[row + q];
+        });
+      });
+      parts_[w] = total;
+    }
+  }
+
+  template <class S>
+  void write(const float* row, S* dx) {
+    for (int64_t w = 0; w < g_.W; w += LANES) put(dx + w, load(row + w), g_.W - w, g_.W - w);
   }
 
   template <class S>
@@ -287,11 +328,13 @@ class Dgrad {
       for (int64_t j = 0; j < least(stride, g_.W); ++j)
         for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
     }
-    for (int64_t w = 0; w < g_.W; w += LANES) put(dx + w, load(row + w), g_.W - w, g_.W - w);
+    write(row, dx);
   }
 
   const Pool& g_;
-  int64_t part_, before_, width_, period_;
+  bool apart_;     // pixels are done one by one
+  int64_t inner_;  // taps of registers
+  int64_t part_, before_ = 0, width_, period_;
   const Tap* tap_ = nullptr;
   float *dy_ = nullptr, *parts_ = nullptr;
   std::int32_t* taps_ = nullptr;

@@ -1,0 +1,90 @@
+"""Every op with a window, by every implementation, on thin and lopsided geometries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import convkit as ck
+from convkit import check, native, registry
+
+#: Each op with its strategy, and examples for each instruction set.
+OPS = {
+    "conv2d_fprop": (strategies.conv2d, 150),
+    "conv2d_dgrad": (strategies.conv2d, 150),
+    "conv2d_dgrad_relu": (strategies.conv2d, 150),
+    "conv2d_wgrad": (strategies.conv2d, 150),
+    "maxpool2d_fprop": (strategies.pool2d, 100),
+    "maxpool2d_dgrad": (strategies.pool2d, 100),
+    "lrn_fprop": (strategies.lrn_within, 40),
+    "lrn_dgrad": (strategies.lrn_within, 40),
+    "lrn_maxpool2d_fprop": (strategies.lrn_pool, 40),
+    "lrn_maxpool2d_dgrad": (strategies.lrn_pool, 40),
+}
+#: Without C++ kernels, what there is otherwise is tried; with them, once.
+ISAS = (native.NONE, *native.isas())
+
+
+def candidates(op: str, isa: str) -> list[registry.Implementation]:
+    """Of every layout; those in C++ at an instruction set, the others without one."""
+    return [
+        i
+        for i in registry.implementations(op, device="cpu", layout=None)
+        if i.name != "reference" and (i.missing is native.kernels_missing) == (isa != native.NONE)
+    ]
+
+
+PAIRS = [(op, isa) for op in OPS for isa in ISAS if candidates(op, isa)]
+
+
+@pytest.mark.parametrize("op, isa", PAIRS)
+def test_thin_geometries(op, isa):
+    strategy, examples = OPS[op]
+
+    @settings(max_examples=examples)
+    @given(strategy(), st.sampled_from(["float32", "float32", "float16", "bfloat16"]), st.booleans())
+    def holds(problem, dtype, relu):
+        options = {"relu": relu} if "relu" in registry.OPS[op].options else {}
+        case = check.Case(op, problem, "thin", options).of(dtype)
+        takers = [i for i in candidates(op, isa) if i.refusal(case.problem) is None]
+        if takers:
+            question = check.Question.of(case, dtype)
+            wrong = [v for v in (check.judge(i, question) for i in takers) if not v.ok]
+            assert not wrong, "\n".join(map(str, wrong))
+
+    with native.using(isa):
+        holds()
+
+
+COLUMN = np.arange(1, 8, dtype=np.float32).reshape(1, 1, 7, 1)
+ONE = np.ones((1, 1, 1, 1), np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("isa", native.isas())
+def test_a_stride_along_an_axis_of_one_output_means_nothing(isa, dtype):
+    """direct took a column for one row, and went through it at the stride of the other axis."""
+    from convkit.arrays import np_dtype
+
+    x, w = COLUMN.astype(np_dtype(dtype)), ONE.astype(np_dtype(dtype))
+    with native.using(isa):
+        for stride in ((1, 2), (1, 3), (1, 2**31 - 1)):
+            assert np.array_equal(ck.conv2d_fprop(x, w, stride=stride, impl="direct"), x)
+            assert np.array_equal(ck.conv2d_dgrad(x, w, x.shape, stride=stride, impl="direct"), x)
+            row, strides = x.reshape(1, 1, 1, 7), stride[::-1]
+            assert np.array_equal(ck.conv2d_fprop(row, w, stride=strides, impl="direct"), row)
+            assert np.array_equal(ck.conv2d_dgrad(row, w, row.shape, stride=strides, impl="direct"), row)
+            masked = ck.fused.conv2d_dgrad_relu(x, w, x - 3, stride=stride, impl="direct")
+            assert np.array_equal(masked, np.where(x > 3, x, 0))
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("stride", [8, 16, 64])
+def test_a_long_column_with_a_stride_across(isa, stride):
+    dy = np.ones((4, 32, 5000, 1), np.float32)
+    with native.using(isa):
+        dx = ck.conv2d_dgrad(dy, np.ones((32, 32, 1, 1), np.float32), dy.shape, stride=(1, stride))
+    assert (dx == 32).all()
