@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,18 @@ class Browser:
         path = report.write(documents, self.folder / "page.html")
         self.driver.get_log("browser"), self.driver.get_log("performance")
         self.driver.get(path.as_uri())
+
+    def settle(self) -> None:
+        """Wait until the page has drawn all, and done what it had put off: no task of its own is left."""
+        self.driver.execute_async_script("""
+            const done = arguments[arguments.length - 1];
+            requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)));""")
+
+    def wait(self, what: Any) -> Any:
+        """What a function returns, as soon as that is true; a minute ends it."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        return WebDriverWait(self.driver, 60, 0.05).until(lambda driver: what())
 
     def devtools(self, command: str, **arguments: Any) -> Any:
         return self.driver.execute_cdp_cmd(command, arguments)
@@ -136,7 +147,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_browser_is_silent_and_asks_for_nothing(browser: Browser, make: Any) -> None:
     browser.open(make())
     browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
-    time.sleep(0.1)
+    browser.settle()
     requests = browser.requests()
     assert requests and all(url.startswith(("file://", "data:")) for url in requests), requests
     assert len([url for url in requests if url.startswith("file:")]) == 1
@@ -328,8 +339,7 @@ def test_browser_opens_the_row_that_a_link_names(browser: Browser, cpu: dict[str
     details = browser.one("#c1-3")
     assert details.get_attribute("open") is None
     browser.one("table.overview a[href='#c1-3']").click()
-    time.sleep(0.05)
-    assert details.get_attribute("open") is not None
+    browser.wait(lambda: details.get_attribute("open") is not None)
     table = details.find_element("css selector", "table")
     assert table.is_displayed()
     button = browser.one(".open-all")
@@ -345,10 +355,7 @@ def test_browser_saves_a_capsule_that_verifies(browser: Browser, cpu: dict[str, 
     browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(browser.folder))
     browser.one(".save").click()
     path = browser.folder / "capsule.json"
-    for _ in range(100):
-        if path.exists() and path.read_text().endswith("}"):
-            break
-        time.sleep(0.05)
+    browser.wait(lambda: path.exists() and path.read_text().endswith("}"))
     found = capsule.load(path)
     assert capsule.digest(found) == found["digest"] == cpu["digest"]
 
