@@ -7,10 +7,11 @@ import contextlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ConvkitError, OptionError, unknown
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
+        _check_paths(args)
         return int(args.run(args))
     except ConvkitError as error:
         print(f"convkit {args.command}: {error}", file=sys.stderr)
@@ -38,11 +40,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line as all others are: it would print the usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuse what cannot be a file's name before the work whose results go there, or come from there."""
+    for option in ("json", "html", "picture", "output"):
+        path = getattr(args, option, None)
+        if path == "":
+            raise OptionError(f"--{option} takes a file's name, not ''")
+        if path and path != "-" and os.path.isdir(path):
+            raise OptionError(f"cannot write {path}: it is a folder")
+    for name in ("a", "b", "capsule", "capsules", "kernel"):
+        given = getattr(args, name, None)
+        if args.command != "source" and "" in (given if isinstance(given, list) else [given]):
+            raise OptionError("'' names no file")
+
+
 def _parser() -> argparse.ArgumentParser:
     from . import __version__, check
     from .bench import command as bench
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="convkit",
         description="Convolution, ReLU, LRN and max-pooling kernels, and AlexNet made of them.",
     )
@@ -66,10 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", type=int, help="images in a batch; photographs take turns (default: 8)", default=8
     )
     alexnet.add_argument(
-        "--device", default="cpu", help="cpu (default), or emulator: the CUDA kernels, run on the CPU"
+        "--device",
+        default="cpu",
+        help="cpu (default), cuda, cuda:1, ..., or emulator: the CUDA kernels, run on the CPU",
     )
     alexnet.add_argument(
-        "--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32"
+        "--math",
+        help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32; the table says "
+        "where another runs",
     )
     alexnet.add_argument(
         "--impl", action="append", default=[], metavar="OP=NAME", help="use this implementation; repeatable"
@@ -183,13 +210,44 @@ def _print_cpu() -> None:
 # convkit alexnet
 # ---------------------------------------------------------------------------------------------------
 def _choices(pairs: Sequence[str]) -> dict[str, Any]:
+    from .registry import OPS
+
     chosen: dict[str, Any] = {}
     for text in pairs:
         op, equals, name = text.partition("=")
         if not equals or not op or not name:
             raise OptionError(f"--impl takes OP=NAME, such as conv2d_fprop=reference, not {text!r}")
+        if op not in OPS:
+            raise OptionError(f"--impl {text}: {unknown('op', op, OPS)}")
+        if op in chosen:
+            raise OptionError(f"--impl names two implementations of {op}: {chosen[op]} and {name}")
         chosen[op] = name
     return chosen
+
+
+def _on_device(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A block in which a network runs on the device."""
+    from .devices import emulate, gpu_found
+
+    if device == "cpu":
+        return contextlib.nullcontext()
+    if device == "emulator":
+        return emulate()
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+        raise OptionError(f"{unknown('device', device, ('cpu', 'cuda', 'emulator'))}; a GPU's number: cuda:1")
+    if not gpu_found():
+        raise OptionError(
+            "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); --device emulator runs the "
+            "CUDA kernels on the CPU"
+        )
+    if device == "cuda":
+        return contextlib.nullcontext()
+    import cupy
+
+    number, count = int(device.removeprefix("cuda:")), cupy.cuda.runtime.getDeviceCount()
+    if number >= count:
+        raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
+    return cupy.cuda.Device(number)  # type: ignore[no-any-return]
 
 
 def _alexnet(args: argparse.Namespace) -> int:
@@ -197,27 +255,25 @@ def _alexnet(args: argparse.Namespace) -> int:
         return _diff(*args.diff)
     from . import photos
     from .alexnet import AlexNet
-    from .devices import emulate
     from .presets import preset
     from .registry import use
 
-    if args.device not in ("cpu", "emulator"):
-        raise unknown("device", args.device, ("cpu", "emulator"))
+    where = _on_device(args.device)
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, not {args.repeats}")
-    if args.lr < 0 or args.lr != args.lr:
-        raise OptionError(f"--lr must be a number of at least 0, not {args.lr}")
+    if not 0 <= args.lr < float("inf"):
+        raise OptionError(f"--lr must be a finite number of at least 0, not {args.lr}")
     if args.json and args.json != "-":
         _write(args.json, "")  # a path that cannot be written is better known before the measurement
     chosen = _choices(args.impl)
-    where = emulate() if args.device == "emulator" else contextlib.nullcontext()
     with where, use(**chosen):
         x, labels, files = photos.batch(args.images, preset(args.preset), args.batch)
         quiet = args.json == "-"
         if not quiet:
-            named = ", ".join(path.name for path in files[:6]) + (", ..." if len(files) > 6 else "")
+            named = ", ".join(_shown(path) for path in files[:6]) + (", ..." if len(files) > 6 else "")
             print(f"AlexNet ({args.preset}), batch {len(x)} of {len(files)} photographs: {named}")
-        net = AlexNet(args.preset, seed=args.seed, math=args.math)
+        device = "cuda" if args.device.startswith("cuda") else "cpu"
+        net = AlexNet(args.preset, seed=args.seed, math=args.math, device=device)
         if args.check and (status := _check_used(net, len(x))):
             return status
         result = _profile(net, x, labels, args)
@@ -226,6 +282,13 @@ def _alexnet(args: argparse.Namespace) -> int:
     if not quiet:
         _print_profile(net, result)
     return 0
+
+
+def _shown(path: Path) -> str:
+    """A file's name as it can be printed: a name may hold bytes that are no text, and ends of lines."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path.name)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _profile(net: Any, x: Any, labels: Any, args: argparse.Namespace) -> Any:
@@ -263,19 +326,27 @@ def _check_used(net: Any, batch: int) -> int:
 
 
 def _print_profile(net: Any, result: Any) -> None:
+    asked = result.math or "fp32"
+    other = any(
+        r.math != asked for r in result.rows
+    )  # `asked` is the coarsest accepted, and not always there
     rows = [
         (
-            r.layer, r.implementation, r.layout, r.output, f"{r.forward_ms:.2f}", f"{r.backward_ms:.2f}",
-            f"{r.gflops:.1f}", f"{r.peak_percent:.1f}", "-" if r.error is None else f"{r.error:.1e}",
+            r.layer, r.implementation, *([r.math] if other else []), r.layout, r.output,
+            f"{r.forward_ms:.2f}", f"{r.backward_ms:.2f}", f"{r.gflops:.1f}",
+            "-" if r.peak_percent is None else f"{r.peak_percent:.1f}",
+            "-" if r.error is None else f"{r.error:.1e}",
         )
         for r in result.rows
     ]  # fmt: skip
-    rows.append(("loss", "", "", "", f"{result.loss_ms:.2f}", "", "", "", ""))
+    blank = [""] * (3 + other)
+    rows.append(("loss", *blank, f"{result.loss_ms:.2f}", "", "", "", ""))
     error = "" if result.update_error is None else f"{result.update_error:.1e}"
-    rows.append(("update", "", "", "", "", f"{result.update_ms:.2f}", "", "", error))
+    rows.append(("update", *blank, "", f"{result.update_ms:.2f}", "", "", error))
     headers = (
         "layer",
         "implementation",
+        *(["math"] if other else []),
         "layout",
         "output",
         "fwd ms",
@@ -285,7 +356,7 @@ def _print_profile(net: Any, result: Any) -> None:
         "error",
     )
     print()
-    print(_table(rows, headers, colalign=("left",) * 4 + ("right",) * 5))
+    print(_table(rows, headers, colalign=("left",) * (4 + other) + ("right",) * 5))
     low, high = min(result.step_ms_samples), max(result.step_ms_samples)
     parameters = sum(w.size for w in net.params.values())
     print(
@@ -293,14 +364,36 @@ def _print_profile(net: Any, result: Any) -> None:
         f"{result.loss_ms + result.update_ms:.1f} ms"
         f"\nstep    {result.step_ms:.1f} ms, median of {len(result.losses) - 1} ({low:.1f} to {high:.1f}): "
         f"{1e3 * result.batch / result.step_ms:.1f} images/s, {parameters:,} parameters"
-        f"\npeak    {result.peak_gflops:.0f} GFLOP/s float32 ({result.peak_method}; samples "
-        f"{min(result.peak_samples):.0f} to {max(result.peak_samples):.0f})"
+        f"\npeak    {_peak(result)}"
         f"\nloss    {' '.join(f'{loss:.3f}' for loss in result.losses)}"
     )
+    if other:
+        print(f"math    {_arithmetic(asked, result.rows)}")
     if any(r.error is not None for r in result.rows):
         print("error   relative RMS of each layer's outputs, both ways, against float64 on the same inputs")
-    if any(r.peak_percent > 100 for r in result.rows):
+    if any((r.peak_percent or 0) > 100 for r in result.rows):
         print("FLOP    those of direct convolution: Winograd needs fewer, and may pass 100 % of the peak")
+
+
+def _peak(result: Any) -> str:
+    if result.peak_gflops is None:
+        return f"{result.peak_method}: `convkit bench` measures it"
+    low, high = min(result.peak_samples), max(result.peak_samples)
+    return f"{result.peak_gflops:.0f} GFLOP/s float32 ({result.peak_method}; samples {low:.0f} to {high:.0f})"
+
+
+def _arithmetic(asked: str, rows: Sequence[Any]) -> str:
+    """What runs where `asked` was the coarsest arithmetic accepted."""
+    maths = {r.layer: r.math.split("/") for r in rows}
+    others = ", ".join(dict.fromkeys(m for found in maths.values() for m in found if m != asked))
+    such = [
+        layer if found == [asked] else f"{layer} (in part)"
+        for layer, found in maths.items()
+        if asked in found
+    ]
+    if not such:
+        return f"{asked} was accepted, but nothing that was picked computes in it: {others} runs everywhere"
+    return f"{asked} runs in {', '.join(such)}; {others} in the rest"
 
 
 def _write_json(args: argparse.Namespace, net: Any, files: Sequence[Any], result: Any) -> None:
@@ -319,6 +412,7 @@ def _write_json(args: argparse.Namespace, net: Any, files: Sequence[Any], result
         "images": [path.name for path in files],
         "parameters": sum(w.size for w in net.params.values()),
         **result.as_dict(),
+        "device": args.device,
     }
     text = json.dumps(document, indent=1)
     if args.json == "-":

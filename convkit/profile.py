@@ -23,28 +23,37 @@ from .registry import implementations
 class Row:
     """One layer of the table. Times are medians, in ms; error is None where none was measured.
 
-    `peak_percent` is of the machine's measured peak of float32 multiply-adds. `error` is the relative RMS
-    error of the layer's outputs, forward and backward, against the float64 reference on the same inputs.
+    `math` is the grade of the arithmetic that was picked: `Network(math=)` is the coarsest that may be.
+    `peak_percent` is of the machine's measured peak of float32 multiply-adds; None on a GPU. `error` is the
+    relative RMS error of the layer's outputs, forward and backward, against the float64 reference on the same
+    inputs.
     """
 
     layer: str
     implementation: str
     layout: str
+    math: str
     output: str
     forward_ms: float
     backward_ms: float
     gflops: float
-    peak_percent: float
+    peak_percent: float | None
     error: float | None = None
 
 
 @dataclass
 class Profile:
-    """A profiled training step. Samples are whole steps, in ms."""
+    """A profiled training step. Samples are whole steps, in ms.
+
+    `math` is the coarsest arithmetic that was accepted, None for fp32. On a GPU no peak is measured:
+    `convkit bench` does that.
+    """
 
     batch: int
     dtype: str
-    peak_gflops: float
+    device: str
+    math: str | None
+    peak_gflops: float | None
     peak_method: str
     rows: list[Row]
     forward_ms: float
@@ -66,18 +75,29 @@ class Profile:
 
 def run_and_compare(call: Call) -> float:
     """Run a call; the relative RMS error of its outputs against the reference on the same inputs."""
-    reference = next(i for i in implementations(call.op.name) if i.name == "reference")
+    reference = next(i for i in implementations(call.op.name, device="cpu") if i.name == "reference")
     inputs = [
-        a.copy() if a is not None and any(np.may_share_memory(a, o) for o in call.outputs) else a
+        _host(a, copy=any(_shared(a, o) for o in call.outputs))
         for a in call.nchw(call.op.inputs, call.inputs)
     ]
     call.run()
-    outputs = call.nchw(call.op.outputs, call.outputs)
+    outputs = [_host(a) for a in call.nchw(call.op.outputs, call.outputs)]
     exact = [np.empty(o.shape, o.dtype if o.dtype.kind in "iu" else np.float64) for o in outputs]
     options = {name: value for name, value in call.options.items() if name != "workspace"}
     with np.errstate(all="ignore"):
         reference.run(call.problem, *inputs, *exact, **options)
     return max(relative_rms(o, e) for o, e in zip(outputs, exact, strict=True) if o.dtype.kind not in "iu")
+
+
+def _shared(a: Any, b: Any) -> bool:
+    return isinstance(a, np.ndarray) and np.may_share_memory(a, b)
+
+
+def _host(array: Any, copy: bool = False) -> Any:
+    """An array in host memory; one of a GPU's is a copy."""
+    if array is None or isinstance(array, np.ndarray):
+        return array.copy() if copy and array is not None else array
+    return array.get()
 
 
 def profile(
@@ -90,7 +110,7 @@ def profile(
     lr: float | None = None,
     progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> Profile:
-    """Train for some steps, timing each call.
+    """Train for some steps, timing each call. On a GPU each call is waited for: some microseconds more.
 
     Parameters
     ----------
@@ -117,36 +137,43 @@ def profile(
     plan = net.plan(len(x))
     phases = plan.phases()
     samples: dict[int, list[float]] = {id(call): [] for calls in phases.values() for call in calls}
+    wait = _waiting(net.device)
     steps, peaks = [], []
     for repeat in range(repeats):
         progress(1, f"step {repeat + 1} of {repeats}")
-        peaks.append(probe.peak_gflops(seconds=0.1))
+        if net.device == "cpu":
+            peaks.append(probe.peak_gflops(seconds=0.1))
         net.load_step(x, labels, lr=lr)
+        wait()
         begin = time.perf_counter()
         for calls in phases.values():
             for call in calls:
                 start = time.perf_counter()
                 call.run()
+                wait()
                 samples[id(call)].append((time.perf_counter() - start) * 1e3)
         steps.append((time.perf_counter() - begin) * 1e3)
         losses.append(float(plan.losses.mean()))
     progress(1, "comparing with float64")
     net.load_step(x, labels, lr=lr)
     deviation = _errors(phases, progress) if errors else {}
-    best = max(peaks, key=lambda p: p.gflops)
+    best = max(peaks, key=lambda p: p.gflops, default=None)
+    peak = best.gflops if best else None
 
     def total(calls: list[Call]) -> float:
         return sum(median(samples[id(call)]) for call in calls)
 
     rows = [
-        _row(layer, plan, total, best.gflops, deviation)
+        _row(layer, plan, total, peak, deviation)
         for layer in dict.fromkeys(call.layer for call in plan.forward)
     ]
     return Profile(
         batch=len(x),
         dtype=net.dtype,
-        peak_gflops=best.gflops,
-        peak_method=best.method,
+        device=net.device,
+        math=net.math,
+        peak_gflops=peak,
+        peak_method=best.method if best else "not measured on a GPU",
         rows=rows,
         forward_ms=total(phases["forward"]),
         backward_ms=total(phases["backward"]),
@@ -157,6 +184,15 @@ def profile(
         peak_samples=[p.gflops for p in peaks],
         losses=losses,
     )
+
+
+def _waiting(device: str) -> Callable[[], Any]:
+    """What waits until the device has done what is queued on it."""
+    if device == "cpu":
+        return lambda: None
+    import cupy
+
+    return cupy.cuda.runtime.deviceSynchronize  # type: ignore[no-any-return]
 
 
 def _errors(phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
@@ -175,7 +211,11 @@ def _errors(phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:
 
 
 def _row(
-    layer: str, plan: Plan, total: Callable[[list[Call]], float], peak: float, deviation: dict[int, float]
+    layer: str,
+    plan: Plan,
+    total: Callable[[list[Call]], float],
+    peak: float | None,
+    deviation: dict[int, float],
 ) -> Row:
     phases = plan.phases()
     forward = [call for call in phases["forward"] if call.layer == layer]
@@ -190,10 +230,11 @@ def _row(
         layer,
         "/".join(dict.fromkeys(call.implementation.name for call in main)),
         "/".join(dict.fromkeys(call.implementation.layout for call in main)),
+        "/".join(dict.fromkeys(call.implementation.math for call in main)),
         "x".join(map(str, forward[-1].problem.shape(forward[-1].op.outputs[0]))),
         forward_ms,
         backward_ms,
         gflops,
-        100 * gflops / peak,
+        100 * gflops / peak if peak else None,
         max(deviation[id(c)] for c in calls) if deviation else None,
     )

@@ -108,7 +108,9 @@ def _add_bench(p: argparse.ArgumentParser) -> None:
     what.add_argument("--batch", default="16", metavar="N,M", help="images (default: 16)")
     what.add_argument("--dtype", default="float32", metavar="A,B", help="storage (default: float32)")
     what.add_argument(
-        "--math", default="fp32", help="coarsest float32 arithmetic: fp32 (default), fp32-emulated, tf32"
+        "--math",
+        default="fp32",
+        help="coarsest float32 arithmetic: fp32 (default), fp32-emulated, tf32; marks say where finer runs",
     )
 
     who = p.add_argument_group("who takes part")
@@ -151,20 +153,24 @@ def _add_bench(p: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------------
 # convkit bench
 # ---------------------------------------------------------------------------------------------------
-def _words(option: str, text: str | None) -> tuple[str, ...]:
+def _words(option: str, text: str | None, what: str = "names") -> tuple[str, ...]:
     """The names in "a,b", each once; none where the option was not given."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     if "" in words:
-        raise OptionError(f"{option} takes names with commas between them, not {text!r}")
+        raise OptionError(f"{option} takes {what} with commas between them, not {text!r}")
     return tuple(dict.fromkeys(words))
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    found = _words("--batch", text)
+    from .work import MOST_DIGITS
+
+    found = _words("--batch", text, "whole numbers")
     for word in found:
+        if len(word) > MOST_DIGITS:
+            raise OptionError(f"--batch: a number of {len(word)} digits, more than {MOST_DIGITS}")
         if not (word.isascii() and word.isdigit()) or int(word) < 1:
-            raise OptionError(f"--batch takes whole numbers of at least 1, such as 1,16, not {text!r}")
-    return tuple(int(word) for word in found)
+            raise OptionError(f"--batch takes whole numbers of at least 1, such as 1,16, not {word!r}")
+    return tuple(dict.fromkeys(int(word) for word in found))
 
 
 def use_threads(count: int | None) -> None:
@@ -192,6 +198,9 @@ def wanted_of(args: argparse.Namespace) -> Wanted:
     )  # fmt: skip
     if args.step and (wanted.layers or wanted.ops or wanted.convs or wanted.directions):
         raise OptionError("--step is a whole step: it takes no --layers, --directions, --op or --conv")
+    if args.step and wanted.math != "fp32":
+        raise OptionError(f"--step is measured in fp32, not {wanted.math!r}; --math is for single ops")
+    work.check_names("network", (wanted.net,), work.NETS)
     return work.quick(wanted) if args.quick else wanted
 
 
@@ -206,7 +215,8 @@ def settings_of(args: argparse.Namespace) -> Any:
     for name, value in given.items():
         least = 1 if name == "rounds" else 0
         if not least <= value < 1e6:
-            raise OptionError(f"--{name.removesuffix('_s')} must be at least {least}, not {value}")
+            option = name.removesuffix("_s")
+            raise OptionError(f"--{option} must be at least {least} and below 1e6, not {value}")
     make = Settings.quickly if args.quick else Settings
     return make(**given, cache=args.cache, seed=args.seed, gate=not args.no_gate)
 

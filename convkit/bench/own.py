@@ -14,7 +14,7 @@ from .. import arrays, layouts
 from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
-from ..geometry import Conv2d, Reorder
+from ..geometry import Conv2d, Linear, Reorder
 from ..registry import ALL_DTYPES, OPS, Implementation, implementations, preserved, register, select
 from . import fresh
 from .timing import OWN, PICKED, Contender
@@ -178,6 +178,9 @@ def contender(
     marks = [mark for mark, pick in picks.items() if pick is implementation]
     if implementation.device == "cuda":
         marks.append(UNRUN)
+    if item.dtype == "float32" and isinstance(item.problem, (Conv2d, Linear)):
+        # `math` is the coarsest that is accepted: where something finer runs, the table says so.
+        marks += [f"in {implementation.math}"] if implementation.math != item.math else []
     facts: dict[str, Any] = {"rank": implementation.rank, "declared_error": implementation.error}
     if implementation.workspace:
         facts["workspace_bytes"] = implementation.workspace(item.problem)

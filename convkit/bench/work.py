@@ -41,8 +41,12 @@ CLASSES = 1000
 #: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
 #: fast convolution does at least this share of the definition's work, whatever its window.
 FAST_SHARE = 49 / 256
+#: More than any extent has; Python reads no number of more than 4300.
+MOST_DIGITS = 100
 #: The options of `--conv`, and what they set.
 _CONV_OPTIONS = {"stride": "stride", "pad": "padding", "dilation": "dilation", "groups": "groups"}
+_PAIRS = ("stride", "pad", "dilation")
+_SIZES = ("N", "C", "H", "W", "K", "R", "S")
 CONV_FORM = "N,C,H,W,K,R,S[,stride=1][,pad=0][,dilation=1][,groups=1]"
 
 
@@ -234,7 +238,7 @@ def _of_conv(text: str, dtype: str, wanted: Wanted) -> Iterator[Item]:
     for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"):
         if direction_of(op) not in (wanted.directions or USUAL):
             continue
-        label = text.replace(" ", "")
+        label = "".join(text.split())
         yield Item(
             identity("", label, op, problem.N, dtype, wanted.math),
             *(op, problem, dtype, wanted.math),
@@ -250,44 +254,64 @@ def convolution(text: str) -> Conv2d:
 
     An option is one number, or two with an x between them: vertical, horizontal.
     """
+    shown = "".join(text.split())
+    if not shown:
+        raise OptionError(f"--conv takes 7 sizes, {CONV_FORM}, not {text!r}")
     numbers: list[int] = []
     options: dict[str, Any] = {}
     for word in (part.strip() for part in text.split(",")):
-        name, equals, value = word.partition("=")
-        if equals:
-            if name not in _CONV_OPTIONS:
-                raise OptionError(f"--conv {text}: {unknown('option', name, _CONV_OPTIONS)}")
-            options[_CONV_OPTIONS[name]] = _pair(text, name, value)
-        elif options:
-            raise OptionError(f"--conv {text}: the sizes come before the options: {CONV_FORM}")
-        else:
-            numbers.append(_number(text, "a size", word))
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not equals and not options and name not in _CONV_OPTIONS:
+            numbers.append(_size(shown, len(numbers), word))
+            continue
+        if not equals:
+            known = name in _CONV_OPTIONS
+            hint = f"{name} needs a value, such as {name}=1" if known else f"{word!r} is no option=value"
+            raise OptionError(f"--conv {shown}: {hint}; the sizes come before the options: {CONV_FORM}")
+        if name not in _CONV_OPTIONS:
+            raise OptionError(f"--conv {shown}: {unknown('option', name, _CONV_OPTIONS)}")
+        if _CONV_OPTIONS[name] in options:
+            raise OptionError(f"--conv {shown}: {name} is there twice; two numbers are {name}=2x1")
+        options[_CONV_OPTIONS[name]] = _pair(shown, name, value)
     if len(numbers) != 7:
         raise OptionError(f"--conv takes 7 sizes, {CONV_FORM}, not {len(numbers)}: {text!r}")
     if numbers[0] < 1:
-        raise OptionError(f"--conv {text}: an empty batch takes no time")
+        raise OptionError(f"--conv {shown}: an empty batch takes no time")
     N, C, H, W, K, R, S = numbers
     groups = options.get("groups", 1)
     if isinstance(groups, tuple):
-        raise OptionError(f"--conv {text}: groups is one number")
+        raise OptionError(f"--conv {shown}: groups is one number, not '{groups[0]}x{groups[1]}'")
     try:
         if groups < 1 or C % groups:
             raise OptionError(f"C = {C} channels are not divisible by groups = {groups}")
         return Conv2d.of((N, C, H, W), (K, C // groups, R, S), **options)
     except ConvkitError as error:
-        raise type(error)(f"--conv {text}: {error}") from None
+        raise type(error)(f"--conv {shown}: {error}") from None
+
+
+def _size(text: str, index: int, word: str) -> int:
+    """One of the sizes, by its place."""
+    if index < len(_SIZES):
+        return _number(text, _SIZES[index], word, word)
+    if not (word.isascii() and word.isdigit()):
+        raise OptionError(f"--conv {text}: {word!r} is neither a size nor option=value; {CONV_FORM}")
+    return 0  # one too many, which is told with their count
 
 
 def _pair(text: str, name: str, value: str) -> int | tuple[int, int]:
-    parts = [_number(text, name, part) for part in value.split("x")]
+    parts = [_number(text, name, part, value) for part in value.split("x")]
     if len(parts) > 2:
         raise OptionError(f"--conv {text}: {name} is one number, or two such as 2x1, not {value!r}")
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
-def _number(text: str, name: str, word: str) -> int:
+def _number(text: str, name: str, word: str, value: str) -> int:
+    """A whole number that is all or half of what was given for `name`."""
     if not (word.isascii() and word.isdigit()):
-        raise OptionError(f"--conv {text}: {name} must be a whole number, not {word!r}; {CONV_FORM}")
+        what = "a whole number" + (", or two such as 2x1" if name in _PAIRS else "")
+        raise OptionError(f"--conv {text}: {name} must be {what}, not {value!r}; {CONV_FORM}")
+    if len(word) > MOST_DIGITS:
+        raise OptionError(f"--conv: {name} is a number of {len(word)} digits, more than {MOST_DIGITS}")
     return int(word)
 
 
