@@ -237,8 +237,8 @@ def _on_device(device: str) -> contextlib.AbstractContextManager[Any]:
         raise OptionError(f"{unknown('device', device, ('cpu', 'cuda', 'emulator'))}; a GPU's number: cuda:1")
     if not gpu_found():
         raise OptionError(
-            "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); --device emulator runs the "
-            "CUDA kernels on the CPU"
+            "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); --device emulator runs "
+            "the CUDA kernels on the CPU"
         )
     if device == "cuda":
         return contextlib.nullcontext()
