@@ -1,14 +1,18 @@
 """Arrays in and out: NumPy, CuPy, or anything with DLPack, without importing what the user has not.
 
 `view` turns what the caller passed into an array that implementations understand (NumPy for the CPU, CuPy
-for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. Everything that differs
-between NumPy and CuPy is here.
+for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. `queue` is where the work
+on arrays belongs: on their GPU, in order with the stream of the library that they come from. Everything that
+differs between NumPy and CuPy is here.
+
+A device is "cpu", or a GPU with its number, "cuda:1"; "cuda" alone is CuPy's current one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .errors import DtypeError, MissingExtra, OutOfMemory
+from .errors import ConvkitError, DtypeError, MissingExtra, OptionError, OutOfMemory
 
 #: Storage dtypes by name. The 16-bit ones accumulate in float32.
 DTYPES: dict[str, np.dtype] = {
@@ -26,6 +30,9 @@ DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
 }
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
+_NOTHING = contextlib.nullcontext()
+#: Libraries whose arrays are known here, also where a user's class derives from theirs.
+_KNOWN = ("numpy", "cupy", "torch", "jax")
 
 
 @dataclass(frozen=True)
@@ -35,71 +42,183 @@ class Kind:
     Attributes
     ----------
     module : str
-        Top-level module of the array's type ("numpy", "cupy", "torch", "jax", ...).
+        The library that makes results of this kind ("torch", "jax", ...): that of the array's type or of one
+        of its bases. Where none of them has `from_dlpack`, "numpy", or "cupy" on a GPU.
     device : str
-        "cpu" or "cuda".
+        "cpu", "cuda:0", "cuda:1", ...
     """
 
     module: str
     device: str = "cpu"
 
+    @property
+    def backend(self) -> str:
+        """ "cpu" or "cuda": what implementations are for."""
+        return self.device.partition(":")[0]
+
     def wrap(self, array: np.ndarray) -> Any:
-        """A result as the caller's kind, sharing its memory."""
+        """A result as the caller's kind, sharing its memory; as it is where the library cannot take it."""
         if self.module in ("numpy", "cupy"):
             return array
-        library = sys.modules[self.module]
-        from_dlpack = getattr(library, "from_dlpack", None) or library.dlpack.from_dlpack
-        if array.dtype == DTYPES["bfloat16"]:  # NumPy's DLPack export knows no bfloat16
-            return from_dlpack(array.view(np.int16)).view(library.bfloat16)
-        return from_dlpack(array)
+        make = _MAKERS.get(self.module) or _from_dlpack(self.module)
+        try:
+            return make(array)
+        except Exception:  # whatever a library raises; the work is done, and must not be lost
+            return array
 
 
 NUMPY = Kind("numpy")
 
 
+def _from_dlpack(module: str) -> Any:
+    """A library's `from_dlpack`, or None; not one that a module has imported from somebody else."""
+    library = sys.modules.get(module)
+    found = getattr(library, "from_dlpack", None) or getattr(
+        getattr(library, "dlpack", None), "from_dlpack", None
+    )
+    home = getattr(found, "__module__", None) or module
+    return found if home.partition(".")[0] in (module, f"{module}lib") else None
+
+
+def _to_torch(array: Any) -> Any:
+    torch = sys.modules["torch"]
+    take = torch.from_numpy if isinstance(array, np.ndarray) else torch.from_dlpack
+    if array.dtype == DTYPES["bfloat16"]:
+        return take(array.view(np.int16)).view(torch.bfloat16)
+    return take(array)
+
+
+def _to_jax(array: Any) -> Any:
+    jax = sys.modules["jax"]
+    if array.dtype == DTYPES["bfloat16"]:  # NumPy's DLPack export knows no bfloat16
+        return jax.dlpack.from_dlpack(array.view(np.int16)).view(jax.numpy.bfloat16)
+    if array.dtype != np.float64:
+        return jax.dlpack.from_dlpack(array)
+    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    with enable(True):
+        return jax.dlpack.from_dlpack(array)
+
+
+_MAKERS: dict[str, Callable[[Any], Any]] = {"torch": _to_torch, "jax": _to_jax}
+
+
+def _library(kind: type) -> str:
+    """The library of a type; of a subclass in a user's module, that of its base. "" where none is known."""
+    homes = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    homes = [{"jaxlib": "jax"}.get(home, home) for home in homes]
+    for home in homes:
+        if home in _KNOWN:
+            return home
+    return next((home for home in homes if _from_dlpack(home)), "")
+
+
 def kind_of(name: str, value: Any) -> Kind:
-    """The kind of an array argument; `name` is for the error."""
+    """The kind of an array argument, before any work is done; `name` is for the error."""
     masked = sys.modules.get("numpy.ma")  # who has a masked array has imported it; it takes 20 ms
     if masked is not None and isinstance(value, masked.MaskedArray):
         raise DtypeError(f"{name} is a masked array, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
         return NUMPY
-    module = type(value).__module__.partition(".")[0]
-    module = {"jaxlib": "jax"}.get(module, module)
+    if _is_cupy(value):
+        return Kind("cupy", place(value))
     device = getattr(value, "__dlpack_device__", None)
     if device is None:
         raise DtypeError(
             f"{name} must be an array (NumPy, CuPy, or an object with DLPack), not {type(value).__name__}"
         )
+    module = _library(type(value))
+    if module == "torch":
+        _refuse_torch(name, value)
     try:
-        code = int(device()[0])
+        code, index = map(int, device())
     except Exception as error:  # whatever a library raises for what it cannot export
-        raise DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}") from error
+        raise _unreadable(name, value, error) from error
     if code not in _DLPACK_DEVICES:
         raise DtypeError(f"{name} lives on a device (DLPack code {code}) that convkit does not know")
-    return Kind(module, _DLPACK_DEVICES[code])
+    if _DLPACK_DEVICES[code] == "cpu":
+        return Kind(module or "numpy")
+    return Kind(module or "cupy", f"cuda:{index}")
+
+
+def _unreadable(name: str, value: Any, error: Exception) -> DtypeError:
+    return DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}")
+
+
+def _refuse_torch(name: str, value: Any) -> None:
+    """Refuse a tensor of which its memory says too little, or whose gradient would be lost."""
+    torch = sys.modules["torch"]
+    plain = torch.Tensor.__torch_dispatch__
+    with _plainly(torch, value):
+        if type(value).__torch_dispatch__ is not plain:  # FakeTensor, DTensor, ...: its memory is not its own
+            reason = f"is a {type(value).__name__}, whose values are not in its own memory"
+        elif value.is_nested:
+            reason = "is a nested tensor; convkit takes dense ones"
+        elif value.layout is not torch.strided:
+            reason = f"has the layout {value.layout}; convkit takes dense tensors: pass .to_dense()"
+        elif value.is_quantized:
+            reason = "is quantized; pass .dequantize()"
+        elif value.requires_grad:
+            reason = "requires grad, of which convkit's ops know nothing; pass .detach()"
+        elif torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
+            reason = "has a tangent (forward-mode gradient), of which convkit's ops know nothing"
+        else:
+            return
+    raise DtypeError(f"{name} {reason}")
+
+
+def _plainly(torch: Any, value: Any) -> contextlib.AbstractContextManager[Any]:
+    """A block in which a subclass does not change what a tensor's methods mean."""
+    if type(value) is torch.Tensor:
+        return _NOTHING
+    return torch._C.DisableTorchFunctionSubclass()  # type: ignore[no-any-return]
 
 
 def view(name: str, value: Any, *, write: bool = False) -> np.ndarray:
     """The caller's array as a NumPy array, or a CuPy array, over the same memory, read-only or not."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
-    if kind_of(name, value).device == "cuda":
-        return _cuda_view(name, value)
-    if not write and getattr(value, "is_neg", bool)():
-        value = value.resolve_neg()  # a sign that torch has put off, and that DLPack does not carry
-    bfloat16 = str(getattr(value, "dtype", "")).endswith("bfloat16")
+    kind = kind_of(name, value)
+    if write and kind.module == "jax":
+        raise OptionError(f"{name} is read-only, as JAX's arrays are")
     try:
-        if write and hasattr(value, "numpy") and not bfloat16:
-            return value.numpy()  # DLPack before 1.0 arrives read-only in NumPy; torch's own view does not
-        if bfloat16:
-            library = sys.modules[type(value).__module__.partition(".")[0]]
-            whole = value.view(library.int16)
-            array = whole.numpy() if write else np.from_dlpack(whole)
-            return array.view(DTYPES["bfloat16"])
-        return np.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, AttributeError) as error:
-        raise DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}") from error
+        if kind.module == "torch":
+            return _torch_view(name, value, kind, write)
+        return np.from_dlpack(value) if kind.device == "cpu" else _cuda_view(value)
+    except ConvkitError:
+        raise
+    except Exception as error:  # whatever a library raises for what it cannot export
+        if kind.device == "cpu" and not write and hasattr(value, "__array__"):
+            array = np.asarray(value)  # NumPy's DLPack knows no bfloat16
+            if array.dtype == DTYPES["bfloat16"]:
+                return array
+        raise _unreadable(name, value, error) from error
+
+
+def _torch_view(name: str, value: Any, kind: Kind, write: bool) -> Any:
+    torch = sys.modules["torch"]
+    with _plainly(torch, value):
+        if value.is_neg():  # a sign that torch has put off, and that DLPack does not carry
+            if write:
+                raise DtypeError(f"{name} has a sign that is put off (is_neg()); pass .resolve_neg()")
+            value = value.resolve_neg()
+        if kind.device != "cpu":
+            return _cuda_view(value)
+        # Through DLPack it would be read-only, before DLPack 1.0.
+        if value.dtype == torch.bfloat16:
+            return value.view(torch.int16).numpy().view(DTYPES["bfloat16"])
+        return value.numpy()
+
+
+def foreign(value: Any) -> bool:
+    """Whether it is an array of a library other than NumPy and CuPy."""
+    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not _is_cupy(value)
+
+
+def written(values: Iterable[Any]) -> None:
+    """Tell PyTorch which of its tensors are written: autograd must not use what it has saved of them."""
+    tensors = [v for v in values if foreign(v) and _library(type(v)) == "torch"]
+    if tensors:
+        sys.modules["torch"].autograd.graph.increment_version(tensors)
 
 
 def dtype_name(name: str, array: np.ndarray) -> str:
@@ -126,9 +245,10 @@ def np_dtype(name: str) -> np.dtype:
 
 def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray:
     """A new array of zeros; on a CPU, memory that is never touched is never taken."""
-    if device == "cuda":
+    if device != "cpu":
         array = empty(shape, dtype, device)
-        array.fill(0)
+        with on(array):
+            array.fill(0)
         return array
     return empty(shape, dtype, make=np.zeros)
 
@@ -140,15 +260,18 @@ def empty(
 
     Source
     ------
-    The alignment is a cache line, and the widest vector register, of current x86-64 and aarch64.
+    The alignment is a cache line, and the widest vector register, of current x86-64 and aarch64. CuPy's
+    memory pool aligns to 512 bytes.
     """
     kind = np_dtype(dtype)
     count = 1
     for extent in shape:
         count *= extent
     try:
-        if device == "cuda":
-            return _cupy().empty(shape, kind)  # type: ignore[no-any-return]
+        if device != "cpu":
+            cupy = _cupy()
+            with _current(device):
+                return cupy.empty(shape, kind)  # type: ignore[no-any-return]
         raw = make(count * kind.itemsize + 64, np.uint8)
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
@@ -158,20 +281,37 @@ def empty(
 
 
 def assign(target: np.ndarray, values: Any) -> None:
-    """target[...] = values, across devices where they differ."""
+    """target[...] = values, between host and device where they differ; not from one GPU to another."""
     if isinstance(target, np.ndarray):
-        target[...] = values if isinstance(values, np.ndarray) else values.get()
-    elif isinstance(values, np.ndarray):
-        target.set(np.ascontiguousarray(values, target.dtype))
-    else:
-        target[...] = values
+        if isinstance(values, np.ndarray):
+            target[...] = values
+            return
+        with on(values):
+            target[...] = values.get()
+        return
+    with on(target):
+        if isinstance(values, np.ndarray):
+            target.set(np.ascontiguousarray(values, target.dtype).reshape(target.shape))
+            return
+        if (here := place(target)) != (there := place(values)):
+            raise DtypeError(f"an array on {there} is not copied to {here}; move it there first")
+        if _aligned(target):
+            target[...] = values if _aligned(values) else contiguous(values, values.dtype.name)
+        else:
+            _bytes(target)[...] = _bytes(contiguous(values, target.dtype.name))
 
 
 def contiguous(array: Any, dtype: str) -> Any:
     """The array itself where it is contiguous, aligned and of that dtype; else a copy that is."""
+    kind = np_dtype(dtype)
     if isinstance(array, np.ndarray):
-        return np.require(array, np_dtype(dtype), ["C", "A"]).reshape(array.shape)
-    return _cupy().ascontiguousarray(array, np_dtype(dtype))
+        return np.require(array, kind, ["C", "A"]).reshape(array.shape)
+    with on(array):
+        cupy = _cupy()
+        if not _aligned(array):  # which no kernel can read, CuPy's own neither, but as bytes
+            array = _bytes(array).copy().view(array.dtype).reshape(array.shape)
+        ready = cupy.ascontiguousarray(array, kind)
+        return ready if ready.ndim == array.ndim else ready.reshape(array.shape)  # CuPy makes (1,) of ()
 
 
 def bounds(array: Any) -> tuple[int, int]:
@@ -191,25 +331,143 @@ def overlap(a: Any, b: Any) -> bool:
 
 def in_order(array: Any) -> bool:
     """Whether an implementation may write into the array as it is: contiguous and aligned."""
-    return bool(array.flags.c_contiguous and getattr(array.flags, "aligned", True))
+    return bool(array.flags.c_contiguous) and _aligned(array)
 
 
+def _aligned(array: Any) -> bool:
+    """Whether elements begin at multiples of their size; CuPy keeps no flag of it."""
+    if isinstance(array, np.ndarray):
+        return bool(array.flags.aligned)
+    size = array.itemsize
+    return array.data.ptr % size == 0 and all(stride % size == 0 for stride in array.strides)
+
+
+# ---------------------------------------------------------------------------------------------------
+# On a GPU
+# ---------------------------------------------------------------------------------------------------
 def _cupy() -> Any:
     try:
         import cupy
     except ImportError:
         raise MissingExtra("arrays on a GPU", "CuPy", "cuda13") from None
+    if _too_old(str(cupy.__version__)):
+        raise MissingExtra("arrays on a GPU", f"CuPy 14 or newer (here is {cupy.__version__})", "cuda13")
     return cupy
 
 
-def _cuda_view(name: str, value: Any) -> Any:
+def _is_cupy(value: Any) -> bool:
+    """Whether it is a CuPy array; who has one has imported CuPy."""
+    return isinstance(value, getattr(sys.modules.get("cupy"), "ndarray", ()))
+
+
+@lru_cache
+def _too_old(version: str) -> bool:
+    """Whether it is a CuPy without bfloat16, and without streams of others."""
+    first = version.partition(".")[0]
+    return first.isdecimal() and int(first) < 14
+
+
+def _cuda_view(value: Any) -> Any:
+    """As a CuPy array; CuPy's current stream waits for what the array's library has queued for it."""
     cupy = _cupy()
-    if isinstance(value, cupy.ndarray):
-        return value
+    return value if _is_cupy(value) else cupy.from_dlpack(value)
+
+
+def _bytes(array: Any) -> Any:
+    """A CuPy array as bytes, with one dimension more."""
+    strides = (*array.strides, 1)
+    return _cupy().ndarray((*array.shape, array.itemsize), np.uint8, memptr=array.data, strides=strides)
+
+
+def place(array: Any) -> str:
+    """The device of a NumPy or CuPy array."""
+    return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+
+
+def on(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """A block in which an array's GPU is the current one; for arrays on the CPU, nothing."""
+    if isinstance(array, np.ndarray):
+        return _NOTHING
+    return _cupy().cuda.Device(array.device.id)  # type: ignore[no-any-return]
+
+
+def _current(device: str) -> contextlib.AbstractContextManager[Any]:
+    index = device.partition(":")[2]
+    return _cupy().cuda.Device(int(index)) if index else _NOTHING
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A stream of another library, as CuPy takes it."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def queue(values: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
+    """A block for the work on these arguments of a call: on their GPU, in order with the caller's streams.
+
+    What the block queues begins after what PyTorch and CuPy have queued on their current streams, and what
+    they queue afterwards begins after it. The host waits for nothing, except where an array's library has no
+    stream that is known: then the block ends when the work does. For arguments on the CPU it is nothing.
+    """
+    found = [(value, index) for value in values if (index := _gpu(value)) is not None]
+    return _queued(found) if found else _NOTHING
+
+
+def _gpu(value: Any) -> int | None:
+    """Number of the GPU that an argument is on, or None; nothing is refused here."""
+    if value is None or isinstance(value, (np.ndarray, int, float, str, tuple)):
+        return None
+    if _is_cupy(value):
+        return int(value.device.id)
+    device = getattr(value, "__dlpack_device__", None)
+    if device is None:
+        return None
     try:
-        if str(getattr(value, "dtype", "")).endswith("bfloat16"):
-            library = sys.modules[type(value).__module__.partition(".")[0]]
-            return cupy.from_dlpack(value.view(library.int16)).view(DTYPES["bfloat16"])
-        return cupy.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, AttributeError) as error:
-        raise DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}") from error
+        code, index = map(int, device())
+    except Exception:
+        return None
+    return index if _DLPACK_DEVICES.get(code) == "cuda" else None
+
+
+@contextlib.contextmanager
+def _queued(found: list[tuple[Any, int]]) -> Iterator[None]:
+    """The block of `queue`, for arrays on a GPU.
+
+    DLPack orders one half: `cupy.from_dlpack` makes the current stream wait for what the producer has queued,
+    and a library's own `from_dlpack` makes its stream wait for the current one. It knows nothing of the end
+    of the call, behind which an input may be overwritten or freed, and an `out=` read.
+
+    Where the first array is PyTorch's, its stream is CuPy's current one meanwhile: launches and memory of the
+    results are then ordered as PyTorch's own are, and no event is needed.
+    """
+    libraries = [_library(type(value)) for value, _ in found]
+    cuda = _cupy().cuda
+    index = found[0][1]
+    with cuda.Device(index):
+        own = main = cuda.get_current_stream()
+        others = []
+        if "torch" in libraries:
+            theirs = sys.modules["torch"].cuda.current_stream(index).cuda_stream
+            if theirs != own.ptr:
+                others.append(cuda.Stream.from_external(_Foreign(theirs)))
+        if others and libraries[0] == "torch":
+            main, others = others[0], [own] if "cupy" in libraries else []
+        for other in others:
+            _follow(cuda, main, other)
+        with main if main is not own else _NOTHING:
+            try:
+                yield
+            finally:
+                for other in others:
+                    _follow(cuda, other, main)
+                if not {"torch", "cupy"}.issuperset(libraries):
+                    main.synchronize()
+
+
+def _follow(cuda: Any, later: Any, earlier: Any) -> None:
+    """What is queued on one stream from now on begins after what has been queued on another."""
+    later.wait_event(earlier.record(cuda.Event(disable_timing=True)))

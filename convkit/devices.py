@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from . import arrays
 from .errors import NoImplementation, OptionError
 from .executors import Argument
 from .geometry import Problem, integer
@@ -118,19 +119,19 @@ def emulating() -> bool:
     return _emulator.get() is not None
 
 
-@functools.lru_cache(maxsize=1)
-def gpu_found() -> bool:
-    """Whether CuPy is installed and sees a GPU."""
+@functools.lru_cache
+def gpu_found(device: str = "cuda") -> bool:
+    """Whether CuPy, 14 or newer, is installed and sees a GPU; for "cuda:1", whether it sees a second one."""
+    index = device.partition(":")[2] or "0"
     try:
-        import cupy
-
-        return bool(cupy.cuda.is_available())
+        cupy = arrays._cupy()
+        return bool(cupy.cuda.is_available() and int(index) < cupy.cuda.runtime.getDeviceCount())
     except Exception:  # a broken installation is no GPU
         return False
 
 
 def current() -> Executor:
-    """The executor of this context."""
+    """The executor of this context; on a GPU, that of CuPy's current device."""
     emulator = _emulator.get()
     if emulator is not None:
         return emulator

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -68,11 +69,13 @@ class Call:
         """Fill the outputs."""
         if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
             # Sums over an empty batch are zero; everything else is empty itself. Weights still decay.
-            for output in self.outputs:
-                output.fill(0)
+            with arrays.on(self.outputs[0]):
+                for output in self.outputs:
+                    output.fill(0)
             return
         run = functools.partial(self.implementation.run, self.problem, *self.inputs, *self.outputs)
-        with np.errstate(all="ignore"):  # NaN and infinity propagate; they are no reason to warn
+        # NaN and infinity propagate; they are no reason to warn.
+        with arrays.on(self.outputs[0]), np.errstate(all="ignore"):
             if not self.implementation.workspace or "workspace" in self.options:
                 run(**self.options)
             elif isinstance(self.outputs[0], np.ndarray):
@@ -125,12 +128,23 @@ def recording() -> bool:
 
 
 def operation(function: F) -> F:
-    """Decorator of the public ops: an error that leaves one begins with the op's name."""
+    """Decorator of the public ops, and of methods that are such.
+
+    An error that leaves one begins with the op's name. On a GPU the work is queued where `arrays.queue` says;
+    the arrays that a method works on besides its arguments are what its object's `gpu_arrays` returns.
+    """
+    method = next(iter(inspect.signature(function).parameters), "") == "self"
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = [*args[method:], *kwargs.values()]
+        if isinstance(several := kwargs.get("out"), (tuple, list)):
+            given += several
+        if method:
+            given += args[0].gpu_arrays()
         try:
-            return function(*args, **kwargs)
+            with arrays.queue(given):
+                return function(*args, **kwargs)
         except ConvkitError as error:
             error.op = error.op or function.__name__
             raise
@@ -142,7 +156,7 @@ def in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
     """Refuse integers outside [0, end).
 
     Their values mean nothing yet while a plan is recorded; and on a GPU, reading them would have to wait
-    for it: kernels take care not to read out of bounds there.
+    for it: there, kernels take care not to read out of bounds (see `softmax_xent_fprop` for labels).
     """
     if recording() or values.size == 0 or not isinstance(values, np.ndarray):
         return
@@ -172,11 +186,11 @@ class Arguments:
             if value is not None
         }
         self.kind = next(iter(kinds.values()), arrays.NUMPY)
-        self.device = "cuda" if devices.emulating() else self.kind.device
+        self.device = "cuda" if devices.emulating() else self.kind.backend
         if len({kind.device for kind in kinds.values()}) > 1:
             places = ", ".join(f"{name}: {kind.device}" for name, kind in kinds.items())
             raise DtypeError(f"the arrays must share a device, not {places}")
-        if self.kind.device == "cuda" and devices.emulating():
+        if self.kind.device != "cpu" and devices.emulating():
             raise DtypeError("the emulator takes arrays on the CPU")
         dtypes: dict[str, str] = {}
         for name, value in given.items():
@@ -253,15 +267,18 @@ class Arguments:
         if calls is not None:
             if any(a is not b for a, b in zip(given, outputs, strict=True)):
                 raise OptionError("a recorded op needs out=, contiguous and apart from its inputs")
+            if any(arrays.foreign(a) for a in self._out_objects(out)):  # PyTorch would not hear of later runs
+                raise OptionError("a recorded op needs out= of NumPy or CuPy")
             calls.append(call)
         else:
+            arrays.written(self._out_objects(out))
             call.run()
         results = []
         for name, array, filled, wanted in zip(
             self.op.outputs, given, outputs, self._out_objects(out), strict=True
         ):
             if array is not None and array is not filled:
-                array[...] = filled
+                arrays.assign(array, filled)
             if wanted is not None:
                 results.append(wanted)
             elif blocked[name]:

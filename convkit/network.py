@@ -101,6 +101,10 @@ class Network:
         self.__dict__.update(state)
         self._forget_plans()
 
+    def gpu_arrays(self) -> list[Any]:
+        """What `operation` asks for: an array on the network's own GPU, or none."""
+        return [] if self.device == "cpu" else list(self.params.values())[:1]
+
     def _zeros(self, shape: Shape) -> np.ndarray:
         return arrays.zeros(shape, self.dtype, self.device)
 
@@ -139,10 +143,11 @@ class Network:
         if key not in self._plans:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = Plan(
-                self.layers, self.params, self.grads, self.velocities, (batch, *self.input_shape), self.dtype,
-                self.update, self.math, self.device,
-            )  # fmt: skip
+            with arrays.queue(self.gpu_arrays()):
+                self._plans[key] = Plan(
+                    self.layers, self.params, self.grads, self.velocities, (batch, *self.input_shape),
+                    self.dtype, self.update, self.math, self.device,
+                )  # fmt: skip
         return self._plans[key]
 
     @staticmethod

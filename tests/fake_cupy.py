@@ -1,93 +1,55 @@
 """A stand-in for CuPy, so that the way to the GPU is walked where there is none.
 
-Arrays are NumPy's behind a wrapper that is no NumPy array; kernels run under the emulator. Streams are times
-until which they are busy: what is queued costs nothing until somebody waits. What this cannot show is
-whether CuPy behaves as it is written to here: a GPU has the last word.
+Arrays are NumPy's behind a wrapper that is no NumPy array; kernels run under the emulator. There are two
+GPUs. Streams are times until which they are busy: what is queued costs nothing until somebody waits.
+
+It is not kinder than CuPy. New arrays lie on the current device and are full of NaN; work on an array of
+another device is refused, and so is work on one that is not aligned; `ascontiguousarray` gives a 0-d array
+one dimension; functions have no attributes but CuPy's own. And with `watch_races` it keeps account of who
+knows what has ended: work that reads what another stream may still be writing, or writes what another may
+still be reading, is a `Race`. (Streams do not wait for the default one here, as those of `non_blocking=True`
+do not.)
+
+`torch_module` is the same for PyTorch's tensors on a GPU. What all this cannot show is whether CuPy behaves
+as it is written to here: a GPU has the last word.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import time
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-
-class ndarray:
-    """Device memory: only `get` and `set` cross to the host."""
-
-    def __init__(self, host: np.ndarray) -> None:
-        self._host = host
-
-    shape = property(lambda self: self._host.shape)
-    ndim = property(lambda self: self._host.ndim)
-    size = property(lambda self: self._host.size)
-    dtype = property(lambda self: self._host.dtype)
-    nbytes = property(lambda self: self._host.nbytes)
-    itemsize = property(lambda self: self._host.itemsize)
-    strides = property(lambda self: self._host.strides)
-
-    @property
-    def flags(self) -> Any:
-        return types.SimpleNamespace(c_contiguous=self._host.flags.c_contiguous)
-
-    @property
-    def data(self) -> Any:
-        return types.SimpleNamespace(ptr=self._host.ctypes.data)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
-
-    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("implicit conversion of device memory, as CuPy refuses it")
-
-    def get(self) -> np.ndarray:
-        return self._host.copy()
-
-    def set(self, values: np.ndarray) -> None:
-        assert isinstance(values, np.ndarray) and values.dtype == self.dtype and values.shape == self.shape
-        self._host[...] = values
-
-    def fill(self, value: Any) -> None:
-        self._host.fill(value)
-
-    def copy(self) -> ndarray:
-        return ndarray(self._host.copy())
-
-    def view(self, dtype: Any) -> ndarray:
-        return ndarray(self._host.view(dtype))
-
-    def reshape(self, *shape: Any) -> ndarray:
-        return ndarray(self._host.reshape(*shape))
-
-    def mean(self, **options: Any) -> ndarray:
-        return ndarray(np.asarray(self._host.mean(**options)))
-
-    def max(self) -> ndarray:
-        queue(1e-4)
-        return ndarray(self._host.reshape(-1)[:1].max())
-
-    def astype(self, dtype: Any) -> ndarray:
-        return ndarray(self._host.astype(dtype))
-
-    def __float__(self) -> float:
-        return float(self._host)
-
-    def __getitem__(self, index: Any) -> ndarray:
-        return ndarray(self._host[index])
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        assert not isinstance(value, np.ndarray), "host memory assigned to device memory"
-        self._host[index] = value._host if isinstance(value, ndarray) else value
+#: GPUs, and the number of the current one.
+DEVICES = 2
+current_device = [0]
+#: Not empty where a `Race` is raised.
+races: list[bool] = []
 
 
-ndarray.__module__ = "cupy"
+class Race(AssertionError):
+    """Two streams on the same memory, with nothing to order them."""
 
 
+class Refused(ValueError):
+    """What CuPy or CUDA would answer with an error."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Time and order
+# ---------------------------------------------------------------------------------------------------
 #: Seconds, where time is simulated: each look at it takes a microsecond, and waiting takes no time at all.
 simulated: list[float] = []
+#: Of each stream, by device and pointer, how much of its work has ended.
+Knowledge = dict[tuple[int, int], int]
+host_knows: Knowledge = {}
 
 
 def now() -> float:
@@ -98,23 +60,66 @@ def now() -> float:
     return simulated[0]
 
 
+def _learn(known: Knowledge, more: Knowledge) -> None:
+    for key, count in more.items():
+        known[key] = max(count, known.get(key, 0))
+
+
 class Stream:
-    """Work in its order; `until` is when the last of it ends, in seconds of the host."""
+    """Work in its order; `until` is when the last of it ends, in seconds of the host.
 
-    current: list[Stream] = []
+    `knows` has, by stream, how much of its work has ended where this stream's next begins.
+    """
+
     every: list[Stream] = []
+    _pointers = itertools.count(4096, 16)
 
-    def __init__(self, non_blocking: bool = False) -> None:
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = 0 if null else next(Stream._pointers)
+        self.device_id = -1 if null else current_device[0]
+        self.key = (current_device[0], self.ptr)
         self.until = 0.0
         self.captured: list[tuple[float, Any]] | None = None
+        self.knows: Knowledge = {}
         Stream.every.append(self)
 
+    @classmethod
+    def from_external(cls, other: Any) -> Stream:
+        version, pointer = other.__cuda_stream__()
+        assert version == 0
+        return _stream(pointer)
+
+    def _check(self) -> None:
+        if self.device_id not in (-1, current_device[0]):
+            raise Refused(f"a stream of device {self.device_id}, and {current_device[0]} is current")
+
     def __enter__(self) -> Stream:
-        Stream.current.append(self)
+        self._check()
+        _streams().append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        Stream.current.pop()
+        _streams().pop()
+
+    def work(self) -> int:
+        """Something more in the stream; how much there is by now."""
+        _learn(self.knows, host_knows)
+        self.knows[self.key] = self.knows.get(self.key, 0) + 1
+        return self.knows[self.key]
+
+    def record(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.at = max(now(), self.until)
+        event.knows = dict(self.knows)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        _learn(self.knows, event.knows)
+        self.until = max(self.until, event.at)
+
+    def synchronize(self) -> None:
+        _learn(host_knows, self.knows)
+        _wait_until(self.until)
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -124,9 +129,34 @@ class Stream:
         return types.SimpleNamespace(launch=lambda: [queue(*one) for one in work])
 
 
+#: Of each device, its current streams, the innermost last.
+_stacks: dict[int, list[Stream]] = {}
+
+
+def _streams() -> list[Stream]:
+    return _stacks[current_device[0]]
+
+
+def _stream(pointer: int) -> Stream:
+    """The stream of the current device with this pointer."""
+    return next(s for s in Stream.every if s.key == (current_device[0], pointer))
+
+
+def current_stream(device_id: int = -1) -> Stream:
+    return _stacks[current_device[0] if device_id == -1 else device_id][-1]
+
+
+class Event:
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self.at, self.knows = 0.0, {}
+
+    def record(self, stream: Stream | None = None) -> None:
+        (stream or current_stream()).record(self)
+
+
 def queue(seconds: float, work: Any = None) -> None:
     """Work on the current stream; done at once, unless it is captured."""
-    stream = Stream.current[-1]
+    stream = current_stream()
     if stream.captured is not None:
         stream.captured.append((seconds, work))
         return
@@ -136,17 +166,240 @@ def queue(seconds: float, work: Any = None) -> None:
 
 
 def synchronize() -> None:
-    """Wait for every stream, to the microsecond: a sleep would overshoot."""
-    end = max(stream.until for stream in Stream.every)
+    """Wait for every stream."""
+    for stream in Stream.every:
+        _learn(host_knows, stream.knows)
+    _wait_until(max(stream.until for stream in Stream.every))
+
+
+def _wait_until(end: float) -> None:
+    """To the microsecond: a sleep would overshoot."""
     if simulated:
         simulated[0] = max(simulated[0], end)
     while now() < end:
         pass
 
 
-class Event:
-    def record(self) -> None:
-        self.at = max(now(), Stream.current[-1].until)
+class Device:
+    """One GPU; in a `with` block, the current one."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.id = current_device[0] if device is None else int(device)
+        self.compute_capability = "90"
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __enter__(self) -> Device:
+        if not 0 <= self.id < DEVICES:
+            raise Refused("cudaErrorInvalidDevice: invalid device ordinal")
+        self.before = [*getattr(self, "before", []), current_device[0]]
+        current_device[0] = self.id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        current_device[0] = self.before.pop()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------
+class Memory:
+    """What one allocation got, and who last used it."""
+
+    def __init__(self, size: int) -> None:
+        self.device = current_device[0]
+        self.bytes = np.empty(size + 512, np.uint8)
+        if size < 2**20:
+            self.bytes.fill(255)  # NaN of every dtype
+        self.start = -self.bytes.ctypes.data % 512
+        self.write: Knowledge = {}  # the stream, and how much work it had then
+        self.reads: Knowledge = {}
+
+    def use(self, stream: Stream, *, write: bool) -> None:
+        """Note that a stream reads or writes it; a `Race` where what it must follow may not have ended."""
+        mine = {stream.key: stream.work()}
+        before = {**self.reads, **self.write} if write else self.write
+        for key, count in before.items():
+            if count > stream.knows.get(key, 0) and races:
+                raise Race(f"stream {stream.key} does not wait for {key}")
+        if write:
+            self.write, self.reads = mine, {}
+        else:
+            self.reads.update(mine)
+
+
+class Pointer:
+    """An address in device memory."""
+
+    def __init__(self, memory: Memory, ptr: int) -> None:
+        self.memory, self.ptr = memory, ptr
+        self.device = Device(memory.device)
+        self.device_id = memory.device
+
+
+class ndarray:
+    """Device memory: only `get` and `set` cross to the host."""
+
+    def __init__(
+        self, shape: Any, dtype: Any = float, memptr: Any = None, strides: Any = None, order: str = "C"
+    ) -> None:
+        dtype = np.dtype(dtype)
+        if memptr is None:
+            assert strides is None
+            count = math.prod(shape) if isinstance(shape, (tuple, list)) else shape
+            memory = Memory(int(count) * dtype.itemsize)
+            offset = memory.start
+        else:
+            memory, offset = memptr.memory, memptr.ptr - memptr.memory.bytes.ctypes.data
+        self._memory = memory
+        self._host = np.ndarray(shape, dtype, memory.bytes, offset, strides, order)
+
+    @classmethod
+    def _of(cls, host: np.ndarray, memory: Memory) -> ndarray:
+        """A view of device memory."""
+        array = cls.__new__(cls)
+        array._host, array._memory = np.asarray(host), memory
+        return array
+
+    @classmethod
+    def _new(cls, host: Any) -> ndarray:
+        """New device memory, on the current device, with these values; something that its stream does."""
+        host = np.asarray(host)
+        array = cls(host.shape, host.dtype)
+        array._host[...] = host
+        array._memory.use(current_stream(), write=True)
+        return array
+
+    shape = property(lambda self: self._host.shape)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    dtype = property(lambda self: self._host.dtype)
+    nbytes = property(lambda self: self._host.nbytes)
+    itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
+    device = property(lambda self: Device(self._memory.device))
+    data = property(lambda self: Pointer(self._memory, self._host.ctypes.data))
+
+    @property
+    def flags(self) -> Any:
+        flags = self._host.flags
+        return types.SimpleNamespace(
+            c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=True
+        )
+
+    def _use(self, *, write: bool = False) -> np.ndarray:
+        """The values, for a kernel on the current stream."""
+        if self._memory.device != current_device[0]:
+            raise Refused(
+                "Array device must be same as the current device: "
+                f"array device = {self._memory.device} while current = {current_device[0]}"
+            )
+        if self.size and not self._host.flags.aligned:
+            raise Refused("cudaErrorMisalignedAddress: misaligned address")
+        self._memory.use(current_stream(), write=write)
+        return self._host
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self._memory.device
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
+    ) -> Any:
+        """A capsule; the consumer's stream waits for the current one."""
+        _hand_over(current_stream(), stream)
+        return types.SimpleNamespace(array=self)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("implicit conversion of device memory, as CuPy refuses it")
+
+    def get(self) -> np.ndarray:
+        stream = current_stream()
+        stream._check()
+        if self._memory.device != current_device[0]:
+            raise Refused("a copy on a stream of another device")
+        self._memory.use(stream, write=False)
+        stream.synchronize()
+        return self._host.copy()
+
+    def set(self, values: np.ndarray) -> None:
+        assert isinstance(values, np.ndarray) and values.dtype == self.dtype and values.shape == self.shape
+        assert self._host.flags.c_contiguous or self._host.flags.f_contiguous
+        if self._memory.device != current_device[0]:
+            raise Refused("a copy on a stream of another device")
+        self._memory.use(current_stream(), write=True)
+        self._host[...] = values
+
+    def fill(self, value: Any) -> None:
+        self._use(write=True).fill(value)
+
+    def copy(self) -> ndarray:
+        return ndarray._new(self._use())
+
+    def view(self, dtype: Any) -> ndarray:
+        return ndarray._of(self._host.view(dtype), self._memory)
+
+    def reshape(self, *shape: Any) -> ndarray:
+        view = self._host.reshape(*shape)
+        if np.shares_memory(view, self._host) or not self.size:
+            return ndarray._of(view, self._memory)
+        return ndarray._new(self._use().reshape(*shape))
+
+    def mean(self, **options: Any) -> ndarray:
+        return ndarray._new(self._use().mean(**options))
+
+    def max(self) -> ndarray:
+        queue(1e-4)
+        return ndarray._new(self._use().reshape(-1)[:1].max())
+
+    def astype(self, dtype: Any) -> ndarray:
+        return ndarray._new(self._use().astype(dtype))
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __getitem__(self, index: Any) -> ndarray:
+        view = self._host[index if isinstance(index, tuple) else (index,)] if self.ndim else self._host[index]
+        return ndarray._of(view, self._memory)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        assert not isinstance(value, np.ndarray), "host memory assigned to device memory"
+        self._use(write=True)[index] = value._use() if isinstance(value, ndarray) else value
+
+
+ndarray.__module__ = "cupy"
+
+
+def _hand_over(producer: Stream, consumer: Any) -> None:
+    """DLPack's protocol on the producer's side: the consumer's stream waits for the producer's."""
+    assert isinstance(consumer, int) and consumer != 0, "the legacy default stream is 1"
+    if consumer == -1:
+        return
+    pointer = 0 if consumer == 1 else consumer
+    if pointer != producer.ptr:
+        _stream(pointer).wait_event(producer.record())
+
+
+def _from_dlpack(value: Any) -> ndarray:
+    """As CuPy does it: on the array's device, with CuPy's current stream there."""
+    kind, index = value.__dlpack_device__()
+    assert kind == 2
+    with Device(index):
+        stream = current_stream().ptr or 1
+        try:
+            capsule = value.__dlpack__(stream=stream, max_version=(1, 0), copy=None)
+        except TypeError:
+            capsule = value.__dlpack__(stream=stream)
+    return ndarray._of(capsule.array._host, capsule.array._memory)
+
+
+def _ascontiguousarray(a: ndarray, dtype: Any = None) -> ndarray:
+    dtype = a.dtype if dtype is None else np.dtype(dtype)
+    if a.flags.c_contiguous and a.dtype == dtype:
+        return a if a.ndim else a.reshape(1)
+    new = ndarray(a.shape or (1,), dtype)
+    new[...] = a
+    return new
 
 
 #: Seconds of an elementwise kernel.
@@ -154,21 +407,116 @@ KERNEL = [2e-3]
 
 
 def _maximum(a: ndarray, b: float, out: ndarray) -> None:
-    queue(KERNEL[0], lambda: np.maximum(a._host, b, out=out._host))
+    x, y = a._use(), out._use(write=True)
+    queue(KERNEL[0], lambda: np.maximum(x, b, out=y))
 
 
 def _random(shape: Any, dtype: Any = np.float32) -> ndarray:
-    return ndarray(np.random.default_rng(0).standard_normal(shape, dtype))
+    return ndarray._new(np.random.default_rng(0).standard_normal(shape, dtype))
 
 
-def module() -> types.ModuleType:
-    """The module to put in the place of `cupy`."""
+# ---------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------
+class CUDADriverError(RuntimeError):
+    pass
+
+
+class Function:
+    """A kernel that has been loaded; it keeps what it was launched with."""
+
+    __slots__ = ("_launches", "module", "ptr")
+    _pointers = itertools.count(1 << 20, 64)
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.module, self.ptr, self._launches = module, next(Function._pointers), []
+
+    def __call__(
+        self, grid: tuple, block: tuple, args: Any, shared_mem: int = 0, stream: Any = None, **options: Any
+    ) -> None:
+        asked = self.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        allowed = driver.attributes.get(asked, 48 << 10)
+        if shared_mem > allowed:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self._launches.append((grid, block, args, shared_mem))
+
+
+class Module:
+    """Machine code on the device that was current as it was loaded."""
+
+    def load(self, cubin: bytes) -> None:
+        assert type(cubin) is bytes
+        self.cubin, self.device = cubin, current_device[0]
+
+    def get_function(self, name: str) -> Function:
+        return Function(self, name)
+
+
+class _Driver:
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+    CUDADriverError = CUDADriverError
+    #: Of an H100.
+    LIMIT = 227 << 10
+
+    def __init__(self) -> None:
+        self.attributes: dict[tuple[int, int], int] = {}
+        self.calls = 0
+
+    def funcSetAttribute(self, f: int, attribute: int, value: int) -> None:
+        self.calls += 1
+        if value > self.LIMIT:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self.attributes[f, attribute] = value
+
+
+driver = _Driver()
+
+
+class Executor:
+    """Launches on device arrays, by the emulator."""
+
+    def __init__(self, emulator: Any) -> None:
+        self.emulator = emulator
+
+    def function(self, kernel: Any, problem: Any, entry: str) -> Any:
+        function = self.emulator.function(kernel, problem, entry)
+        device = current_device[0]
+
+        def launch(grid: Any, block: Any, arguments: Any, *, shared: int = 0) -> None:
+            if current_device[0] != device:
+                raise Refused("CUDA_ERROR_INVALID_HANDLE: a function of another device")
+            found = []
+            for argument in arguments:
+                value = argument.value
+                tensor = isinstance(value, np.ndarray) and value.ndim and value.dtype.names is None
+                assert not tensor, f"{argument.name} is host memory"
+                if isinstance(value, ndarray):
+                    value = value._use(write=argument.output)
+                found.append(replace(argument, value=value))
+            function.launch(grid, block, found, shared=shared)
+
+        return types.SimpleNamespace(launch=launch)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The modules
+# ---------------------------------------------------------------------------------------------------
+def module(*, watch_races: bool = False) -> types.ModuleType:
+    """The module to put in the place of `cupy`; races are refused on request, as no GPU does."""
     cupy = types.ModuleType("cupy")
+    races[:] = [True] if watch_races else []
     limits: dict[int, int] = {}
+    current_device[0] = 0
     Stream.every.clear()
-    Stream.current[:] = [Stream()]
+    host_knows.clear()
+    _stacks.clear()
+    for device in range(DEVICES):
+        with Device(device):
+            _stacks[device] = [Stream(null=True)]
+    driver.__init__()
     runtime = types.SimpleNamespace(
-        getDevice=lambda: 0,
+        getDevice=lambda: current_device[0],
+        getDeviceCount=lambda: DEVICES,
         getDeviceProperties=lambda device: {
             "name": b"no GPU at all", "major": 9, "minor": 0, "multiProcessorCount": 1, "l2CacheSize": 4096,
         },
@@ -180,25 +528,28 @@ def module() -> types.ModuleType:
     )  # fmt: skip
     members = {
         "ndarray": ndarray,
-        "__version__": "stand-in",
-        "empty": lambda shape, dtype=np.float32: ndarray(np.empty(shape, dtype)),
-        "empty_like": lambda a: ndarray(np.empty_like(a._host)),
-        "ones": lambda shape, dtype: ndarray(np.ones(min(shape, 2**16), dtype)),
-        "asarray": lambda a: ndarray(np.array(a)),
-        "ascontiguousarray": lambda a, dtype: (
-            a if a.flags.c_contiguous and a.dtype == dtype else ndarray(np.ascontiguousarray(a._host, dtype))
-        ),
+        "__version__": "14.2.0",
+        "empty": ndarray,
+        "empty_like": lambda a: ndarray(a.shape, a.dtype),
+        "ones": lambda shape, dtype=float: ndarray._new(np.ones(min(shape, 2**16), dtype)),
+        "asarray": lambda a: ndarray._new(a),
+        "ascontiguousarray": _ascontiguousarray,
         "copyto": lambda target, source: target.__setitem__(..., source),
+        "from_dlpack": _from_dlpack,
         "matmul": lambda a, b, out: queue(1e-3),
         "maximum": _maximum,
-        "add": lambda a, b, out: np.add(a._host, b._host, out=out._host),
+        "add": lambda a, b, out: np.add(a._use(), b._use(), out=out._use(write=True)),
         "RawKernel": lambda source, name: lambda grid, block, arguments: queue(1e-3),
         "random": types.SimpleNamespace(standard_normal=lambda shape, dtype: _random((4, 4), dtype)),
         "cuda": types.SimpleNamespace(
             is_available=lambda: True,
             runtime=runtime,
+            driver=driver,
+            function=types.SimpleNamespace(Function=Function, Module=Module),
+            Device=Device,
             Event=Event,
             Stream=Stream,
+            get_current_stream=current_stream,
             get_elapsed_time=lambda a, b: (b.at - a.at) * 1e3,
         ),
     }
@@ -206,23 +557,96 @@ def module() -> types.ModuleType:
     return cupy
 
 
-class Executor:
-    """Launches on device arrays, by the emulator."""
+class Tensor:
+    """A tensor of PyTorch's on a GPU; what its user queues there goes to PyTorch's current stream."""
 
-    def __init__(self, emulator: Any) -> None:
-        self.emulator = emulator
+    requires_grad = is_nested = is_quantized = False
+    layout = "strided"
 
-    def function(self, kernel: Any, problem: Any, entry: str) -> Any:
-        function = self.emulator.function(kernel, problem, entry)
+    def __init__(self, array: ndarray) -> None:
+        self._array, self._version = array, 0
 
-        def launch(grid: Any, block: Any, arguments: Any, *, shared: int = 0) -> None:
-            for argument in arguments:
-                value = argument.value
-                tensor = isinstance(value, np.ndarray) and value.ndim and value.dtype.names is None
-                assert not tensor, f"{argument.name} is host memory"
-            found = [
-                replace(a, value=a.value._host) if isinstance(a.value, ndarray) else a for a in arguments
-            ]
-            function.launch(grid, block, found, shared=shared)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
 
-        return types.SimpleNamespace(launch=launch)
+    @property
+    def dtype(self) -> str:
+        return f"torch.{self._array.dtype.name}"
+
+    def is_neg(self) -> bool:
+        return False
+
+    def view(self, dtype: str) -> Tensor:
+        names = {"torch.bfloat16": "bfloat16", "torch.int16": "int16"}
+        return Tensor(self._array.view(np.dtype(names[dtype])))
+
+    def __torch_dispatch__(self) -> None:
+        """Only compared."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+    def __dlpack__(self, *, stream: Any = -1, max_version: Any = None, copy: Any = None) -> Any:
+        if self._array.device.id != current_device[0]:
+            raise BufferError("Can't export tensors on a different CUDA device index.")
+        _hand_over(torch_stream(current_device[0]), stream)
+        return types.SimpleNamespace(array=self._array)
+
+    def use(self, *, write: bool = False) -> np.ndarray:
+        """What PyTorch's own kernels do with it: on PyTorch's current stream."""
+        with Device(self._array.device.id):
+            self._array._memory.use(torch_stream(current_device[0]), write=write)
+        return self._array._host
+
+
+Tensor.__module__ = "torch"
+_torch_streams: dict[int, list[Stream]] = {}
+
+
+def torch_stream(device: int) -> Stream:
+    """PyTorch's current stream."""
+    return _torch_streams[device][-1]
+
+
+@contextlib.contextmanager
+def torch_streams() -> Iterator[None]:
+    """A stream of PyTorch's own as its current one, on each device."""
+    for device in range(DEVICES):
+        with Device(device):
+            _torch_streams[device].append(Stream(non_blocking=True))
+    yield
+    for stack in _torch_streams.values():
+        stack.pop()
+
+
+def torch_module() -> types.ModuleType:
+    """The module to put in the place of `torch`; after `module`."""
+    torch = types.ModuleType("torch")
+    _torch_streams.clear()
+    _torch_streams.update({device: [_stacks[device][0]] for device in range(DEVICES)})
+
+    def from_dlpack(value: Any) -> Tensor:
+        index = value.__dlpack_device__()[1]
+        stream = torch_stream(index).ptr or 1
+        return Tensor(value.__dlpack__(stream=stream, max_version=(1, 0)).array)
+
+    def increment_version(tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tensor._version += 1
+
+    forward_ad = types.SimpleNamespace(unpack_dual=lambda t: types.SimpleNamespace(tangent=None))
+    members = {
+        "Tensor": Tensor,
+        "strided": "strided",
+        "bfloat16": "torch.bfloat16",
+        "from_dlpack": from_dlpack,
+        "cuda": types.SimpleNamespace(
+            current_stream=lambda device: types.SimpleNamespace(cuda_stream=torch_stream(device).ptr)
+        ),
+        "autograd": types.SimpleNamespace(
+            graph=types.SimpleNamespace(increment_version=increment_version), forward_ad=forward_ad
+        ),
+    }
+    torch.__dict__.update(members)
+    return torch

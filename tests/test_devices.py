@@ -16,7 +16,8 @@ from conftest import need
 import convkit as ck
 from convkit import arrays, check, devices, layers
 from convkit.cli import main
-from convkit.executors import Argument
+from convkit.errors import MissingExtra
+from convkit.executors import Argument, KernelError
 from convkit.geometry import Pointwise
 from convkit.kernel import builtin_files, read
 
@@ -108,7 +109,7 @@ def registry_as_before():
 # ---------------------------------------------------------------------------------------------------
 @pytest.fixture
 def cupy(monkeypatch, compiler):
-    module = fake_cupy.module()
+    module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
     executor = fake_cupy.Executor(devices.Emulator())
     monkeypatch.setattr(devices, "current", lambda: executor)
@@ -123,7 +124,7 @@ def test_device_arrays_in_and_out(cupy):
     assert isinstance(y, cupy.ndarray)
     expected = ck.conv2d_fprop(X, W, **OPTIONS)
     np.testing.assert_allclose(y.get(), expected, rtol=1e-4, atol=1e-5)
-    out = cupy.empty(expected.shape)
+    out = cupy.empty(expected.shape, np.float32)
     assert ck.conv2d_fprop(x, w, **OPTIONS, out=out) is out
     assert np.array_equal(out.get(), y.get())
     assert ck.relu_fprop(x, out=x) is x and (x.get() >= 0).all()
@@ -133,13 +134,224 @@ def test_device_arrays_in_and_out(cupy):
 
 def test_devices_are_not_mixed(cupy):
     with pytest.raises(
-        ck.DtypeError, match="conv2d_fprop: the arrays must share a device, not x: cpu, w: cuda"
+        ck.DtypeError, match="conv2d_fprop: the arrays must share a device, not x: cpu, w: cuda:0"
     ):
         ck.conv2d_fprop(X, cupy.asarray(W), **OPTIONS)
-    with pytest.raises(ck.DtypeError, match="out .* must live on cuda"):
+    with pytest.raises(ck.DtypeError, match="out .* must live on cuda:0, .* not on cpu"):
         ck.relu_fprop(cupy.asarray(X), out=np.empty_like(X))
     with ck.emulate(), pytest.raises(ck.DtypeError, match="the emulator takes arrays on the CPU"):
         ck.relu_fprop(cupy.asarray(X))
+    with cupy.cuda.Device(1):
+        x, w = cupy.asarray(X), cupy.asarray(W)
+    for first, second in ((x, cupy.asarray(W)), (cupy.asarray(X), w)):
+        with pytest.raises(ck.DtypeError, match="share a device, not x: cuda:., w: cuda:."):
+            ck.conv2d_fprop(first, second, **OPTIONS)
+    out = cupy.empty(X.shape, np.float32)
+    with pytest.raises(ck.DtypeError, match="out .* must live on cuda:1, .* not on cuda:0"):
+        ck.relu_fprop(x, out=out)
+    assert np.isnan(out.get()).all()
+
+
+def test_a_call_runs_on_the_arrays_own_device(cupy):
+    """Whichever is current: allocation, kernels, copies and the workspace."""
+    dy = RNG.standard_normal((2, 6, 5, 7), np.float32)
+    labels = np.array([3, 209])
+    calls = {
+        "conv2d_fprop": lambda x, w, dy, t: ck.conv2d_fprop(x, w, **OPTIONS),
+        "conv2d_wgrad": lambda x, w, dy, t: ck.conv2d_wgrad(x, dy, W.shape, **OPTIONS),
+        "maxpool2d": lambda x, w, dy, t: ck.maxpool2d_fprop(x)[1],
+        "linear_bgrad": lambda x, w, dy, t: ck.linear_bgrad(dy.reshape(2, 210)),
+        "softmax": lambda x, w, dy, t: ck.softmax_xent_dgrad(dy.reshape(2, 210), t),
+        "strided": lambda x, w, dy, t: ck.relu_fprop(x[:, ::2]),
+        "out": lambda x, w, dy, t: ck.relu_fprop(x[:, 1:3], out=x[:, ::2]),
+        "empty": lambda x, w, dy, t: ck.conv2d_bgrad(dy[:0]),
+    }
+    for name, call in calls.items():
+        expected = call(X.copy(), W, dy, labels)
+        with cupy.cuda.Device(1):
+            given = [cupy.asarray(a) for a in (X, W, dy, labels)]
+        got = call(*given)
+        assert fake_cupy.current_device == [0] and got.device.id == 1, name
+        with cupy.cuda.Device(1):
+            np.testing.assert_allclose(got.get(), expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_views_at_an_odd_byte_are_copied(cupy, dtype):
+    kind = arrays.np_dtype(dtype)
+
+    def odd(array, step=1):
+        """On the device, one byte behind where it would be aligned; every `step`-th element."""
+        size = array.size * step * array.itemsize
+        flat = cupy.empty(size + 1, np.uint8)[1:].view(array.dtype)[::step].reshape(array.shape)
+        whole = array.reshape(-1).view(np.uint8).reshape(*array.shape, array.itemsize)
+        arrays._bytes(flat)[...] = cupy.asarray(whole)
+        assert flat.data.ptr % array.itemsize == 1
+        return flat
+
+    x = RNG.standard_normal((2, 3, 5)).astype(kind)
+    expected = np.maximum(x, 0)
+    for given in (odd(x), odd(x[0, 0], step=2), odd(x.reshape(-1)[0:1].reshape(()))):
+        want = {3: expected, 1: expected[0, 0], 0: expected[0, 0, 0]}[given.ndim]
+        assert np.array_equal(ck.relu_fprop(given).get(), want)
+        before = arrays._bytes(given).copy().get()
+        out = odd(np.zeros(given.shape, kind), step=2 if given.ndim == 1 else 1)
+        assert ck.relu_fprop(given, out=out) is out
+        assert np.array_equal(arrays.contiguous(out, dtype).get(), want)
+        assert np.array_equal(arrays._bytes(given).get(), before)
+    labels = np.array([2, 0])
+    probs = cupy.asarray(np.full((2, 4), 0.25, np.float32))
+    got = ck.softmax_xent_dgrad(probs, odd(labels)).get()
+    assert np.array_equal(got, ck.softmax_xent_dgrad(probs.get(), labels))
+
+
+# -- streams ------------------------------------------------------------------------------------------
+@pytest.fixture
+def torch(cupy, monkeypatch):
+    """PyTorch with tensors on a GPU: a stand-in too."""
+    module = fake_cupy.torch_module()
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+class OnGpu:
+    """The least that DLPack asks for, on a GPU; its library has a stream that nobody can ask for."""
+
+    def __init__(self, array):
+        self.array = array
+        with fake_cupy.Device(array.device.id):
+            self.stream = fake_cupy.Stream(non_blocking=True)
+
+    def use(self, *, write=False):
+        self.array._memory.use(self.stream, write=write)
+        return self.array._host
+
+    def __dlpack__(self, *, stream):  # of before DLPack 1.0
+        fake_cupy._hand_over(self.stream, stream)
+        return types.SimpleNamespace(array=self.array)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_the_stand_in_sees_work_that_is_not_ordered(cupy, torch):
+    x = fake_cupy.Tensor(cupy.asarray(X))
+    fake_cupy.synchronize()
+    with fake_cupy.torch_streams():
+        x.use(write=True)
+        with pytest.raises(fake_cupy.Race):
+            x._array.fill(0)
+        cupy.from_dlpack(x).copy()  # which DLPack orders
+        x.use()
+        with pytest.raises(fake_cupy.Race):  # and this it does not: it may still be being copied
+            x.use(write=True)
+        fake_cupy.synchronize()
+        x.use(write=True)
+
+
+@pytest.mark.parametrize("device", [0, 1])
+@pytest.mark.parametrize("own", ["default", "own"])
+@pytest.mark.parametrize("kinds", ["tt", "tc", "ct", "to", "ot", "oo", "cc"])
+def test_work_is_in_order_with_the_streams_of_the_callers_libraries(kinds, own, device, cupy, torch):
+    """Inputs, results and `out=`; a tensor may be written, or freed, as soon as the call has returned."""
+    make = {"t": fake_cupy.Tensor, "c": lambda a: a, "o": OnGpu}
+    dy, y = X, RNG.standard_normal(X.shape, np.float32)
+    expected = np.where(y > 0, dy, 0)
+
+    def use(value, write=False):
+        if not isinstance(value, cupy.ndarray):
+            return value.use(write=write)
+        return value._use(write=write)
+
+    with cupy.cuda.Device(device), fake_cupy.torch_streams():
+        stream = cupy.cuda.Stream(non_blocking=True) if own == "own" else cupy.cuda.get_current_stream()
+        with stream:
+            given = [make[kind](cupy.asarray(a)) for kind, a in zip(kinds, (dy, y))]
+            outs = [None, *(make[kind](cupy.empty(X.shape, np.float32)) for kind in set(kinds))]
+            fake_cupy.synchronize()
+            for out in outs:
+                for value, content in zip(given, (dy, y)):
+                    use(value, write=True)[...] = content
+                if out is not None:
+                    use(out)
+                with cupy.cuda.Device(0):  # the arrays' device need not be current
+                    result = ck.relu_dgrad(*given, out=out)
+                for value in given:
+                    use(value, write=True)[...] = -1
+                if out is None:
+                    assert type(result) is (fake_cupy.Tensor if kinds[0] == "t" else cupy.ndarray)
+                else:
+                    assert result is out
+                assert np.array_equal(use(result), expected)
+                use(result, write=True)
+            assert [getattr(out, "_version", 1) for out in outs[1:]] == [1] * len(outs[1:])
+            with pytest.raises(ck.ShapeError):  # and after a call that is refused
+                ck.relu_dgrad(given[0], make["c"](cupy.asarray(y[:1])))
+            use(given[0], write=True)
+
+
+def test_work_on_pytorchs_own_stream_needs_no_event(cupy, torch, monkeypatch):
+    """So that it can be captured: CuPy's default stream has no part in it."""
+    with fake_cupy.torch_streams():
+        x = fake_cupy.Tensor(cupy.asarray(X))
+        fake_cupy.synchronize()
+        monkeypatch.setattr(fake_cupy.Stream, "record", None)
+        y = ck.relu_fprop(x)
+        assert {key for key, _ in y._array._memory.write.items()} == {fake_cupy.torch_stream(0).key}
+
+
+def test_a_network_is_in_order_with_pytorchs_stream(cupy, torch):
+    rng = np.random.default_rng(0)
+    host, labels = rng.standard_normal((3, 3, 19, 17), np.float32), np.array([1, 2, 3])
+    with cupy.cuda.Device(1):
+        net = small_network(seed=1, device="cuda")
+        x, t = fake_cupy.Tensor(cupy.asarray(host)), fake_cupy.Tensor(cupy.asarray(labels))
+        fake_cupy.synchronize()
+    with fake_cupy.torch_streams():
+        x.use(write=True), t.use(write=True)
+        losses = [net.step(x, t)]
+        x.use(write=True), t.use(write=True)
+        logits = net.forward(x)
+        x.use(write=True)
+        assert isinstance(logits, fake_cupy.Tensor) and logits.use().shape == (3, 1000)
+        dx = net.backward(logits)
+        logits.use(write=True)
+        assert dx.use().shape == host.shape
+        with cupy.cuda.Device(1):
+            for gradient in net.grads.values():
+                gradient._use()
+        losses.append(net.step(host, labels))  # from the host, with another device current
+    cpu = small_network(seed=1)
+    assert losses == pytest.approx([cpu.step(host, labels), cpu.step(host, labels)], rel=1e-3)
+    with pytest.raises(ck.DtypeError, match="cuda:0 is not copied to cuda:1"):
+        net.forward(cupy.asarray(host))
+
+
+def test_labels_of_a_planned_step_are_checked_on_the_host(cupy):
+    x = np.zeros((2, 3, 19, 17), np.float32)
+    nets = small_network(device="cpu"), small_network(device="cuda")
+    for net in nets:
+        for bad in (-100, -1, 1000):
+            before = net.params["fc8.b"].copy()
+            with pytest.raises(ck.OptionError, match=f"labels must each be a class.*found {bad}"):
+                net.step(x, np.array([3, bad]))
+            after = net.params["fc8.b"]
+            same = np.array_equal(*(a if net is nets[0] else a.get() for a in (before, after)))
+            assert same and net.dropout_offset == 0
+
+
+def test_an_older_cupy_is_refused_clearly(monkeypatch):
+    for version, fine in (("13.6.0", False), ("14.0.0", True), ("14.0.0rc1", True), ("15.0.0a1", True)):
+        module = fake_cupy.module()
+        module.__version__ = version
+        monkeypatch.setitem(sys.modules, "cupy", module)
+        devices.gpu_found.cache_clear()
+        assert devices.gpu_found() is fine and devices.gpu_found("cuda:1") is fine
+        assert not devices.gpu_found("cuda:2")
+        if not fine:
+            with pytest.raises(MissingExtra, match=r"needs CuPy 14 or newer \(here is 13.6.0\)"):
+                ck.relu_fprop(module.asarray(X))
+    devices.gpu_found.cache_clear()
 
 
 def test_the_gate_runs_on_the_device(cupy):
@@ -274,22 +486,19 @@ def cuda(monkeypatch):
 
 def test_launches_as_cupy_wants_them(cuda):
     """By-value structs as arrays of size one, null pointers as integers, large shared memory asked for."""
-    launched = []
-
-    class Function:
-        max_dynamic_shared_size_bytes = 0
-
-        def __call__(self, grid, block, values, shared_mem):
-            launched.append((grid, block, values, shared_mem))
-
-    function = Function()
+    function = fake_cupy.Function(None, "kernel")
+    loaded = cuda._Loaded(function, "kernel")
     struct = np.zeros(1, [("N", np.int32)])
     arguments = [Argument("g", struct), Argument("b", None), Argument("relu", np.int32(1))]
-    cuda._Loaded(function).launch((2, 1, 1), (64, 1, 1), arguments, shared=99_000)
-    ((grid, block, values, shared),) = launched
-    assert (grid, block, shared) == ((2, 1, 1), (64, 1, 1), 99_000)
-    assert values[0] is struct and values[1] == 0 and isinstance(values[1], np.uint64)
-    assert function.max_dynamic_shared_size_bytes == 99_000
+    for shared in (0, 99_000, 99_000, 30_000, 100_000):
+        loaded.launch((2, 1, 1), (64, 1, 1), arguments, shared=shared)
+        grid, block, values, got = function._launches[-1]
+        assert (grid, block, got) == ((2, 1, 1), (64, 1, 1), shared)
+        assert values[0] is struct and values[1] == 0 and isinstance(values[1], np.uint64)
+    assert fake_cupy.driver.calls == 2  # once for a size, not once for a launch
+    with pytest.raises(KernelError, match="kernel asks for 999000 bytes of shared memory"):
+        loaded.launch((2, 1, 1), (64, 1, 1), arguments, shared=999_000)
+    assert len(function._launches) == 5
 
 
 @pytest.mark.parametrize(
@@ -298,24 +507,17 @@ def test_launches_as_cupy_wants_them(cuda):
 def test_a_kernel_reaches_the_device_as_its_own_machine_code(capability, arch, cuda, tmp_path, monkeypatch):
     need("cuda.core")
     monkeypatch.setenv("CONVKIT_CACHE", str(tmp_path))
-    loaded = []
-
-    class Module:
-        def load(self, cubin):
-            loaded.append(cubin)
-
-        def get_function(self, name):
-            return name
-
-    cuda.cupy.cuda.Device = lambda device: types.SimpleNamespace(compute_capability=capability)
-    cuda.cupy.cuda.function = types.SimpleNamespace(Module=Module)
-    executor = cuda.executor()
+    device = fake_cupy.Device(1)
+    device.compute_capability = capability
+    monkeypatch.setattr(cuda.cupy.cuda, "Device", lambda index: device)
     kernel = read(next(p for p in builtin_files() if p.stem == "relu_fprop_vectorized"))
-    for _ in range(2):
-        assert executor.function(kernel, Pointwise((5,)), kernel.stem).function == kernel.stem
-    assert executor.arch == arch
-    (cubin,) = loaded  # compiled, and loaded, once
-    assert cubin[:4] == b"\x7fELF"
+    with device:
+        executor = cuda.executor()
+        loaded = [executor.function(kernel, Pointwise((5,)), kernel.stem) for _ in range(2)]
+    assert executor.arch == arch and executor.device == 1
+    assert loaded[0] is loaded[1]  # compiled, and loaded, once
+    module = loaded[0].function.module
+    assert module.cubin[:4] == b"\x7fELF" and module.device == 1
 
 
 @pytest.mark.gpu

@@ -1,6 +1,6 @@
 """CUDA kernels on a GPU: NVRTC's CUBIN for the device's own architecture, launched through CuPy.
 
-Status: written against CuPy 14's documentation; no GPU has run it yet.
+Status: written against CuPy 14's documentation and source; no GPU has run it yet.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from ..geometry import Problem
 from ..kernel import KernelFile, translation_unit
 from ..nvrtc import cached_cubin
-from . import Argument
+from . import Argument, KernelError
 
 Extent = tuple[int, int, int]
 
 
 class Cuda:
-    """Compiles for the current device, and launches on the caller's current stream."""
+    """Compiles for one device, which must be current, and launches on CuPy's current stream."""
 
     def __init__(self, device: int) -> None:
         self.device = device
@@ -33,7 +33,7 @@ class Cuda:
         source = translation_unit(kernel, problem)
         key = (source, entry)
         if key not in self._functions:
-            self._functions[key] = _Loaded(self._module(kernel, source).get_function(entry))
+            self._functions[key] = _Loaded(self._module(kernel, source).get_function(entry), entry)
         return self._functions[key]
 
     def _module(self, kernel: KernelFile, source: str) -> Any:
@@ -46,14 +46,26 @@ class Cuda:
 class _Loaded:
     """A function on the device."""
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, name: str) -> None:
+        self.function, self.name = function, name
+        self._allowed = 0  # bytes of dynamic shared memory that a launch may ask for
 
     def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
-        if shared > 48 * 1024:
-            self.function.max_dynamic_shared_size_bytes = shared
+        if shared > self._allowed:
+            self._allow(shared)
         values = tuple(np.uint64(0) if a.value is None else a.value for a in arguments)
         self.function(grid, block, values, shared_mem=shared)
+
+    def _allow(self, shared: int) -> None:
+        """Ask for so much dynamic shared memory: together with the static one, 48 KB come unasked."""
+        driver = cupy.cuda.driver
+        attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        try:
+            driver.funcSetAttribute(self.function.ptr, attribute, shared)
+        except driver.CUDADriverError as error:
+            message = f"{self.name} asks for {shared} bytes of shared memory, which this GPU refuses: {error}"
+            raise KernelError(message, kernel=self.name, kind="shared memory") from error
+        self._allowed = shared
 
 
 @functools.cache
