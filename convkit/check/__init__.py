@@ -11,19 +11,24 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..devices import emulate, emulating, gpu_found
 from ..errors import OptionError, unknown
 from ..geometry import Problem, integer
+from ..kernel import Runner
 from ..registry import OPS, Implementation, implementations, register
-from .cases import Case, all_cases, cases, random_cases
+from . import sizes
+from .cases import Case, all_cases, cases, random_cases, varied
 from .network import check_step
-from .verdicts import FIRST, Question, Verdict, attempt, judge
+from .verdicts import FIRST, Question, Verdict, attempt, judge, judge_launch
 
 __all__ = ["Case", "Question", "Verdict", "cases", "check", "check_step", "judge", "random_cases", "summary"]
 
@@ -36,7 +41,7 @@ def check(
     *,
     device: str = "cpu",
     quick: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> list[Verdict]:
     """Put implementations through the gate.
@@ -52,8 +57,9 @@ def check(
         emulator.
     quick : bool
         Leave out the cases of real layers' size, and most random ones.
-    seed : int
-        Of the inputs and of the random geometries; the same seed asks the same questions.
+    seed : int, optional
+        Of the inputs and of the random geometries; the same seed asks the same questions. A fresh one by
+        default: each verdict has it.
     progress : callable, optional
         Called as ``progress(done, total, what)``.
 
@@ -80,7 +86,13 @@ def check(
         if impl not in known:
             raise unknown(f"implementation of {op}" if op else "implementation", impl, known)
         chosen = [i for i in chosen if i.name == impl]
+    seed = fresh_seed() if seed is None else integer("seed", seed, 0)
     return check_these(chosen, quick=quick, seed=seed, progress=progress)
+
+
+def fresh_seed() -> int:
+    """A seed that nobody can know beforehand, short enough to be typed."""
+    return secrets.randbelow(10**9)
 
 
 def check_these(
@@ -97,55 +109,71 @@ def check_these(
     if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
         with emulate():
             return check_these(chosen, quick=quick, seed=seed, progress=progress, random=random)
+    verdicts = list(in_turn(chosen, quick=quick, seed=seed, progress=progress, random=random))
+    for i in chosen:
+        mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
+        if all(v.declined or v.unrun for v in mine):
+            why = f": {mine[0].reason}" if mine else ""
+            lacks = i.missing is not None and bool(mine) and i.missing() is not None
+            verdicts.append(
+                Verdict(
+                    *(i.op, i.label, "all cases", i.dtypes[0], lacks),
+                    f"not one case could be run, so nothing is known about it{why}",
+                    declined=lacks,
+                    device=i.device,
+                    seed=seed,
+                )
+            )
+    ops = dict.fromkeys(i.op for i in chosen)
+    order = {(i.op, i.label): n for n, i in enumerate(i for op in ops for i in chosen if i.op == op)}
+    return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
+
+
+#: A case in one dtype, and whom it is asked.
+Item = tuple[Case, str, list[Implementation]]
+
+
+def in_turn(
+    chosen: Iterable[Implementation],
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    random: int | None = None,
+) -> Iterator[Verdict]:
+    """The verdicts of `check_these` as they are found, case by case, so that a caller may stop early."""
     by_op: dict[str, list[Implementation]] = {}
     for implementation in chosen:
         by_op.setdefault(implementation.op, []).append(implementation)
-    plan: list[tuple[Case, str, list[Implementation]]] = []
+    plan: list[Item] = []
     for op, group in by_op.items():
         for index, case in enumerate(all_cases(op, quick=quick, seed=seed, random=random)):
-            plan += _with_dtypes(case, group, index if quick else None)
+            plan += _with_dtypes(case, group, index if quick or case.sized else None)
         for implementation in group:
             plan += _its_own(implementation, quick, seed, random)
-    verdicts: list[Verdict] = []
     for done, (case, dtype, group) in enumerate(plan):
         if progress:
             progress(done, len(plan), f"{case.op}, {case.name}")
         # The reference need not be asked about a real layer: what it would be held against is itself.
         group = [i for i in group if not (case.heavy and i.name == "reference")]
-        if any(_takes(i, case.of(dtype)) for i in group):
-            question = Question.of(case, dtype, seed)
-            verdicts += [judge(i, question) for i in group]
-        else:  # nobody needs the reference's work
-            empty = Question(case.of(dtype), {}, {}, {})
-            verdicts += [judge(i, empty) for i in group]
+        case = case.of(dtype)
+        if case.unrun:
+            found = [judge_launch(i, case) for i in group]
+        else:  # where nobody takes it, nobody needs the reference's work
+            taken = any(_takes(i, case) for i in group)
+            question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
+            found = [judge(i, question) for i in group]
+        yield from (replace(v, seed=seed) for v in found)
     if progress:
         progress(len(plan), len(plan), "")
-    for group in by_op.values():
-        for i in group:
-            mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
-            if all(v.declined for v in mine):
-                why = f": {mine[0].reason}" if mine else ""
-                lacks = i.missing is not None and bool(mine) and i.missing() is not None
-                verdicts.append(
-                    Verdict(
-                        *(i.op, i.label, "all cases", i.dtypes[0], lacks),
-                        f"not one case could be run, so nothing is known about it{why}",
-                        declined=lacks,
-                        device=i.device,
-                    )
-                )
-    order = {(i.op, i.label): n for n, i in enumerate(i for group in by_op.values() for i in group)}
-    return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
 
 
-def _with_dtypes(
-    case: Case, group: list[Implementation], quick_index: int | None
-) -> list[tuple[Case, str, list[Implementation]]]:
+def _with_dtypes(case: Case, group: list[Implementation], rare: int | None) -> list[Item]:
     found = []
     for number, dtype in enumerate(dict.fromkeys(d for i in group for d in i.dtypes)):
         takers = [i for i in group if dtype in i.dtypes]
-        if quick_index is not None and dtype != "float32":  # a third of the cases in each other dtype
-            takers = [i for i in takers if (quick_index + number) % 3 == 0 or "float32" not in i.dtypes]
+        if rare is not None and dtype != "float32":  # a third of these cases in each other dtype
+            takers = [i for i in takers if (rare + number) % 3 == 0 or "float32" not in i.dtypes]
         if case.heavy:  # the others would ask the same question again, slowly
             takers = [i for i in takers if dtype == ("float32" if "float32" in i.dtypes else i.dtypes[0])]
         if takers:
@@ -153,21 +181,35 @@ def _with_dtypes(
     return found
 
 
-def _its_own(
-    implementation: Implementation, quick: bool, seed: int, random: int | None
-) -> list[tuple[Case, str, list[Implementation]]]:
-    """Random problems for an implementation that is made for few: those of everyone pass it by."""
-    count = random if random is not None else 5 if quick else 40
-    if implementation.when is None:
-        return []
+def _its_own(implementation: Implementation, quick: bool, seed: int, random: int | None) -> list[Item]:
+    """Problems that this implementation alone gives reason to ask about.
+
+    Those at its limits; random ones, where it is made for few and those of everyone pass it by; and for a
+    kernel file launches that are too large to run, which are judged by its header.
+    """
+    op, count = implementation.op, random if random is not None else 5 if quick else 40
 
     def accepts(problem: Problem) -> bool:
-        return _takes(implementation, Case(implementation.op, problem, ""), any_dtype=True)
+        return _takes(implementation, Case(op, problem, ""), any_dtype=True)
 
-    if 2 * sum(accepts(c.problem) for c in random_cases(implementation.op, count, seed)) >= count:
-        return []
-    own = list(random_cases(implementation.op, count, seed + 1, accepts, draws=200))
-    return [(case, dtype, [implementation]) for case in own for dtype in implementation.dtypes]
+    drawn = [c.problem for c in random_cases(op, count, seed)]
+    asked: list[Case] = []
+    own: list[Case] = []
+    if implementation.when is not None and 2 * sum(map(accepts, drawn)) < count:
+        asked += random_cases(op, count, seed + 1, accepts, draws=200)
+    if random != 0:
+        rng = np.random.default_rng([seed, *map(ord, implementation.label)])
+        fixed = [c.problem for c in cases(op) if not c.heavy and not c.problem.empty]
+        more = [*(c.problem for c in asked), *drawn, *fixed]
+        limits = sizes.own_problems(implementation, 8 if quick else 32, rng, accepts, more)
+        own = [varied(op, problem, name, index) for index, (name, problem) in enumerate(limits)]
+    plan = [(case, dtype, [implementation]) for case in asked for dtype in implementation.dtypes]
+    for index, case in enumerate(own):
+        plan += _with_dtypes(case, [implementation], index)
+    if isinstance(implementation.run, Runner):
+        far = [Case(op, problem, "not run, its launch alone", unrun=True) for problem in sizes.huge(op)]
+        plan += [(case, implementation.dtypes[0], [implementation]) for case in far]
+    return plan
 
 
 def _takes(implementation: Implementation, case: Case, any_dtype: bool = False) -> bool:
@@ -231,7 +273,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not judge, but count: shared-memory wavefronts and global sectors of each line, emulated",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and random geometries (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, help="of inputs and random geometries (default: a fresh one, which is printed)"
+    )
     parser.add_argument("--json", metavar="PATH", help="write every verdict to this file")
 
 
@@ -242,15 +286,15 @@ def main(args: argparse.Namespace) -> int:
     if args.counters:
         return _count([i for i in chosen if i.device == "cuda"])
     # A plan first, so that the file cannot turn out to be unwritable after a minute's work.
-    integer("seed", args.seed, 0)
+    seed = fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
     target = Path(args.json) if args.json and args.json != "-" else None
     if target is not None and not target.resolve().parent.is_dir():
         raise OptionError(f"--json: there is no folder {target.resolve().parent}")
     args.quick = args.quick or args.sanitize
     with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
-        verdicts = check_these(chosen, quick=args.quick, seed=args.seed, progress=_bar())
+        verdicts = check_these(chosen, quick=args.quick, seed=seed, progress=_bar())
     if args.json:
-        plain = {"seed": args.seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
+        plain = {"seed": seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
         text = json.dumps(plain, indent=1) + "\n"
         if target is None:
             print(text, end="")
@@ -269,9 +313,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"\n{op} {name!r}: {count - 3} more cases fail; --json PATH writes all of them")
     run = sum(not v.declined for v in verdicts)
     declined = f", {len(verdicts) - run} declined" if len(verdicts) > run else ""
-    print(
-        f"\n{run - len(failed)} of {run} passed{declined}; seed {args.seed}{', quick' if args.quick else ''}"
-    )
+    print(f"\n{run - len(failed)} of {run} passed{declined}; seed {seed}{', quick' if args.quick else ''}")
     return 1 if failed else 0
 
 

@@ -27,6 +27,7 @@ from ..geometry import (
     window_span,
 )
 from ..registry import OPS
+from . import sizes
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Case:
         Optional inputs that are None.
     heavy : bool
         Of a real layer's size: float32 only, and left out where time is short.
+    sized : bool
+        One extent of it is stretched: float32, and one other dtype at a time.
+    unrun : bool
+        Too large to run: a kernel's launch is judged by its header.
     """
 
     op: str
@@ -56,6 +61,8 @@ class Case:
     fill: str = "normal"
     absent: tuple[str, ...] = ()
     heavy: bool = False
+    sized: bool = False
+    unrun: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.name}: {self.problem}"]
@@ -82,11 +89,11 @@ def cases(op: str) -> Iterator[Case]:
     for name, problem, heavy in _layers(op):
         yield Case(op, problem, name, _usual_options(op), heavy=heavy)
     for index, (name, problem) in enumerate(_edges(op)):
-        yield _varied(op, problem, name, index)
+        yield varied(op, problem, name, index)
     yield from _option_cases(op)
     for index, (fill, problem) in enumerate(_data(op)):
         # The first five options leave no factor at zero, which would turn an infinity into NaN or not.
-        yield replace(_varied(op, problem, f"{fill} data", index % 5), fill=fill)
+        yield replace(varied(op, problem, f"{fill} data", index % 5), fill=fill)
 
 
 def random_cases(
@@ -121,7 +128,9 @@ def random_cases(
             problem = RANDOM[OPS[op].problem](rng, op)
         except ConvkitError:  # a window beyond its image: drawn, and thrown back
             continue
-        case = _varied(op, problem, f"random {found}", int(rng.integers(1 << 30)), rng)
+        if rng.random() < 0.25:
+            problem = sizes.stretched_at_random(op, problem, rng)
+        case = varied(op, problem, f"random {found}", int(rng.integers(1 << 30)), rng)
         if accepts(problem):
             found += 1
             yield case
@@ -214,6 +223,20 @@ CONV_EDGES: tuple[tuple[str, tuple, tuple, dict[str, Any]], ...] = (
     ("few channels, many pixels", (1, 3, 37, 41), (16, 3, 3, 3), {"padding": 1}),
     ("a row", (2, 3, 1, 23), (4, 3, 1, 3), {"padding": (0, 1)}),
     ("a column", (2, 3, 23, 1), (4, 3, 3, 1), {"padding": (1, 0), "stride": (2, 1)}),
+    ("one column, one filter tap, strides that differ", (2, 3, 7, 1), (4, 3, 1, 1), {"stride": (1, 2)}),
+    ("one row, one filter tap, strides that differ", (2, 3, 1, 7), (4, 3, 1, 1), {"stride": (2, 1)}),
+    ("one column, a row of taps", (2, 3, 7, 1), (4, 3, 1, 3), {"stride": (1, 3), "padding": (0, 1)}),
+    ("one row, a column of taps", (2, 3, 1, 7), (4, 3, 3, 1), {"stride": (3, 1), "padding": (1, 0)}),
+    ("one column of outputs", (2, 3, 7, 4), (4, 3, 2, 3), {"stride": (1, 5)}),
+    ("one row of outputs", (2, 3, 4, 9), (4, 3, 3, 2), {"stride": (5, 1)}),
+    ("one pixel, strides that differ", (3, 5, 1, 1), (4, 5, 1, 1), {"stride": (1, 2)}),
+    ("one output, dilation", (2, 3, 5, 1), (4, 3, 3, 1), {"stride": (2, 7), "dilation": (2, 3)}),
+    (
+        "padding on one side alone",
+        (2, 3, 1, 5),
+        (4, 3, 2, 1),
+        {"padding": ((2, 0), (0, 0)), "stride": (1, 2)},
+    ),
     ("a small conv1", (2, 3, 31, 31), (20, 3, 11, 11), {"stride": 4, "padding": ((0, 3), (0, 3))}),
     ("a small conv2", (2, 12, 9, 9), (24, 6, 5, 5), {"padding": 2, "groups": 2}),
     ("a small conv3", (2, 20, 13, 13), (36, 20, 3, 3), {"padding": 1}),
@@ -240,6 +263,11 @@ POOL_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
     ("primes", (3, 7, 17, 19), {"window": (5, 3), "stride": (3, 2)}),
     ("a row", (1, 3, 1, 23), {"window": (1, 3)}),
     ("a column", (1, 3, 23, 1), {"window": (3, 1)}),
+    ("one column, strides that differ", (2, 3, 7, 1), {"window": (2, 1), "stride": (1, 2)}),
+    ("one row, strides that differ", (2, 3, 1, 7), {"window": (1, 2), "stride": (2, 1)}),
+    ("one column of outputs", (2, 3, 7, 4), {"window": (2, 3), "stride": (1, 5)}),
+    ("one row of outputs", (2, 3, 4, 9), {"window": (3, 2), "stride": (5, 1)}),
+    ("one pixel, a window of padding around", (3, 5, 1, 1), {"window": 3, "stride": (1, 2), "padding": 1}),
     ("256 taps: the last that fit uint8", (1, 2, 20, 19), {"window": 16, "stride": 2}),
     ("289 taps: argmax of uint16", (1, 2, 21, 20), {"window": 17, "stride": 2}),
     ("empty batch", (0, 3, 7, 7), {}),
@@ -276,6 +304,8 @@ LRN_POOL_EDGES: tuple[tuple[str, tuple, dict[str, Any], dict[str, Any]], ...] = 
     ("padding", (1, 16, 8, 9), {"alpha": 0.9}, {"padding": ((0, 1), (1, 0))}),
     ("windows apart", (1, 18, 13, 11), {"alpha": 0.9}, {"window": 2, "stride": (5, 4)}),
     ("dilation", (1, 16, 12, 13), {"alpha": 0.9}, {"dilation": (2, 3), "stride": 1}),
+    ("one column", (2, 17, 7, 1), {"alpha": 0.9}, {"window": (2, 1), "stride": (1, 2)}),
+    ("one row", (2, 17, 1, 7), {"alpha": 0.9}, {"window": (1, 2), "stride": (2, 1)}),
     ("empty batch", (0, 16, 7, 7), {}, {}),
 )
 LINEAR_EDGES = {
@@ -398,7 +428,7 @@ def _updates(op: str) -> bool:
     return "momentum" in OPS[op].options
 
 
-def _varied(op: str, problem: Problem, name: str, index: int, rng: np.random.Generator | None = None) -> Case:
+def varied(op: str, problem: Problem, name: str, index: int, rng: np.random.Generator | None = None) -> Case:
     """A case whose options and absent inputs go round with the index."""
     declared = OPS[op]
     options: dict[str, Any] = {}
@@ -456,6 +486,7 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
             Pool2d.of((2, 3, 9, 9)),
             Pool2d.of((1, 2, 8, 8), ceil_mode=True),
         ]
+        fills = [*fills, "minus_inf"]
     elif kind is LRN:
         problems = [
             LRN.of((2, 9, 4, 5), alpha=0.5),
@@ -504,6 +535,21 @@ def _pads(rng: np.random.Generator, limit: int) -> Any:
     return _draw(rng, 0, limit, 4) if limit and rng.random() < 0.6 else [0, 0, 0, 0]
 
 
+def _thin(rng: np.random.Generator) -> tuple[int, int] | None:
+    """Extents of an image of one or two rows, columns or both; two times in three, none."""
+    if rng.random() < 0.65:
+        return None
+    short, long = int(rng.integers(1, 3)), int(rng.integers(1, 24))
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def _fit(extent: int, window: int, dilation: int, pads: int) -> tuple[int, int]:
+    """Window and dilation that find room: as they are, without dilation, or one tap."""
+    if window_span(window, dilation) <= extent + pads:
+        return window, dilation
+    return (window, 1) if window <= extent + pads else (1, dilation)
+
+
 def _random_conv(rng: np.random.Generator, op: str) -> Conv2d:
     groups = int(rng.choice([1, 1, 1, 2, 3]))
     (N,), (c, k), (R, S) = _draw(rng, 1, 3, 1), _draw(rng, 1, 9, 2), _draw(rng, 1, 5, 2)
@@ -512,6 +558,9 @@ def _random_conv(rng: np.random.Generator, op: str) -> Conv2d:
         R, S, u, v, i, j = 3, 3, 1, 1, 1, 1
     H = _random_extent(rng, R, i, pads[0], pads[1])
     W = _random_extent(rng, S, j, pads[2], pads[3])
+    if thin := _thin(rng):
+        H, W = thin
+        (R, i), (S, j) = _fit(H, R, i, pads[0] + pads[1]), _fit(W, S, j, pads[2] + pads[3])
     if rng.random() < 0.1:  # and that of a matrix product
         R, S, u, v, i, j, pads = 1, 1, 1, 1, 1, 1, [0, 0, 0, 0]
         H, W = _draw(rng, 8, 24, 2)
@@ -528,6 +577,12 @@ def _random_pool(rng: np.random.Generator, op: str) -> Pool2d:
     pads = _pads(rng, min(window_span(R, i), window_span(S, j)) - 1)
     H = _random_extent(rng, R, i, pads[0], pads[1])
     W = _random_extent(rng, S, j, pads[2], pads[3])
+    if thin := _thin(rng):
+        H, W = thin
+        (R, i), (S, j) = _fit(H, R, i, 0), _fit(W, S, j, 0)
+        pads = [
+            min(p, window_span(n, d) - 1) for p, n, d in zip(pads, (R, R, S, S), (i, i, j, j), strict=True)
+        ]
     return Pool2d(N, C, H, W, R, S, u, v, *pads, i, j, bool(rng.random() < 0.4))  # type: ignore[call-arg]
 
 
@@ -567,9 +622,18 @@ RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
 }
 
 
+def size_cases(op: str) -> Iterator[Case]:
+    """One extent after another, stretched as far as it is cheap: see `sizes`."""
+    for index, (name, problem, heavy) in enumerate(sizes.problems(op)):
+        yield replace(varied(op, problem, name, index), heavy=heavy, sized=True)
+
+
 def all_cases(op: str, *, quick: bool, seed: int, random: int | None = None) -> Iterable[Case]:
-    """The fixed cases, without the heavy ones where `quick`, and some random ones."""
+    """The fixed cases and some random ones; where `quick`, nothing heavy, and every third of the sizes."""
     for case in cases(op):
         if not (quick and case.heavy):
+            yield case
+    for index, case in enumerate(size_cases(op)):
+        if not quick or (not case.heavy and index % 3 == seed % 3):
             yield case
     yield from random_cases(op, random if random is not None else 5 if quick else 40, seed)

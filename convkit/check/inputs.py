@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ FILLS: dict[str, Fill] = {
     "normal": lambda a, rng: None,
     "nan": _plant(np.nan),
     "inf": _plant(np.inf, -np.inf),
+    # Nine in ten, so that whole windows hold nothing else, and others one number.
+    "minus_inf": _replace(lambda a, rng: np.where(rng.random(a.shape) < 0.9, -np.inf, a)),
     "zeros": _replace(lambda a, rng: rng.choice([0.0, -0.0, 1.0, -1.0], a.shape)),
     "ties": _replace(lambda a, rng: rng.integers(-2, 3, a.shape)),
     "constant": _replace(lambda a, rng: 0.5),
@@ -86,6 +89,18 @@ def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
     return made
 
 
+#: Beyond it, normal numbers repeat themselves: drawing them would take longer than all the rest of the case.
+#: A prime, so that what is copied from a place some blocks away differs.
+PERIOD = 1_048_573
+
+
+def _normal(shape: tuple[int, ...], rng: np.random.Generator, heavy: bool) -> np.ndarray:
+    dtype: Any = np.float32 if heavy else np.float64
+    if math.prod(shape) <= PERIOD:
+        return np.asarray(rng.standard_normal(shape, dtype))
+    return np.resize(rng.standard_normal(PERIOD, dtype), shape)
+
+
 def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
     g, shape = case.problem, case.problem.shape(name)
     if name == "labels":
@@ -99,7 +114,7 @@ def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
         argmax = np.empty(shape, np_dtype(g.dtype_of("argmax")))
         reference.maxpool2d_fprop(g, x, y, argmax)
         return argmax
-    value = rng.standard_normal(shape, np.float32 if case.heavy else np.float64)
+    value = _normal(shape, rng, case.heavy)
     if name == "probs":
         value = np.exp(value)
         value /= value.sum(axis=1, keepdims=True)

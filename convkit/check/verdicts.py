@@ -1,11 +1,13 @@
 """One implementation, one case: run it where every liberty that it takes shows, and judge what comes out.
 
-Each tensor lies between guard bands inside a larger buffer. The implementation runs several times:
+Each tensor lies between guard bands inside a larger buffer, an output between bands of another content than
+any input's. The implementation runs several times:
 
 1. on other inputs of the same shapes, in the same memory, so that a result which is kept shows;
-2. on the inputs of the case, with bands, outputs and workspace full of 0xFF (a NaN in every float type);
-3. again, at an address that is aligned to the element alone, with bands and workspace full of 0x5A (a
-   large number), outputs of 0x40 (a small one, to which adding shows). The bits must be those of run 2: an
+2. on the inputs of the case, with the inputs' bands, the outputs and the workspace full of 0xFF (a NaN in
+   every float type);
+3. again, at an address that is aligned to the element alone, with bands and workspace of large numbers of
+   either sign, outputs of 0x40 (a small one, to which adding shows). The bits must be those of run 2: an
    element that is not written, an output that is added to, a read beyond an input's end, and chance differ.
 4. in place, once for each input that an output may overwrite, where the op allows that.
 """
@@ -28,6 +30,7 @@ from ..dispatch import Call
 from ..geometry import Problem
 from ..registry import OPS, Implementation, Op
 from . import inputs as fill
+from . import sizes
 from .cases import Case
 from .device import Twins
 from .tolerance import Comparison, Expected, Inputs, compare, expected
@@ -35,6 +38,10 @@ from .tolerance import Comparison, Expected, Inputs, compare, expected
 #: Bytes before and behind each tensor: a row, or a small plane.
 GUARD = 16 * 1024
 NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
+#: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no output's
+#: is an input's, so that what is computed of one tensor's band and written to another's shows.
+INPUT_BANDS = {NAN: (None,), LARGE: (None, 0xDA, 0x5B, 0xDB), 0: (None,)}
+OUTPUT_BANDS = {NAN: (0x7E, 0xFE, 0x7D), LARGE: (0xBC, 0x3B, 0xBB), 0: (0x7E, 0xFE, 0x7D)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Verdict:
         The worst element of the worst output.
     got, expected : float
         The worst element, and what it should be.
+    unrun : bool
+        Judged by what it declares, since nobody could run it.
+    seed : int
+        Of the inputs and the random problems; `convkit check --seed` asks the same again.
     """
 
     op: str
@@ -76,10 +87,13 @@ class Verdict:
     got: float = float("nan")
     expected: float = float("nan")
     device: str = "cpu"
+    unrun: bool = False
+    seed: int = 0
 
     def __str__(self) -> str:
         word = "declines" if self.declined else "passes" if self.ok else "FAILS"
-        return f"{self.op} {self.implementation!r} {word} {self.dtype}, {self.case}" + (
+        drawn = "" if self.ok else f" (seed {self.seed})"
+        return f"{self.op} {self.implementation!r} {word} {self.dtype}, {self.case}{drawn}" + (
             f"\n    {self.reason}" if self.reason else ""
         )
 
@@ -153,9 +167,11 @@ class Guarded:
         """Fill the memory with an NCHW array."""
         self.array[...] = array if self.channels is None else layouts.block(array)
 
-    def get(self) -> np.ndarray:
-        """A copy of the memory, in NCHW."""
-        return self.array.copy() if self.channels is None else layouts.unblock(self.array, self.channels)
+    def get(self, copy: bool = True) -> np.ndarray:
+        """The memory in NCHW; a copy, unless that is not asked for."""
+        if self.channels is not None:
+            return layouts.unblock(self.array, self.channels)
+        return self.array.copy() if copy else self.array
 
     def spare(self) -> str:
         """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
@@ -167,7 +183,7 @@ class Guarded:
     def trespass(self) -> str:
         """Where the bands were written to, or an empty string."""
         for place, band in (("before its start", self.before[::-1]), ("behind its end", self.behind)):
-            if band.tobytes() == bytes([self.band]) * band.size:
+            if band.tobytes() == bytes([self.band]) * band.size:  # a few microseconds
                 continue
             changed = np.flatnonzero(band != self.band)
             if changed.size:
@@ -183,6 +199,12 @@ class Setting:
     poison: int = NAN
     scratch: int = NAN
     aligned: bool = True
+
+    def around(self, number: int, output: bool) -> int:
+        """The band of a tensor, the how-manieth input or output it is."""
+        bands = (OUTPUT_BANDS if output else INPUT_BANDS)[self.band]
+        found = bands[number % len(bands)]
+        return self.band if found is None else found
 
 
 FIRST = Setting()
@@ -219,13 +241,13 @@ def attempt(
     """
     op, problem, inplace = question.op, question.problem, inplace or {}
     given: dict[str, Guarded] = {}
-    for name, array in question.inputs.items():
+    for number, (name, array) in enumerate(question.inputs.items()):
         if array is not None:
             dtype = problem.dtype_of(name)
             given[name] = Guarded(
                 array.shape,
                 dtype,
-                setting.band,
+                setting.around(number, output=False),
                 aligned=setting.aligned,
                 layout=layouts.of(implementation.layout, name),
             )
@@ -235,11 +257,11 @@ def attempt(
         else Guarded(
             problem.shape(name),
             problem.dtype_of(name),
-            setting.band,
+            setting.around(number, output=True),
             aligned=setting.aligned,
             layout=layouts.of(implementation.layout, name),
         )
-        for name in op.outputs
+        for number, name in enumerate(op.outputs)
     }
     seen: list[np.ndarray | None] = []
     for name in op.inputs:
@@ -264,7 +286,7 @@ def attempt(
         try:
             if implementation.workspace is not None and not problem.empty:
                 wanted = int(implementation.workspace(problem))
-                scratch = Guarded((wanted,), "uint8", setting.band)
+                scratch = Guarded((wanted,), "uint8", setting.around(len(op.outputs), output=True))
                 scratch.bytes.fill(setting.scratch)
                 options["workspace"] = scratch.array
             call = Call(op, implementation, problem, tuple(seen), outputs, options)
@@ -309,7 +331,7 @@ def _trespass(
         before = question.inputs[name]
         if before is None or name in inplace.values():
             continue
-        if memory.get().tobytes() != before.tobytes() or memory.spare():
+        if not np.array_equal(_bits(memory.get(copy=False)), _bits(before)) or memory.spare():
             return f"changed its input {name}"
     if scratch is not None and (where := scratch.trespass()):
         return f"wrote outside its workspace of {scratch.bytes.size} bytes: {where}"
@@ -320,6 +342,23 @@ def _last_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = traceback.format_exception_only(type(error), error)[-1].strip()
     return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def judge_launch(implementation: Implementation, case: Case) -> Verdict:
+    """The verdict on a kernel's launches for a problem that is too large to run: its header says them."""
+    blank = Verdict(
+        *(case.op, implementation.label, str(case), case.problem.dtype, True),  # type: ignore[attr-defined]
+        device=implementation.device,
+        unrun=True,
+    )
+    try:
+        refusal = implementation.refusal(case.problem, implementation.math)
+    except Exception as error:
+        return replace(blank, ok=False, reason="its `when` or `missing` raised " + _last_line(error))
+    if refusal:
+        return replace(blank, declined=True, reason=refusal)
+    fault = sizes.launch_fault(implementation, case.problem)
+    return replace(blank, ok=not fault, reason=fault)
 
 
 def judge(implementation: Implementation, question: Question) -> Verdict:
