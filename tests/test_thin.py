@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import convkit as ck
 from convkit import check, native, registry
+from convkit.geometry import Conv2d
 
 #: Each op with its strategy, and examples for each instruction set.
 OPS = {
@@ -88,3 +89,18 @@ def test_a_long_column_with_a_stride_across(isa, stride):
     with native.using(isa):
         dx = ck.conv2d_dgrad(dy, np.ones((32, 32, 1, 1), np.float32), dy.shape, stride=(1, stride))
     assert (dx == 32).all()
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_pixels_that_no_window_sees_leave_nothing(isa):
+    """Winograd's tiles have them in their sums, and that was all where windows saw padding alone."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((1, 3, 40, 2), np.float32), rng.standard_normal((1, 8, 40, 1), np.float32)
+    options = {"stride": (1, 17), "padding": ((2, 2), (5, 2))}
+    with native.using(isa):
+        assert not ck.conv2d_wgrad(x, dy, (8, 3, 5, 5), **options).any()
+        assert not ck.conv2d_fprop(x, np.ones((8, 3, 5, 5), np.float32), **options).any()
+        assert not ck.conv2d_dgrad(dy, np.ones((8, 3, 5, 5), np.float32), x.shape, **options).any()
+    problem = Conv2d.of(x.shape, (8, 3, 5, 5), **options)
+    (winograd,) = (i for i in registry.implementations("conv2d_wgrad", device="cpu") if i.name == "winograd")
+    assert "reach all pixels" in (winograd.refusal(problem) or "")

@@ -360,6 +360,9 @@ const char* refusal(const Conv& g) {
   if (g.stride_h != g.stride_w) return "needs one stride for rows and columns";
   if (v.s > 1 && (g.groups > 1 || g.C * v.s * v.s > 64)) return "takes a stride only without groups, on few channels";
   if (g.R != g.S || v.R < 3 || v.R > 5) return "needs square filters of 3 x 3 to 5 x 5, as stride 1 has them";
+  // A tile's sums also have pixels that no window sees, whose rounding would be all there is where windows see padding alone.
+  const int64_t rows = (g.P - 1) * v.s + g.R - g.pad_top, columns = (g.Q - 1) * v.s + g.S - g.pad_left;
+  if (rows <= 0 || columns <= 0 || (v.s == 1 && (rows < g.H || columns < g.W))) return "needs windows that reach all pixels";
   return nullptr;
 }
 
