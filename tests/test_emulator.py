@@ -8,6 +8,7 @@ kind; "NaN": in the output; "schedules": results that depend on the seed; "misse
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ import pytest
 
 import convkit as ck
 from convkit.cache import Cache, key_of
-from convkit.executors import Argument, KernelError, emulator
+from convkit.executors import Argument, KernelError, emulator, host
 from convkit.geometry import Conv2d
 from convkit.paths import kernels_dir
 
@@ -348,6 +349,184 @@ def test_a_forked_child_has_workers_of_its_own():
 
 
 # ---------------------------------------------------------------------------------------------------
+# Multiply-adds are fused, as NVRTC fuses them
+# ---------------------------------------------------------------------------------------------------
+#: Without such instructions a processor can fuse nothing.
+fusing = pytest.mark.skipif(
+    platform.machine() in ("x86_64", "AMD64") and not re.search(r"\bfma\b", host.processor()),
+    reason="the processor has no fused multiply-add",
+)
+
+
+def factors(*shape: int, seed: int) -> np.ndarray:
+    """Of 13 bits: a product takes 26, more than float32 has, and float64 holds a sum of a hundred exactly."""
+    drawn = np.random.default_rng(seed).integers(1, 2**12, shape) + 2**12
+    return (drawn * np.where(drawn % 3, 1.0, -1.0) / 2**13).astype(np.float32)
+
+
+def sums(a: np.ndarray, b: np.ndarray, *, fused: bool) -> np.ndarray:
+    """a @ b.T, added up in order: each product rounded with its sum, or before."""
+    total = np.zeros((len(a), len(b)), np.float32)
+    for k in range(a.shape[1]):
+        product = a[:, None, k].astype(np.float64) * b[None, :, k]
+        total = ((product if fused else product.astype(np.float32)) + total).astype(np.float32)
+    return total
+
+
+#: Sums in the ways that a compiler may make vectors of: a loop, and a tile in registers.
+IN_ORDER = {
+    "loop": """
+        float sum = 0.0f;
+        for (int k = 0; k < 96; ++k) sum += a[threadIdx.x * 96 + k] * b[blockIdx.x * 96 + k];
+        y[threadIdx.x * 16 + blockIdx.x] = sum;""",
+    "unrolled": """
+        float sum = 0.0f;
+        for (int k = 0; k < 96; k += 4)
+          for (int i = 0; i < 4; ++i) sum += a[threadIdx.x * 96 + k + i] * b[blockIdx.x * 96 + k + i];
+        y[threadIdx.x * 16 + blockIdx.x] = sum;""",
+    "minus": """
+        float sum = 0.0f;
+        for (int k = 0; k < 96; ++k) sum = sum - a[threadIdx.x * 96 + k] * b[blockIdx.x * 96 + k];
+        y[threadIdx.x * 16 + blockIdx.x] = -sum;""",
+    "tile": """
+        float sum[4][4] = {};
+        const int row = threadIdx.x / 4 * 4, column = threadIdx.x % 4 * 4;
+        for (int k = 0; k < 96; ++k)
+          for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j) sum[i][j] += a[(row + i) * 96 + k] * b[(column + j) * 96 + k];
+        if (blockIdx.x == 0)
+          for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j) y[(row + i) * 16 + column + j] = sum[i][j];""",
+}
+
+
+@fusing
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("way", IN_ORDER)
+def test_products_are_fused_with_their_sums(way, check):
+    a, b, y = factors(16, 96, seed=1), factors(16, 96, seed=2), np.zeros((16, 16), np.float32)
+    assert (sums(a, b, fused=True) != sums(a, b, fused=False)).mean() > 0.5
+    function = snippet(IN_ORDER[way], check=check, signature="const float* a, const float* b, float* y")
+    arguments = [Argument("a", a), Argument("b", b), Argument("y", y, output=True)]
+    function.launch((16,), (16,), arguments)
+    np.testing.assert_array_equal(y, sums(a, b, fused=True))
+
+
+SHIPPED_SUMS = ["linear_fprop naive", "linear_wgrad naive", "linear_wgrad gemm", "conv2d_fprop implicit_gemm"]
+
+
+@fusing
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("kernel", SHIPPED_SUMS)
+def test_shipped_kernels_fuse_products_with_their_sums(kernel, check):
+    op, impl = kernel.split()
+    a, b = factors(60, 40, seed=1), factors(50, 40, seed=2)  # a whole tile and a part of one
+    with ck.emulate(check=check):
+        if op == "linear_wgrad":
+            y = ck.linear_wgrad(np.ascontiguousarray(b.T), np.ascontiguousarray(a.T), impl=impl)
+        elif op == "linear_fprop":
+            y = ck.linear_fprop(a, b, impl=impl)
+        else:
+            y = ck.conv2d_fprop(a[:, :, None, None], b[:, :, None, None], impl=impl)[:, :, 0, 0]
+    np.testing.assert_array_equal(y, sums(a, b, fused=True))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Arrays begin in the kernel where they begin in the caller's memory
+# ---------------------------------------------------------------------------------------------------
+def placed(count: int, offset: int, value: float = 0.0) -> np.ndarray:
+    """float32 whose address is `offset` bytes past a multiple of 256."""
+    raw = np.empty(count * 4 + 512, np.uint8)
+    start = -raw.ctypes.data % 256 + offset
+    array = raw[start : start + count * 4].view(np.float32)
+    array[:] = value
+    return array
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4, 12, 16, 60, 252])
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+def test_a_kernel_gets_the_callers_alignment(check, offset):
+    modulus = 256 if check else 16
+    body = f"out[0] = (unsigned long long)x % {modulus}; out[1] = (unsigned long long)y % {modulus};"
+    function = snippet(body, check=check, signature="const float* x, float* y, int* out")
+    for count in (1, 3, 1024, 1031):
+        out = np.zeros(2, np.int32)
+        x, y = placed(count, offset), placed(count, 256 - offset if offset else 0)
+        arguments = [Argument("x", x), Argument("y", y, output=True), Argument("out", out, output=True)]
+        function.launch((1,), (1,), arguments)
+        assert out.tolist() == [offset % modulus, -offset % modulus]
+
+
+@pytest.mark.parametrize("body", ["y[0] = x[0].x + x[0].y * x[0].z;", "y[0] = x[0].w;", "y[0] = x[1].x;"])
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+def test_a_vector_access_to_a_view_at_an_odd_element_is_misaligned(check, body):
+    """Also where the compiler takes the vector apart, so that the processor would not mind."""
+    function = snippet(body, check=check, signature="const float4* x, float* y")
+    y = np.zeros(1, np.float32)
+    function.launch((1,), (1,), [Argument("x", placed(64, 32)), Argument("y", y, output=True)])
+    for offset in (4, 8, 12):
+        with pytest.raises(KernelError) as caught:
+            function.launch((1,), (1,), [Argument("x", placed(64, offset)), Argument("y", y, output=True)])
+        error = caught.value
+        assert (error.kind, error.file, error.line) == ("misaligned access", "snippet.cu", 2), error
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+def test_an_asynchronous_copy_from_a_view_at_an_odd_element_is_misaligned(check):
+    text = """#include "convkit.cuh"
+extern "C" __global__ void copies(const float* x, float* y) {
+  __shared__ __align__(16) float at[4];
+  cp_async_16(at, x, 16);
+  cp_async_commit();
+  cp_async_wait<0>();
+  y[0] = at[3];
+}"""
+    function = emulator.compile(f'#line 1 "copies.cu"\n{text}', "copies", check=check)
+    for offset in (16, 4):
+        x, y = placed(4, offset, 5.0), np.zeros(1, np.float32)
+        arguments = [Argument("x", x), Argument("y", y, output=True)]
+        if offset == 16:
+            function.launch((1,), (1,), arguments)
+            assert y[0] == 5
+            continue
+        with pytest.raises(KernelError) as caught:
+            function.launch((1,), (1,), arguments)
+        assert (caught.value.kind, caught.value.line) == ("misaligned access", 4), caught.value
+
+
+def test_what_is_aligned_to_more_than_16_bytes_passes_in_fast_mode():
+    """As on a GPU that moves it by 16 bytes."""
+    text = (
+        "struct alignas(64) Wide { float v[16]; };\n"
+        'extern "C" __global__ void wide(const Wide* x, Wide* y) { y[0] = x[0]; y[0].v[0] += 1.0f; }'
+    )
+    x, y = placed(16, 16, 3.0), placed(16, 48)
+    arguments = [Argument("x", x), Argument("y", y, output=True)]
+    emulator.compile(text, "wide").launch((1,), (1,), arguments)
+    assert y.tolist() == [4.0] + [3.0] * 15
+    with pytest.raises(KernelError, match="misaligned access"):
+        emulator.compile(text, "wide", check=True).launch((1,), (1,), arguments)
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("offset", [0, 4, 8, 12, 20])
+def test_writes_just_outside_are_caught_wherever_an_array_begins(offset, check):
+    """In fast mode behind the launch at the latest, then without a line."""
+    function = snippet("y[at] = 1.0f;", check=check, signature="float* y, int at")
+    for count in (64, 127):
+        for at in (-3, -1, count, count + 2):
+            y = placed(count, offset, 7.0)
+            with pytest.raises(KernelError) as caught:
+                function.launch((1,), (1,), [Argument("y", y, output=True), Argument("at", np.int32(at))])
+            error, past = caught.value, 4 * (at - count if at > 0 else at)
+            assert (error.kind, error.argument, error.bytes_past_end) == ("out of bounds", "y", past), error
+            if check or (at >= count and (offset + 4 * count) % 16 == 0):
+                assert (error.file, error.line, error.block) == ("snippet.cu", 2, (0, 0, 0)), error
+            assert (error.line == 2) == (error.block is not None), error
+            assert (y == 7).all()
+
+
+# ---------------------------------------------------------------------------------------------------
 # The language
 # ---------------------------------------------------------------------------------------------------
 def evaluate(expression: str, n: int = 64, dtype=np.float32, check: bool = False) -> np.ndarray:
@@ -581,6 +760,20 @@ def test_without_a_compiler_one_clear_error(monkeypatch):
 # ---------------------------------------------------------------------------------------------------
 # The cache
 # ---------------------------------------------------------------------------------------------------
+def test_flags_are_those_of_the_compiler(monkeypatch):
+    """Clang knows few of GCC's, and its check mode would report what is not there."""
+    clang, gcc = ("/usr/bin/clang++", "Debian clang version 14.0.6"), ("/usr/bin/g++", "g++ (Debian) 12.2.0")
+    flags = host.kernel_flags(clang, check=False)
+    assert "-ffp-contract=fast" in flags and not {"-fno-gnu-unique", "-fno-tree-vectorize"} & set(flags)
+    for check in (False, True):
+        assert "-fno-tree-vectorize" in host.kernel_flags(gcc, check=check)
+    monkeypatch.setattr(emulator, "find_compiler", lambda _: clang)
+    monkeypatch.setattr(emulator, "_runtime", lambda *_: (None, Path("runtime.so")))
+    with pytest.raises(KernelError, match=r"check mode needs g\+\+") as caught:
+        snippet("y[0] = 1;", check=True)
+    assert caught.value.kind == "no compiler"
+
+
 def test_an_entry_is_built_once_and_again_when_it_was_cut_short(tmp_path):
     built = []
 

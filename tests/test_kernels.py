@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,14 @@ def test_a_wrong_kernel_fails(mine, compiler, capsys):
     path = mine(("x[i] < 0 ? 0 : x[i]", "x[i] > 0 ? x[i] : 0"))  # which swallows a NaN
     assert main(["check", str(path), "--quick"]) == 1
     assert "FAILS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sanitize", [False, True], ids=["fast", "check"])
+def test_a_kernel_that_does_not_ask_how_its_arrays_are_aligned_fails(sanitize, compiler, capsys):
+    path = Path(__file__).parent / "planted" / "relu_fprop_unaligned.cu"
+    assert main(["check", str(path), "--quick", *["--sanitize"] * sanitize]) == 1
+    out = capsys.readouterr().out
+    assert "FAILS" in out and "misaligned access" in out
 
 
 @pytest.mark.parametrize(

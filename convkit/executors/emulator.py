@@ -26,14 +26,13 @@ from ..cache import Cache, key_of
 from ..paths import kernels_dir
 from . import Argument, KernelError
 from .host import (
-    CHECK_FLAGS,
-    FAST_FLAGS,
     RUNTIME_FLAGS,
     CompilerFailed,
     available,
     compile_error,
     find_compiler,
     included,
+    kernel_flags,
     processor,
     run,
 )
@@ -194,9 +193,7 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
     folders = [*(Path(p) for p in include), kernels_dir()]
     # The entry is declared where it stands; a name that is not there fails in this line, not in the user's.
     unit = f'{source}\n#line 1 "convkit_entry"\nCONVKIT_ENTRY({entry})\n'
-    flags = CHECK_FLAGS if check else FAST_FLAGS
-    if "clang" in compiler[1]:
-        flags = tuple(f for f in flags if f not in ("-fno-gnu-unique", "-fno-tree-sra"))
+    flags = kernel_flags(compiler, check=check)
     files = included(f'#include "cuda.hpp"\n{source}', [folder, folder / "shim", *folders])
     key = key_of(
         [*compiler, *flags, processor(), runtime_file.name, unit]
@@ -505,13 +502,14 @@ class Function:
         kind = report.kind.decode()
         # A return address lies behind its call; a fault's address is the instruction itself.
         back = 1 if self.check else 0
-        file, line = self._place(report.at, low, back)
-        block, thread = tuple(report.at.block), tuple(report.at.thread)
         rows = [f"{self.name}: {kind}"]
         details: dict[str, Any] = {}
+        known = report.at.line >= 0
+        file, line = self._place(report.at, low, back) if known else ("", 0)
+        block, thread = (tuple(report.at.block), tuple(report.at.thread)) if known else (None, None)
         if file:
             rows.append(f"  at {file}:{line}, block {block}, thread {thread}")
-        else:
+        elif known:
             rows.append(f"  block {block}, thread {thread}")
         if report.has_other:
             other_file, other_line = self._place(report.other, low, back)

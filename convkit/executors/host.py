@@ -27,24 +27,63 @@ _COMMON = (
     "-fno-strict-aliasing",
 )
 RUNTIME_FLAGS = (*_COMMON, "-O2", "-DCONVKIT_EMULATOR_RUNTIME")
+# Whatever the compiler is. -march=native: the machine that compiles is the one that runs.
 _KERNEL = (
-    *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-fno-gnu-unique"),
-    # The machine that compiles is the one that runs. CUDA, too, fuses a*b+c unless told otherwise.
-    *("-march=native", "-ffp-contract=fast"),
+    *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-march=native"),
     # The page below a thread's stack cannot be jumped over.
     "-fstack-clash-protection",
     # Version 4, since some versions of addr2line are off by one file in version 5.
     *("-gdwarf-4", "-g1"),
+    # NVRTC fuses each a*b+c that stands in one expression or one straight line of code; so does this.
+    "-ffp-contract=fast",
 )
-FAST_FLAGS: tuple[str, ...] = (*_KERNEL, "-O3")
-if platform.machine() in ("x86_64", "AMD64"):
-    FAST_FLAGS += ("-mprefer-vector-width=128",)  # a thread's work comes in fours (float4)
-# The instrumentation calls our runtime (hooks.cpp), not the sanitizers' own. GCC would otherwise take float4
-# apart, and a kernel's 128-bit accesses would not be seen as such.
-CHECK_FLAGS: tuple[str, ...] = (
-    *(*_KERNEL, "-O1", "-fno-tree-sra"),
+# ... but not where it has made vectors of the products before: of an ordered sum vector products and single
+# sums, of a tile in registers single products and vector sums. A processor's tuning (-march=native on Zen)
+# splits long chains on purpose. And the pass of GCC that fuses is not among those of -O1.
+_GCC = ("-fno-gnu-unique", "-fno-tree-vectorize", "--param=avoid-fma-max-bits=0", "-fexpensive-optimizations")
+_CLANG = ("-fno-vectorize", "-fno-slp-vectorize")
+# Moves stay as wide as CUDA's widest: those of 32 bytes would ask for an alignment that no GPU asks for.
+_X86 = ("-mprefer-vector-width=128",) if platform.machine() in ("x86_64", "AMD64") else ()
+
+# The instrumentation calls our runtime (hooks.cpp), not the sanitizers' own. GCC takes a float4 apart, and
+# then only the check in front of an access knows that it must be aligned (-fno-tree-sra: in check mode a
+# kernel's 128-bit accesses are to be seen as such). GCC expands these checks behind the pass that fuses;
+# Clang's branch before it, and would keep a product from its sum: there fast mode leaves it to the processor
+# to trap.
+_FAST = ("-O2", *_X86)
+_FAST_GCC = (*_FAST, *_GCC, "-fsanitize=alignment")
+_FAST_CLANG = (*_FAST, *_CLANG)
+_CHECK_GCC = (
+    *("-O1", *_GCC, "-fno-tree-sra"),
     "-fsanitize=thread,alignment,bounds,signed-integer-overflow",
 )
+
+
+def kernel_flags(compiler: tuple[str, str], *, check: bool) -> tuple[str, ...]:
+    """The flags that a kernel is compiled with.
+
+    Parameters
+    ----------
+    compiler : (str, str)
+        Of `find_compiler`.
+    check : bool
+        With the hooks of check mode.
+
+    Raises
+    ------
+    KernelError
+        Check mode by Clang, which copies structs by memcpy, so that a float4 written to shared memory goes
+        unseen.
+    """
+    if "clang" not in compiler[1]:
+        return (*_KERNEL, *(_CHECK_GCC if check else _FAST_GCC))
+    if check:
+        raise KernelError(
+            f"check mode needs g++: {compiler[0]} is Clang, which does not announce every access; "
+            "set CXX to g++",
+            kind="no compiler",
+        )
+    return (*_KERNEL, *_FAST_CLANG)
 
 
 @functools.lru_cache(maxsize=8)

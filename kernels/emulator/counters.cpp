@@ -8,7 +8,8 @@
 // Shared memory has 32 banks of 4 bytes and serves one word of each bank at a time, a wavefront; 8-byte
 // accesses go by half-warps, 16-byte ones by quarter-warps. Ideal is what the distinct words would need
 // side by side. Global memory moves sectors of 32 bytes; ideal is the fewest that hold the distinct bytes.
-// Arguments begin at multiples of 256, as cudaMalloc's do.
+// Sectors are counted from an argument's first byte, as if it began at a multiple of 256: cudaMalloc's memory
+// does, NumPy's does not.
 #include <algorithm>
 #include <unordered_map>
 

@@ -351,6 +351,20 @@ int ckemu_end(const ArgumentSpec* arguments, Report* report, uint64_t* module_lo
     launch.report.argument = -1;
     launch.failed = true;
   }
+  for (size_t i = 0; i < launch.slots.size() && !launch.failed && !launch.check; ++i) {
+    int64_t offset;
+    if (launch.slots[i].null || !launch.slots[i].writable || !touched_outside(launch.slots[i], offset))
+      continue;
+    Report& r = launch.report;
+    memset(&r, 0, sizeof(r));
+    snprintf(r.kind, sizeof(r.kind), "out of bounds");
+    snprintf(r.text, sizeof(r.text), "found behind the launch; check mode says which line did it");
+    r.argument = static_cast<int32_t>(i);
+    r.offset = offset;
+    r.is_write = 1;
+    r.at.line = -1;  // unknown, and so are block and thread
+    launch.failed = true;
+  }
   const bool failed = launch.failed;
   *module_low = launch.module_low;
   if (failed) *report = launch.report;

@@ -11,6 +11,9 @@ Arena arena;
 
 static constexpr int kSlots = 32;
 static constexpr size_t kPage = 4096, kKeep = size_t(32) << 20;
+// What CUDA's widest access asks for, and what cudaMalloc gives.
+static constexpr size_t kFastAlignment = 16, kCheckAlignment = 256;
+static constexpr unsigned char kPoison = 0xff;
 static size_t committed[kSlots];  // bytes below a slot's end that have pages, as of its last launch
 
 static size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -35,22 +38,36 @@ static bool reserve() {
 bool place_argument(int index, const void* data, size_t bytes, bool flush, Slot& slot) {
   if (index >= kSlots || !reserve()) return false;
   unsigned char* end = end_of(index);
-  const size_t need = pages(bytes);
+  // Bytes from the first one to the end of the pages, of which the distance to a multiple of `kept` decides.
+  const size_t kept = flush ? kFastAlignment : kCheckAlignment;
+  const size_t room = bytes + (0 - reinterpret_cast<uintptr_t>(data) - bytes) % kept;
+  const size_t need = pages(room);
   if (need > arena.stride / 2) return false;
   if (committed[index] > need) mprotect(end - committed[index], committed[index] - need, PROT_NONE);
   if (need && mprotect(end - need, need, PROT_READ | PROT_WRITE)) return false;
   if (need > committed[index]) committed[index] = need;
-  unsigned char* start = end - need;
-  if (flush) {
-    start = end - (bytes + 15) / 16 * 16;
-    memset(end - need, 0xff, static_cast<size_t>(start - (end - need)));
-  }
-  memset(start + bytes, 0xff, static_cast<size_t>(end - (start + bytes)));
+  unsigned char* start = end - room;
+  memset(end - need, kPoison, need - room);
   if (bytes) memcpy(start, data, bytes);
+  memset(start + bytes, kPoison, room - bytes);
   slot.data = reinterpret_cast<uintptr_t>(start);
   slot.bytes = bytes;
   slot.null = false;
   return true;
+}
+
+bool touched_outside(const Slot& slot, int64_t& offset) {
+  const auto changed = [&](uintptr_t a) {
+    if (*reinterpret_cast<const unsigned char*>(a) == kPoison) return false;
+    const int64_t unit = slot.unit;  // of the element, of which the first bytes may be as they were
+    offset = static_cast<int64_t>(a - slot.data) & -unit;
+    return true;
+  };
+  for (uintptr_t a = slot.data + slot.bytes; a % kPage; ++a)
+    if (changed(a)) return true;
+  for (uintptr_t a = slot.data; a-- % kPage;)
+    if (changed(a)) return true;
+  return false;
 }
 
 void protect_argument(const Slot& slot) {
