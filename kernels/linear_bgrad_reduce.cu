@@ -43,11 +43,11 @@ extern "C" __launch_bounds__(32 * WARPS) __global__
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) sum += sums[u];
   partial[warp][lane] = sum;
-  __syncthreads();
+  // A barrier before each step and none behind the last: what a thread of warp 0 reads then, it wrote itself.
 #pragma unroll
   for (int warps = WARPS / 2; warps > 0; warps /= 2) {
-    if (warp < warps) partial[warp][lane] += partial[warp + warps][lane];
     __syncthreads();
+    if (warp < warps) partial[warp][lane] += partial[warp + warps][lane];
   }
   if (warp == 0 && k < g.K) db[k] = from_float(partial[0][lane]);
 }

@@ -1,5 +1,7 @@
 // maxpool2d_dgrad_gather
 //   dx[n,c,h,w] = sum of dy[n,c,p,q] over the windows (p, q) whose argmax says that pixel (h, w) won
+// argmax is compared, never an index: a window whose argmax is no position in it, or one in the padding, gives its
+// gradient to no pixel.
 //
 // Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   gather: a thread asks each window that its pixel lies in, so that no two threads write one address: no

@@ -1,5 +1,5 @@
 // softmax_xent_dgrad_rows
-//   dlogits[n,k] = (probs[n,k] - (k == labels[n])) * dloss[n]
+//   dlogits[n,k] = (probs[n,k] - (k == labels[n])) * dloss[n], NaN where labels[n] is not one of 0 to K - 1
 //
 // Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes a row, so that label and dloss are read once and nothing is divided; a thread makes packs of 16
@@ -25,7 +25,7 @@ extern "C" __launch_bounds__(THREADS) __global__
                                  const long long* __restrict__ labels, const float* __restrict__ dloss,
                                  storage_t* __restrict__ dlogits) {
   const long long n = blockIdx.x, label = labels[n];
-  const float factor = dloss[n];
+  const float factor = label >= 0 && label < g.K ? dloss[n] : __int_as_float(0x7fffffff);
   const storage_t* const from = probs + n * g.K;
   storage_t* const to = dlogits + n * g.K;
   const bool vector = aligned(from) && aligned(to);

@@ -1,6 +1,6 @@
 // softmax_xent_fprop_row
 //   probs[n,k] = exp(logits[n,k] - max_n) / total_n,  total_n = sum over k of exp(logits[n,k] - max_n)
-//   loss[n] = log(total_n) - (logits[n,labels[n]] - max_n)
+//   loss[n] = log(total_n) - (logits[n,labels[n]] - max_n), NaN where labels[n] is not one of 0 to K - 1
 //
 // Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes a row, in three passes: maximum, sum of exponentials, quotients. A thread adds up every
@@ -45,5 +45,9 @@ extern "C" __launch_bounds__(THREADS) __global__
   const float share = 1.0f / total;
   for (int k = threadIdx.x; k < g.K; k += THREADS)
     probs[start + k] = from_float(expf(to_float(logits[start + k]) - largest) * share);
-  if (threadIdx.x == 0) loss[n] = logf(total) - (to_float(logits[start + labels[n]]) - largest);
+  if (threadIdx.x == 0) {
+    const long long label = labels[n];
+    const bool known = label >= 0 && label < g.K;
+    loss[n] = known ? logf(total) - (to_float(logits[start + label]) - largest) : __int_as_float(0x7fffffff);
+  }
 }

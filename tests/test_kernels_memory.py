@@ -13,14 +13,16 @@ from math import prod
 import numpy as np
 import pytest
 
+import convkit as ck
 from convkit.arrays import np_dtype
 from convkit.check.cases import Case
 from convkit.check.inputs import make
 from convkit.check.tolerance import expected
 from convkit.cpu.philox import words
+from convkit.dispatch import Call
 from convkit.executors import Argument, emulator
 from convkit.geometry import LRN, ChannelSum, Pointwise, Pool2d, Problem, SoftmaxXent
-from convkit.kernel import KernelFile, Runner, read, translation_unit
+from convkit.kernel import KernelFile, Runner, implementation, read, translation_unit
 from convkit.paths import kernels_dir
 from convkit.registry import OPS
 
@@ -179,29 +181,33 @@ def call_wrapped(
 ELEMENTWISE = [k for k in KERNELS if k.op.problem is Pointwise]
 
 
+def shifted(array: np.ndarray) -> np.ndarray:
+    """A copy that begins one element off a multiple of 256 bytes."""
+    raw = np.empty(array.nbytes + 512, np.uint8)
+    start = -raw.ctypes.data % 256 + array.itemsize
+    moved = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", ELEMENTWISE, ids=lambda k: k.stem)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
 def test_arrays_that_are_not_aligned_give_the_same_bits(kernel, dtype):
-    """One element off a multiple of 16 bytes, where the 128-bit accesses must give way."""
+    """Where the 128-bit accesses must give way: all arrays, and each one alone."""
     op, options = kernel.header.op, options_of(kernel.header.op)
     for problem in problems(op, dtype):
+        if Runner(kernel).refusal(problem):
+            continue
         inputs, outputs = question(op, problem)
+        empty = {n: a.copy() for n, a in outputs.items()}
         launch(kernel, problem, inputs | outputs, options)
         judge(op, problem, inputs, outputs)
-        names = pointers(kernel)
-        wrapper = wrapped(
-            kernel,
-            [f"{'const ' if n in inputs else ''}storage_t* {n}" for n in names],
-            [f"{n} + 1" for n in names],
-        )
-        shifted = {n: np.concatenate([a.reshape(-1)[:1], a.reshape(-1)]) for n, a in inputs.items()}
-        for name, a in outputs.items():
-            shifted[name] = np.full(a.size + 1, np.nan, a.dtype)
-        arrays = [Argument(n, shifted[n], output=n in outputs) for n in names]
-        call_wrapped(kernel, problem, wrapper, arrays, options)
-        for name, a in outputs.items():
-            assert shifted[name][1:].tobytes() == a.tobytes(), f"{name} of {problem}"
-            assert np.isnan(shifted[name][:1].astype(np.float32)).all()
+        tensors = inputs | empty
+        for moved in (list(tensors), *([name] for name in tensors)):
+            arrays = {n: shifted(a) if n in moved else a.copy() for n, a in tensors.items()}
+            launch(kernel, problem, arrays, options)
+            for name, a in outputs.items():
+                assert arrays[name].tobytes() == a.tobytes(), f"{name} of {problem}, moved {moved}"
 
 
 @pytest.mark.parametrize("kernel", ELEMENTWISE, ids=lambda k: k.stem)
@@ -323,6 +329,76 @@ def test_no_nan_crosses_a_group_or_lingers(op, size):
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want.value))
         good = ~np.isnan(want.value)
         assert np.all(np.abs(got - want.value)[good] <= want.bound()[good])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Integers that the op functions refuse where they can look at them, which on a GPU they cannot
+# ---------------------------------------------------------------------------------------------------
+OUTSIDE = [-1, -100, 37, 2**31, 2**32 + 3, -(2**32) + 3, 2**63 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stem", ["softmax_xent_fprop_row", "softmax_xent_dgrad_rows"])
+def test_a_label_that_is_no_class_makes_its_own_row_nan(stem, dtype, check):
+    """The loss, and the whole row of dlogits; the probabilities and the other rows are as ever."""
+    kernel = kernel_named(stem)
+    op, rows = kernel.header.op, 2 * len(OUTSIDE)
+    problem = SoftmaxXent(rows, 37, dtype)
+    inputs, outputs = question(op, problem)
+    launched = {n: a.copy() for n, a in outputs.items()}
+    launch(kernel, problem, inputs | launched, {})
+    labels = inputs["labels"].copy()
+    labels[1::2] = OUTSIDE
+    run_call(kernel, problem, {**inputs, "labels": labels}, outputs, check=check)
+    for name, a in outputs.items():
+        want = launched[name].astype(np.float32)
+        if name != "probs":
+            want[1::2] = np.nan
+        np.testing.assert_array_equal(a.astype(np.float32), want, err_msg=name)
+
+
+def run_call(
+    kernel: KernelFile, problem: Problem, inputs: dict, outputs: dict, *, check: bool, **options: object
+) -> None:
+    """As the op's function would, behind its look at the labels."""
+    with ck.emulate(check=check):
+        call = Call(
+            kernel.op,
+            implementation(kernel.path),
+            problem,
+            tuple(inputs[name] for name in kernel.op.inputs),
+            tuple(outputs[name] for name in kernel.op.outputs),
+            options,
+        )
+        call.run()
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Pool2d.of((1, 2, 9, 8), padding=1),
+        Pool2d.of((1, 2, 9, 8), window=2, stride=1, padding=1, dilation=2),
+        Pool2d.of((1, 1, 18, 19), window=17, stride=1, padding=3),
+    ],
+    ids=["path of 3 x 3", "dilation", "uint16"],
+)
+def test_an_argmax_that_is_no_position_gives_its_gradient_to_no_pixel(problem, check):
+    """Nor does one that lies in the padding; both leave the pixels of the other windows alone."""
+    inputs, outputs = question("maxpool2d_dgrad", problem)
+    argmax, most = inputs["argmax"], np.iinfo(inputs["argmax"].dtype).max
+    inputs["dy"] = dy = np.random.default_rng(0).integers(1, 9, argmax.shape).astype(np.float32)
+    without = argmax.copy(), dy.copy()
+    taps = problem.R * problem.S
+    for i, value in enumerate((taps, taps + 1, most, min(2 * taps, most))):
+        argmax.reshape(-1)[i::7] = value
+        without[1].reshape(-1)[i::7] = 0
+    argmax[0, 0, 0, 0], without[1][0, 0, 0, 0] = 0, 0  # the corner of the padding
+    kernel = kernel_named("maxpool2d_dgrad_gather")
+    run_call(kernel, problem, inputs, outputs, check=check)
+    want = expected("maxpool2d_dgrad", problem, {"dy": without[1], "argmax": without[0]}, {})["dx"]
+    np.testing.assert_array_equal(outputs["dx"], want.value)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every barrier of every shipped kernel is needed: taken out, the emulator's check mode reports it.
 
+One in the loop of a tree becomes several where the loop is unrolled: each of them in turn, too.
 A header's barrier that a kernel makes no use of leaves no trace in that kernel's machine code.
 """
 
@@ -83,6 +84,39 @@ def test_a_barrier_taken_out_is_reported(kernel, file, at, compiler, tmp_path):
     found = faults(tmp_path / kernel.name, questions)
     if not any("race" in f or "uninitialised" in f for f in found):
         assert file != kernel and machine_code(kernel) == machine_code(tmp_path / kernel.name), found
+
+
+#: A tree through shared memory: a loop that halves, and a barrier in it.
+TREE = re.compile(
+    r"for \(int (?P<name>\w+) = (?P<first>\w+) / 2; (?P=name) > 0; (?P=name) /= 2\) \{[^}]*?"
+    r"(?P<barrier>__syncthreads\(\);)"
+)
+
+
+def steps() -> list[tuple[Path, re.Match, int]]:
+    found = []
+    for kernel in KERNELS:
+        for tree in TREE.finditer(kernel.read_text()):
+            step = read(kernel).header.tile[tree["first"]] // 2
+            while step:
+                found.append((kernel, tree, step))
+                step //= 2
+    return found
+
+
+@pytest.mark.parametrize(("kernel", "tree", "step"), steps(), ids=lambda v: getattr(v, "stem", None))
+def test_a_barrier_taken_out_of_one_step_of_a_tree_is_reported(kernel, tree, step, compiler, tmp_path):
+    for path in FOLDER.glob("*.cu*"):
+        shutil.copy(path, tmp_path)
+    text, at = kernel.read_text(), tree.start("barrier")
+    (tmp_path / kernel.name).write_text(f"{text[:at]}if ({tree['name']} != {step}) {text[at:]}")
+    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    found = faults(tmp_path / kernel.name, questions)
+    assert any("race" in f or "uninitialised" in f for f in found), found
+
+
+def test_there_is_a_tree_with_steps():
+    assert len(steps()) >= 3
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
