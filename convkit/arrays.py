@@ -94,8 +94,8 @@ def _to_jax(array: Any) -> Any:
         return jax.dlpack.from_dlpack(array.view(np.int16)).view(jax.numpy.bfloat16)
     if array.dtype != np.float64:
         return jax.dlpack.from_dlpack(array)
-    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
-    with enable(True):
+    new = hasattr(jax, "enable_x64")  # which has no truth value
+    with (jax if new else jax.experimental).enable_x64(True):
         return jax.dlpack.from_dlpack(array)
 
 
@@ -121,8 +121,7 @@ def kind_of(name: str, value: Any) -> Kind:
         return NUMPY
     if _is_cupy(value):
         return Kind("cupy", place(value))
-    device = getattr(value, "__dlpack_device__", None)
-    if device is None:
+    if not hasattr(value, "__dlpack_device__"):
         raise DtypeError(
             f"{name} must be an array (NumPy, CuPy, or an object with DLPack), not {type(value).__name__}"
         )
@@ -130,7 +129,7 @@ def kind_of(name: str, value: Any) -> Kind:
     if module == "torch":
         _refuse_torch(name, value)
     try:
-        code, index = map(int, device())
+        code, index = _dlpack_device(value, module)
     except Exception as error:  # whatever a library raises for what it cannot export
         raise _unreadable(name, value, error) from error
     if code not in _DLPACK_DEVICES:
@@ -138,6 +137,13 @@ def kind_of(name: str, value: Any) -> Kind:
     if _DLPACK_DEVICES[code] == "cpu":
         return Kind(module or "numpy")
     return Kind(module or "cupy", f"cuda:{index}")
+
+
+def _dlpack_device(value: Any, module: str) -> tuple[int, int]:
+    """DLPack's code of the kind of device, and its number."""
+    with _plainly(sys.modules["torch"], value) if module == "torch" else _NOTHING:
+        code, index = value.__dlpack_device__()
+    return int(code), int(index)
 
 
 def _unreadable(name: str, value: Any, error: Exception) -> DtypeError:
@@ -173,11 +179,14 @@ def _plainly(torch: Any, value: Any) -> contextlib.AbstractContextManager[Any]:
     return torch._C.DisableTorchFunctionSubclass()  # type: ignore[no-any-return]
 
 
-def view(name: str, value: Any, *, write: bool = False) -> np.ndarray:
-    """The caller's array as a NumPy array, or a CuPy array, over the same memory, read-only or not."""
+def view(name: str, value: Any, *, write: bool = False, kind: Kind | None = None) -> np.ndarray:
+    """The caller's array as a NumPy array, or a CuPy array, over the same memory, read-only or not.
+
+    `kind` is that of `kind_of`, where it is known.
+    """
     if isinstance(value, np.ndarray):
         return np.asarray(value)
-    kind = kind_of(name, value)
+    kind = kind or kind_of(name, value)
     if write and kind.module == "jax":
         raise OptionError(f"{name} is read-only, as JAX's arrays are")
     try:
@@ -423,11 +432,10 @@ def _gpu(value: Any) -> int | None:
         return None
     if _is_cupy(value):
         return int(value.device.id)
-    device = getattr(value, "__dlpack_device__", None)
-    if device is None:
+    if not hasattr(value, "__dlpack_device__"):
         return None
     try:
-        code, index = map(int, device())
+        code, index = _dlpack_device(value, _library(type(value)))
     except Exception:
         return None
     return index if _DLPACK_DEVICES.get(code) == "cuda" else None

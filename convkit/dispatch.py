@@ -199,7 +199,7 @@ class Arguments:
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
-            array: Any = value if isinstance(value, Blocked) else arrays.view(name, value)
+            array: Any = value if isinstance(value, Blocked) else arrays.view(name, value, kind=kinds[name])
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
@@ -341,7 +341,7 @@ class Arguments:
                 raise DtypeError(
                     f"{label} must live on {self.kind.device}, as the inputs do, not on {device}"
                 )
-            array = value if isinstance(value, Blocked) else arrays.view(label, value, write=True)
+            array = value if isinstance(value, Blocked) else arrays.view(label, value, write=True, kind=kind)
             if array.shape != problem.shape(name):
                 raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
             array = array.data if isinstance(array, Blocked) else array

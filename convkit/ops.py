@@ -1,8 +1,9 @@
 """Every public op: it validates, lets dispatch choose an implementation, and returns the result.
 
-Conventions, for all of them. Arrays are NumPy, or any CPU object with DLPack; the result is of the kind
-of the first one. They may be read-only or strided. Storage is float32, float64, float16 or bfloat16,
-the same for all arrays of a call; the 16-bit types accumulate in float32. Layout is NCHW, weights are
+Conventions, for all of them. Arrays are NumPy, CuPy, or any object with DLPack; the result is of the kind
+of the first one, and NumPy (on a GPU CuPy) where its library is not known or cannot take it
+(docs/arrays.md). They may be read-only or strided. Storage is float32, float64, float16 or bfloat16, the
+same for all arrays of a call; the 16-bit types accumulate in float32. Layout is NCHW, weights are
 (K, C/groups, R, S), and convolution is cross-correlation. NaN and infinity propagate: where Winograd is
 picked, to some outputs more than they reach, and as NaN (docs/cpu.md).
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import empty, kind_of
+from .arrays import empty, kind_of, view
 from .dispatch import Arguments, in_range, operation
 from .errors import DtypeError, OptionError, ShapeError
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, flag, integer
@@ -573,20 +574,22 @@ def softmax_xent_fprop(
     ----------
     logits : array, (N, K)
     labels : array of integers, (N,)
-        True class of each row, 0 <= label < K.
+        True class of each row, 0 <= label < K. There is no `ignore_index`: a row is left out of the gradient
+        by `dloss` = 0 in `softmax_xent_dgrad`, with any label that is a class, and out of a mean by its user.
+        PyTorch's -100 is no class.
 
     Returns
     -------
     loss : array, (N,)
         ``-log(probs[n, labels[n]])``, for each row, in nats; not averaged. float32, or float64 for
-        float64 logits.
+        float64 logits. On a GPU, NaN where the label is no class.
     probs : array, (N, K)
         Softmax of each row; what the backward pass needs.
 
     Raises
     ------
     OptionError
-        If a label is out of range.
+        If a label is no class; not on a GPU, where to read the labels would be to wait for it.
     """
     a = Arguments("softmax_xent_fprop", logits=logits, labels=labels)
     problem = SoftmaxXent.of(a.logits.shape, a.dtype)
@@ -610,18 +613,24 @@ def softmax_xent_dgrad(
     probs : array, (N, K)
         The second result of `softmax_xent_fprop`.
     labels : array of integers, (N,)
+        As in `softmax_xent_fprop`.
     dloss : array of real numbers, (N,), optional
         Gradient of each row's loss; 1/N, that of the mean loss, by default. It is cast to the dtype of the
-        loss.
+        loss. 0 leaves the row out.
 
     Returns
     -------
     dlogits : array, (N, K)
-        ``(probs - onehot(labels)) * dloss``
+        ``(probs - onehot(labels)) * dloss``. On a GPU, a row of NaN where the label is no class.
+
+    Raises
+    ------
+    OptionError
+        If a label is no class; not on a GPU.
     """
     if dloss is None:
-        shape = getattr(probs, "shape", (0,))
-        dloss = empty(tuple(shape[:1]), "float64", kind_of("probs", probs).device)
+        rows = view("probs", probs).shape[:1]  # an object with DLPack need not have a shape itself
+        dloss = empty(rows, "float64", kind_of("probs", probs).device)
         dloss.fill(1 / max(1, dloss.size))
     a = Arguments("softmax_xent_dgrad", probs=probs, labels=labels, dloss=dloss)
     if not np.can_cast(a.dloss.dtype, np.float64, "same_kind"):

@@ -607,6 +607,11 @@ BAD = {
         r"labels must each be a class, 0 <= value < 5; found 5",
     ),
     "label negative": (lambda **o: ck.softmax_xent_fprop(ROWS, LABELS - 1, **o), OptionError, r"found -1"),
+    "ignore_index of PyTorch": (
+        lambda **o: ck.softmax_xent_dgrad(ROWS, np.where(LABELS == 0, -100, LABELS), **o),
+        OptionError,
+        r"labels must each be a class, .*found -100",
+    ),
     "label of dgrad": (lambda **o: ck.softmax_xent_dgrad(ROWS, LABELS + 1, **o), OptionError, r"found 5"),
     "uint64 label": (
         lambda **o: ck.softmax_xent_fprop(ROWS, np.array([0, 1, 2**64 - 1], np.uint64), **o),
@@ -1052,6 +1057,17 @@ def test_blocked_in_blocked_out():
     assert isinstance(argmax, Blocked) and isinstance(dx, Blocked)
     plain_dx = ck.maxpool2d_dgrad(*ck.maxpool2d_fprop(expected), expected.shape)
     np.testing.assert_allclose(dx.nchw(), plain_dx, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_a_row_is_ignored_by_its_dloss(dtype):
+    """There is no `ignore_index`: with dloss = 0 a row's label, which must be a class, has no influence."""
+    probs = ck.softmax_xent_fprop(ROWS.astype(np_dtype(dtype)), LABELS)[1]
+    dloss = np.arange(len(ROWS), dtype=np.float32)  # the first is 0
+    expected = ck.softmax_xent_dgrad(probs, LABELS, dloss)
+    other = np.array([(LABELS[0] + 1) % ROWS.shape[1], *LABELS[1:]])
+    assert np.array_equal(ck.softmax_xent_dgrad(probs, other, dloss), expected)
+    assert (expected[0] == 0).all() and (expected[1:] != 0).all()
 
 
 # ---------------------------------------------------------------------------------------------------
