@@ -387,3 +387,40 @@ def test_the_reference_passes_whatever_the_data(op, dtype):
         for seed in range(6):
             verdict = check.judge(chosen, check.Question.of(replace(case, fill=fill), dtype, seed))
             assert verdict.ok, verdict
+
+
+# ---------------------------------------------------------------------------------------------------
+# Labels on a device
+# ---------------------------------------------------------------------------------------------------
+UNGUARDED = """// softmax_xent_dgrad_plain
+// /// kernel
+// op = "softmax_xent_dgrad"
+// grid = ["N"]
+// block = ["32"]
+// rank = -90
+// ///
+extern "C" __global__ void softmax_xent_dgrad_plain(GEOMETRY(SoftmaxXent), const float* probs,
+                                                    const long long* labels, const float* dloss,
+                                                    float* dlogits) {
+    const long long n = blockIdx.x, label = labels[n];
+    const bool known = GUARD;
+    for (int k = threadIdx.x; k < g.K; k += 32) {
+        const float d = (probs[n * g.K + k] - (k == label ? 1.0f : 0.0f)) * dloss[n];
+        dlogits[n * g.K + k] = known ? d : nanf("");
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("guard, passes", [("label >= 0 && label < g.K", True), ("true", False)])
+def test_a_label_outside_the_classes_is_asked_about_on_a_device(guard, passes, compiler, tmp_path):
+    path = tmp_path / "softmax_xent_dgrad_plain.cu"
+    path.write_text(UNGUARDED.replace("GUARD", guard))
+    failed = [v for v in check_these([kernel_implementation(path)], quick=True, random=0) if not v.ok]
+    assert bool(failed) != passes, failed[:2]
+    assert all("stray labels" in v.case and "expected NaN" in v.reason for v in failed)
+
+
+def test_a_check_of_a_kernel_file_judges_its_launches(wide):
+    asked = [case for case, _, _ in check._its_own(wide, True, 0, None) if case.unrun]
+    assert {case.problem for case in asked} == set(sizes.huge("relu_fprop"))

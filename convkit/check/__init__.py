@@ -22,11 +22,12 @@ import numpy as np
 
 from ..devices import emulate, emulating, gpu_found
 from ..errors import OptionError, unknown
-from ..geometry import Problem, integer
+from ..geometry import Problem, SoftmaxXent, integer
 from ..kernel import Runner
 from ..registry import OPS, Implementation, implementations, register
 from . import sizes
 from .cases import Case, all_cases, cases, random_cases, varied
+from .inputs import STRAY_LABELS
 from .network import check_step
 from .verdicts import FIRST, Question, Verdict, attempt, judge, judge_launch
 
@@ -203,6 +204,9 @@ def _its_own(implementation: Implementation, quick: bool, seed: int, random: int
         more = [*(c.problem for c in asked), *drawn, *fixed]
         limits = sizes.own_problems(implementation, 8 if quick else 32, rng, accepts, more)
         own = [varied(op, problem, name, index) for index, (name, problem) in enumerate(limits)]
+    if implementation.device == "cuda" and "labels" in OPS[op].inputs:  # on a CPU, such labels are refused
+        for rows in (9, 11), (65, 300):
+            asked.append(Case(op, SoftmaxXent(*rows), "no class", fill=STRAY_LABELS))
     plan = [(case, dtype, [implementation]) for case in asked for dtype in implementation.dtypes]
     for index, case in enumerate(own):
         plan += _with_dtypes(case, [implementation], index)

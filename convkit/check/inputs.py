@@ -39,6 +39,9 @@ def _replace(make: Callable[[np.ndarray, np.random.Generator], Any]) -> Fill:
 #: Tensors that are a ReLU's output, or its input: every other case has them rectified.
 RECTIFIED = {("relu_dgrad", "y"), ("conv2d_dgrad_relu", "x"), ("lrn_maxpool2d_dgrad", "x")}
 
+#: Half of the labels are no class: what lives on a GPU cannot be looked at beforehand.
+STRAY_LABELS = "stray labels"
+
 #: What is done to normally distributed data, by name.
 FILLS: dict[str, Fill] = {
     "normal": lambda a, rng: None,
@@ -50,6 +53,7 @@ FILLS: dict[str, Fill] = {
     "ties": _replace(lambda a, rng: rng.integers(-2, 3, a.shape)),
     "constant": _replace(lambda a, rng: 0.5),
     "offset": _replace(lambda a, rng: a + 3),  # sums of one sign, whose partial sums grow
+    STRAY_LABELS: lambda a, rng: None,
     "rectified": _replace(lambda a, rng: np.maximum(a, 0)),
     "large": _replace(lambda a, rng: a * 300),
 }
@@ -105,7 +109,10 @@ def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
     g, shape = case.problem, case.problem.shape(name)
     if name == "labels":
         assert isinstance(g, SoftmaxXent)
-        return rng.integers(0, g.K, shape)
+        labels = rng.integers(0, g.K, shape)
+        if case.fill == STRAY_LABELS:
+            labels[::2] = rng.choice([-100, -1, g.K, 2**31, -(2**40), 2**62], labels[::2].shape)
+        return labels
     if name == "argmax":
         g = g.pool if isinstance(g, LrnMaxPool2d) else g
         assert isinstance(g, Pool2d)

@@ -268,13 +268,13 @@ def _lrn_maxpool_dgrad(
 def _softmax(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
     assert isinstance(g, SoftmaxXent)
     z = _f64(inputs["logits"])
-    labels = inputs["labels"]
+    _, label = reference._own_class(g, inputs["labels"])  # type: ignore[arg-type]
     shifted = np.abs(z - z.max(axis=1, keepdims=True)) if z.size else z
     p, loss = values["probs"], values["loss"]
     # exp(z - max): the subtraction's error counts |z - max| fold. The sum of K positive terms weighs theirs.
     weighted = np.where(p > 0, p * shifted, 0)  # 0 * inf: a logit of -inf has no weight
     total = weighted.sum(axis=1, keepdims=True) + np.sqrt(g.K) + 4
-    with_class = shifted[np.arange(g.N), labels]
+    with_class = shifted[np.arange(g.N), label]
     weight = 4 * np.where(p > 0, p * (shifted + total), p)
     return {"loss": (4 * (total[:, 0] + with_class + np.abs(loss)), np.abs(loss)), "probs": (weight, p)}
 

@@ -38,8 +38,8 @@ from .tolerance import Comparison, Expected, Inputs, compare, expected
 #: Bytes before and behind each tensor: a row, or a small plane.
 GUARD = 16 * 1024
 NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
-#: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no output's
-#: is an input's, so that what is computed of one tensor's band and written to another's shows.
+#: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
+#: output's is an input's, so that what is computed of one tensor's band and written to another's shows.
 INPUT_BANDS = {NAN: (None,), LARGE: (None, 0xDA, 0x5B, 0xDB), 0: (None,)}
 OUTPUT_BANDS = {NAN: (0x7E, 0xFE, 0x7D), LARGE: (0xBC, 0x3B, 0xBB), 0: (0x7E, 0xFE, 0x7D)}
 

@@ -273,19 +273,28 @@ def dropout_dgrad(g: Pointwise, dy: Array, dx: Array, p: float, seed: int, offse
     dropout_fprop(g, dy, dx, p, seed, offset, scale)
 
 
+def _own_class(g: SoftmaxXent, labels: Array) -> tuple[Array, Array]:
+    """Whether each label is a class, and an index of its element that is one in any case."""
+    known = (labels >= 0) & (labels < g.K)
+    return known, np.where(known, labels, 0)
+
+
 @_reference("softmax_xent_fprop")
 def softmax_xent_fprop(g: SoftmaxXent, logits: Array, labels: Array, loss: Array, probs: Array) -> None:
     shifted = _f64(logits)
     shifted -= shifted.max(axis=1, keepdims=True)  # so that the largest exponential is 1
     total = np.exp(shifted).sum(axis=1, keepdims=True)
-    loss[...] = np.log(total[:, 0]) - shifted[np.arange(g.N), labels]
+    known, label = _own_class(g, labels)
+    loss[...] = np.where(known, np.log(total[:, 0]) - shifted[np.arange(g.N), label], np.nan)
     probs[...] = np.exp(shifted) / total
 
 
 @_reference("softmax_xent_dgrad")
 def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array, dlogits: Array) -> None:
     gradient = _f64(probs)
-    gradient[np.arange(g.N), labels] -= 1
+    known, label = _own_class(g, labels)
+    gradient[np.arange(g.N), label] -= 1
+    gradient[~known] = np.nan
     dlogits[...] = gradient * _f64(dloss)[:, None]
 
 
