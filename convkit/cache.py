@@ -77,7 +77,7 @@ class Cache:
         if self._given is not None:
             yield self._given
         elif os.environ.get("CONVKIT_CACHE"):
-            yield Path(os.environ["CONVKIT_CACHE"]).expanduser()
+            yield Path(os.environ["CONVKIT_CACHE"]).expanduser().absolute()  # compilers run in another folder
         else:
             base = os.environ.get("XDG_CACHE_HOME", "")
             with contextlib.suppress(RuntimeError):  # no home at all

@@ -818,6 +818,13 @@ def test_a_home_that_cannot_be_written_falls_back(tmp_path, monkeypatch):
         Cache().get("key", lambda p: p.write_bytes(b"x"))
 
 
+def test_a_relative_cache_serves_a_builder_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVKIT_CACHE", "here")
+    path = Cache().get("key", lambda p: p.write_bytes(b"x"))
+    assert path.is_absolute() and path.is_relative_to(tmp_path / "here")
+
+
 def test_an_included_file_that_changes_means_another_entry(tmp_path, monkeypatch):
     monkeypatch.setenv("CONVKIT_CACHE", str(tmp_path / "cache"))
     header, y = tmp_path / "value.cuh", np.zeros(1, np.int32)
