@@ -32,6 +32,8 @@ _KERNEL = (
     *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-march=native"),
     # The page below a thread's stack cannot be jumped over.
     "-fstack-clash-protection",
+    # Calls of the runtime go there directly: a kernel that is stopped in one of the linker's stubs has no line.
+    "-fno-plt",
     # Version 4, since some versions of addr2line are off by one file in version 5.
     *("-gdwarf-4", "-g1"),
     # NVRTC fuses each a*b+c that stands in one expression or one straight line of code; so does this.
