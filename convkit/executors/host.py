@@ -32,7 +32,7 @@ _KERNEL = (
     *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-march=native"),
     # The page below a thread's stack cannot be jumped over.
     "-fstack-clash-protection",
-    # Calls of the runtime go there directly: a kernel that is stopped in one of the linker's stubs has no line.
+    # Calls of the runtime take no detour: a kernel that is stopped in a stub of the linker's has no line.
     "-fno-plt",
     # Version 4, since some versions of addr2line are off by one file in version 5.
     *("-gdwarf-4", "-g1"),
