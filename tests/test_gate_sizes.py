@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convkit import check, registry
-from convkit.check import check_these, sizes
+from convkit.check import check_these, sizes, tolerance
 from convkit.check.cases import all_cases, size_cases
 from convkit.cpu import reference
 from convkit.geometry import LRN, Conv2d, Linear, Pointwise, Pool2d
@@ -387,6 +387,20 @@ def test_the_reference_passes_whatever_the_data(op, dtype):
         for seed in range(6):
             verdict = check.judge(chosen, check.Question.of(replace(case, fill=fill), dtype, seed))
             assert verdict.ok, verdict
+
+
+def test_a_declared_error_and_storage_add_up():
+    """In 16 bits, an error that the declared one allows may carry a value across the middle of two numbers."""
+    case = check.Case("conv2d_dgrad", Conv2d.of((1, 8, 12, 11), (9, 8, 3, 3), padding=1), "storage")
+    question = check.Question.of(case, "float16")
+    want = question.wanted["dx"]
+    for error in (1e-5, 1e-6):
+        allowed = want.bound(error)
+        arithmetic = np.maximum(want.rounding, 10 * error * want.scale if error > tolerance.PLAIN else 0)
+        assert (allowed >= arithmetic + want.storage).all()
+    off = want.value + 5e-5 * np.sign(want.value)
+    chosen = Implementation("conv2d_dgrad", "tiles", RIGHT["conv2d_dgrad"], dtypes=("float16",), error=1e-5)
+    assert not tolerance.compare("dx", off.astype(np.float16), want, chosen, "conv2d_dgrad").reason
 
 
 # ---------------------------------------------------------------------------------------------------

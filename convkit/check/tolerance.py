@@ -107,11 +107,11 @@ class Expected:
 
     def bound(self, error: float = 0.0) -> Array:
         """The bound of each element, for an implementation that declares this error."""
-        whole = self.rounding + self.storage
+        arithmetic = self.rounding
         if error > PLAIN:
             typical = _rms(self.scale[np.isfinite(self.scale)])
-            whole = np.maximum(whole, 10 * error * np.maximum(self.scale, typical))
-        return whole
+            arithmetic = np.maximum(arithmetic, 10 * error * np.maximum(self.scale, typical))
+        return arithmetic + self.storage
 
     def rms_limit(self, good: Array, error: float) -> float:
         """What the RMS of the errors of the elements `good` may be."""
