@@ -51,7 +51,7 @@ def _one_of(pick: Pick, choices: tuple[Any, ...]) -> Any:
 
 def draw_axis(pick: Pick, thin: bool, *, padded: bool, pool: bool = False, long: int = 70) -> Axis:
     """One axis. `thin`: of 1 to 3 pixels; `long`: else of so many at the most. Of a pool: little padding."""
-    extent = _one_of(pick, (1, 1, 2, 3)) if thin else pick(1, _one_of(pick, (9, 30, long)))
+    extent = _one_of(pick, (1, 1, 1, 2, 3)) if thin else pick(1, _one_of(pick, (9, 30, long)))
     taps = _one_of(pick, (1, 1, 2, 3, 3, 4, 5, 7))
     dilation = _one_of(pick, (1, 1, 1, 2, 3))
     stride = _one_of(pick, (1, 1, 1, 1, 2, 2, 3, 4, 8, 17))
@@ -81,8 +81,11 @@ def _options(h: Axis, w: Axis) -> tuple[int, ...]:
 
 def draw_conv2d(pick: Pick, thin: bool = True, long: int = 70) -> Conv2d:
     h, w = _axes(pick, thin, long=long)
-    if pick(0, 2) == 2:  # a filter of one tap, which every kernel has a shortcut for
+    if pick(0, 1):  # a filter of one tap, which every kernel has a shortcut for
         h, w = (a._replace(taps=1, dilation=pick(1, 2)) for a in (h, w))
+    if lopsided := pick(0, 2):  # a stride along one axis alone
+        strides = (1, _one_of(pick, (2, 3, 8, 17)))
+        h, w = (a._replace(stride=strides[(lopsided + i) % 2]) for i, a in enumerate((h, w)))
     groups = _one_of(pick, (1, 1, 1, 2, 3))
     c, k = (_one_of(pick, CHANNELS) for _ in range(2))
     return Conv2d(

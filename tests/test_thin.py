@@ -14,10 +14,10 @@ from convkit.geometry import Conv2d
 
 #: Each op with its strategy, and examples for each instruction set.
 OPS = {
-    "conv2d_fprop": (strategies.conv2d, 150),
-    "conv2d_dgrad": (strategies.conv2d, 150),
-    "conv2d_dgrad_relu": (strategies.conv2d, 150),
-    "conv2d_wgrad": (strategies.conv2d, 150),
+    "conv2d_fprop": (strategies.conv2d, 100),
+    "conv2d_dgrad": (strategies.conv2d, 100),
+    "conv2d_dgrad_relu": (strategies.conv2d, 100),
+    "conv2d_wgrad": (strategies.conv2d, 100),
     "maxpool2d_fprop": (strategies.pool2d, 100),
     "maxpool2d_dgrad": (strategies.pool2d, 100),
     "lrn_fprop": (strategies.lrn_within, 40),
