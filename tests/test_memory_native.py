@@ -7,7 +7,7 @@ import pytest
 
 from convkit import check, layouts, native, registry
 from convkit.cpu import philox
-from convkit.geometry import LRN, ChannelSum, LrnMaxPool2d, Pointwise, Pool2d, Reorder
+from convkit.geometry import LRN, ChannelSum, LrnMaxPool2d, Pointwise, Pool2d, Reorder, SoftmaxXent
 
 F = np.float32
 NAMES = ("rows", "vectors", "registers", "transpose")
@@ -174,3 +174,17 @@ def test_the_fourth_root_over_its_range(k, isa):
         run("lrn_fprop", "rows")(g, x, got)
     assert np.allclose(got[..., 1:], wanted[..., 1:], rtol=1e-6, atol=1e-37)
     assert got[0, 8, 0, 0] == 0
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_softmax_keeps_what_is_small(isa):
+    """A loss near zero, which float32 would lose beside the 1; and a probability near 2^-126."""
+    logits, labels = np.zeros((3, 40), F), np.zeros(3, np.int64)
+    logits[0, 1:], logits[1, 1:], logits[2, 1:] = -16, -26, -100
+    logits[2, 1] = -87.2
+    loss, probs = np.empty(3, F), np.empty((3, 40), F)
+    with native.using(isa):
+        run("softmax_xent_fprop", "vectors")(SoftmaxXent(3, 40), logits, labels, loss, probs)
+    wanted = np.log1p(np.exp(logits[:, 1:].astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(loss[:2], wanted[:2], rtol=2e-6, atol=2e-15)  # 1 + 2e-10 in float64
+    np.testing.assert_allclose(probs[2, 1], np.exp(np.float64(F(-87.2))), rtol=2e-6)

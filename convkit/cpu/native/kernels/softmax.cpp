@@ -6,6 +6,8 @@
 namespace convkit {
 namespace {
 
+using D = double __attribute__((vector_size(LANES * sizeof(double))));
+
 // exp of what is not positive; NaN stays NaN. Below 2^-126 it is 0.
 CK_INLINE V exp_negative(V x) {
   const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
@@ -19,7 +21,7 @@ CK_INLINE V exp_negative(V x) {
   p = p * r + 0.5f;
   const V e = (p * r * r + r) + 1.0f;
   const VI exponent = (reinterpret_cast<VI>(shifted) - reinterpret_cast<VI>(magic)) << 23;
-  return x < -87.0f ? V{} : reinterpret_cast<V>(reinterpret_cast<VI>(e) + exponent);
+  return x < -87.33654f ? V{} : reinterpret_cast<V>(reinterpret_cast<VI>(e) + exponent);
 }
 
 template <class S>
@@ -52,14 +54,16 @@ void softmax_xent_fprop(int64_t N, int64_t K, const S* logits, const int64_t* la
     }
     float top = highest[0];
     for (int l = 1; l < LANES; ++l) top = highest[l] > top ? highest[l] : top;
-    double total = 0;
+    D lanes{};  // a loss near zero is log(1 + what is small): float32 would lose it beside the 1
     for (int64_t i = 0; i < K; i += LANES) {
       V v = exp_negative(get(z, i, K, -INFINITY) - top);
       if (i + LANES > K)
         for (int64_t l = K - i; l < LANES; ++l) v[l] = 0;
       store(row + i, v);
-      total += sum(v);
+      lanes += __builtin_convertvector(v, D);
     }
+    double total = 0;
+    for (int l = 0; l < LANES; ++l) total += lanes[l];
     loss[n] = static_cast<float>(std::log(total) - (double(load_one(z + labels[n])) - double(top)));
     const float scale = static_cast<float>(1 / total);
     for (int64_t i = 0; i < K; i += LANES) put(probs + n * K, load(row + i) * scale, i, K);
