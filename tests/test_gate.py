@@ -460,10 +460,8 @@ def forgets_the_second_term(g, dy, x, dx):
 @bad("maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
 def takes_the_last_of_equals(g, x, y, argmax):
     RIGHT["maxpool2d_fprop"](g, x, y, argmax)
-    padded = np.full((g.N, g.C, g.H + 4 * g.R * g.dilation_h + 9, g.W + 4 * g.S * g.dilation_w + 9), -np.inf)
-    padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W] = x
-    for r, s, tap in reference._taps(g):
-        np.copyto(argmax, r * g.S + s, where=padded[tap] == y)
+    for r, s, windows, pixels in reference._seen(g):
+        np.copyto(argmax[windows], r * g.S + s, where=x[pixels] == y[windows])
 
 
 @bad("maxpool2d_fprop", "NaN of the inputs|NaN \\(or infinity\\) of the inputs is lost")
@@ -492,10 +490,9 @@ def keeps_eight_bits_of_argmax(g, x, y, argmax):
 
 @bad("maxpool2d_dgrad", VALUE)
 def keeps_the_last_of_overlapping_windows(g, dy, argmax, dx):
-    padded = reference._padded(g, np.zeros(dx.shape), 0)
-    for r, s, tap in reference._taps(g):
-        np.copyto(padded[tap], dy, where=argmax == r * g.S + s)
-    dx[...] = padded[:, :, g.pad_top : g.pad_top + g.H, g.pad_left : g.pad_left + g.W]
+    dx[...] = 0
+    for r, s, windows, pixels in reference._seen(g):
+        np.copyto(dx[pixels], dy[windows], where=argmax[windows] == r * g.S + s)
 
 
 @bad("linear_dgrad", VALUE)

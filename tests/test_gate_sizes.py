@@ -390,7 +390,7 @@ def test_the_reference_passes_whatever_the_data(op, dtype):
 
 
 def test_a_declared_error_and_storage_add_up():
-    """In 16 bits, an error that the declared one allows may carry a value across the middle of two numbers."""
+    """In 16 bits, an error that is allowed may carry a value across the middle between two numbers."""
     case = check.Case("conv2d_dgrad", Conv2d.of((1, 8, 12, 11), (9, 8, 3, 3), padding=1), "storage")
     question = check.Question.of(case, "float16")
     want = question.wanted["dx"]

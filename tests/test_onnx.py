@@ -282,6 +282,12 @@ def same_padding(size, span, stride, auto_pad):
     return (total // 2, total - total // 2) if auto_pad == "SAME_UPPER" else (total - total // 2, total // 2)
 
 
+def test_conv_of_one_column_with_strides_that_differ():
+    x = np.arange(1, 8, dtype=np.float32).reshape(1, 1, 7, 1)
+    (y,) = run_node("Conv", [x, np.ones((1, 1, 1, 1), np.float32)], strides=[1, 2])
+    np.testing.assert_array_equal(y, x)
+
+
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("spatial", [(11,), (7, 12)])
 def test_auto_pad_of_conv(auto_pad, spatial):

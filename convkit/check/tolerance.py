@@ -239,16 +239,15 @@ def _near_maximum(g: Any, inputs: Inputs, u: float) -> Callable[[Array], Array]:
     y = run_reference("lrn_fprop", g.lrn, inputs, {})["y"]
     ((weight, _),) = _lrn_fprop("", g.lrn, inputs, {}, {"y": y}).values()
     assert weight is not None
-    highest, inside = y + u * weight, np.ones(y.shape)
+    highest = y + u * weight
     lowest = run_reference("maxpool2d_fprop", g.pool, {"x": y - u * weight}, {})["y"]
-    padded, within = reference._padded(g.pool, highest, 0), reference._padded(g.pool, inside, 0)
 
     def accepts(got: Array) -> Array:
         good = np.zeros(got.shape, bool)
-        for r, s, tap in reference._taps(g.pool):
-            value = padded[tap]
-            fits = np.where(np.isnan(lowest), np.isnan(value), ~(value < lowest)) & (within[tap] > 0)
-            good |= (got == r * g.pool.S + s) & fits
+        for r, s, windows, pixels in reference._seen(g.pool):
+            value, least = highest[pixels], lowest[windows]
+            fits = np.where(np.isnan(least), np.isnan(value), ~(value < least))
+            good[windows] |= (got[windows] == r * g.pool.S + s) & fits
         return good
 
     return accepts

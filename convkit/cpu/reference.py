@@ -22,7 +22,6 @@ from ..geometry import (
     Pool2d,
     Reorder,
     SoftmaxXent,
-    window_span,
 )
 from ..registry import ALL_DTYPES, implements
 from .philox import dropped
@@ -36,23 +35,6 @@ def _reference(op: str):
 
 def _f64(a: Array) -> Array:
     return a.astype(np.float64)
-
-
-def _padded(g: Conv2d | Pool2d, a: Array, value: float) -> Array:
-    """`a` with its padding, and with the pixels that the last window of a ceil_mode pool overhangs."""
-    bottom = max(0, (g.P - 1) * g.stride_h + window_span(g.R, g.dilation_h) - g.pad_top - g.H)
-    right = max(0, (g.Q - 1) * g.stride_w + window_span(g.S, g.dilation_w) - g.pad_left - g.W)
-    pads = ((0, 0), (0, 0), (g.pad_top, bottom), (g.pad_left, right))
-    return np.pad(a, pads, constant_values=value)
-
-
-def _taps(g: Conv2d | Pool2d) -> Iterator[tuple[int, int, tuple]]:
-    """(r, s, index): `padded[index]` is the pixel that tap (r, s) of every window sees, (N, C, P, Q)."""
-    for r in range(g.R):
-        rows = slice(r * g.dilation_h, r * g.dilation_h + (g.P - 1) * g.stride_h + 1, g.stride_h)
-        for s in range(g.S):
-            columns = slice(s * g.dilation_w, s * g.dilation_w + (g.Q - 1) * g.stride_w + 1, g.stride_w)
-            yield r, s, (..., rows, columns)
 
 
 def _axis(
