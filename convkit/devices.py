@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from . import arrays
 from .errors import NoImplementation, OptionError
 from .executors import Argument
-from .geometry import Problem, integer
-from .kernel import KernelFile, translation_unit
+from .geometry import integer
+from .kernel import KernelFile
 from .paths import kernels_dir
 
 Extent = tuple[int, int, int]
@@ -29,8 +29,8 @@ class Function(Protocol):
 class Executor(Protocol):
     """Something that compiles and runs translation units."""
 
-    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> Function:
-        """The kernel, compiled for the problem; from memory or the disk cache where it has been before."""
+    def function(self, kernel: KernelFile, source: str, entry: str) -> Function:
+        """A kernel of a translation unit, compiled; from memory or the disk cache where it was before."""
 
 
 @dataclass
@@ -48,10 +48,9 @@ class Emulator:
     counted: list[Any] = field(default_factory=list)
     _functions: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> Function:
+    def function(self, kernel: KernelFile, source: str, entry: str) -> Function:
         from .executors import emulator
 
-        source = translation_unit(kernel, problem)
         key = (source, entry)
         if key not in self._functions:
             include = (kernel.path.parent, kernels_dir())

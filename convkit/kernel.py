@@ -7,6 +7,7 @@ A `.cu` file opens with prose, then a TOML block between `// /// kernel` and `//
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+Extent = tuple[int, int, int]
 
 _OPEN, _CLOSE = "// /// kernel", "// ///"
 
@@ -241,11 +244,41 @@ def translation_unit(kernel: KernelFile, problem: Problem, tile: Mapping[str, in
 # ---------------------------------------------------------------------------------------------------
 # Implementation
 # ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)  # one is itself alone, so that an implementation can be a key
-class Runner:
-    """What a kernel file does when it is called: evaluate its header for the problem, and launch."""
+@dataclass(frozen=True)
+class Ready:
+    """A kernel file for one problem: all that its launches need but the tensors and the options.
 
-    kernel: KernelFile
+    Attributes
+    ----------
+    source : str
+        The translation unit.
+    struct : np.void
+        The problem's numbers, which the kernels receive by value.
+    launches : tuple of (str, tuple, tuple, int)
+        Entry point, grid, block, and bytes of dynamic shared memory of each launch that has a block at all.
+    """
+
+    source: str
+    struct: np.void
+    launches: tuple[tuple[str, Extent, Extent, int], ...]
+
+
+#: Problems for which a kernel file is kept ready; a network has some twenty.
+KEPT = 1024
+
+
+class Runner:
+    """What a kernel file does when it is called: evaluate its header for the problem, and launch.
+
+    What depends on the problem alone is worked out once for each, as long as it is among the last `KEPT`.
+    """
+
+    def __init__(self, kernel: KernelFile) -> None:
+        self.kernel = kernel
+        keep = functools.lru_cache(maxsize=KEPT)
+        self.ready = keep(self._ready)
+        self.refusal = keep(self._refusal)
+        self.workspace = keep(self._workspace)
 
     def scope(self, problem: Problem) -> dict[str, Any]:
         """The names that the header's expressions see."""
@@ -254,7 +287,7 @@ class Runner:
             names[name] = expressions.evaluate(text, names)
         return names
 
-    def refusal(self, problem: Problem) -> str | None:
+    def _refusal(self, problem: Problem) -> str | None:
         """Why `when` does not hold, or None."""
         when = self.kernel.header.when
         if not when or expressions.evaluate(when, self.scope(problem)):
@@ -263,7 +296,7 @@ class Runner:
         values = ", ".join(f"{name} = {scope[name]}" for name in sorted(expressions.names(when)))
         return f"needs {when}; here {values}"
 
-    def workspace(self, problem: Problem) -> int:
+    def _workspace(self, problem: Problem) -> int:
         """Bytes of scratch memory for the problem."""
         return max(1, int(expressions.evaluate(self.kernel.header.workspace, self.scope(problem))))
 
@@ -276,7 +309,7 @@ class Runner:
     ) -> list[Argument]:
         """The kernel's arguments, in the order of its parameters."""
         op, header = self.kernel.op, self.kernel.header
-        found = [Argument("g", problem.struct())]
+        found = [Argument("g", self.ready(problem).struct)]
         for name, array in zip((*op.inputs, *op.outputs), tensors, strict=True):
             found.append(Argument(name, array, output=name in op.outputs))
         if header.workspace:
@@ -290,22 +323,24 @@ class Runner:
 
         executor = devices.current()
         arguments = self.arguments(problem, tensors, options, workspace)
-        for launch in self.kernel.header.launches:
-            grid, block, shared = self.extents(launch, problem)
-            if 0 in grid:  # nothing to do, which CUDA itself would refuse to launch
-                continue
-            function = executor.function(self.kernel, problem, launch.entry)
+        ready = self.ready(problem)
+        for entry, grid, block, shared in ready.launches:
+            function = executor.function(self.kernel, ready.source, entry)
             function.launch(grid, block, arguments, shared=shared)
             # What one launch has written, the next one may read.
             arguments = [replace(a, reads=a.output) for a in arguments]
 
-    def extents(
-        self, launch: Launch, problem: Problem
-    ) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
+    def _ready(self, problem: Problem) -> Ready:
+        launches = ((one.entry, *self.extents(one, problem)) for one in self.kernel.header.launches)
+        # An empty grid: nothing to do, which CUDA itself would refuse to launch.
+        launches_made = tuple(launch for launch in launches if 0 not in launch[1])
+        return Ready(translation_unit(self.kernel, problem), problem.struct()[0], launches_made)
+
+    def extents(self, launch: Launch, problem: Problem) -> tuple[Extent, Extent, int]:
         """Grid, block and shared bytes of a launch for a problem."""
         scope = self.scope(problem)
 
-        def three(texts: Sequence[str]) -> tuple[int, int, int]:
+        def three(texts: Sequence[str]) -> Extent:
             x, y, z = ([int(expressions.evaluate(t, scope)) for t in texts] + [1, 1])[:3]
             return x, y, z
 

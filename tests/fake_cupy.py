@@ -478,8 +478,8 @@ class Executor:
     def __init__(self, emulator: Any) -> None:
         self.emulator = emulator
 
-    def function(self, kernel: Any, problem: Any, entry: str) -> Any:
-        function = self.emulator.function(kernel, problem, entry)
+    def function(self, kernel: Any, source: str, entry: str) -> Any:
+        function = self.emulator.function(kernel, source, entry)
         device = current_device[0]
 
         def launch(grid: Any, block: Any, arguments: Any, *, shared: int = 0) -> None:

@@ -19,7 +19,7 @@ from convkit.cli import main
 from convkit.errors import MissingExtra
 from convkit.executors import Argument, KernelError
 from convkit.geometry import Pointwise
-from convkit.kernel import builtin_files, read
+from convkit.kernel import builtin_files, read, translation_unit
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 9, 7), np.float32)
@@ -267,7 +267,7 @@ def test_work_is_in_order_with_the_streams_of_the_callers_libraries(kinds, own, 
         stream = cupy.cuda.Stream(non_blocking=True) if own == "own" else cupy.cuda.get_current_stream()
         with stream:
             given = [make[kind](cupy.asarray(a)) for kind, a in zip(kinds, (dy, y))]
-            outs = [None, *(make[kind](cupy.empty(X.shape, np.float32)) for kind in set(kinds))]
+            outs = [None, *(make[kind](cupy.empty(X.shape, np.float32)) for kind in dict.fromkeys(kinds))]
             fake_cupy.synchronize()
             for out in outs:
                 for value, content in zip(given, (dy, y)):
@@ -513,7 +513,8 @@ def test_a_kernel_reaches_the_device_as_its_own_machine_code(capability, arch, c
     kernel = read(next(p for p in builtin_files() if p.stem == "relu_fprop_vectorized"))
     with device:
         executor = cuda.executor()
-        loaded = [executor.function(kernel, Pointwise((5,)), kernel.stem) for _ in range(2)]
+        source = translation_unit(kernel, Pointwise((5,)))
+        loaded = [executor.function(kernel, source, kernel.stem) for _ in range(2)]
     assert executor.arch == arch and executor.device == 1
     assert loaded[0] is loaded[1]  # compiled, and loaded, once
     module = loaded[0].function.module

@@ -205,6 +205,21 @@ def test_a_kernel_that_does_not_compile_or_launch(mine, change, words, compiler)
         assert (ck.relu_fprop(x, impl="vectorized") == 1).all()
 
 
+def test_a_problem_is_worked_out_once(mine, compiler, monkeypatch):
+    """A second call reads no header, builds no translation unit and no struct: a GPU waits for none of it."""
+    (chosen,) = ck.register(mine(("rank = -90", 'when = "size < 1000"')))
+    x = np.linspace(-1, 1, 100, dtype=np.float32)
+    with ck.emulate():
+        first = ck.relu_fprop(x, impl="mine")
+        for place in ("convkit.expressions.evaluate", "convkit.kernel.translation_unit"):
+            monkeypatch.setattr(place, lambda *arguments: pytest.fail(f"again: {arguments}"))
+        monkeypatch.setattr(Pointwise, "struct", lambda problem: pytest.fail("again"))
+        np.testing.assert_array_equal(ck.relu_fprop(x, impl="mine"), first)
+        with pytest.raises(pytest.fail.Exception):  # another problem is another matter
+            ck.relu_fprop(x[:50], impl="mine")
+    assert chosen.run.ready.cache_info().currsize == 1
+
+
 def test_a_kernel_that_never_ends(mine, compiler):
     ck.register(mine(("if (i < g.size)", "while (*(volatile const float*)x > -1) {}\n    if (i < g.size)")))
     with ck.emulate(timeout=1), pytest.raises(ck.ConvkitError, match="relu_fprop_mine"):

@@ -11,8 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..geometry import Problem
-from ..kernel import KernelFile, translation_unit
+from ..kernel import KernelFile
 from ..nvrtc import cached_cubin
 from . import Argument, KernelError
 
@@ -29,8 +28,7 @@ class Cuda:
         self.arch = f"sm_{major}{minor}" + ("a" if major in (9, 10) else "")
         self._functions: dict[tuple[str, str], _Loaded] = {}
 
-    def function(self, kernel: KernelFile, problem: Problem, entry: str) -> _Loaded:
-        source = translation_unit(kernel, problem)
+    def function(self, kernel: KernelFile, source: str, entry: str) -> _Loaded:
         key = (source, entry)
         if key not in self._functions:
             self._functions[key] = _Loaded(self._module(kernel, source).get_function(entry), entry)
