@@ -102,10 +102,17 @@ def _to_jax(array: Any) -> Any:
 _MAKERS: dict[str, Callable[[Any], Any]] = {"torch": _to_torch, "jax": _to_jax}
 
 
-def _library(kind: type) -> str:
-    """The library of a type; of a subclass in a user's module, that of its base. "" where none is known."""
-    homes = [base.__module__.partition(".")[0] for base in kind.__mro__]
+def _library(value: Any) -> str:
+    """The library of an array's type; of a subclass in a user's module, that of its base. "" if unknown."""
+    return _library_of(type(value))  # type: ignore[arg-type]  # mypy holds types to be unhashable
+
+
+@lru_cache(maxsize=256)
+def _library_of(kind: Any) -> str:
+    homes = [str(base.__module__ or "").partition(".")[0] for base in kind.__mro__]
     homes = [{"jaxlib": "jax"}.get(home, home) for home in homes]
+    if "torch" in homes and not issubclass(kind, sys.modules["torch"].Tensor):
+        homes = [home for home in homes if home != "torch"]  # another class of that module, or of such a name
     for home in homes:
         if home in _KNOWN:
             return home
@@ -121,11 +128,11 @@ def kind_of(name: str, value: Any) -> Kind:
         return NUMPY
     if _is_cupy(value):
         return Kind("cupy", place(value))
-    if not hasattr(value, "__dlpack_device__"):
+    if not hasattr(value, "__dlpack_device__") or isinstance(value, type):
         raise DtypeError(
             f"{name} must be an array (NumPy, CuPy, or an object with DLPack), not {type(value).__name__}"
         )
-    module = _library(type(value))
+    module = _library(value)
     if module == "torch":
         _refuse_torch(name, value)
     try:
@@ -147,16 +154,22 @@ def _dlpack_device(value: Any, module: str) -> tuple[int, int]:
 
 
 def _unreadable(name: str, value: Any, error: Exception) -> DtypeError:
-    return DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {error}")
+    reason = (
+        " ".join(str(error).split()) or type(error).__name__
+    )  # of one line, whatever the library has said
+    return DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {reason}")
 
 
 def _refuse_torch(name: str, value: Any) -> None:
     """Refuse a tensor of which its memory says too little, or whose gradient would be lost."""
     torch = sys.modules["torch"]
-    plain = torch.Tensor.__torch_dispatch__
+    # What FakeTensor, DTensor, ... change, and what functionalisation and lazy modules leave as it is.
+    dispatch, lazy = torch.Tensor.__torch_dispatch__, torch.nn.parameter.UninitializedTensorMixin
     with _plainly(torch, value):
-        if type(value).__torch_dispatch__ is not plain:  # FakeTensor, DTensor, ...: its memory is not its own
+        if type(value).__torch_dispatch__ is not dispatch or torch._is_functional_tensor(value):
             reason = f"is a {type(value).__name__}, whose values are not in its own memory"
+        elif isinstance(value, lazy):
+            reason = "has no values yet: its module has not been called"
         elif value.is_nested:
             reason = "is a nested tensor; convkit takes dense ones"
         elif value.layout is not torch.strided:
@@ -165,11 +178,16 @@ def _refuse_torch(name: str, value: Any) -> None:
             reason = "is quantized; pass .dequantize()"
         elif value.requires_grad:
             reason = "requires grad, of which convkit's ops know nothing; pass .detach()"
-        elif torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
+        elif _dual(torch) and torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
             reason = "has a tangent (forward-mode gradient), of which convkit's ops know nothing"
         else:
             return
     raise DtypeError(f"{name} {reason}")
+
+
+def _dual(torch: Any) -> bool:
+    """Whether forward-mode differentiation is on, which alone gives tensors tangents."""
+    return int(getattr(torch.autograd.forward_ad, "_current_level", 0)) >= 0
 
 
 def _plainly(torch: Any, value: Any) -> contextlib.AbstractContextManager[Any]:
@@ -197,9 +215,10 @@ def view(name: str, value: Any, *, write: bool = False, kind: Kind | None = None
         raise
     except Exception as error:  # whatever a library raises for what it cannot export
         if kind.device == "cpu" and not write and hasattr(value, "__array__"):
-            array = np.asarray(value)  # NumPy's DLPack knows no bfloat16
-            if array.dtype == DTYPES["bfloat16"]:
-                return array
+            with contextlib.suppress(Exception):
+                array = np.asarray(value)  # NumPy's DLPack knows no bfloat16
+                if array.dtype == DTYPES["bfloat16"]:
+                    return array
         raise _unreadable(name, value, error) from error
 
 
@@ -435,7 +454,10 @@ def _gpu(value: Any) -> int | None:
     if not hasattr(value, "__dlpack_device__"):
         return None
     try:
-        code, index = _dlpack_device(value, _library(type(value)))
+        library = _library(value)
+        if library == "torch" and type(value) is sys.modules["torch"].Tensor and not value.is_cuda:
+            return None  # at the price of an attribute
+        code, index = _dlpack_device(value, library)
     except Exception:
         return None
     return index if _DLPACK_DEVICES.get(code) == "cuda" else None
@@ -452,7 +474,7 @@ def _queued(found: list[tuple[Any, int]]) -> Iterator[None]:
     Where the first array is PyTorch's, its stream is CuPy's current one meanwhile: launches and memory of the
     results are then ordered as PyTorch's own are, and no event is needed.
     """
-    libraries = [_library(type(value)) for value, _ in found]
+    libraries = [_library(value) for value, _ in found]
     cuda = _cupy().cuda
     index = found[0][1]
     with cuda.Device(index):

@@ -213,6 +213,9 @@ def max_pool(
 def _no_identity(attributes: dict[str, Any]) -> str:
     """How an average pool with these attributes changes its input; empty if it does not."""
     window, strides, pads = (attributes[name] for name in ("kernel_shape", "strides", "pads"))
+    n, dilations = len(window), attributes["dilations"]
+    if len(strides or window) != n or len(dilations or window) != n or len(pads or 2 * window) != 2 * n:
+        return f"strides {strides}, dilations {dilations} and pads {pads}, which are not those of {n} axes"
     # Windows of one pixel need no padding under any auto_pad, and neither their dilation, nor the mode of
     # rounding, nor what a pad counts for makes a difference.
     if {*window, *(strides or (1,))} == {1} and not any(pads or ()):
@@ -223,7 +226,7 @@ def _no_identity(attributes: dict[str, Any]) -> str:
     )
 
 
-@operator("AveragePool", choices={"auto_pad": AUTO_PAD}, lacks=_no_identity)
+@operator("AveragePool", choices={"auto_pad": AUTO_PAD, "ceil_mode": (0, 1)}, lacks=_no_identity)
 def average_pool(
     x,
     *,

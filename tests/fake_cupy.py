@@ -561,6 +561,7 @@ class Tensor:
     """A tensor of PyTorch's on a GPU; what its user queues there goes to PyTorch's current stream."""
 
     requires_grad = is_nested = is_quantized = False
+    is_cuda = True
     layout = "strided"
 
     def __init__(self, array: ndarray) -> None:
@@ -636,8 +637,11 @@ def torch_module() -> types.ModuleType:
             tensor._version += 1
 
     forward_ad = types.SimpleNamespace(unpack_dual=lambda t: types.SimpleNamespace(tangent=None))
+    lazy = type("UninitializedTensorMixin", (), {})
     members = {
         "Tensor": Tensor,
+        "nn": types.SimpleNamespace(parameter=types.SimpleNamespace(UninitializedTensorMixin=lazy)),
+        "_is_functional_tensor": lambda tensor: False,
         "strided": "strided",
         "bfloat16": "torch.bfloat16",
         "from_dlpack": from_dlpack,

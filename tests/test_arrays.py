@@ -143,6 +143,8 @@ def test_what_torch_has_not_in_its_memory_is_refused(dtype, torch):
             (torch.nested.nested_tensor([plain, plain[:2]]), "nested"),
             (torch.empty(3, dtype=kind, device="meta"), "cannot be read"),
             (wrapped(torch, kind), "is a Wrapped, whose values are not in its own memory"),
+            (torch._to_functional_tensor(plain.clone()), "whose values are not in its own memory"),
+            (torch.nn.UninitializedParameter(requires_grad=False), "no values yet"),
         ]
         if dtype == "float32":
             cases.append((torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8), "quantized.*dequantize"))
@@ -330,3 +332,56 @@ def test_a_library_makes_its_own_results(library, monkeypatch):
     # A module's from_dlpack that is somebody else's says nothing about the module's own arrays.
     monkeypatch.setattr(sys.modules[__name__], "from_dlpack", library.from_dlpack, raising=False)
     assert arrays.kind_of("x", Capsule(x)) == arrays.NUMPY
+
+
+class Exports:
+    """An array of somebody's own, by DLPack; its type may claim any module."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+class Fails(Exports):
+    def __dlpack__(self, **options):
+        raise BufferError("not now,\nnor ever")
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("on a device")
+
+
+@pytest.mark.parametrize("module", ["torch.somewhere", "numpy", None, ""])
+def test_a_class_may_claim_any_module(module, torch):
+    kind = type("Claims", (Exports,), {"__module__": module})
+    y = ck.relu_fprop(kind(np.array([-1, 2], np.float32)))
+    assert isinstance(y, np.ndarray) and y.tolist() == [0, 2]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("argument", ["x", "labels", "b"])
+def test_what_a_library_cannot_export_ends_in_one_line(argument, torch):
+    one = torch.ones(1, 2)
+    act = {
+        "x": lambda value: ck.relu_fprop(value),
+        "labels": lambda value: ck.softmax_xent_fprop(one, value),
+        "b": lambda value: ck.linear_fprop(one, one, value),
+    }[argument]
+    values = [
+        torch.zeros(1).to(torch.float8_e4m3fn),
+        torch.zeros(1).to(torch.complex32),
+        torch.zeros(1, dtype=torch.complex64).conj(),
+        torch._efficientzerotensor((1,)),
+        Fails(np.ones(1, np.float32)),
+        torch.Tensor,
+    ]
+    for value in values:
+        with pytest.raises(
+            ck.DtypeError, match=f": {argument}[, ].*(cannot be read: .|must be an array)"
+        ) as caught:
+            act(value)
+        assert "\n" not in str(caught.value)

@@ -498,6 +498,14 @@ def test_average_pool_that_is_an_identity(rank):
 
 
 @pytest.mark.parametrize(
+    "options", [{"strides": [1]}, {"pads": [0]}, {"dilations": [1] * 3}, {"ceil_mode": 7}]
+)
+def test_attributes_of_an_identity_pool_are_checked(options):
+    with pytest.raises(ck.ConvkitError, match=f"'the_node'.*{next(iter(options))}"):
+        backend.load(one_node("AveragePool", [normal(1, 1, 6, 6)], kernel_shape=[1, 1], **options))
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"kernel_shape": [2, 2]},
