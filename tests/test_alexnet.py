@@ -165,8 +165,22 @@ def _dropout_masks(preset, seed, batch, training):
     return masks
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "test"])
-@pytest.mark.parametrize("preset", PRESETS)
+#: Each of these takes as long as all others together, which cover their layers between them.
+LONG = {("paper", True), ("2012", True)}
+
+
+@pytest.mark.parametrize(
+    "preset, training",
+    [
+        pytest.param(
+            *(preset, training),
+            id=f"{preset}-{'training' if training else 'test'}",
+            marks=pytest.mark.slow if (preset, training) in LONG else (),
+        )
+        for preset in PRESETS
+        for training in (True, False)
+    ],
+)
 def test_logits_and_every_gradient_equal_pytorch(preset, training):
     torch = need("torch")
     torch.set_num_threads(1)
@@ -248,7 +262,7 @@ def test_update_follows_the_preset(preset, batch2):
                 np.testing.assert_allclose(got, want, rtol=4e-7, atol=4e-7 * np.abs(want).max(), err_msg=n)
 
 
-@pytest.mark.parametrize("preset", ["2012", "owt"])
+@pytest.mark.parametrize("preset", [pytest.param("2012", marks=pytest.mark.slow), "owt"])
 def test_updates_fused_with_their_gradients_are_the_same_updates(preset, batch2):
     fused, single = network(preset, seed=1), network(preset, seed=1)
     need_native()
