@@ -215,3 +215,16 @@ def test_narrow_storage(dtype):
         if i.refusal(problem) is None
     ]
     assert not failures(verdicts)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 8, 1), (2, 7, 1, 8), (1, 7, 2, 2)])
+def test_winograd_declines_what_lies_mostly_in_the_padding(shape):
+    """Its relative error was twice as large: some taps give the sum, and all of them the rounding."""
+    g = Conv2d.of(shape, (764, 7, 3, 3), padding=((3, 1), (1, 2)))
+    for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"):
+        for implementation in implementations(op, device="cpu", layout=None):
+            if implementation.name == "winograd":
+                assert "larger than the image" in implementation.refusal(g)
+    case = check.Case("conv2d_dgrad", g, "thin")
+    chosen = select("conv2d_dgrad", g, device="cpu")
+    assert check.judge(chosen, check.Question.of(case, "float32", 1005)).ok

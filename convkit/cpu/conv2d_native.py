@@ -153,6 +153,8 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
         return "a stride is taken away on NCHW images only"
     if (reason := _asked("winograd")(g, way, layout)) is not None:
         return reason
+    if g.H < g.R or g.W < g.S:
+        return "where the window is larger than the image, few of its taps count, and the rounding of all"
     if way != "dgrad" and g.groups * stride == 1 and g.C <= FEW_CHANNELS:
         return f"with {g.C} channels, its transforms cost more than it saves"
     outputs = 8 - -(-g.R // stride)  # of a tile's side
