@@ -1,4 +1,4 @@
-"""The command line: `convkit alexnet | bench | verify | compare | report | check | list | source`."""
+"""The commands: `convkit alexnet | bench | verify | compare | report | check | list | source | doctor`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .errors import ConvkitError, OptionError, unknown
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `convkit` command; returns the exit status.
 
-    0: done. 1: a check failed. 2: the command could not be carried out; one line on stderr says why.
+    0: done. 1: a check failed, or `doctor` found something broken. 2: the command could not be carried out;
+    one line on stderr says why.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -143,7 +144,43 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("kernel", help="a kernel file's stem, or a path to a .cu file")
     source.add_argument("--dtype", help="storage (default: the first that the kernel declares)")
     source.set_defaults(run=_source)
+    doctor = commands.add_parser(
+        "doctor",
+        help="list what is installed, whether it works, and what to do where it does not",
+        description="Look at Python, the C++ kernels, the compiler, the GPU with its driver, CuPy, NVRTC, "
+        "cuDNN, optional packages, the disk cache and CONVKIT_* variables: what is found, its state, what to "
+        "do. The exit status is 1 if something that is installed is broken; what is missing is no failure.",
+    )
+    doctor.add_argument(
+        "--imports", action="store_true", help="also import each optional package, which takes seconds"
+    )
+    doctor.add_argument(
+        "--json", metavar="FILE", help="write all rows to this file ('-': stdout, and no table)"
+    )
+    doctor.set_defaults(run=_doctor)
     return parser
+
+
+# ---------------------------------------------------------------------------------------------------
+# convkit doctor
+# ---------------------------------------------------------------------------------------------------
+def _doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
+    if args.json and args.json != "-":
+        _write(args.json, "")
+    found = doctor.rows(imports=args.imports)
+    document = doctor.document(found)
+    text = json.dumps(document, indent=1)
+    if args.json == "-":
+        print(text)
+    else:
+        if args.json:
+            _write(args.json, text + "\n")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        shown = f"{doctor.table(found)}\n\n{doctor.summary(document['counts'])}"
+        print(shown.encode(encoding, "backslashreplace").decode(encoding))
+    return 0 if document["ok"] else 1
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -238,7 +275,7 @@ def _on_device(device: str) -> contextlib.AbstractContextManager[Any]:
     if not gpu_found():
         raise OptionError(
             "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); --device emulator runs "
-            "the CUDA kernels on the CPU"
+            "the CUDA kernels on the CPU, `convkit doctor` says what is missing"
         )
     if device == "cuda":
         return contextlib.nullcontext()

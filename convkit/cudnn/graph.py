@@ -55,6 +55,7 @@ class Frontend:
         except ImportError as error:
             raise Unavailable(
                 f"the graph API needs nvidia-cudnn-frontend ({error}): "
+                "pip install 'convkit[cudnn]', or without the packages that it brings along: "
                 "pip install --no-deps nvidia-cudnn-frontend"
             ) from None
         except Exception as error:

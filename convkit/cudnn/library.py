@@ -33,6 +33,14 @@ class Unavailable(ConvkitError, ImportError):
     """cuDNN, or its frontend, cannot be used at all; the message says why, and what to do."""
 
 
+class NotInstalled(Unavailable):
+    """There is none."""
+
+
+class TooOld(Unavailable):
+    """There is one, of a version that is not served."""
+
+
 class CudnnError(ConvkitError, RuntimeError):
     """A call of cuDNN that failed.
 
@@ -162,7 +170,7 @@ class Library:
             raise Unavailable(f"{path} ({where}) is no cuDNN: it has no {missing[0]}")
         self.version = version_of(self._functions["cudnnGetVersion"]())
         if self.version < OLDEST:
-            raise Unavailable(f"{self} is too old: {dotted(OLDEST)} or newer is needed")
+            raise TooOld(f"{self} is too old: {dotted(OLDEST)} or newer is needed")
 
     def _declare(self, name: str, result: Any, arguments: list[Any]) -> None:
         try:
@@ -245,18 +253,19 @@ def load(path: str | os.PathLike[str] | None = None) -> Library:
     for place, where in named:
         if place:
             return Library(_file(Path(place), where), where)
-    reasons: list[str] = []
+    reasons: list[Unavailable] = []
     for place, where in (*((str(p), "the wheel") for p in wheels()), *((s, "the system") for s in SONAMES)):
         try:
             return Library(place, where)
         except Unavailable as reason:
-            reasons.append(str(reason))
-    told = [r for r in reasons if "No such file" not in r and "cannot open shared object" not in r]
+            reasons.append(reason)
+    absent = ("No such file", "cannot open shared object")
+    told = [reason for reason in reasons if not any(words in str(reason) for words in absent)]
     if told:
-        raise Unavailable(told[0])
-    raise Unavailable(
+        raise told[0]
+    raise NotInstalled(
         f"no libcudnn: ${VARIABLE} is not set, this Python has no nvidia-cudnn wheel, and the system "
-        "finds none; pip install nvidia-cudnn-cu13 (or -cu12)"
+        "finds none; pip install 'convkit[cudnn]' (for CUDA 12: pip install nvidia-cudnn-cu12)"
     )
 
 
