@@ -800,6 +800,19 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_an_output_in_an_inputs_place_is_one_array(check):
+    """As on a GPU: what is overwritten cannot be read again."""
+    source = """extern "C" __global__ void f(const float* x, float* y) {
+        y[threadIdx.x] = 1; y[threadIdx.x] += x[threadIdx.x]; }"""
+    function = emulator.compile(source, "f", check=check)
+    x, y = np.full(8, 5, np.float32), np.empty(8, np.float32)
+    function.launch((1,), (8,), [Argument("x", x), Argument("y", y, output=True)])
+    assert (y == 6).all() and (x == 5).all()
+    function.launch((1,), (8,), [Argument("x", x), Argument("y", x, output=True)])
+    assert (x == 2).all()
+
+
 def test_keys_tell_parts_apart():
     assert key_of(["ab", "c"]) != key_of(["a", "bc"])
     assert key_of(["ab", b"c"]) == key_of([b"ab", "c"])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convkit import check, registry
+from convkit import check, emulate, registry
 from convkit.check import check_these, sizes, tolerance
 from convkit.check.cases import all_cases, size_cases
 from convkit.cpu import reference
@@ -433,6 +434,13 @@ def test_a_label_outside_the_classes_is_asked_about_on_a_device(guard, passes, c
     failed = [v for v in check_these([kernel_implementation(path)], quick=True, random=0) if not v.ok]
     assert bool(failed) != passes, failed[:2]
     assert all("stray labels" in v.case and "expected NaN" in v.reason for v in failed)
+
+
+def test_a_kernel_that_overwrites_what_it_still_reads_is_refused(compiler):
+    early = kernel_implementation(Path(__file__).parent / "planted" / "relu_dgrad_early.cu")
+    with emulate():
+        verdict = next(v for v in check.in_turn([early], quick=True, random=0) if not v.ok)
+    assert "with dx in place of dy" in verdict.reason
 
 
 def test_a_check_of_a_kernel_file_judges_its_launches(wide):

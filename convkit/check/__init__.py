@@ -202,7 +202,7 @@ def _its_own(implementation: Implementation, quick: bool, seed: int, random: int
         rng = np.random.default_rng([seed, *map(ord, implementation.label)])
         fixed = [c.problem for c in cases(op) if not c.heavy and not c.problem.empty]
         more = [*(c.problem for c in asked), *drawn, *fixed]
-        limits = sizes.own_problems(implementation, 8 if quick else 32, rng, accepts, more)
+        limits = sizes.own_problems(implementation, 8 if quick else 24, rng, accepts, more)
         own = [varied(op, problem, name, index) for index, (name, problem) in enumerate(limits)]
     if implementation.device == "cuda" and "labels" in OPS[op].inputs:  # on a CPU, such labels are refused
         for rows in (9, 11), (65, 300):
@@ -315,6 +315,8 @@ def main(args: argparse.Namespace) -> int:
     for (op, name), count in shown.items():
         if count > 3:
             print(f"\n{op} {name!r}: {count - 3} more cases fail; --json PATH writes all of them")
+    if not args.sanitize and any(i.device == "cuda" for i in chosen):
+        print("\nraces between threads were not looked for: --sanitize does")
     run = sum(not v.declined for v in verdicts)
     declined = f", {len(verdicts) - run} declined" if len(verdicts) > run else ""
     print(f"\n{run - len(failed)} of {run} passed{declined}; seed {seed}{', quick' if args.quick else ''}")

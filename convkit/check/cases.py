@@ -93,7 +93,10 @@ def cases(op: str) -> Iterator[Case]:
     yield from _option_cases(op)
     for index, (fill, problem) in enumerate(_data(op)):
         # The first five options leave no factor at zero, which would turn an infinity into NaN or not.
-        yield replace(varied(op, problem, f"{fill} data", index % 5), fill=fill)
+        case = replace(varied(op, problem, f"{fill} data", index % 5), fill=fill)
+        yield case
+        if fill == "nan" and "relu" in case.options:
+            yield replace(case, options={**case.options, "relu": not case.options["relu"]})
 
 
 def random_cases(
@@ -216,6 +219,8 @@ CONV_EDGES: tuple[tuple[str, tuple, tuple, dict[str, Any]], ...] = (
     ("one window on the whole image", (3, 4, 6, 5), (7, 4, 6, 5), {}),
     ("depthwise", (2, 7, 8, 8), (7, 1, 3, 3), {"padding": 1, "groups": 7}),
     ("depthwise, two filters each", (1, 5, 9, 8), (10, 1, 3, 3), {"groups": 5, "stride": 2}),
+    ("depthwise, three filters each", (2, 4, 5, 3), (12, 1, 2, 3), {"groups": 4, "padding": 1}),
+    ("five images, five groups", (5, 10, 4, 3), (15, 2, 2, 2), {"groups": 5, "stride": (1, 2)}),
     ("one channel", (3, 1, 9, 9), (8, 1, 5, 5), {"padding": 2}),
     ("one filter", (2, 9, 9, 9), (1, 9, 3, 3), {"padding": 1}),
     ("primes", (3, 7, 17, 19), (11, 7, 5, 3), {"padding": ((1, 3), (2, 0)), "stride": (3, 2)}),
@@ -268,6 +273,9 @@ POOL_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
     ("one column of outputs", (2, 3, 7, 4), {"window": (2, 3), "stride": (1, 5)}),
     ("one row of outputs", (2, 3, 4, 9), {"window": (3, 2), "stride": (5, 1)}),
     ("one pixel, a window of padding around", (3, 5, 1, 1), {"window": 3, "stride": (1, 2), "padding": 1}),
+    ("padding up to the window's last tap", (2, 3, 5, 4), {"padding": 2}),
+    ("padding beyond the image", (1, 2, 1, 1), {"window": 9, "stride": 3, "padding": 8}),
+    ("65,538 taps: argmax of uint32", (1, 1, 2, 1), {"window": (65538, 1), "padding": ((65537, 0), (0, 0))}),
     ("256 taps: the last that fit uint8", (1, 2, 20, 19), {"window": 16, "stride": 2}),
     ("289 taps: argmax of uint16", (1, 2, 21, 20), {"window": 17, "stride": 2}),
     ("empty batch", (0, 3, 7, 7), {}),
@@ -279,6 +287,10 @@ LRN_EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
     ("size 4", (2, 9, 4, 3), {"size": 4, "alpha": 0.9, "beta": 0.5}),
     ("size beyond the channels", (2, 3, 4, 5), {"size": 9, "alpha": 1.3}),
     ("size 8 beyond the channels", (2, 3, 4, 5), {"size": 8, "alpha": 1.3}),
+    ("size 8 within the channels", (2, 19, 3, 2), {"size": 8, "alpha": 1.3}),
+    ("size 11 within the channels", (1, 23, 2, 3), {"size": 11, "alpha": 1.3, "beta": 0.72}),
+    ("a window of 10 within the map", (1, 2, 13, 12), {"size": 10, "alpha": 1.3, "region": "within_channel"}),
+    ("negative beta", (2, 6, 3, 4), {"alpha": 1.3, "beta": -0.5}),
     ("alpha that matters", (2, 7, 5, 6), {"size": 5, "alpha": 2.5, "k": 2.0}),
     ("beta 1", (2, 7, 5, 6), {"size": 3, "alpha": 0.5, "beta": 1.0}),
     ("beta 0", (1, 4, 3, 3), {"alpha": 0.5, "beta": 0.0}),
@@ -317,6 +329,8 @@ LINEAR_EDGES = {
     "blocks and one more": (17, 65, 129),
     "powers of two": (16, 64, 32),
     "long sum": (2, 3001, 3),
+    "long sums, several outputs": (3, 700, 20),
+    "blocks and one more each way": (33, 65, 66),
     "empty batch": (0, 7, 5),
 }
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -371,7 +385,14 @@ def _edges(op: str) -> Iterator[tuple[str, Problem]]:
         for name, (N, C, K) in LINEAR_EDGES.items():
             yield name, Linear(N, C, K)
     elif kind is ChannelSum and op == "conv2d_bgrad":
-        for image in ((1, 1, 1, 1), (3, 7, 5, 1), (2, 13, 17, 19), (1, 3, 100, 101), (0, 4, 3, 3)):
+        for image in (
+            (1, 1, 1, 1),
+            (3, 7, 5, 1),
+            (2, 13, 17, 19),
+            (1, 3, 100, 101),
+            (17, 301, 1, 2),
+            (0, 4, 3, 3),
+        ):
             yield "edge", ChannelSum.of(image, 4)
     elif kind is ChannelSum:
         for row in ((1, 1), (3, 7), (128, 13), (1, 1000), (1001, 3), (0, 4)):
@@ -397,6 +418,7 @@ DROPOUT: tuple[dict[str, Any], ...] = tuple(
         (0.1, 2**32 + 7, 2**32 - 3, 1 / 0.9),  # the counter's low word runs over
         (1e-9, 3, 2**40 + 1, 1.0),
         (0.75, 0x0123456789ABCDEF, 2**63 - 2**20, 4.0),
+        (0.0, 4, 7, 2.0),
     )
 )
 _SGD = {
@@ -416,6 +438,8 @@ SGD: tuple[dict[str, Any], ...] = (
     {**_SGD, "momentum": 0.0, "weight_decay": 0.0},
     {**_SGD, "momentum": 0.0, "lr": 1.5, "lr_in_velocity": True, "weight_decay": 0.2},
     {**_SGD, "lr": 0.0},
+    # 1 - dampening in float32 would be off by 5e-5.
+    {**_SGD, "dampening": 0.999, "momentum": 0.0, "weight_decay": 0.0},
 )
 
 
@@ -473,7 +497,7 @@ def _option_cases(op: str) -> Iterator[Case]:
 def _data(op: str) -> Iterator[tuple[str, Problem]]:
     """(fill, problem); where something is padded, also a problem without padding: see `inputs.plantable`."""
     kind = OPS[op].problem
-    fills = ["nan", "inf", "zeros", "ties", "constant", "offset", "rectified"]
+    fills = ["nan", "inf", "nan beside zeros", "zeros", "ties", "constant", "offset", "rectified"]
     problems: list[Problem]
     if kind is Conv2d:
         problems = [
@@ -493,7 +517,7 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
             LRN.of((2, 3, 6, 5), size=3, alpha=0.5, region="within_channel"),
         ]
         # Beyond an infinity, which power meets which product first decides between 0, NaN and infinity.
-        fills = [f for f in fills if f != "inf" or op == "lrn_fprop"] + ["large"]
+        fills = [f for f in fills if "inf" not in f or op == "lrn_fprop"] + ["large"]
     elif kind is Reorder:
         problems = [Reorder(2, 21, 3, 5)]
     elif kind is LrnMaxPool2d:
@@ -539,7 +563,7 @@ def _thin(rng: np.random.Generator) -> tuple[int, int] | None:
     """Extents of an image of one or two rows, columns or both; two times in three, none."""
     if rng.random() < 0.65:
         return None
-    short, long = int(rng.integers(1, 3)), int(rng.integers(1, 24))
+    short, long = int(rng.integers(1, 3)), int(2 ** rng.uniform(0, 6))
     return (short, long) if rng.random() < 0.5 else (long, short)
 
 

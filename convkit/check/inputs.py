@@ -36,6 +36,12 @@ def _replace(make: Callable[[np.ndarray, np.random.Generator], Any]) -> Fill:
     return fill
 
 
+def _beside_zeros(a: np.ndarray, rng: np.random.Generator) -> None:
+    """Two thirds zeros, and some NaN: a factor of zero is no reason to leave a NaN out."""
+    a[rng.random(a.shape) < 0.67] = 0
+    _plant(np.nan)(a, rng)
+
+
 #: Tensors that are a ReLU's output, or its input: every other case has them rectified.
 RECTIFIED = {("relu_dgrad", "y"), ("conv2d_dgrad_relu", "x"), ("lrn_maxpool2d_dgrad", "x")}
 
@@ -47,6 +53,7 @@ FILLS: dict[str, Fill] = {
     "normal": lambda a, rng: None,
     "nan": _plant(np.nan),
     "inf": _plant(np.inf, -np.inf),
+    "nan beside zeros": _beside_zeros,
     # Nine in ten, so that whole windows hold nothing else, and others one number.
     "minus_inf": _replace(lambda a, rng: np.where(rng.random(a.shape) < 0.9, -np.inf, a)),
     "zeros": _replace(lambda a, rng: rng.choice([0.0, -0.0, 1.0, -1.0], a.shape)),
@@ -57,6 +64,10 @@ FILLS: dict[str, Fill] = {
     "rectified": _replace(lambda a, rng: np.maximum(a, 0)),
     "large": _replace(lambda a, rng: a * 300),
 }
+
+
+#: Fills whose values may stand in some of the inputs alone.
+PLANTED = ("nan", "inf", "nan beside zeros")
 
 
 def plantable(case: Case) -> set[str]:
@@ -87,8 +98,11 @@ def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
             made[name] = None
             continue
         value = _one(case, name, rng)
-        if value.dtype.kind == "f" and (case.fill not in ("nan", "inf") or name in plantable(case)):
-            FILLS[case.fill](value, rng)
+        if value.dtype.kind == "f":
+            if name in plantable(case) or case.fill not in PLANTED:
+                FILLS[case.fill](value, rng)
+            elif case.fill == "nan beside zeros":
+                value[rng.random(value.shape) < 0.67] = 0
         made[name] = np.ascontiguousarray(value, np_dtype(case.problem.dtype_of(name))).reshape(value.shape)
     return made
 

@@ -8,7 +8,9 @@ ask: sizes around the numbers in its header and its code, and the largest that i
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -165,7 +167,8 @@ def bases(op: str) -> list[Problem]:
     """
     kind = OPS[op].problem
     if kind is Conv2d:
-        return [Conv2d(2, 2, 5, 4, 3, 2, 3, 1, 2, 1, 0, 1, 2), Conv2d(1, 3, 1, 2, 2, 1, 1)]
+        wide, plain = Conv2d(2, 2, 5, 4, 3, 2, 3, 1, 2, 1, 0, 1, 2), Conv2d(1, 3, 1, 2, 2, 1, 1)
+        return [wide, plain, Conv2d(1, 2, 2, 3, 2, 2, 2)]
     if kind is Pool2d:
         return [Pool2d(2, 3, 7, 6, 3, 2, 2, 1, 1, 0, 0, 1), Pool2d(1, 1, 2, 3, 2, 2, 1, 1)]
     if kind is LRN:
@@ -216,9 +219,9 @@ def _ladder(op: str) -> Iterator[tuple[str, Problem]]:
             continue
         rungs: tuple[int, ...] = OPTIONS if extent in _SMALL else LADDER
         if extent in ("R", "S"):
-            rungs = (*OPTIONS, 33)
+            rungs = (*OPTIONS, 33, 47)
         if extent == "groups":  # many small products, one after the other, in the reference
-            rungs = tuple(value for value in rungs if value <= 65)
+            rungs = (*(value for value in rungs if value <= 65), 97)
         for value in rungs:
             if (problem := _stretched(op, near if value < 200 else far, extent, value)) is not None:
                 yield f"{extent} {value}", problem
@@ -235,8 +238,24 @@ def _elementwise(op: str) -> Iterator[tuple[str, Problem]]:
         for size in sizes:
             yield f"{size:,} elements", Pointwise((size,))
     # Beyond, as far as it is cheap to judge. A grid that is too small shows at any size beyond its own.
-    for most in (1_048_577, 4_200_000) if op == "relu_fprop" else (600_000,):
+    for most in (2_200_000,) if op == "relu_fprop" else (600_000,):
         yield f"{most:,} elements", Pointwise((most,))
+
+
+def _strides_and_dilations(op: str) -> Iterator[tuple[str, Problem]]:
+    """Each stride up to 3 beside each dilation up to 3, along one axis and then the other."""
+    base = bases(op)[0]
+    if not isinstance(base, (Conv2d, Pool2d)):
+        return
+    for stride in (1, 2, 3):
+        for dilation in (1, 2, 3):
+            along = "hw"[(stride + dilation) % 2]
+            options = {f"stride_{along}": stride, f"dilation_{along}": dilation}
+            other = {"H": 1, "W": 11, "R": 1, "S": 3} if along == "w" else {"H": 11, "W": 1, "R": 3, "S": 1}
+            plain = dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w"), 1)
+            pads = dict.fromkeys(_PADS, 0)
+            changed: Any = {**plain, **pads, **other, **options}
+            yield f"stride {stride}, dilation {dilation}", replace(base, **changed)
 
 
 def _large(op: str) -> Iterator[tuple[str, Problem]]:
@@ -250,8 +269,8 @@ def _large(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is Pool2d:
         yield "66,049 maps", Pool2d(257, 257, 2, 1, 2, 1, 1, 1)
     elif kind is LRN:
-        yield "65,537 images", LRN(many, 2, 1, 1, 5, 0.5)
-        yield "66,049 pixels", LRN(1, 3, 257, 257, 5, 0.5)
+        yield "65,537 images", LRN(many, 1, 1, 1, 5, 0.5)
+        yield "66,049 pixels", LRN(1, 2, 257, 257, 5, 0.5)
     elif kind is LrnMaxPool2d:
         yield "65,537 images", LrnMaxPool2d(LRN(many, 1, 2, 1, 5, 0.5), Pool2d(many, 1, 2, 1, 2, 1, 1, 1))
     elif kind is Reorder:
@@ -275,7 +294,7 @@ def _large(op: str) -> Iterator[tuple[str, Problem]]:
 def problems(op: str) -> Iterator[tuple[str, Problem, bool]]:
     """(name, problem, whether it is heavy) for every size that the gate asks of an op."""
     found = _elementwise(op) if OPS[op].problem is Pointwise else _ladder(op)
-    for name, problem in found:
+    for name, problem in (*found, *_strides_and_dilations(op)):
         yield name, problem, not within(op, problem, CHEAP)
     for name, problem in _large(op):
         yield name, problem, True
@@ -345,6 +364,42 @@ def constants(implementation: Implementation) -> tuple[list[int], list[int]]:
     return [*first], [*rest]
 
 
+#: What code calls an extent that has another name here.
+_CALLED = {"C": "channels", "K": "filters", "size": "elements"}
+
+
+def _named(implementation: Implementation, extents: list[str]) -> Iterator[tuple[str, int]]:
+    """(extent, number) for each comparison or remainder of the two that the code spells out."""
+    run = implementation.run
+    if isinstance(run, Runner):
+        text = "\n".join((*_expressions_of(run.kernel.header), run.kernel.source))
+    else:
+        text = ""
+        for function in (run, implementation.when):
+            with contextlib.suppress(OSError, TypeError):  # typed into a console, or no function
+                text += inspect.getsource(function)  # type: ignore[arg-type]
+    for name, number in re.findall(r"\b(\w+)\s*(?:[<>=!]=?|%)\s*(\d+)\b", text):
+        extent = name if name in extents else _CALLED.get(name, "")
+        if extent in extents and 2 <= int(number) <= 2**17:
+            yield extent, int(number)
+
+
+def _pairs(
+    implementation: Implementation, extents: list[str], rng: np.random.Generator
+) -> Iterator[tuple[str, int]]:
+    """(extent, number), each once: what the code names first, then extents of tensors, then the others."""
+    declared, code = constants(implementation)
+    rng.shuffle(code)
+    seen = dict.fromkeys(_named(implementation, extents))
+    yield from seen
+    turns = []
+    for number in (*declared, *code):
+        order = [extents[i] for i in rng.permutation(len(extents))]
+        turns.append([(extent, number) for extent in sorted(order, key=lambda extent: extent in _SMALL)])
+    for turn in zip(*turns):
+        yield from (pair for pair in turn if pair not in seen)
+
+
 def _limit(op: str, base: Problem, extent: str, accepts: Callable[[Problem], bool]) -> int | None:
     """The largest value of an extent that is accepted, where one beyond it, no dearer, is not."""
 
@@ -391,7 +446,6 @@ def own_problems(
     if not stretchable:
         return []
     extents = list(EXTENTS[OPS[op].problem])
-    declared, code = constants(implementation)
     found: dict[Problem, str] = {}
 
     def add(extent: str, value: int, why: str) -> None:
@@ -409,17 +463,12 @@ def own_problems(
                     found.setdefault(problem, f"{extent} {value:,}: the largest that it takes")
     limits = min(len(found), count // 2)
     found = dict(list(found.items())[:limits])
-    # Each number gets its turn at some extent; those that it declares come first, and again.
-    rng.shuffle(code)
-    numbers = [*declared, *code]
-    for turn in range(4 * count):
-        if len(found) >= count or not numbers:
-            break
-        value = numbers[turn % len(numbers)]
-        extent = extents[int(rng.integers(len(extents)))]
-        for near in (value - 1, value, value + 1):
+    for extent, value in _pairs(implementation, extents, rng):
+        for near in (value, value + 1, value - 1):
             if near >= 1 and len(found) < count:
                 add(extent, near, f"it has the number {value}")
+        if len(found) >= count:
+            break
     return [(name, problem) for problem, name in found.items()]
 
 

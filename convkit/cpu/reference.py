@@ -149,11 +149,11 @@ def _window_sum(g: LRN, a: Array, behind: int, ahead: int) -> Array:
     else:
         grouped, axes = a, (2, 3)
     for axis in axes:
-        pads = [(0, 0)] * grouped.ndim
-        low, high = (min(reach, grouped.shape[axis] - 1) for reach in (behind, ahead))
-        pads[axis] = (low, high)
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(grouped, pads), low + 1 + high, axis)
-        grouped = windows.sum(axis=-1)
+        moved = np.moveaxis(grouped, axis, 0)
+        total, n = np.zeros(moved.shape), len(moved)
+        for shift in range(-min(behind, n - 1), min(ahead, n - 1) + 1):
+            total[max(0, -shift) : n - max(0, shift)] += moved[max(0, shift) : n + min(0, shift)]
+        grouped = np.moveaxis(total, 0, axis)
     return grouped.reshape(a.shape)
 
 

@@ -295,14 +295,25 @@ int ckemu_begin(const Spec* spec, const ArgumentSpec* arguments) {
     const ArgumentSpec& a = arguments[i];
     packed[i] = a.pointer ? &pointers[i] : a.data;
     if (!a.pointer || !a.data) continue;
+    size_t same = 0;  // an output in an input's place is one array here too: what is written is what is read
+    while (same < i && (launch->slots[same].null || arguments[same].data != a.data || arguments[same].bytes != a.bytes))
+      ++same;
+    if (same < i) {
+      Slot& slot = launch->slots[same];
+      slot.writable |= a.writable != 0;
+      slot.readable |= a.readable != 0;
+      pointers[i] = slot.data;
+      continue;
+    }
     Slot& slot = launch->slots[i];
     slot.writable = a.writable;
     slot.readable = a.readable;
     slot.unit = static_cast<uint32_t>(a.unit);
     if (!place_argument(static_cast<int>(i), a.data, a.bytes, !check, slot)) return -1;
-    if (!a.writable) protect_argument(slot);
     pointers[i] = slot.data;
   }
+  for (const Slot& slot : launch->slots)
+    if (!slot.null && !slot.writable) protect_argument(slot);
   launch->arguments = packed.data();
 
   uint64_t wanted = static_cast<uint64_t>(spec->threads);

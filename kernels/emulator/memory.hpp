@@ -9,7 +9,7 @@
 // first byte past it faults, or past the next multiple of 16; these bytes, and those before the array in its
 // first page, are poisoned, and whoever writes there is found after the launch. In check mode bounds are exact.
 //
-// Inputs are read-only pages; outputs are copied back by a launch that went well, so that a failed one leaves
+// Arguments at one address are one array: an output in an input's place. Inputs are read-only pages; outputs are copied back by a launch that went well, so that a failed one leaves
 // no trace.
 #pragma once
 
