@@ -64,9 +64,9 @@ budget: $(VENV)/stamp-test ## compile every kernel for every GPU, write kernels/
 	@echo "make budget: what every kernel compiles to -> kernels/budget.json"
 	@$(BIN)/python -m convkit.budget --update $(ARGS)
 
-gpu: $(VENV)/stamp-test ## on a GPU: check and time every kernel (needs CuPy; ARGS=--quick)
-	@echo "make gpu: every kernel on the GPU; the results go to bench/results"
-	@$(BIN)/python bench/gpu.py $(ARGS)
+gpu: ## on a GPU: check and time every kernel, with what is installed there (ARGS=--rehearse: without a GPU)
+	@echo "make gpu: every kernel on the GPU, under $(PYTHON); the results go to bench/results"
+	@$(PYTHON) bench/gpu.py $(ARGS)
 
 clean: ## remove .venv, builds and caches
 	@echo "make clean: removing .venv, builds and caches"

@@ -62,12 +62,12 @@ class Stage:
 
 STAGES = (
     Stage("compile", "Every kernel and dtype, compiled for this GPU", 45, wide=16),
-    Stage("gate", "The quick gate of every kernel and dtype", 120, wide=16),
-    Stage("presets", "Each preset's step at batch 2, call by call against float64", 60, wide=4),
-    Stage("ceilings", "What the GPU can do at most", 25),
-    Stage("layers", "AlexNet's layers at N = 128, against cuDNN and PyTorch", 120),
-    Stage("steps", "Whole training steps, against PyTorch", 75),
-    Stage("sanitizer", "compute-sanitizer on small cases", 50),
+    Stage("gate", "The quick gate of every kernel and dtype", 90, wide=16),
+    Stage("presets", "Each preset's step at batch 2, call by call against float64", 75, wide=4),
+    Stage("ceilings", "What the GPU can do at most", 20),
+    Stage("layers", "AlexNet's layers at N = 128, against cuDNN and PyTorch", 140),
+    Stage("steps", "Whole training steps, against PyTorch", 85),
+    Stage("sanitizer", "compute-sanitizer on small cases", 45),
     Stage("profile", "Nsight Compute on five kernels", 40),
 )
 
@@ -113,7 +113,7 @@ def run_stage(
     done: Mapping[str, Any],
     *,
     workers: int = 1,
-    start: Start = start_worker,
+    start: Start | None = None,
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
     tick: Callable[[Document], None] = lambda found: None,
@@ -139,7 +139,8 @@ def run_stage(
     dict
         As a document has it; `gather` says what is in it.
     """
-    began = saved = now()
+    start, began = start or start_worker, now()
+    saved = began
     ended: list[int] = []
     stopped = False
     with tempfile.TemporaryDirectory(prefix="convkit-gpu-") as name:
@@ -404,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started
     try:
         document, path = run(args, lambda stage: print(line(stage), flush=True))
-    except ValueError as error:  # --after names something else
+    except (OSError, ValueError) as error:  # --after names something else
         print(f"bench/gpu.py: {error}", file=sys.stderr)
         return 2
     wrong = failed(document)

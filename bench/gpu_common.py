@@ -28,6 +28,7 @@ class Sizes:
 
     kernels: tuple[str, ...] = ()  # none: all of them
     gate_cases: int | None = None
+    passes: int = 3  # of the gate, each on data and random geometries of its own
     presets: tuple[str, ...] = ("paper", "2012", "caffe", "owt")
     convs: tuple[str, ...] = ()  # none: AlexNet's layers
     batch: int = 128
@@ -41,9 +42,9 @@ class Sizes:
 
 
 TINY = Sizes(
-    kernels=("relu_fprop_vectorized",), gate_cases=2, presets=("tiny",), net="plain", batches=(2,),
-    convs=("2,4,9,8,6,3,3,stride=2,pad=1,groups=2",), batch=2, seconds=0.002, samples=3, step_seconds=1.0, layouts=("NCHW",),
-    compiled=False,
+    kernels=("relu_fprop_vectorized",), gate_cases=2, passes=1, presets=("tiny",), net="plain", batches=(2,),
+    convs=("2,4,9,8,6,3,3,stride=2,pad=1,groups=2",), batch=2, seconds=0.002, samples=3, step_seconds=1.0,
+    layouts=("NCHW",), compiled=False,
 )  # fmt: skip
 SIZES = TINY if REHEARSED else Sizes()
 

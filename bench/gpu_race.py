@@ -11,7 +11,7 @@ from typing import Any
 
 import gpu_samples
 import numpy as np
-from gpu_common import SIZES, Record, clock, emulated, place, torch_here
+from gpu_common import REHEARSED, SIZES, Record, clock, emulated, place, torch_here
 
 import convkit as ck
 from convkit import check
@@ -160,6 +160,8 @@ def _torches(item: work.Item) -> list[Any]:
 def _cudnn(item: work.Item) -> list[Any]:
     from convkit.bench.peers import cudnn as peer
 
+    if REHEARSED and item.dtype != "float32":
+        raise Missing("its stand-in has float32 alone")
     engines = peer.contenders_in(item, peer._session(), need("cupy"))
     usual = [e for e in engines if e.facts["api"] == "legacy" and e.layout in SIZES.layouts]
 

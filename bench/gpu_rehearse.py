@@ -276,11 +276,9 @@ def _contents(document: gpu.Document) -> list[str]:
         wanted = {"convkit", "cuDNN", "PyTorch"} if plain else {"PyTorch"}
         if not wanted <= libraries:
             refused = [c.get("refused") for c in record.get("contenders", [])]
-            faults.append(
-                f"layers/{record['key']}: no samples of {wanted - libraries}: {refused} {record.get('missing')}"
-            )
-        judged = [c for c in record.get("contenders", []) if plain or c["library"] != "cuDNN"]
-        if wrong := [c["name"] for c in judged if c.get("ok") is False]:  # the stand-in has float32 alone
+            lacking = f"no samples of {wanted - libraries}: {refused} {record.get('missing')}"
+            faults.append(f"layers/{record['key']}: {lacking}")
+        if wrong := [c["name"] for c in record.get("contenders", []) if c.get("ok") is False]:
             faults.append(f"layers/{record['key']}: wrong by their samples: {wrong}")
     row = ["GPU Speed Of Light Throughput", "Duration", "us", "12.5"]  # as the stand-in prints it
     silent = [f"steps/{r['key']}" for r in found["steps"] if not (r.get("ms") and r.get("right"))]

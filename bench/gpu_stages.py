@@ -147,8 +147,9 @@ def compilations() -> list[str]:
 def gates() -> list[str]:
     found = implementations(device="cuda", layout=None)
     keys = [f"{i.op}/{i.name}/{dtype}" for i in found for dtype in i.dtypes if _is_asked(dtype)]
-    # What takes longest comes first, so that no core is left with it at the end.
-    return sorted(keys, key=lambda key: not key.startswith(("conv2d", "linear")))
+    # What takes longest comes first, so that no core is left with it; then all of it on other data.
+    keys.sort(key=lambda key: not key.startswith(("conv2d", "linear")))
+    return [f"{key}/{number}" for number in range(1, SIZES.passes + 1) for key in keys]
 
 
 def _is_asked(dtype: str) -> bool:
@@ -157,7 +158,7 @@ def _is_asked(dtype: str) -> bool:
 
 def gate(key: str) -> Record:
     """An implementation in one dtype on the gate's quick cases."""
-    op, name, dtype = key.split("/")
+    op, name, dtype, _ = key.split("/")
     chosen = [
         replace(i, dtypes=(dtype,)) for i in implementations(op, device="cuda", layout=None) if i.name == name
     ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import types
-from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -421,49 +419,6 @@ def test_alexnet_of_2012_through_the_emulated_kernels(compiler):
         verdicts = check.check_step(net, x, np.array([1, 2]))
         assert len(verdicts) == len(net.plan(2).calls())
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
-
-
-def test_gpu_script(cupy, tmp_path, monkeypatch, capsys):
-    gpu = load_gpu_script()
-    monkeypatch.setattr(gpu.ck, "AlexNet", small_network)
-    monkeypatch.setattr("convkit.bench.clocks.CUDA_FLUSH", 1024)
-    monkeypatch.setattr(gpu, "LAYERS", ("relu7",))
-    monkeypatch.setattr(gpu, "gate", lambda quick: {"ok": True, "run": 0, "failed": []})
-    assert gpu.main(["--quick", "--batch", "2", "--rounds", "1", "--out", str(tmp_path)]) == 0
-    (path,) = [p for p in tmp_path.glob("gpu-no-GPU-at-all-*.json") if not p.stem.endswith("-N2")]
-    document = json.loads(path.read_text())
-    assert document["alexnet"]["2012"]["ok"]
-    assert set(document["ceilings"]) == {"fma", "copy", "sgemm", "tensor-fp16"}
-    assert len(document["kernels"]) > 15
-    (name,) = document["bench"]["capsules"]
-    made = json.loads((tmp_path / name).read_text())
-    assert made["convkit_capsule"] == 1 and made["machine"]["device"] == "cuda"
-    (row,) = [row for row in made["rows"] if row["direction"] == "fwd"]
-    assert row["layer"] == "relu7" and row["contenders"][0]["name"] == "vectorized"
-    # A kernel that is wrong is reported, and what else was measured is kept.
-    monkeypatch.setattr(gpu, "gate", lambda quick: 1 / 0)
-    assert gpu.main(["--quick", "--batch", "2", "--rounds", "1", "--out", str(tmp_path / "again")]) == 1
-    (path,) = [p for p in (tmp_path / "again").glob("*.json") if not p.stem.endswith("-N2")]
-    document = json.loads(path.read_text())
-    assert document["gate"] == {"ok": False, "error": "ZeroDivisionError: division by zero"}
-    assert document["bench"]["capsules"]
-
-
-def load_gpu_script():
-    import importlib.util
-
-    path = Path(__file__).parent.parent / "bench" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("convkit_bench_gpu", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_gpu_script_without_a_gpu(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(devices, "gpu_found", lambda: False)
-    assert load_gpu_script().main(["--out", str(tmp_path)]) == 0
-    assert "nothing was run, nothing was written" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
