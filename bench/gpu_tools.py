@@ -125,7 +125,8 @@ def profile(key: str) -> Record:
         if code or not report.exists():
             return {"ok": None, "error": f"ncu ended with {code}: {' / '.join(text.splitlines()[-4:])}"[:600]}
         _, details = _called([ncu, "--import", str(report), "--page", "details", "--csv"])
-        _, source = _called([ncu, "--import", str(report), "--page", "source", "--csv"])
+        lines = ("--page", "source", "--csv", "--print-source", "cuda,sass")
+        _, source = _called([ncu, "--import", str(report), *lines])
         return {"ok": None, "details": metrics(details), "source": source[:400_000].splitlines()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
