@@ -41,11 +41,12 @@ STICKY = 3
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Work:
-    """A stage's tasks, by key, and what makes the record of one."""
+    """A stage's tasks, by key, and what makes the record of one; whether a task is convkit's own to pass."""
 
     tasks: Callable[[], list[str]]
     run: Callable[[str], Record]
     missing: Callable[[], object] = lambda: None
+    own: Callable[[str], bool] = lambda key: True
 
 
 def child(kind: str, arguments: list[str]) -> int:
@@ -90,7 +91,10 @@ def worker(stage: Work, folder: Path, usable: Callable[[], bool] = lambda: True)
             except Exception as error:  # one task, not the stage
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 text = f"{type(error).__name__}: {error}"[:600]
-                record = {"ok": False, "error": f"{text} ({Path(at.filename).name}:{at.lineno})"}
+                record = {
+                    "ok": False if stage.own(key) else None,
+                    "error": f"{text} ({Path(at.filename).name}:{at.lineno})",
+                }
             record = {"key": key, **record, "seconds": round(time.monotonic() - began, 4)}
             records.write(json.dumps(capsule.plain(record)) + "\n")
             records.flush()
@@ -233,11 +237,13 @@ WORK = {
     "compile": Work(compilations, compile_kernel),
     "gate": Work(gates, gate),
     "presets": Work(lambda: list(SIZES.presets), preset_step),
-    "ceilings": Work(ceilings, ceiling),
+    "ceilings": Work(ceilings, ceiling, own=lambda key: False),
     "layers": Work(lambda: list(gpu_race.layer_items()), gpu_race.layer),
-    "steps": Work(gpu_race.step_tasks, gpu_race.step),
+    "steps": Work(gpu_race.step_tasks, gpu_race.step, own=lambda key: key.startswith("convkit")),
     "sanitizer": Work(
         lambda: list(gpu_tools.CHECKERS), gpu_tools.sanitize, lambda: gpu_tools.tool("compute-sanitizer")
     ),
-    "profile": Work(lambda: list(gpu_tools.PROFILED), gpu_tools.profile, lambda: gpu_tools.tool("ncu")),
+    "profile": Work(
+        lambda: list(gpu_tools.PROFILED), gpu_tools.profile, lambda: gpu_tools.tool("ncu"), lambda key: False
+    ),
 }

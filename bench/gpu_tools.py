@@ -64,9 +64,11 @@ def sanitize(key: str) -> Record:
     command = [tool("compute-sanitizer"), "--tool", key, "--error-exitcode", "9", "--print-limit", "20"]
     code, text = _called([*command, sys.executable, str(gpu.HERE / "gpu.py"), "--cases", key])
     found = [json.loads(line) for line in text.splitlines() if line.startswith('{"case"')]
+    if not found:  # the tool refuses the device, or Python
+        raise Missing(f"no case ran; it ended with {code}: {' / '.join(text.splitlines()[-4:])}"[:600])
     lines = [line for line in text.splitlines() if line.startswith("=====")]
     summary = next((line for line in reversed(lines) if "SUMMARY" in line), "")
-    record = {"ok": code == 0 and bool(found) and all(f["ok"] for f in found), "exit": code, "cases": found}
+    record = {"ok": code == 0 and all(f["ok"] for f in found), "exit": code, "cases": found}
     return {**record, "summary": summary, "output": [] if record["ok"] else text.splitlines()[-120:]}
 
 

@@ -78,13 +78,13 @@ import os, gpu_stages
 def run(key):
     if key == "b": BREAK
     return {"ok": True, "process": os.getpid()}
-stage = gpu_stages.Work(lambda: ["a", "b", "c"], run)
+stage = gpu_stages.Work(lambda: ["a", "b", "c"], run, own=OWN)
 sys.exit(gpu_stages.worker(stage, folder, USABLE))
 """
 
 
-def worker(broken: str = "pass", usable: str = "lambda: True"):
-    return script(WORKER.replace("BREAK", broken).replace("USABLE", usable))
+def worker(broken: str = "pass", usable: str = "lambda: True", own: str = "lambda key: True"):
+    return script(WORKER.replace("BREAK", broken).replace("USABLE", usable).replace("OWN", own))
 
 
 def by_key(found: dict) -> dict:
@@ -152,6 +152,11 @@ def test_an_exception_is_a_record():
     assert "ArithmeticError: no" in by_key(found)["b"]["error"] and gpu.failed({"stages": [found]}) == [
         "gate/b"
     ]
+    # A peer's fault is none of convkit's.
+    found = gpu.run_stage(
+        STAGE, 100, {}, start=worker("raise ArithmeticError('no')", own="lambda key: key != 'b'")
+    )
+    assert by_key(found)["b"]["ok"] is None and not gpu.failed({"stages": [found]})
 
 
 def test_who_cannot_start_at_all_does_not_start_for_ever():
