@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from convkit import arrays
+
 #: GPUs, and the number of the current one.
 DEVICES = 2
 current_device = [0]
@@ -624,6 +626,7 @@ def torch_streams() -> Iterator[None]:
 def torch_module() -> types.ModuleType:
     """The module to put in the place of `torch`; after `module`."""
     torch = types.ModuleType("torch")
+    arrays._library_of.cache_clear()  # which library a type is of was found out in another world
     _torch_streams.clear()
     _torch_streams.update({device: [_stacks[device][0]] for device in range(DEVICES)})
 
