@@ -419,6 +419,11 @@ def on(array: Any) -> contextlib.AbstractContextManager[Any]:
     return _cupy().cuda.Device(array.device.id)  # type: ignore[no-any-return]
 
 
+def gpus() -> int:
+    """How many GPUs CuPy sees."""
+    return int(_cupy().cuda.runtime.getDeviceCount())
+
+
 def _current(device: str) -> contextlib.AbstractContextManager[Any]:
     index = device.partition(":")[2]
     return _cupy().cuda.Device(int(index)) if index else _NOTHING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,18 @@ from .registry import MATH, current_choice
 
 #: Plans that a network keeps; each holds the activations of its batch size.
 MAX_PLANS = 2
+
+
+def _require_device(device: str) -> None:
+    """Refuse what is no device, and a GPU beyond those that are there."""
+    if device == "cpu":
+        return
+    if not isinstance(device, str) or not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+        raise OptionError(f"{unknown('device', device, ('cpu', 'cuda'))}; a GPU's number: cuda:1")
+    if ":" in device:
+        count = arrays.gpus()
+        if int(device.removeprefix("cuda:")) >= count:
+            raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
 
 
 class Network:
@@ -42,8 +55,8 @@ class Network:
         The update rule and its rates.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
         As in `convkit.conv2d_fprop`.
-    device : {"cpu", "cuda"}
-        Where parameters and activations live; CuPy arrays on "cuda".
+    device : {"cpu", "cuda", "cuda:1", ...}
+        Where parameters and activations live; on a GPU they are CuPy arrays. "cuda" is CuPy's current one.
 
     Attributes
     ----------
@@ -63,8 +76,7 @@ class Network:
         math: str | None = None,
         device: str = "cpu",
     ) -> None:
-        if device not in ("cpu", "cuda"):
-            raise unknown("device", device, ("cpu", "cuda"))
+        _require_device(device)
         if dtype not in arrays.DTYPES:
             raise unknown("dtype", dtype, arrays.DTYPES)
         if math is not None and math not in MATH:

@@ -78,7 +78,7 @@ class Plan:
     dtype : str
     update : Update
     math : str, optional
-    device : {"cpu", "cuda"}
+    device : {"cpu", "cuda", "cuda:1", ...}
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Plan:
             with record() as calls:
                 value = layer.forward(self, value)
             self.forward += self._tag(layer, calls)
-        assert isinstance(value, np.ndarray) or device == "cuda"
+        assert isinstance(value, np.ndarray) or device != "cpu"
         self.logits = value
         self._record_loss()
         self._record_backward(steps)
@@ -151,7 +151,7 @@ class Plan:
     def has(self, op: str, problem: Problem, layout: str) -> bool:
         """Whether an implementation takes this problem in this layout; the reference only if it was named."""
         try:
-            found = select(op, problem, device=self.device, math=self.math, layout=layout)
+            found = select(op, problem, device=self.device.partition(":")[0], math=self.math, layout=layout)
         except (NoImplementation, OptionError):
             return False
         return found.name != "reference" or op in dict(current_choice().names)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import probe
+from . import arrays, probe
 from .check.tolerance import relative_rms
 from .dispatch import Call
 from .errors import ConvkitError
@@ -132,6 +132,19 @@ def profile(
     -------
     Profile
     """
+    with arrays.queue(net.gpu_arrays()):  # on the network's GPU, whichever is the current one
+        return _profile(net, x, labels, repeats, errors, lr, progress)
+
+
+def _profile(
+    net: Network,
+    x: Any,
+    labels: Any,
+    repeats: int,
+    errors: bool,
+    lr: float | None,
+    progress: Callable[[int, str], None],
+) -> Profile:
     progress(0, "warming up")
     losses = [net.step(x, labels, lr=lr)]  # compiles, fills caches
     plan = net.plan(len(x))

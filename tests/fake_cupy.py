@@ -1,7 +1,9 @@
 """A stand-in for CuPy, so that the way to the GPU is walked where there is none.
 
 Arrays are NumPy's behind a wrapper that is no NumPy array; kernels run under the emulator. There are two
-GPUs. Streams are times until which they are busy: what is queued costs nothing until somebody waits.
+GPUs. Streams are times until which they are busy: what is queued costs nothing until somebody waits. A stream
+may be held back by a kernel that spins on a flag in pinned memory (`HOLD`), until its limit; what is behind
+it, and what waits for that, is not done before. The host's time stands still for none of this.
 
 It is not kinder than CuPy. New arrays lie on the current device and are full of NaN; work on an array of
 another device is refused, and so is work on one that is not aligned; `ascontiguousarray` gives a 0-d array
@@ -17,11 +19,13 @@ as it is written to here: a GPU has the last word.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import time
 import types
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,10 +60,15 @@ host_knows: Knowledge = {}
 
 def now() -> float:
     """Seconds of the host, or simulated ones, which no other process can hold up."""
-    if not simulated:
-        return time.perf_counter()
-    simulated[0] += 1e-6
-    return simulated[0]
+    if simulated:
+        simulated[0] += 1e-6
+    pump()
+    return _moment()
+
+
+def _moment() -> float:
+    """The time, without a look at it."""
+    return simulated[0] if simulated else time.perf_counter()
 
 
 def _learn(known: Knowledge, more: Knowledge) -> None:
@@ -81,6 +90,8 @@ class Stream:
         self.device_id = -1 if null else current_device[0]
         self.key = (current_device[0], self.ptr)
         self.until = 0.0
+        #: What is queued and not done yet, in order; each says whether it could be done now.
+        self.pending: list[Callable[[], bool]] = []
         self.captured: list[tuple[float, Any]] | None = None
         self.knows: Knowledge = {}
         Stream.every.append(self)
@@ -111,17 +122,38 @@ class Stream:
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()
-        event.at = max(now(), self.until)
+        if event.device_id != self.key[0]:
+            raise Refused("cudaErrorInvalidResourceHandle: an event of another device")
+        mark = event.mark = Mark()
         event.knows = dict(self.knows)
+        queued = now()
+
+        def done() -> bool:
+            mark.at = max(queued, self.until)
+            return True
+
+        self.add(done)
         return event
 
     def wait_event(self, event: Event) -> None:
         _learn(self.knows, event.knows)
-        self.until = max(self.until, event.at)
+        mark = event.mark
+
+        def done() -> bool:
+            if mark is not None and mark.at is None:
+                return False
+            self.until = max(self.until, mark.at if mark is not None else 0.0)
+            return True
+
+        self.add(done)
+
+    def add(self, done: Callable[[], bool]) -> None:
+        """Queue something; it is done at once where nothing ahead of it is held back."""
+        self.pending.append(done)
+        pump()
 
     def synchronize(self) -> None:
-        _learn(host_knows, self.knows)
-        _wait_until(self.until)
+        _drain([self])
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -148,12 +180,24 @@ def current_stream(device_id: int = -1) -> Stream:
     return _stacks[current_device[0] if device_id == -1 else device_id][-1]
 
 
+class Mark:
+    """When an event was reached; None while it was not."""
+
+    at: float | None = None
+
+
 class Event:
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
-        self.at, self.knows = 0.0, {}
+        self.mark: Mark | None = None
+        self.knows: Knowledge = {}
+        self.device_id, self.timed = current_device[0], not disable_timing
 
     def record(self, stream: Stream | None = None) -> None:
         (stream or current_stream()).record(self)
+
+
+#: Seconds of other work on arrays.
+SHORT = 2e-6
 
 
 def queue(seconds: float, work: Any = None) -> None:
@@ -162,16 +206,87 @@ def queue(seconds: float, work: Any = None) -> None:
     if stream.captured is not None:
         stream.captured.append((seconds, work))
         return
-    if work is not None:
-        work()
-    stream.until = max(now(), stream.until) + seconds
+    queued = now()
+
+    def done() -> bool:
+        if not ends:
+            ends.append(max(queued, stream.until) + seconds)
+            _deadlines.append(ends[0])
+        if _moment() < ends[0]:
+            return False
+        _deadlines.remove(ends[0])
+        begin = _moment()
+        if work is not None:
+            work()  # what it writes is seen when it ends
+        spent = _moment() - begin  # where time is not simulated, by the host in the GPU's place
+        stream.until = ends[0] + spent
+        return True
+
+    ends: list[float] = []
+    stream.add(done)
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    for event in (start, end):
+        if event.mark is None or not event.timed:
+            raise Refused("cudaErrorInvalidResourceHandle: an event that was not recorded")
+        if event.mark.at is None or event.mark.at > now():
+            raise Refused("cudaErrorNotReady: device not ready")
+    if start.device_id != end.device_id:
+        raise Refused("cudaErrorInvalidResourceHandle: events of two devices")
+    return (end.mark.at - start.mark.at) * 1e3
+
+
+_pumping: list[bool] = []
+#: When what runs now will have ended, or run out.
+_deadlines: list[float] = []
+
+
+def pump() -> None:
+    """Do what can be done by now, in every stream."""
+    if _pumping:
+        return
+    _pumping.append(True)
+    try:
+        moved = True
+        while moved:
+            moved = False
+            for stream in Stream.every:
+                while stream.pending:
+                    first = stream.pending.pop(0)
+                    if not first():
+                        stream.pending.insert(0, first)
+                        break
+                    moved = True
+    finally:
+        _pumping.clear()
 
 
 def synchronize() -> None:
-    """Wait for every stream."""
-    for stream in Stream.every:
+    """Wait for every stream, of both devices."""
+    _drain(Stream.every)
+
+
+def _device_synchronize() -> None:
+    """As CUDA has it: of the current device alone."""
+    _drain([stream for stream in Stream.every if stream.key[0] == current_device[0]])
+
+
+def _drain(streams: list[Stream]) -> None:
+    for stream in streams:
         _learn(host_knows, stream.knows)
-    _wait_until(max(stream.until for stream in Stream.every))
+    _settle(streams)
+
+
+def _settle(streams: list[Stream]) -> None:
+    """Let the time pass in which these have done their work."""
+    pump()
+    while any(stream.pending for stream in streams):
+        if not _deadlines:
+            raise AssertionError("a stream waits for what nobody queued")
+        _wait_until(min(_deadlines))
+        pump()
+    _wait_until(max((stream.until for stream in streams), default=0.0))
 
 
 def _wait_until(end: float) -> None:
@@ -180,6 +295,77 @@ def _wait_until(end: float) -> None:
         simulated[0] = max(simulated[0], end)
     while now() < end:
         pass
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pinned memory, and the kernel that spins on it
+# ---------------------------------------------------------------------------------------------------
+#: Name of the kernel that holds a stream back: `convkit.bench.hold`.
+HOLD = "convkit_hold"
+_pinned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+#: Of each stream that is held back, how much of its work is not behind the hold.
+held_since: dict[tuple[int, int], int] = {}
+#: A hold's limits, in seconds, and how it ended, one after the other.
+holds: list[list[Any]] = []
+
+
+def alloc_pinned_memory(size: int) -> Any:
+    """Bytes of the host with an address, which are freed with the object; full of rubbish."""
+
+    class PinnedMemoryPointer(ctypes.c_byte * max(512, size)):
+        ptr = property(lambda self: ctypes.addressof(self))
+
+    made = PinnedMemoryPointer(*[-1] * max(512, size))
+    _pinned[made.ptr] = made
+    return made
+
+
+class RawKernel:
+    """Takes a millisecond; but for the one that holds a stream back."""
+
+    def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+        assert f"void {name}(" in code
+        self.name = name
+
+    def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
+        assert type(grid) is type(block) is tuple
+        for value in args:
+            if not isinstance(value, (np.generic, ndarray, int, float)):
+                raise TypeError(f"Unsupported type {type(value)}")
+        if self.name != HOLD:
+            queue(1e-3)
+            return
+        pointer, cycles, reads = args
+        assert (grid, block) == ((1,), (1,)) and [a.itemsize for a in args] == [8, 8, 8]
+        _hold(int(pointer), min(int(cycles) / 2e9, int(reads) * 1e-6))
+
+
+def _hold(pointer: int, limit: float) -> None:
+    """Nothing behind this begins before its flag is seen, or its limit is over: a microsecond a read."""
+    stream, queued = current_stream(), now()
+    entry: list[Any] = [limit, "waits"]
+    holds.append(entry)
+    held_since[stream.key] = stream.knows.get(stream.key, 0)
+    begun: list[float] = []
+
+    def done() -> bool:
+        if pointer not in _pinned:
+            raise AssertionError("cudaErrorIllegalAddress: the flag's memory was freed")
+        words = np.frombuffer(_pinned[pointer], np.int32, 2)
+        if not begun:
+            begun.append(max(queued, stream.until))
+            _deadlines.append(begun[0] + limit)
+        end = begun[0] + limit
+        if _moment() < end and words[0] == 0:
+            return False
+        let_go = _moment() < end
+        stream.until = max(begun[0], _moment()) if let_go else end
+        words[1], entry[1] = (1, "let go") if let_go else (2, "ran out")
+        _deadlines.remove(end)
+        del held_since[stream.key]
+        return True
+
+    stream.add(done)
 
 
 class Device:
@@ -223,6 +409,8 @@ class Memory:
         mine = {stream.key: stream.work()}
         before = {**self.reads, **self.write} if write else self.write
         for key, count in before.items():
+            if not write and count > held_since.get(key, count):
+                continue  # what would be written is held back: nobody is at it
             if count > stream.knows.get(key, 0) and races:
                 raise Race(f"stream {stream.key} does not wait for {key}")
         if write:
@@ -302,6 +490,12 @@ class ndarray:
         self._memory.use(current_stream(), write=write)
         return self._host
 
+    def use(self, *, write: bool = False) -> np.ndarray:
+        """The values, when the current stream has come to where it is by now."""
+        host = self._use(write=write)
+        _settle([current_stream()])
+        return host
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self._memory.device
 
@@ -330,13 +524,24 @@ class ndarray:
         if self._memory.device != current_device[0]:
             raise Refused("a copy on a stream of another device")
         self._memory.use(current_stream(), write=True)
+        if current_stream().pending:  # pageable memory of the host: the copy may wait for the stream
+            current_stream().synchronize()
         self._host[...] = values
 
     def fill(self, value: Any) -> None:
-        self._use(write=True).fill(value)
+        host = self._use(write=True)
+        queue(SHORT, lambda: host.fill(value))
+
+    def _made(self, function: Callable[[np.ndarray], Any]) -> ndarray:
+        """New device memory, with what the stream makes of the values that it finds when it comes to it."""
+        host = self._use()
+        made = ndarray._new(function(host))
+        if current_stream().pending:
+            queue(SHORT, lambda: made._host.__setitem__(..., function(host)))
+        return made
 
     def copy(self) -> ndarray:
-        return ndarray._new(self._use())
+        return self._made(lambda host: host)
 
     def view(self, dtype: Any) -> ndarray:
         return ndarray._of(self._host.view(dtype), self._memory)
@@ -345,17 +550,17 @@ class ndarray:
         view = self._host.reshape(*shape)
         if np.shares_memory(view, self._host) or not self.size:
             return ndarray._of(view, self._memory)
-        return ndarray._new(self._use().reshape(*shape))
+        return self._made(lambda host: host.reshape(*shape))
 
     def mean(self, **options: Any) -> ndarray:
-        return ndarray._new(self._use().mean(**options))
+        return self._made(lambda host: host.mean(**options))
 
     def max(self) -> ndarray:
         queue(1e-4)
         return ndarray._new(self._use().reshape(-1)[:1].max())
 
     def astype(self, dtype: Any) -> ndarray:
-        return ndarray._new(self._use().astype(dtype))
+        return self._made(lambda host: host.astype(dtype))
 
     def __float__(self) -> float:
         return float(self.get())
@@ -366,7 +571,9 @@ class ndarray:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         assert not isinstance(value, np.ndarray), "host memory assigned to device memory"
-        self._use(write=True)[index] = value._use() if isinstance(value, ndarray) else value
+        source = value._use() if isinstance(value, ndarray) else value
+        target = self._use(write=True)
+        queue(SHORT, lambda: target.__setitem__(index, source))
 
 
 ndarray.__module__ = "cupy"
@@ -404,13 +611,18 @@ def _ascontiguousarray(a: ndarray, dtype: Any = None) -> ndarray:
     return new
 
 
-#: Seconds of an elementwise kernel.
+#: Seconds of `maximum`.
 KERNEL = [2e-3]
 
 
 def _maximum(a: ndarray, b: float, out: ndarray) -> None:
     x, y = a._use(), out._use(write=True)
     queue(KERNEL[0], lambda: np.maximum(x, b, out=y))
+
+
+def _add(a: ndarray, b: ndarray, out: ndarray) -> None:
+    x, y, z = a._use(), b._use(), out._use(write=True)
+    queue(SHORT, lambda: np.add(x, y, out=z))
 
 
 def _random(shape: Any, dtype: Any = np.float32) -> ndarray:
@@ -495,7 +707,7 @@ class Executor:
                 if isinstance(value, ndarray):
                     value = value._use(write=argument.output)
                 found.append(replace(argument, value=value))
-            function.launch(grid, block, found, shared=shared)
+            queue(SHORT, lambda: function.launch(grid, block, found, shared=shared))
 
         return types.SimpleNamespace(launch=launch)
 
@@ -510,6 +722,9 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
     limits: dict[int, int] = {}
     current_device[0] = 0
     Stream.every.clear()
+    _deadlines.clear()
+    holds.clear()
+    held_since.clear()
     host_knows.clear()
     _stacks.clear()
     for device in range(DEVICES):
@@ -524,7 +739,7 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
         },
         driverGetVersion=lambda: 0,
         runtimeGetVersion=lambda: 0,
-        deviceSynchronize=synchronize,
+        deviceSynchronize=_device_synchronize,
         deviceSetLimit=limits.__setitem__,
         limits=limits,
     )  # fmt: skip
@@ -540,8 +755,8 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
         "from_dlpack": _from_dlpack,
         "matmul": lambda a, b, out: queue(1e-3),
         "maximum": _maximum,
-        "add": lambda a, b, out: np.add(a._use(), b._use(), out=out._use(write=True)),
-        "RawKernel": lambda source, name: lambda grid, block, arguments: queue(1e-3),
+        "add": _add,
+        "RawKernel": RawKernel,
         "random": types.SimpleNamespace(standard_normal=lambda shape, dtype: _random((4, 4), dtype)),
         "cuda": types.SimpleNamespace(
             is_available=lambda: True,
@@ -552,7 +767,8 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
             Event=Event,
             Stream=Stream,
             get_current_stream=current_stream,
-            get_elapsed_time=lambda a, b: (b.at - a.at) * 1e3,
+            get_elapsed_time=get_elapsed_time,
+            alloc_pinned_memory=alloc_pinned_memory,
         ),
     }
     cupy.__dict__.update(members)
@@ -600,6 +816,7 @@ class Tensor:
         """What PyTorch's own kernels do with it: on PyTorch's current stream."""
         with Device(self._array.device.id):
             self._array._memory.use(torch_stream(current_device[0]), write=write)
+            _settle([torch_stream(current_device[0])])
         return self._array._host
 
 

@@ -257,9 +257,7 @@ def test_work_is_in_order_with_the_streams_of_the_callers_libraries(kinds, own, 
     expected = np.where(y > 0, dy, 0)
 
     def use(value, write=False):
-        if not isinstance(value, cupy.ndarray):
-            return value.use(write=write)
-        return value._use(write=write)
+        return value.use(write=write)
 
     with cupy.cuda.Device(device), fake_cupy.torch_streams():
         stream = cupy.cuda.Stream(non_blocking=True) if own == "own" else cupy.cuda.get_current_stream()

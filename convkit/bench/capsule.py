@@ -66,7 +66,7 @@ def absent(name: str, library: str, reason: str) -> Document:
         "name": name, "library": library, "version": "", "layout": "", "marks": [], "facts": {},
         "workspace_bytes": None, "deterministic": None, "error": None,
         "checks": dict.fromkeys(("before", "during", "after"), "unchecked"), "looks": 0,
-        "refused": reason, "samples_ms": [],
+        "refused": reason, "samples_ms": [], "host_us": None,
     }  # fmt: skip
 
 

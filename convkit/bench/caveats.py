@@ -93,6 +93,9 @@ def _gaps(document: Document) -> Iterator[Notice]:
     if unrun := [name for name, about in kernels if about.get("status") == sources.UNRUN]:
         text = f"{count(len(unrun), 'kernel')} emulated and compiled only: {_some(unrun)}."
         yield Notice("warn", "Not yet run on a GPU", text)
+    if waiting := [label for row, label in rows if any(map(_waits, row["contenders"]))]:
+        text = f"a contender waits for the GPU inside its call, whose time is in its own: {_some(waiting)}."
+        yield Notice("note", "Host included", text)
     for name, reason in document["missing"].items():
         yield Notice("note", f"{name} did not take part", str(reason))
     if failures := len(document["failures"]):
@@ -110,6 +113,10 @@ def _disturbed(document: Document) -> Iterator[Notice]:
     if throttled:
         reasons = ", ".join(f"{name} ({n} of {len(rounds)} readings)" for name, n in throttled.items())
         yield Notice("warn", "Throttled", f"the clock was held down: {reasons}.")
+
+
+def _waits(contender: Mapping[str, Any]) -> bool:
+    return figures.timed(contender) and figures.host_included(contender)
 
 
 def is_unchecked(row: Row) -> bool:

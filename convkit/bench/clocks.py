@@ -4,8 +4,10 @@ The timer functions are taken from `time` when this is imported, before any cont
 them later changes nothing here, and is told on (`replaced`). Beside them stands `independent`, the system's
 clock by another way, which is what a patched timer would have to agree with.
 
-On a GPU a call lies between two events, and the wall clock runs from before to after the whole device is
-idle. What was put on another stream lies outside the events, but not outside the device: `gap_ms` shows it.
+On a GPU a call lies between two events in a stream that is held back until all of it is queued (`hold`), so
+that the host's time is not in it; that is told apart. The wall clock runs from the end of the hold until the
+whole device is idle: what was put on another stream lies outside the events, but not outside the device, and
+`gap_ms` shows it, unless it was over while the stream was still held, which `early` shows.
 
 Status of `CudaClock`: written to CuPy's documentation and walked on a stand-in; no GPU has run it yet.
 """
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .. import probe
+from . import hold
 from .conditions import last_level_cache
 
 _TIMERS = ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "time_ns", "process_time",
@@ -224,82 +227,131 @@ class Persisting:
 
 
 class CudaClock:
-    """CUDA events around a call on the current stream, checked by the wall clock of the whole device.
+    """The device's time of what a call queues on the current stream, by CUDA events.
+
+    The stream is held back until all of the call is queued (see `hold`), so that neither the host's time nor
+    that of the launches lies between the events. A call that waits for the device cannot be queued so: it
+    returns only when the hold has run out. After some longer holds it is timed with the host included, and
+    `held` says so.
+
+    Parameters
+    ----------
+    index : int, optional
+        Number of the GPU; by default CuPy's current one.
 
     Attributes
     ----------
+    held : bool
+        Whether the last sample was held back, and so is the device's time alone.
+    host_us : float
+        Microseconds that the host needed to queue the last call; where it was not held, that the call took.
+    early : bool
+        What was looked at changed while the last sample was held: by work that did not wait for the stream.
     gap_ms : float
-        By how much the wall clock, device idle to device idle, exceeded the events in the last call: work on
-        another stream, or events that lie.
+        By how much the wall clock, from the end of the hold to the idle device, exceeded the events in the
+        last call: work on another stream, or events that lie.
     """
 
     name, device = "CUDA events", "cuda"
     slack_ms = 0.1
 
-    def __init__(self) -> None:
+    def __init__(self, index: int | None = None) -> None:
         import cupy
 
         self._cupy = cupy
         cuda = cupy.cuda
         # Taken now: a contender may replace them in the module.
-        self._event, self._elapsed = cuda.Event, cuda.get_elapsed_time
+        self._event, self._elapsed, self._gpu = cuda.Event, cuda.get_elapsed_time, cuda.Device
         self._wait = cuda.runtime.deviceSynchronize
-        properties = cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())
-        size = max(CUDA_FLUSH, 4 * int(properties.get("l2CacheSize", 0)))
-        self._flush = cupy.empty(size // 4, np.float32)
-        self._flush.fill(1)
-        self.persisting = Persisting()
-        self.persisting.forbid()
-        self._before: tuple[Any, float] | None = None
-        self.gap_ms = 0.0
+        self.index = cuda.runtime.getDevice() if index is None else index
+        with self.here():
+            properties = cuda.runtime.getDeviceProperties(self.index)
+            size = max(CUDA_FLUSH, 4 * int(properties.get("l2CacheSize", 0)))
+            self._flush = cupy.empty(size // 4, np.float32)
+            self._flush.fill(1)
+            self.persisting = Persisting()
+            self.persisting.forbid()
+            self._sampler = hold.Sampler(cupy, lambda: independent())
+        self._limit, self._cold = hold.FIRST, False
+        self._blocked: Any = None
+        self.held, self.early, self.host_us, self.gap_ms = False, False, 0.0, 0.0
+
+    def here(self) -> Any:
+        """A block in which this clock's GPU is the current one."""
+        return self._gpu(self.index)
 
     def cold(self) -> None:
-        """Evict L2, by reading; queued, so that the call behind it is launched meanwhile."""
+        """Have L2 evicted before the next call, by reading: in the stream, while that is held."""
+        self._cold = True
+
+    def time(
+        self,
+        run: Callable[[], Any],
+        *,
+        hold_back: bool = True,
+        again: Callable[[], Callable[[], Any]] | None = None,
+        look: Callable[[], Any] | None = None,
+    ) -> float:
+        """Milliseconds of one call: `held` says whether of the device alone.
+
+        Parameters
+        ----------
+        run : callable
+            Queues work on the current stream.
+        hold_back : bool
+            False for one of which it is known that it waits for the device.
+        again : callable, optional
+            Prepares a repetition, and gives what is to be run then: a sample is void where its hold ran out
+            before all was queued, and who has run once may have kept something.
+        look : callable, optional
+            Values that nothing may change before the stream goes on; see `early`.
+        """
+        cold, self._cold = self._cold, False
+        with self.here():
+            limit, known = self._limit, self._blocked
+            same = run is known or (isinstance(run, types.MethodType) and run == known)
+            for _ in range(hold.ATTEMPTS if hold_back and not same else 0):
+                sample = self._sampler.sample(run, limit, self._evict if cold else None, look)
+                if sample.held:
+                    self._limit = limit
+                    return self._note(sample)
+                limit = min(hold.LONGEST, max(limit, hold.LONGER * sample.host_us / 1e6))
+                run = again() if again else run
+            self._blocked = run
+            return self._note(self._sampler.sample(run, 0.0, self._evict if cold else None))
+
+    def _evict(self) -> None:
+        """Queue the reading that evicts L2; lines that were set aside are given back at once."""
         self.persisting.reset()
-        self._before = self._begin()
         self._flush.max()
 
-    def _begin(self) -> tuple[Any, float]:
-        """An event on the idle device, and the time."""
-        self._wait()
-        event = self._event()
-        start = independent()
-        event.record()
-        return event, start
-
-    def time(self, run: Callable[[], Any]) -> float:
-        """Milliseconds between the events; `gap_ms` says what they missed."""
-        before, wall = self._before or self._begin()
-        self._before = None
-        start, end = self._event(), self._event()
-        start.record()
-        result = run()
-        end.record()
-        self._wait()
-        wall = (independent() - wall) * 1e3
-        del result
-        self.gap_ms = wall - float(self._elapsed(before, end))
-        return float(self._elapsed(start, end))
+    def _note(self, sample: hold.Sample) -> float:
+        self.held, self.early = sample.held, sample.early
+        self.host_us, self.gap_ms = sample.host_us, sample.gap_ms
+        return sample.ms
 
     def batch(self, run: Callable[[], Any], count: int) -> float:
         """Milliseconds of one of `count` calls that are captured in a graph, for calls as short as a launch.
 
         Warm by its nature: the calls share their inputs, and nothing lies between them.
         """
-        stream = self._cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            for _ in range(count):
-                run()
-            graph = stream.end_capture()
-            graph.launch()  # the first one uploads it
-            ms = self.time(graph.launch)
+        with self.here():
+            stream = self._cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                stream.begin_capture()
+                for _ in range(count):
+                    run()
+                graph = stream.end_capture()
+                graph.launch()  # the first one uploads it
+                ms = self.time(graph.launch)
         self.gap_ms /= count
+        self.host_us /= count
         return ms / count
 
     def synchronize(self) -> None:
         """Wait for every stream."""
-        self._wait()
+        with self.here():
+            self._wait()
 
     def tampered(self) -> str:
         """What was changed in CuPy or on the device since this was made; or an empty string."""
@@ -314,10 +366,15 @@ class CudaClock:
 
     def probe(self) -> dict[str, float]:
         """ "fma" in GFLOP/s and "copy" in GB/s."""
-        return {"fma": self._fma(), "copy": self._copy(2**26)}
+        with self.here():
+            return {"fma": self._fma(), "copy": self._copy(2**26)}
 
     def ceilings(self, repeats: int = 5) -> dict[str, dict[str, Any]]:
         """The peak of multiply-adds, the vendor's matrix products, and the rate of copying."""
+        with self.here():
+            return self._ceilings(repeats)
+
+    def _ceilings(self, repeats: int) -> dict[str, dict[str, Any]]:
         found = {
             "fma": ceiling(
                 "GFLOP/s", [self._fma() for _ in range(repeats)], "8 chains of FMA", dtype="float32"
@@ -369,6 +426,7 @@ extern "C" __global__ void convkit_fma_probe(float* out, int steps, float a) {
 
 #: What a contender might replace to time itself; and the names beside which it might put others.
 _OWN = {
-    kind: {name: vars(kind)[name] for name in ("time", "cold", "probe")} for kind in (CpuClock, CudaClock)
+    kind: {name: vars(kind)[name] for name in ("time", "cold", "probe", "_note") if name in vars(kind)}
+    for kind in (CpuClock, CudaClock)
 }
 _NAMES = {kind: frozenset(vars(kind)) for kind in _OWN}

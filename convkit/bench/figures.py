@@ -14,7 +14,7 @@ from typing import Any
 
 from . import stats
 from .ceilings import Ceiling, holding
-from .timing import OWN, PICKED
+from .timing import HOST_INCLUDED, OWN, PICKED
 from .trial import above_ceiling
 from .work import STEP
 
@@ -38,6 +38,16 @@ def correct(contender: Mapping[str, Any]) -> bool:
     """Whether it was timed, and no check found fault with it; an unchecked one counts, and is marked."""
     checks = contender.get("checks") or {}
     return timed(contender) and all(v in ("passed", "unchecked", None) for v in checks.values())
+
+
+def host_included(contender: Mapping[str, Any]) -> bool:
+    """Whether a contender on a GPU waits for it inside its call, so that the host's time is in its own."""
+    return HOST_INCLUDED in (contender.get("marks") or ())
+
+
+def has_host(row: Mapping[str, Any]) -> bool:
+    """Whether it is known what the host needed: on a GPU, unless the capsule is an old one."""
+    return any(c.get("host_us") is not None for c in row["contenders"])
 
 
 def confidence_of(settings: Mapping[str, Any]) -> float:
@@ -152,9 +162,12 @@ def ranking(row: Mapping[str, Any], confidence: float = stats.CONFIDENCE) -> dic
         "own": its name, or None where it was not timed; "rank" of it, 1 the fastest, and "of" how many;
         "against": verdicts against the best of the other libraries, their heuristic's choice, their best
         deterministic one, and the best of each library; under "convkit" the best of convkit's others.
+        On a GPU, of those alone whose times are of the same kind: the device's, or the host's in it too.
     """
     field = sorted((c for c in row["contenders"] if correct(c)), key=lambda c: median(rounds_of(c)))
     own = next((c for c in field if c["library"] == OWN and PICKED in (c.get("marks") or ())), None)
+    if own is not None:  # the time of a device alone says nothing about one with the host's in it
+        field = [c for c in field if host_included(c) == host_included(own)]
     found: dict[str, Any] = {"own": own and own["name"], "rank": None, "of": len(field), "against": {}}
     if own is None:
         return found

@@ -18,7 +18,7 @@ from ..geometry import Problem, np_itemsize
 from ..registry import Implementation
 from . import capsule, conditions, figures, own, sources, steps, work
 from .peers import PEERS, Field
-from .timing import OWN, Clock, Contender, Result, Settings, race
+from .timing import HOST_INCLUDED, OWN, Clock, Contender, Result, Settings, race
 from .work import STEP, Item
 
 #: Variables that change how somebody computes; whoever sets one finds it in the capsule.
@@ -262,6 +262,8 @@ class Run:
         judged = checks.as_dict() if checks else dict.fromkeys(("before", "during", "after"), "unchecked")
         if samples and judged["before"] == "unchecked" and "unchecked" not in marks:
             marks.append("unchecked")
+        if samples and name in result.host_included:
+            marks.append(HOST_INCLUDED)
         if refused:
             self._fail(item.id, name, refused + (smaller_batch(item) if _mentions_memory(refused) else ""))
         return capsule.plain({
@@ -271,6 +273,7 @@ class Run:
             "deterministic": checks.deterministic if checks else None,
             "error": checks.error if checks else None, "checks": judged,
             "looks": checks.looks if checks else 0, "refused": refused, "samples_ms": samples,
+            "host_us": result.host_us.get(name) if samples else None,
         })  # fmt: skip
 
     def _version(self, library: str) -> str:

@@ -52,7 +52,8 @@ _CONTENDER = {
     "name!": str, "library!": str, "version": _TEXT, "layout": _TEXT, "marks!": [str],
     "facts": {"algorithm_flops": _REAL, "rank": _REAL, "declared_error": _REAL, "workspace_bytes": _REAL},
     "workspace_bytes": _REAL, "deterministic": Maybe(bool), "error": _REAL, "checks": Maybe(Each(_TEXT)),
-    "looks": _REAL, "refused": _TEXT, "samples_ms!": [[_SIZE]], "median_ms": _REAL, "low_ms": _REAL,
+    "looks": _REAL, "refused": _TEXT, "samples_ms!": [[_SIZE]], "host_us": Maybe(_SIZE),
+    "median_ms": _REAL, "low_ms": _REAL,
     "high_ms": _REAL, "gflops": _REAL, "gbs": _REAL, "percent": _REAL, "ceiling": _TEXT,
 }  # fmt: skip
 _ROW = {

@@ -25,7 +25,18 @@ from ..registry import Implementation
 from . import capsule, work
 from .own import UNRUN
 from .peers import PEERS, Missing, threads
-from .timing import OWN, PICKED, Checks, Clock, Contender, Result, Rounds, Settings, refuse_impossible
+from .timing import (
+    OWN,
+    PICKED,
+    Checks,
+    Clock,
+    Contender,
+    Result,
+    Rounds,
+    Settings,
+    on_its_device,
+    refuse_impossible,
+)
 from .trial import refuse
 from .work import STEP, Item, Wanted, of_preset
 
@@ -276,6 +287,10 @@ class _Trial:
         self.name, self.checks, self.refused = contender.name, Checks(), ""
         self.net: Any = None
         self.loss = math.nan
+        self._read: Callable[[], float] = lambda: math.nan
+        # As in `trial.Trial`.
+        self.host_us: list[float] = []
+        self.host_included = False
 
     def prepare(self) -> None:
         self.net = self.contender.build()
@@ -287,12 +302,31 @@ class _Trial:
     def _step(self) -> None:
         self.loss = self.net.step()
 
+    def _queue(self) -> None:
+        self._read = self.net.queue()
+
+    def _time(self) -> float:
+        """Milliseconds of a step; on a GPU its loss, for which one has to wait, is read afterwards."""
+        clock: Any = self.clock
+        if not hasattr(clock, "held"):
+            return float(clock.time(self._step))
+        queues = hasattr(self.net, "queue")
+        ms = float(clock.time(self._queue if queues else self._step, hold_back=not self.host_included))
+        self.host_included = self.host_included or not clock.held
+        if queues:
+            self.loss = self._read()
+        return ms
+
     def estimate(self) -> tuple[float, float]:
-        ms = self.clock.time(self._step)
+        ms = self._time()
         return ms, ms
 
     def turn(self, calls: int, where: str) -> list[float]:
-        found = [self.clock.time(self._step) for _ in range(calls)]
+        found = []
+        for _ in range(calls):
+            found.append(self._time())
+            if hasattr(self.clock, "host_us"):
+                self.host_us.append(self.clock.host_us)
         if not math.isfinite(self.loss):
             raise ArithmeticError(f"its loss is {self.loss} ({where})")
         return found
@@ -327,6 +361,18 @@ def race(
     ceilings: dict[str, dict[str, Any]] | None = None,
 ) -> Result:
     """As `timing.race`, for steps."""
+    with on_its_device(clock):
+        return _race(item, contenders, clock, settings, progress, ceilings or {})
+
+
+def _race(
+    item: Item,
+    contenders: Sequence[Any],
+    clock: Clock,
+    settings: Settings,
+    progress: Callable[[str], None],
+    ceilings: dict[str, dict[str, Any]],
+) -> Result:
     # A step is long: in the time of a single op it would have too few rounds for any verdict.
     settings = replace(settings, budget_s=4 * settings.budget_s)
     result = Result(item, cache="warm")
@@ -344,8 +390,9 @@ def race(
         result.interrupted = True
     for trial in trials:
         trial.net = None
-    refuse_impossible(result, trials, ceilings or {})  # type: ignore[arg-type]
+    refuse_impossible(result, trials, ceilings)  # type: ignore[arg-type]
     for trial in trials:
+        result.note_host(trial.name, trial.host_us, trial.host_included)
         if trial.refused:
             result.refused[trial.name] = trial.refused
             result.samples.pop(trial.name, None)

@@ -58,11 +58,24 @@ def row_table(row: Row, confidence: float = stats.CONFIDENCE) -> str:
     )
     lines = [heading(row)]
     if timed:
-        lines += ["", tabulated([_line(c) for c in timed], _HEAD, _ALIGN)]
+        host = figures.has_host(row)
+        heads, align = (_add_host(_HEAD, "host us"), _add_host(_ALIGN, "right")) if host else (_HEAD, _ALIGN)
+        cells = [_add_host(_line(c), microseconds(c.get("host_us"))) if host else _line(c) for c in timed]
+        lines += ["", tabulated(cells, heads, align)]
     refused = [c for c in row["contenders"] if not figures.timed(c)]
     lines += [f"  {c['name']}: {c.get('refused') or 'not timed'}" for c in refused]
     lines += verdict_lines(row, confidence)
     return "\n".join(lines)
+
+
+def _add_host(cells: tuple[str, ...], cell: str) -> tuple[str, ...]:
+    """A row of cells with the host's behind the device's time and its interval."""
+    return (*cells[:4], cell, *cells[4:])
+
+
+def microseconds(value: float | None) -> str:
+    """Of the host, or a dash."""
+    return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _line(c: Mapping[str, Any]) -> tuple[str, ...]:
@@ -186,6 +199,7 @@ def footer(document: Mapping[str, Any]) -> list[str]:
         "%         of the nearer ceiling that was measured here; GFLOP are those of the definition: Winograd "
         "needs fewer",
     ]  # fmt: skip
+    lines += _about_host(document)
     if others := others_share(document):
         lines.append(others)
     for name, about in document["peers"].items():
@@ -197,6 +211,22 @@ def footer(document: Mapping[str, Any]) -> list[str]:
         lines.append(f"failed    {failure['row']}{who}: {failure['reason']}")
     if document.get("interrupted"):
         lines.append("interrupted: what was measured is kept; --resume goes on with it")
+    return lines
+
+
+def _about_host(document: Mapping[str, Any]) -> list[str]:
+    """What the host's column and mark mean, where there are any."""
+    lines = []
+    if any(figures.has_host(row) for row in document["rows"]):
+        lines.append(
+            "host us   that the host needs to queue a call; ms is the device's time, with none of it"
+        )
+    contenders = [c for row in document["rows"] for c in row["contenders"]]
+    if any(figures.timed(c) and figures.host_included(c) for c in contenders):
+        lines.append(
+            "host included: it waits for the device inside its call, so its ms are those of both, and it has "
+            "no verdict"
+        )
     return lines
 
 

@@ -8,8 +8,10 @@ is a few calls, each on new inputs, into outputs full of NaN, with cold caches u
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ Arrays = dict[str, Any]
 CACHES = ("cold", "warm")
 #: The library of convkit's own contenders, and of users'; and the mark of the one that is chosen.
 OWN, PICKED = "convkit", "picked"
+#: The mark of a contender that waits for a GPU inside its call: its times are no times of the device alone.
+HOST_INCLUDED = "host included"
 #: Calls of a turn, at most.
 MOST_CALLS = 50
 #: How often ceilings are measured again before a contender that beats them is refused.
@@ -168,6 +172,10 @@ class Result:
     probes : dict of str to list of float
         The ceilings, by name ("fma" in GFLOP/s, "copy" in GB/s), round by round; and behind them what was
         measured again where a contender seemed to beat them.
+    host_us : dict of str to float
+        On a GPU, by contender: microseconds that the host needed to queue a call, the median of all.
+    host_included : set of str
+        On a GPU, contenders of which a call could not be queued as a whole: those that wait for the device.
     cache : str
     interrupted : bool
         A Ctrl-C ended it; complete rounds are kept.
@@ -179,8 +187,17 @@ class Result:
     checks: dict[str, Checks] = field(default_factory=dict)
     conditions: list[dict[str, Any]] = field(default_factory=list)
     probes: dict[str, list[float]] = field(default_factory=dict)
+    host_us: dict[str, float] = field(default_factory=dict)
+    host_included: set[str] = field(default_factory=set)
     cache: str = "cold"
     interrupted: bool = False
+
+    def note_host(self, name: str, host_us: Sequence[float], included: bool) -> None:
+        """Note what the host needed for a contender's calls; nothing on a CPU."""
+        if host_us:
+            self.host_us[name] = stats.median(host_us)
+        if included:
+            self.host_included.add(name)
 
     def rounds(self, name: str) -> list[float]:
         """One figure for each round of a contender: the median of its calls, in ms."""
@@ -192,7 +209,7 @@ class Result:
 
 
 class Clock(Protocol):
-    """Times calls on one device.
+    """Times calls on one device; see `clocks.CudaClock` for what one of a GPU has besides.
 
     Attributes
     ----------
@@ -226,14 +243,16 @@ def clock_for(device: str, threads: int | None = None) -> Clock:
 
     Parameters
     ----------
-    device : {"cpu", "cuda"}
+    device : {"cpu", "cuda", "cuda:1", ...}
+        "cuda" is CuPy's current one.
     threads : int, optional
         On a CPU, threads of the probes and of the flush.
     """
     if device == "cpu":
         return clocks.CpuClock(threads)
-    if device == "cuda":
-        return clocks.CudaClock()
+    if re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+        number = device.partition(":")[2]
+        return clocks.CudaClock(int(number) if number else None)
     raise unknown("device", device, ("cpu", "cuda"))
 
 
@@ -276,10 +295,29 @@ def race(
     OutOfMemory
         If there is no memory for the item itself.
     """
+    with on_its_device(clock):
+        return _race(item, contenders, clock, settings or Settings(), progress, ceilings or {})
+
+
+def on_its_device(clock: Clock) -> contextlib.AbstractContextManager[Any]:
+    """A block in which a clock's GPU is the current one."""
+    here: Callable[[], contextlib.AbstractContextManager[Any]] = getattr(
+        clock, "here", contextlib.nullcontext
+    )
+    return here()
+
+
+def _race(
+    item: Any,
+    contenders: Sequence[Contender],
+    clock: Clock,
+    settings: Settings,
+    progress: Callable[[str], None],
+    ceilings: dict[str, dict[str, Any]],
+) -> Result:
     from . import trial as trials_of
     from .fresh import Memory
 
-    settings = settings or Settings()
     if settings.cache not in CACHES:
         raise unknown("cache", settings.cache, CACHES)
     names = [contender.name for contender in contenders]
@@ -307,8 +345,9 @@ def race(
     finally:
         if was_enabled:
             gc.enable()
-    refuse_impossible(result, trials, ceilings or {})
+    refuse_impossible(result, trials, ceilings)
     for trial in trials:
+        result.note_host(trial.name, trial.host_us, trial.host_included)
         if trial.refused:
             result.refused[trial.name] = trial.refused
             result.samples.pop(trial.name, None)

@@ -20,6 +20,7 @@ timers                replacing Python's timers, or this module's clock; hooks o
                       work when the clock has stopped
 wall                  a clock that is fooled: the system's own must agree, call by call, and turn by turn
 device                on a GPU: events that were replaced, lines of L2 that survive the flush
+held                  on a GPU: work on another stream that is over before the one that is timed goes on
 ceilings              figures that beat what the machine was measured to do
 ====================  ===================================================================================
 
@@ -36,7 +37,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
@@ -62,6 +63,8 @@ PEER_ERROR = {
 }  # fmt: skip
 #: Elements that a glance reads.
 GLANCE = 64
+#: Windows of each output, and elements of each, that are watched while a stream is held back.
+WINDOWS, WINDOW = 4, 16
 #: A call that takes longer (ms) is not repeated within a turn, nor preceded by an untimed one.
 LONG_CALL = 300.0
 #: A call on a GPU that is shorter (ms) is as short as its launch: warm ones are timed in a graph of so many.
@@ -124,6 +127,9 @@ class Trial:
         # clocks: what they took at least and at most by the system's, and what by Python's.
         self._times: list[float] = []
         self._gaps: list[float] = []
+        # On a GPU: what the host needed for the calls of the turns, and whether one waited for the device.
+        self.host_us: list[float] = []
+        self.host_included = False
         self._walls = [0.0, 0.0, 0.0]
 
     # ---- one call ----------------------------------------------------------------------------------
@@ -164,7 +170,7 @@ class Trial:
             if self._graph:
                 ms = self.clock.batch(self._run, GRAPH)  # type: ignore[attr-defined]
             else:
-                ms = self.clock.time(self._run)
+                ms = self._time()
         except SystemExit as error:
             raise Caught(f"wanted to end the program ({error!r})") from None
         outer = (independent() - start) * 1e3
@@ -173,6 +179,35 @@ class Trial:
             sys.settrace(self._hooks[1])
             raise Caught("set a hook that runs behind it (sys.setprofile, sys.settrace)")
         return ms, getattr(self.clock, "gap_ms", outer - ms)
+
+    def _time(self) -> float:
+        """Milliseconds of one call, of the device alone where the clock can tell them apart."""
+        if not hasattr(self.clock, "held"):
+            return self.clock.time(self._run)
+        clock: Any = self.clock
+        watch = self._watch() if self.own else None
+        ms = float(clock.time(self._run, hold_back=not self.host_included, again=self._again, look=watch))
+        if clock.early and on("held"):
+            raise Caught("wrote its outputs while its stream was held back: it works on another stream")
+        self.host_included = self.host_included or not clock.held
+        return ms
+
+    def _again(self) -> Any:
+        """A sample was void: what it was to compute is there already, and must not be there for the next."""
+        if self.own:
+            self.renew()
+        self._poison()
+        return self._run
+
+    def _watch(self) -> Callable[[], bytes]:
+        """Some windows of what is written to on a GPU, other ones each time, and how to read them."""
+        windows = []
+        for array in self.written().values():
+            if not isinstance(array, np.ndarray) and array.size:
+                flat, wide = array.reshape(-1), min(WINDOW, array.size)
+                starts = [self._random.randrange(flat.size - wide + 1) for _ in range(WINDOWS - 1)]
+                windows += [flat[start : start + wide] for start in (*starts, flat.size - wide)]
+        return lambda: b"".join(window.get().tobytes() for window in windows)
 
     def _glance(self) -> bytes:
         """Some elements of what is written, at once: a few microseconds."""
@@ -236,6 +271,8 @@ class Trial:
             ms, gap = self.timed()
             samples.append(ms)
             self._gaps.append(gap)
+            if hasattr(self.clock, "host_us"):
+                self.host_us.append(self.clock.host_us)
             if number == chosen:
                 looks.append(self._look(ms, part, f"{where}, call {number + 1}"))
         self._walls = [sum(pair) for pair in zip(self._walls, _between(start, _moment()))]

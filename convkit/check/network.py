@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import arrays
 from ..network import Network
 from .tolerance import compare, expected
 from .verdicts import Verdict
@@ -36,6 +37,11 @@ def check_step(net: Network, x: Any, labels: Any, *, progress: Progress | None =
     list of Verdict
         One for each call, in order, the gradient of the input among them; `case` names the layer.
     """
+    with arrays.queue(net.gpu_arrays()):  # on the network's GPU, whichever is the current one
+        return _check_step(net, x, labels, progress)
+
+
+def _check_step(net: Network, x: Any, labels: Any, progress: Progress | None) -> list[Verdict]:
     plan = net.load_step(x, labels)
     calls = plan.calls()
     verdicts = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import charts, own, tables
+from .. import charts, own, tables, timing
 from .markup import Markup, joined, tag
 
 #: Marks that say that something has not been shown.
-DOUBTS = ("unchecked", own.UNRUN)
+DOUBTS = ("unchecked", own.UNRUN, timing.HOST_INCLUDED)
 #: Rows from which on a table or a chart scrolls in a box of its own.
 TALL = 25
 ms = charts.milliseconds

@@ -31,6 +31,8 @@ _CONTENDERS = (
     ("checks", ""),
     ("facts", ""),
 )
+#: Where the host's column stands, if there is one: behind the device's time.
+HOST = 4
 
 
 def details(document: Document, row: Row, label: str, styles: Mapping[str, int], key: str) -> Markup:
@@ -52,9 +54,12 @@ def details(document: Document, row: Row, label: str, styles: Mapping[str, int],
     classes = ["refused" if not figures.timed(c) else "pick" if c is own else "" for c in contenders]
     least = stats.least(figures.confidence_of(document["settings"]))
     body = [_contender_cells(row, c, styles, c is own) for c in contenders]
+    heads = list(_CONTENDERS)
+    if figures.has_host(row):  # of GPUs alone
+        heads.insert(HOST, ("host µs", "n"))
     return tag(
         "details", summary, tag("p", _work(row)), tag("p", _conditions_of(document, row), class_="muted"),
-        table(f"Contenders, {label}", _CONTENDERS, body, keys, classes),
+        table(f"Contenders, {label}", heads, body, keys, classes),
         tag("ul", _sentences(row, least), class_="sentences"), _latency(timed, styles),
         id=key, class_="row", data_r=key,
     )  # fmt: skip
@@ -101,6 +106,7 @@ def _contender_cells(row: Row, c: Contender, styles: Mapping[str, int], pick: bo
     bits = {True: "yes", False: "no, they differ"}.get(c.get("deterministic"), "–")  # type: ignore[arg-type]
     space, error = c.get("workspace_bytes"), c.get("error")
     shown = figures.timed(c)
+    host = c.get("host_us") if shown else None
     return [
         name,
         library,
@@ -110,6 +116,7 @@ def _contender_cells(row: Row, c: Contender, styles: Mapping[str, int], pick: bo
             ms(c.get("median_ms")),
             interval(c.get("low_ms"), c.get("high_ms")),
         ),
+        *([figure(host, tables.microseconds(host))] if figures.has_host(row) else []),
         tag("td", tag("span", "the pick", class_="muted") if pick else _against(row, c)),
         *(rates(c) if shown else [figure(None, "")] * 3),
         figure(error, charts.short_power(error) if error is not None else ""),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import alexnet, geometry, layers, presets
+from ... import alexnet, arrays, geometry, layers, presets
 from ...registry import Implementation
 from . import Missing, need
 
@@ -97,6 +97,21 @@ class ConvkitNet:
 
     def step(self) -> float:
         return self.net.step(self.x, self.labels, lr=LR)
+
+    def queue(self) -> Callable[[], float]:
+        """A step of which nothing is waited for, and how to read its loss, which waits."""
+        net = self.net
+        with arrays.queue(net.gpu_arrays()):
+            plan = net.load_step(self.x, self.labels, lr=LR)
+            for calls in plan.phases().values():
+                plan.run(calls)
+            loss = plan.losses.mean(dtype=np.float64)
+
+        def read() -> float:
+            with arrays.queue(net.gpu_arrays()):
+                return float(loss)
+
+        return read
 
 
 # ---------------------------------------------------------------------------------------------------
