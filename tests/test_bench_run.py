@@ -57,6 +57,28 @@ def a_run(tmp_path, monkeypatch, race=fake_race, before=None, **more):
     return run.Run(options, peers.Field(), FakeClock(), before)
 
 
+def test_what_the_host_needed_is_kept_and_who_waits_is_marked(tmp_path, monkeypatch):
+    """As a race on a GPU tells it; on a CPU there is nothing to tell."""
+
+    def on_a_gpu(*given):
+        result = fake_race(*given)
+        first, second, *_ = result.samples
+        result.note_host(first, [30.0, 20.0, 90.0], False)
+        result.note_host(second, [4e3, 5e3], True)
+        return result
+
+    items = some_items(1)
+    made = a_run(tmp_path, monkeypatch, race=on_a_gpu).measure(items)
+    first, second, *others = capsule.load(tmp_path / "run.json")["rows"][0]["contenders"]
+    assert first["host_us"] == 30.0 and "host included" not in first["marks"]
+    assert second["host_us"] == 4500.0 and "host included" in second["marks"]
+    assert all(c["host_us"] is None for c in others) and made["rows"]
+    made = a_run(tmp_path, monkeypatch).measure(items)
+    assert all(
+        c["host_us"] is None and "host included" not in c["marks"] for c in made["rows"][0]["contenders"]
+    )
+
+
 def some_items(count=3):
     return work.items(
         work.Wanted(convs=tuple(f"{n},4,6,6,8,3,3" for n in range(1, count + 1)), directions=("fwd",))

@@ -10,7 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from convkit.bench import capsule, ceilings, compare, figures, sources, stats, steps, tables, verify, work
+from convkit.bench import (
+    capsule,
+    ceilings,
+    compare,
+    figures,
+    shape,
+    sources,
+    stats,
+    steps,
+    tables,
+    verify,
+    work,
+)
 from convkit.bench.trial import above_ceiling
 from convkit.cli import main
 from convkit.errors import OptionError
@@ -510,6 +522,42 @@ def test_a_table_shows_who_won_and_every_mark():
     )
     for words in ("not yet run on a GPU", "tuned", "differ", "jax: it broke", "only 3 rounds", "1st of 2"):
         assert words in text, words
+
+
+def test_what_the_host_needed_stands_beside_the_time_of_the_device():
+    """On a GPU; who has the host's time in its own has no verdict against a time of the device alone."""
+    quick = {**contender("jax", "JAX", 10, marks=["host included"]), "host_us": 10123.4}
+    mine = {**contender("direct", "convkit", 20, marks=["picked"]), "host_us": 26.25}
+    made = document([mine, contender("torch", "PyTorch", 30), quick])
+    (row,) = made["rows"]
+    text = tables.row_table(row)
+    heads, _, *lines = text.split("\n\n")[1].splitlines()
+    assert heads.split()[:5] == ["contender", "layout", "ms", "interval", "host"]
+    assert [line.split()[0] for line in lines[:3]] == ["jax", "direct", "torch"]
+    for line, words in zip(lines, (" 10,123 ", " 26.2 ", " - ")):
+        assert words in line, line
+    assert "host included" in lines[0] and "1st of 2" in text
+    assert row["ranking"]["against"]["best"]["name"] == "torch" and "JAX" not in row["ranking"]["against"]
+    summary = tables.summary(made)
+    assert "host us   that the host needs" in summary and "host included: it waits" in summary
+    assert shape_faults(made) == [] and failures(made) == []
+    mine["marks"].append("host included")  # then it is of the same kind as the other that waits
+    (row,) = document([mine, contender("torch", "PyTorch", 30), quick])["rows"]
+    assert row["ranking"]["against"]["best"]["name"] == "jax" and row["ranking"]["of"] == 2
+
+
+def test_capsules_without_the_hosts_time_read_as_before():
+    made = document([contender("direct", "convkit", 20, marks=["picked"]), contender("torch", "PyTorch", 30)])
+    for c in made["rows"][0]["contenders"]:
+        c.pop("host_us", None)
+    assert shape_faults(made) == []
+    assert "host" not in tables.row_table(made["rows"][0]) and "host us" not in tables.summary(made)
+    made["rows"][0]["contenders"][0]["host_us"] = -1.0
+    assert shape_faults(made) == ["rows[0].contenders[0].host_us is -1.0, not a number of at least 0"]
+
+
+def shape_faults(made):
+    return list(shape.faults(made, shape.CAPSULE))
 
 
 def test_the_summary_names_what_is_missing_and_what_failed():

@@ -9,10 +9,13 @@ import types
 import fake_cupy
 import numpy as np
 import pytest
+import simulated
 from conftest import need
 
 import convkit as ck
-from convkit import arrays, check, devices, layers
+from convkit import arrays, check, devices, layers, profile
+from convkit.bench import clocks
+from convkit.bench.peers import networks
 from convkit.cli import main
 from convkit.errors import MissingExtra
 from convkit.executors import Argument, KernelError
@@ -321,6 +324,56 @@ def test_a_network_is_in_order_with_pytorchs_stream(cupy, torch):
     assert losses == pytest.approx([cpu.step(host, labels), cpu.step(host, labels)], rel=1e-3)
     with pytest.raises(ck.DtypeError, match="cuda:0 is not copied to cuda:1"):
         net.forward(cupy.asarray(host))
+
+
+def test_a_network_on_another_gpu_than_the_current_one(cupy):
+    """Named by its number, not by a block around everything that is done with it."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((3, 3, 19, 17), np.float32), np.array([1, 2, 3])
+    cpu, net = small_network(seed=1), small_network(seed=1, device="cuda:1")
+    assert {w.device.id for part in (net.params, net.grads, net.velocities) for w in part.values()} == {1}
+    with cupy.cuda.Device(1):
+        there = cupy.asarray(x), cupy.asarray(labels)
+    assert net.step(*there) == pytest.approx(cpu.step(x, labels), rel=1e-4)
+    assert net.step(x, labels) == pytest.approx(cpu.step(x, labels), rel=1e-4)
+    logits = net.forward(there[0])
+    assert logits.device.id == 1 and net.backward(logits).device.id == 1
+    assert {i.device.id for call in net.plan(3).calls() for i in call.inputs if i is not None} == {1}
+    with pytest.raises(ck.DtypeError, match="cuda:0 is not copied to cuda:1"):
+        net.forward(cupy.asarray(x))
+    assert all(v.ok for v in check.check_step(net, x, labels))
+    assert profile.profile(net, x, labels, repeats=1, errors=False).device == "cuda:1"
+    assert fake_cupy.current_device == [0]
+
+
+def test_devices_of_networks_that_are_none(cupy):
+    with pytest.raises(ck.OptionError, match="there is no cuda:2: CuPy sees 2, from cuda:0 to cuda:1"):
+        ck.AlexNet(device="cuda:2")
+    for name in ("cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda: 1", "tpu", "cuda:1\n", None):
+        with pytest.raises(ck.OptionError, match="unknown device"):
+            small_network(device=name)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_step_is_queued_as_a_whole(device, cupy, monkeypatch):
+    """Nothing of it waits: held back, it is timed as the device's alone; its loss is read afterwards."""
+    clock = simulated.Clock()
+    monkeypatch.setattr(fake_cupy, "simulated", clock.seconds)
+    monkeypatch.setattr(clocks, "independent", clock.now)
+    monkeypatch.setattr(clocks, "CUDA_FLUSH", 1024)
+    monkeypatch.setattr(networks.alexnet, "AlexNet", small_network)
+    x, labels = RNG.standard_normal((3, 3, 19, 17), np.float32), np.array([1, 2, 3])
+    net, cpu = networks.ConvkitNet({"preset": "paper"}, device), small_network(seed=0)
+    with arrays.on(net.params["fc8.w"]):
+        net.load(cupy.asarray(x), cupy.asarray(labels))
+    timer, readers = clocks.CudaClock(int(device[5:] or 0)), []
+    for number in range(3):
+        ms = timer.time(lambda: readers.append(net.queue()))
+        assert timer.held and 0 < ms < 1 and len(readers) == number + 1
+    losses = [read() for read in readers]
+    assert losses == pytest.approx([cpu.step(x, labels, lr=networks.LR) for _ in range(3)], rel=1e-4)
+    timer.time(net.step)
+    assert not timer.held
 
 
 def test_labels_of_a_planned_step_are_checked_on_the_host(cupy):

@@ -193,6 +193,29 @@ def test_a_contender_carries_the_capsules_verdict_against_it(gpu: dict[str, Any]
                 assert text in ("–", "the pick")
 
 
+def test_the_hosts_time_is_a_column_where_it_is_known(cpu: dict[str, Any], gpu: dict[str, Any]) -> None:
+    made = copy.deepcopy(gpu)
+    row = made["rows"][0]
+    for number, c in enumerate(row["contenders"]):
+        c["host_us"] = 1234.5 * number if figures.timed(c) else None
+    waits = next(c for c in row["contenders"] if c["library"] == "PyTorch")
+    waits["marks"].append("host included")
+    page = tree(made)
+    label, other = charts.labels(made["rows"])[:2]
+    table = captioned(page, f"Contenders, {label}")
+    assert columns(table)[3:5] == ["ms", "host µs"]
+    contenders = {c["name"]: c for c in row["contenders"]}
+    for entry in body(table):
+        c = contenders[entry["contender"].all("span")[0].text]
+        near(entry["host µs"], c["host_us"])
+        near(entry["ms"], c["median_ms"])
+        doubts = [mark.text for mark in entry["contender"].all("span", class_="doubt")]
+        assert ("host included" in doubts) == (c is waits)
+    assert "waits for the GPU inside its call" in page.text
+    for unknown in (captioned(page, f"Contenders, {other}"), *tree(cpu).all("table")):
+        assert "host µs" not in columns(unknown) if unknown.all("thead") else True
+
+
 def test_wins_are_counted_from_the_verdicts(cpu: dict[str, Any], gpu: dict[str, Any]) -> None:
     page = tree(cpu, gpu)
     for document, tiles in zip((cpu, gpu), page.all("ul", class_="tiles")):
