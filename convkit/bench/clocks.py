@@ -80,7 +80,7 @@ def replaced() -> str:
     return ""
 
 
-def _added(kind: type[CpuClock] | type[CudaClock]) -> list[str]:
+def _added(kind: type[Any]) -> list[str]:
     """Attributes that a class has got since; Python itself adds some with underscores."""
     return [name for name in vars(kind) if name not in _NAMES[kind] and not name.startswith("__")]
 
@@ -93,7 +93,7 @@ def hooks() -> tuple[Any, Any]:
 def culprit(name: str) -> str:
     """File of the function that stands in the place of such a name; empty where it does not say."""
     place, _, attribute = name.partition(".")
-    owner: Any = time if place == "time" else globals()[place]
+    owner: Any = time if place == "time" else next(kind for kind in _OWN if kind.__name__ == place)
     member = vars(owner)[attribute]
     code = getattr(getattr(member, "fget", member), "__code__", None)
     return str(code.co_filename) if code else ""
@@ -271,6 +271,7 @@ class CudaClock:
             self._flush.fill(1)
             self.persisting = Persisting()
             self.persisting.forbid()
+            self._flush.max()  # compiles and loads it: within a hold, that would make samples void
             self._sampler = hold.Sampler(cupy, lambda: independent())
         self._limit, self._cold = hold.FIRST, False
         self._blocked: Any = None
@@ -311,19 +312,21 @@ class CudaClock:
             limit, known = self._limit, self._blocked
             same = run is known or (isinstance(run, types.MethodType) and run == known)
             for _ in range(hold.ATTEMPTS if hold_back and not same else 0):
-                sample = self._sampler.sample(run, limit, self._evict if cold else None, look)
+                sample = self._sample(run, limit, cold, look)
                 if sample.held:
                     self._limit = limit
                     return self._note(sample)
                 limit = min(hold.LONGEST, max(limit, hold.LONGER * sample.host_us / 1e6))
                 run = again() if again else run
             self._blocked = run
-            return self._note(self._sampler.sample(run, 0.0, self._evict if cold else None))
+            return self._note(self._sample(run, 0.0, cold, None))
 
-    def _evict(self) -> None:
-        """Queue the reading that evicts L2; lines that were set aside are given back at once."""
-        self.persisting.reset()
-        self._flush.max()
+    def _sample(
+        self, run: Callable[[], Any], limit: float, cold: bool, look: Callable[[], Any] | None
+    ) -> hold.Sample:
+        if cold:  # lines that were set aside are given back at once: it may wait for what is held
+            self.persisting.reset()
+        return self._sampler.sample(run, limit, self._flush.max if cold else None, look)
 
     def _note(self, sample: hold.Sample) -> float:
         self.held, self.early = sample.held, sample.early
@@ -425,8 +428,13 @@ extern "C" __global__ void convkit_fma_probe(float* out, int steps, float a) {
 """
 
 #: What a contender might replace to time itself; and the names beside which it might put others.
-_OWN = {
-    kind: {name: vars(kind)[name] for name in ("time", "cold", "probe", "_note") if name in vars(kind)}
-    for kind in (CpuClock, CudaClock)
+_OWN: dict[type[Any], dict[str, Any]] = {
+    kind: {name: vars(kind)[name] for name in names}
+    for kind, names in (
+        (CpuClock, ("time", "cold", "probe")),
+        (CudaClock, ("time", "cold", "probe", "_sample", "_note")),
+        (hold.Sampler, ("sample", "_seen")),
+        (hold.Hold, ("begin", "end", "lasted")),
+    )
 }
 _NAMES = {kind: frozenset(vars(kind)) for kind in _OWN}

@@ -118,7 +118,7 @@ class Sampler:
         self,
         run: Callable[[], Any],
         limit: float,
-        evict: Callable[[], None] | None,
+        evict: Callable[[], Any] | None,
         look: Callable[[], Any] | None = None,
     ) -> Sample:
         """Time one call.
