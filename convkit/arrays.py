@@ -420,8 +420,12 @@ def on(array: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def gpus() -> int:
-    """How many GPUs CuPy sees."""
-    return int(_cupy().cuda.runtime.getDeviceCount())
+    """How many GPUs CuPy sees; none where there is no driver."""
+    cupy = _cupy()
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # CUDA's own error, whose class is CuPy's
+        return 0
 
 
 def _current(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -32,7 +32,8 @@ def _require_device(device: str) -> None:
     if ":" in device:
         count = arrays.gpus()
         if int(device.removeprefix("cuda:")) >= count:
-            raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
+            seen = f"{count}, from cuda:0 to cuda:{count - 1}" if count else "no GPU"
+            raise OptionError(f"there is no {device}: CuPy sees {seen}")
 
 
 class Network:

@@ -347,12 +347,19 @@ def test_a_network_on_another_gpu_than_the_current_one(cupy):
     assert fake_cupy.current_device == [0]
 
 
-def test_devices_of_networks_that_are_none(cupy):
+def test_devices_of_networks_that_are_none(cupy, monkeypatch):
     with pytest.raises(ck.OptionError, match="there is no cuda:2: CuPy sees 2, from cuda:0 to cuda:1"):
         ck.AlexNet(device="cuda:2")
     for name in ("cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda: 1", "tpu", "cuda:1\n", None):
         with pytest.raises(ck.OptionError, match="unknown device"):
             small_network(device=name)
+
+    def no_driver():
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
+    with pytest.raises(ck.OptionError, match="there is no cuda:1: CuPy sees no GPU"):
+        small_network(device="cuda:1")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])

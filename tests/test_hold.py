@@ -259,12 +259,13 @@ def test_what_a_void_sample_left_is_not_there_for_the_next(seconds, monkeypatch)
         def run() -> None:
             if np.isnan(outputs["y"]._host.flat[0]):
                 sys.modules["cupy"].maximum(inputs["x"], 0, out=outputs["y"])
-                seconds.work(1.5 * hold.FIRST)
+                limit, _ = fake_cupy.holds[-1]
+                seconds.work(1.5 * limit)
 
         return run
 
     result = timing.race(ITEM, [Contender("dawdles", "a library", bind)], Quick(), SETTINGS)
-    assert result.rounds("dawdles") == pytest.approx([2.0] * 6, abs=0.01)
+    assert result.host_included == {"dawdles"} and min(result.rounds("dawdles")) > 2.0
 
 
 def test_a_void_sample_of_convkits_own_is_repeated_on_new_inputs(seconds):
