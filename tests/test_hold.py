@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from dataclasses import replace
 
 import fake_cupy
 import numpy as np
@@ -84,8 +85,8 @@ def waits(clock, host=1e-4, device=3e-3):
 
 
 def ends() -> list[str]:
-    """How the streams were held since the clock was made; before that it ran once to be loaded."""
-    return [how for _, how in fake_cupy.holds[1:]]
+    """How the streams were held since the clock was made, which loads the kernel and tries it."""
+    return [how for _, how in fake_cupy.holds[2:]]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def test_a_hold_that_is_too_short_is_repeated_with_a_longer_one(host, seconds):
     ms = clock.time(run, again=lambda: again.append("renewed") or run)
     assert ms == pytest.approx(0.060, abs=1e-4) and clock.held
     assert ends() == ["ran out", "let go"] and again == ["renewed"]
-    first, second = (limit for limit, _ in fake_cupy.holds[1:])
+    first, second = (limit for limit, _ in fake_cupy.holds[2:])
     assert first == hold.FIRST and 3 * host < second == pytest.approx(9 * host, rel=0.01)
     assert clock.host_us == pytest.approx(3e6 * host, rel=0.01)
     assert clock.time(run) == pytest.approx(0.060, abs=1e-4)  # by now it is known how long it takes
@@ -162,6 +163,30 @@ def test_work_beside_the_stream_is_seen(seconds):
     assert clock.held and clock.gap_ms < 0.1 and clock.early
     clock.time(lambda: fake_cupy.queue(4e-3, lambda: written.append(1)), look=lambda: len(written))
     assert clock.held and not clock.early and len(written) == 3
+
+
+def test_where_a_copy_waits_for_what_is_held_nothing_is_looked_at(seconds, monkeypatch):
+    assert clocks.CudaClock().watches
+    get = fake_cupy.ndarray.get
+
+    def waiting(self):
+        fake_cupy.synchronize()
+        return get(self)
+
+    monkeypatch.setattr(fake_cupy.ndarray, "get", waiting)
+    clock = clocks.CudaClock()
+    array = sys.modules["cupy"].empty((4,), np.float32)
+    assert clock.time(launches(seconds, 1e-3), look=lambda: array.get().tobytes()) == pytest.approx(
+        0.060, abs=1e-4
+    )
+    assert clock.held and not clock.watches
+    (mine,) = (c for c in own.contenders(ITEM, "cuda") if c.implementation is _any_relu())
+    judge = trial.Trial(
+        ITEM, replace(mine, bind=lambda *given: launches(seconds, 1e-3)), _memory(), clock, SETTINGS
+    )
+    judge.renew()
+    judge.timed()
+    assert clock.held and "waits for a stream" in mine.facts["not watched"]
 
 
 def test_a_call_that_fails_leaves_nothing_held(seconds):

@@ -272,10 +272,15 @@ class CudaClock:
             self.persisting = Persisting()
             self.persisting.forbid()
             self._flush.max()  # compiles and loads it: within a hold, that would make samples void
-            self._sampler = hold.Sampler(cupy, lambda: independent())
+            self._sampler = hold.Sampler(cupy, lambda: independent(), self._flush)
         self._limit, self._cold = hold.FIRST, False
         self._blocked: Any = None
         self.held, self.early, self.host_us, self.gap_ms = False, False, 0.0, 0.0
+
+    @property
+    def watches(self) -> bool:
+        """Whether it can look at memory while a stream is held: see `hold.Sampler`."""
+        return self._sampler.sees
 
     def here(self) -> Any:
         """A block in which this clock's GPU is the current one."""

@@ -186,6 +186,8 @@ class Trial:
             return self.clock.time(self._run)
         clock: Any = self.clock
         watch = self._watch() if self.own else None
+        if watch and not clock.watches:
+            self.contender.facts["not watched"] = "a copy to the host waits for a stream that is held"
         ms = float(clock.time(self._run, hold_back=not self.host_included, again=self._again, look=watch))
         if clock.early and on("held"):
             raise Caught("wrote its outputs while its stream was held back: it works on another stream")
