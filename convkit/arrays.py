@@ -244,7 +244,7 @@ def foreign(value: Any) -> bool:
 
 def written(values: Iterable[Any]) -> None:
     """Tell PyTorch which of its tensors are written: autograd must not use what it has saved of them."""
-    tensors = [v for v in values if foreign(v) and _library(type(v)) == "torch"]
+    tensors = [v for v in values if foreign(v) and _library(v) == "torch"]
     if tensors:
         sys.modules["torch"].autograd.graph.increment_version(tensors)
 
