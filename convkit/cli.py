@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -264,27 +263,15 @@ def _choices(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _on_device(device: str) -> contextlib.AbstractContextManager[Any]:
     """A block in which a network runs on the device."""
-    from .devices import emulate, gpu_found
+    from .devices import emulate, on_gpu
 
     if device == "cpu":
         return contextlib.nullcontext()
     if device == "emulator":
         return emulate()
-    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+    if not device.startswith("cuda"):
         raise OptionError(f"{unknown('device', device, ('cpu', 'cuda', 'emulator'))}; a GPU's number: cuda:1")
-    if not gpu_found():
-        raise OptionError(
-            "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); --device emulator runs "
-            "the CUDA kernels on the CPU, `convkit doctor` says what is missing"
-        )
-    if device == "cuda":
-        return contextlib.nullcontext()
-    import cupy
-
-    number, count = int(device.removeprefix("cuda:")), cupy.cuda.runtime.getDeviceCount()
-    if number >= count:
-        raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
-    return cupy.cuda.Device(number)  # type: ignore[no-any-return]
+    return on_gpu(device, "--device emulator runs the CUDA kernels on the CPU")
 
 
 def _alexnet(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -127,6 +128,37 @@ def gpu_found(device: str = "cuda") -> bool:
         return bool(cupy.cuda.is_available() and int(index) < cupy.cuda.runtime.getDeviceCount())
     except Exception:  # a broken installation is no GPU
         return False
+
+
+def on_gpu(device: str, instead: str) -> contextlib.AbstractContextManager[Any]:
+    """A block in which "cuda:1" is CuPy's current GPU; "cuda" leaves it as it is.
+
+    Parameters
+    ----------
+    device : str
+    instead : str
+        What a user may do where there is no GPU, for the error.
+
+    Raises
+    ------
+    OptionError
+        Where there is no such name, or CuPy sees no such GPU.
+    """
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+        raise OptionError(f"unknown device {device!r}: a GPU is cuda, or with its number cuda:1")
+    if not gpu_found():
+        raise OptionError(
+            "no GPU was found (CuPy, 14 or newer, is not installed, or sees none); "
+            f"{instead}, `convkit doctor` says what is missing"
+        )
+    if device == "cuda":
+        return contextlib.nullcontext()
+    import cupy
+
+    number, count = int(device.removeprefix("cuda:")), cupy.cuda.runtime.getDeviceCount()
+    if number >= count:
+        raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
+    return cupy.cuda.Device(number)  # type: ignore[no-any-return]
 
 
 def current() -> Executor:

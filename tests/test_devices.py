@@ -480,6 +480,30 @@ def test_alexnet_of_2012_through_the_emulated_kernels(compiler):
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
 
 
+def test_a_bench_runs_on_the_gpu_that_is_named(cupy, monkeypatch, capsys):
+    """The whole of it, so that each library that asks for the current GPU gets that one."""
+    from convkit.bench import command
+
+    seen = []
+
+    def measured(device, args):
+        seen.append((device, fake_cupy.current_device[0]))
+        return 0
+
+    monkeypatch.setattr(command, "_bench_on", measured)
+    for device in ("cuda", "cuda:1", "cuda:0", "cpu"):
+        assert main(["bench", "--device", device]) == 0
+    assert seen == [("cuda", 0), ("cuda", 1), ("cuda", 0), ("cpu", 0)]
+    for device, words in (
+        ("cuda:2", "there is no cuda:2: CuPy sees 2"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+    ):
+        assert main(["bench", "--device", device]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert len(seen) == 4
+
+
 @pytest.fixture
 def cuda(monkeypatch):
     """The executor's module, imported anew on the stand-in, and forgotten afterwards."""

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command runs, and the number of threads is se
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import signal
@@ -114,7 +115,7 @@ def _add_bench(p: argparse.ArgumentParser) -> None:
     )
 
     who = p.add_argument_group("who takes part")
-    who.add_argument("--device", help="cpu or cuda (default: cuda where a GPU is found)")
+    who.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
     who.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
                      "what is installed)")  # fmt: skip
     who.add_argument("--kernel", action="append", default=[], metavar="FILE",
@@ -222,10 +223,17 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .conditions import device_of
+    from ..devices import on_gpu
+    from .conditions import MEASURE_THE_CPU, device_of
 
     use_threads(args.threads)
     device = device_of(args.device)
+    # Whoever allocates, launches or asks the GPU what it is, then means this one.
+    with contextlib.nullcontext() if device == "cpu" else on_gpu(device, MEASURE_THE_CPU):
+        return _bench_on(device.partition(":")[0], args)
+
+
+def _bench_on(device: str, args: argparse.Namespace) -> int:
     items = _items(args)
     settings = settings_of(args)
     if args.json == "-" and sys.stdout is None:

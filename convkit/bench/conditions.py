@@ -41,27 +41,28 @@ THROTTLE = {
 }
 
 
+MEASURE_THE_CPU = "--device cpu measures the CPU"
+
+
 def device_of(asked: str | None) -> str:
     """The device to measure.
 
     Raises
     ------
     OptionError
-        For the emulator, which gives no times, and for "cuda" where there is no GPU.
+        For the emulator, which gives no times, and for "cuda" or "cuda:1" where there is no such GPU.
     """
-    from ..devices import gpu_found
+    from ..devices import gpu_found, on_gpu
 
     if asked == "emulator":
         raise OptionError(
             "the emulator gives no times: it runs CUDA kernels on the CPU; `convkit check --emulate` checks "
             "them, --counters counts their accesses"
         )
-    if asked not in (None, "cpu", "cuda"):
+    if asked not in (None, "cpu") and not asked.startswith("cuda"):
         raise unknown("device", asked, ("cpu", "cuda"))
-    if asked == "cuda" and not gpu_found():
-        raise OptionError(
-            "no GPU was found (CuPy is not installed, or sees none); --device cpu measures the CPU"
-        )
+    if asked not in (None, "cpu"):
+        on_gpu(asked, MEASURE_THE_CPU)
     return asked or ("cuda" if gpu_found() else "cpu")
 
 

@@ -29,6 +29,8 @@ def about(device: str) -> dict[str, Any]:
     torch = need("torch")
     if device == "cuda" and not torch.cuda.is_available():
         raise Missing("this PyTorch sees no GPU: install a CUDA build")
+    if device == "cuda":
+        torch.cuda.set_device(need("cupy").cuda.runtime.getDevice())
     settings = {"threads": threads(), "allow_tf32": "as --math", "cudnn.benchmark": device == "cuda"}
     return {"version": torch.__version__, "settings": settings}
 
