@@ -305,6 +305,16 @@ def test_a_grid_that_cuda_refuses_is_found_without_a_launch(wide):
     assert check.verdicts.judge_launch(wide, far).declined
 
 
+def test_what_would_take_the_emulator_minutes_is_declined(compiler):
+    """One block for each of 65,537 channels; where a GPU runs it, it is asked."""
+    (reduce,) = [i for i in implementations("conv2d_bgrad", device="cuda") if i.name == "reduce"]
+    (case,) = [c for c in size_cases("conv2d_bgrad") if c.name == "65,537 channels"]
+    with emulate():
+        verdict = check.judge(reduce, check.Question.of(case, "float32"))
+    assert verdict.declined and "threads are too many for the emulator" in verdict.reason
+    assert sizes.too_many_threads(reduce, next(check.cases("conv2d_bgrad")).problem) is None
+
+
 def test_a_header_that_breaks_at_huge_problems_is_a_fault(tmp_path):
     path = tmp_path / "relu_fprop_wide.cu"
     path.write_text(KERNEL.replace('"ceil_div(size, THREADS * 2)"', '"size // (size - 2147483648)"'))

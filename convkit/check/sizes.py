@@ -525,6 +525,19 @@ def huge(op: str) -> list[Problem]:
 GRID, BLOCK, THREADS, SHARED = (2**31 - 1, 65_535, 65_535), (1024, 1024, 64), 1024, 227 * 1024
 
 
+#: Threads that the emulator runs in some seconds where they meet at barriers.
+EMULATED = 2_000_000
+
+
+def too_many_threads(implementation: Implementation, problem: Problem) -> str | None:
+    """Why a kernel file's launches would take the emulator too long, or None."""
+    run = implementation.run
+    if not isinstance(run, Runner):
+        return None
+    threads = sum(prod(grid) * prod(block) for _, grid, block, _ in run.ready(problem).launches)
+    return f"{threads:,} threads are too many for the emulator" if threads > EMULATED else None
+
+
 def launch_fault(implementation: Implementation, problem: Problem) -> str:
     """What CUDA would refuse of a kernel file's launches for a problem, by the header alone; or nothing."""
     run = implementation.run

@@ -378,6 +378,8 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
         refusal = implementation.refusal(problem, implementation.math)
     except Exception as error:
         return replace(blank, ok=False, reason="its `when` or `missing` raised " + _last_line(error))
+    if not refusal and case.sized and emulating():
+        refusal = sizes.too_many_threads(implementation, problem)
     if refusal:
         return replace(blank, declined=True, reason=refusal)
 
