@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import re
 
 import ml_dtypes
@@ -35,7 +36,8 @@ def test_shipped_pass(implementation):
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_shipped_pass_in_full(op):
-    failed = [str(v) for v in check.check(op) if not v.ok]
+    seed = int(os.environ.get("CONVKIT_GATE_SEED", "0"))  # a run that fails must fail again
+    failed = [str(v) for v in check.check(op, seed=seed) if not v.ok]
     assert not failed, "\n".join(failed[:5])
 
 
