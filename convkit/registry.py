@@ -155,6 +155,9 @@ class Implementation:
     workspace : callable, optional
         `workspace(problem)` returns the bytes of scratch memory that `run` wants as `workspace=`, a
         uint8 array, aligned; so that a planned network allocates it once.
+    prepare : callable, optional
+        `prepare(problem)` does once what depends on the problem alone, for the device or emulator of this
+        context, and returns `launch(*inputs, *outputs, **options)`, which is `run` without its first argument.
     source : str
         File that it comes from.
     """
@@ -171,6 +174,7 @@ class Implementation:
     when: Callable[[Any], str | None] | None = None
     missing: Callable[[], str | None] | None = None
     workspace: Callable[[Any], int] | None = None
+    prepare: Callable[[Any], Callable[..., None]] | None = None
     source: str = field(default="", compare=False)
 
     @property
@@ -200,6 +204,21 @@ class Implementation:
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
 _LOCK = threading.RLock()
 _loaded: set[str] = set()
+_generation = 0
+
+
+def generation() -> int:
+    """A number that is another one after implementations have been added or taken away.
+
+    What was worked out for a choice among them holds as long as it is the same.
+    """
+    return _generation
+
+
+def _changed() -> None:
+    global _generation
+    with _LOCK:
+        _generation += 1
 
 
 def add(implementation: Implementation) -> Implementation:
@@ -223,6 +242,7 @@ def add(implementation: Implementation) -> Implementation:
                 f"for {implementation.device}, from {before.source}; choose another name"
             )
         _IMPLEMENTATIONS[key] = implementation
+        _changed()
     return implementation
 
 
@@ -306,6 +326,7 @@ def register(path: str | Path) -> list[Implementation]:
         with _LOCK:  # a file that fails half-way leaves nothing behind
             _IMPLEMENTATIONS.clear()
             _IMPLEMENTATIONS.update(before)
+            _changed()
         sys.modules.pop(module_name, None)
         raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
     found = [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
@@ -418,7 +439,9 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         for implementation, values in before:
-            vars(implementation).update(values)
+            if vars(implementation) != values:
+                vars(implementation).update(values)
+                _changed()
 
 
 @contextlib.contextmanager
