@@ -156,8 +156,8 @@ class Implementation:
         `workspace(problem)` returns the bytes of scratch memory that `run` wants as `workspace=`, a
         uint8 array, aligned; so that a planned network allocates it once.
     prepare : callable, optional
-        `prepare(problem)` does once what depends on the problem alone, for the device or emulator of this
-        context, and returns `launch(*inputs, *outputs, **options)`, which is `run` without its first argument.
+        `prepare(problem)` does once what depends on the problem alone, for the device or emulator that
+        is current, and returns `launch(*inputs, *outputs, **options)`: `run` without its first argument.
     source : str
         File that it comes from.
     """
