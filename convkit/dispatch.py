@@ -21,7 +21,7 @@ import numpy as np
 from . import arrays, devices, layouts
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
 from .geometry import Pointwise, Problem
-from .layouts import Blocked
+from .layouts import Tensor
 from .registry import OPS, Implementation, Op, select
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,9 +59,10 @@ class Call:
         return workspace(self.problem) if workspace and not self.problem.empty else 0
 
     def nchw(self, names: tuple[str, ...], memory: tuple[Any, ...]) -> list[Any]:
-        """Tensors of this call, each NCHW as its problem says: itself, or a copy of a blocked one."""
+        """Tensors of this call, each as its problem says: itself, or a copy of one in another layout."""
+        declared = layouts.declared(self.implementation.layout)
         return [
-            layouts.unblock(a, self.problem.shape(name)[1]) if a is not None and a.ndim == 5 else a
+            a if a is None else declared.of(name).unpack(a, self.problem.shape(name))
             for name, a in zip(names, memory, strict=True)
         ]
 
@@ -181,7 +182,7 @@ class Arguments:
         self.given = given
         self.views: dict[str, np.ndarray | None] = {}
         kinds = {
-            name: arrays.NUMPY if isinstance(value, Blocked) else arrays.kind_of(name, value)
+            name: arrays.kind_of(name, value.data if isinstance(value, Tensor) else value)
             for name, value in given.items()
             if value is not None
         }
@@ -199,7 +200,7 @@ class Arguments:
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
-            array: Any = value if isinstance(value, Blocked) else arrays.view(name, value, kind=kinds[name])
+            array: Any = value if isinstance(value, Tensor) else arrays.view(name, value, kind=kinds[name])
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
@@ -232,20 +233,14 @@ class Arguments:
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
-        layout = self._layout(problem, out)
-        # To a pointwise op any order of the elements is as good as another, and it leaves zeros as they are.
-        pointwise = isinstance(problem, Pointwise)
-        blocked = {
-            name: (layout if pointwise else layouts.of(layout, name)) == layouts.BLOCKED
-            for name in self.op.outputs
-        }
+        layout, rows = self._layouts(problem, out)
         implementation = select(
             self.op.name,
             problem,
             device=self.device,
             impl=impl,
             math=math,
-            layout=layouts.NCHW if pointwise else layout,
+            layout=layout,
         )
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
@@ -253,7 +248,7 @@ class Arguments:
             array
             if array is not None and self._direct(name, array, inputs)
             else arrays.empty(
-                layouts.physical(problem.shape(name)) if blocked[name] else problem.shape(name),
+                rows[name].physical(problem.shape(name)),
                 problem.dtype_of(name),
                 self.kind.device,
             )
@@ -281,32 +276,42 @@ class Arguments:
                 arrays.assign(array, filled)
             if wanted is not None:
                 results.append(wanted)
-            elif blocked[name]:
-                results.append(Blocked(filled, problem.shape(name)[1]))
+            elif rows[name].axes:
+                results.append(Tensor(filled, rows[name], problem.shape(name)))
             else:
                 results.append(self.kind.wrap(filled))
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _layout(self, problem: Problem, out: Any) -> str:
-        """The layout that the tensors have; outputs that are not given follow the inputs."""
+    def _layouts(self, problem: Problem, out: Any) -> tuple[str, dict[str, layouts.Layout]]:
+        """What an implementation has to declare, and the layout of each output.
+
+        Outputs that are not given follow the inputs.
+        """
         given = {**self.given, **dict(zip(self.op.outputs, self._out_objects(out), strict=True))}
-        blocked = {name: isinstance(a, Blocked) for name, a in given.items() if a is not None}
-        if not any(blocked.values()):
-            return layouts.NCHW
+        found = {
+            name: a.layout if isinstance(a, Tensor) else layouts.NCHW
+            for name, a in given.items()
+            if a is not None
+        }
+        if not any(row.axes for row in found.values()):
+            return layouts.NCHW.name, dict.fromkeys(self.op.outputs, layouts.NCHW)
         if not isinstance(problem, Pointwise):
-            return layouts.named(blocked)
+            declared = layouts.declared(layouts.named(found))
+            return str(declared), {name: declared.of(name) for name in self.op.outputs}
+        # To a pointwise op any order of the elements is as good as another, and it leaves zeros as they are.
+        row = next(row for row in found.values() if row.axes)
         if "offset" in self.op.options:
-            raise OptionError(f"it counts the elements in their order, so none may be in {layouts.BLOCKED}")
-        if not all(blocked.values()):
-            words = ", ".join(f"{n}: {layouts.BLOCKED if b else layouts.NCHW}" for n, b in blocked.items())
+            raise OptionError(f"it counts the elements in their order, so none may be in {row.name}")
+        if any(other != row for other in found.values()):
+            words = ", ".join(f"{name}: {other.name}" for name, other in found.items())
             raise OptionError(f"the arrays must share a layout, not {words}")
-        return layouts.BLOCKED
+        return layouts.NCHW.name, dict.fromkeys(self.op.outputs, row)
 
     def _input(self, problem: Problem, name: str) -> np.ndarray | None:
-        array = self.views[name]
+        array: Any = self.views[name]
         if array is None:
             return None
-        if isinstance(array, Blocked):
+        if isinstance(array, Tensor):
             array = array.data
         try:
             ready = arrays.contiguous(array, problem.dtype_of(name))
@@ -336,15 +341,16 @@ class Arguments:
                 found.append(None)
                 continue
             label = f"out ({name})"
-            kind = arrays.NUMPY if isinstance(value, Blocked) else arrays.kind_of(label, value)
+            tensor = isinstance(value, Tensor)
+            kind = arrays.kind_of(label, value.data if tensor else value)
             if (device := kind.device) != self.kind.device:
                 raise DtypeError(
                     f"{label} must live on {self.kind.device}, as the inputs do, not on {device}"
                 )
-            array = value if isinstance(value, Blocked) else arrays.view(label, value, write=True, kind=kind)
+            array = value if tensor else arrays.view(label, value, write=True, kind=kind)
             if array.shape != problem.shape(name):
                 raise ShapeError(f"{label} must have shape {problem.shape(name)}, not {array.shape}")
-            array = array.data if isinstance(array, Blocked) else array
+            array = array.data if isinstance(array, Tensor) else array
             if array.dtype != arrays.np_dtype(problem.dtype_of(name)):
                 raise DtypeError(f"{label} must have dtype {problem.dtype_of(name)}, not {array.dtype}")
             low, high = arrays.bounds(array)

@@ -201,11 +201,11 @@ def reorder(x: Array, *, impl: str | None = None, out: Array | None = None) -> A
 
     Parameters
     ----------
-    x : array or `convkit.layouts.Blocked`, (N, C, H, W)
+    x : array or `convkit.layouts.Tensor`, (N, C, H, W)
 
     Returns
     -------
-    y : array or `convkit.layouts.Blocked`, (N, C, H, W)
+    y : array or `convkit.layouts.Tensor`, (N, C, H, W)
     """
     a = Arguments("reorder", x=x)
     N, C, H, W = shape_of("x", tuple(a.x.shape), 4, "(N, C, H, W)")

@@ -88,7 +88,7 @@ class Layer:
         """Shape of the output for an input of that shape."""
         return x_shape
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         """Whether its ops can be run with an input and an output in these layouts."""
         return x_layout == y_layout == layouts.NCHW
 
@@ -138,11 +138,11 @@ class Conv(_Weighted):
         w_shape, _ = self.parameters(x_shape, num_classes)["w"]
         return Conv2d.of(x_shape, w_shape, **self._geometry).shape("y")
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         problem = Conv2d.of(x_shape, plan.parameter(self, "w").shape, **self._geometry, dtype=plan.dtype)
         layout = layouts.joined(x_layout, y_layout)
         wanted = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
-        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+        return layout == "NCHW" or all(plan.has(op, problem, layout) for op in wanted)
 
     def forward(self, plan: Plan, x: Array) -> Array:
         w, b = plan.parameter(self, "w"), plan.parameter(self, "b")
@@ -159,7 +159,7 @@ class Conv(_Weighted):
         dx = plan.scratch(x, dy)
         options = {**self._geometry, "math": plan.math, "out": dx}
         problem = Conv2d.of(x.shape, w.shape, **self._geometry, dtype=plan.dtype)
-        layout = layouts.named({"x": isinstance(x, layouts.Blocked), "y": isinstance(y, layouts.Blocked)})
+        layout = layouts.named({n: getattr(a, "layout", layouts.NCHW) for n, a in (("x", x), ("y", y))})
         if plan.rectifies(self) and plan.has("conv2d_dgrad_relu", problem, layout):
             return fused.conv2d_dgrad_relu(dy, w, x, **options)
         dx = ops.conv2d_dgrad(dy, w, x.shape, **options)
@@ -212,7 +212,7 @@ class Linear(_Weighted):
 class Relu(Layer):
     """Rectified linear unit, in place: no layer before it needs its own output to go backward."""
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         return x_layout == y_layout
 
     def forward(self, plan: Plan, x: Array) -> Array:
@@ -238,11 +238,11 @@ class Lrn(Layer):
         names = ("size", "alpha", "beta", "k", "groups", "region")
         return {name: getattr(self, name) for name in names}
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         problem = LRN.of(x_shape, **self._constants, dtype=plan.dtype)
         layout = layouts.joined(x_layout, y_layout)
         wanted = ("lrn_fprop", "lrn_dgrad")
-        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+        return layout == "NCHW" or all(plan.has(op, problem, layout) for op in wanted)
 
     def forward(self, plan: Plan, x: Array) -> Array:
         plan.keep_view(self, "x", x)
@@ -268,11 +268,11 @@ class MaxPool(Layer):
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return Pool2d.of(x_shape, **self._geometry).shape("y")
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         problem = Pool2d.of(x_shape, **self._geometry, dtype=plan.dtype)
         layout = layouts.joined(x_layout, y_layout)
         wanted = ("maxpool2d_fprop", "maxpool2d_dgrad")
-        return layout == layouts.NCHW or all(plan.has(op, problem, layout) for op in wanted)
+        return layout == "NCHW" or all(plan.has(op, problem, layout) for op in wanted)
 
     def forward(self, plan: Plan, x: Array) -> Array:
         problem = Pool2d.of(x.shape, **self._geometry)
@@ -305,7 +305,7 @@ class LrnMaxPool(Layer):
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return self.pool.output_shape(x_shape, num_classes)
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         lrn = LRN.of(x_shape, **self.lrn._constants, dtype=plan.dtype)
         problem = LrnMaxPool2d(lrn, Pool2d.of(x_shape, **self.pool._geometry, dtype=plan.dtype), plan.dtype)
         layout = layouts.joined(x_layout, y_layout)
@@ -356,16 +356,16 @@ class Flatten(Layer):
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return x_shape[0], prod(x_shape[1:])
 
-    def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
+    def fits(self, plan: Plan, x_shape: Shape, x_layout: layouts.Layout, y_layout: layouts.Layout) -> bool:
         return y_layout == layouts.NCHW
 
     def forward(self, plan: Plan, x: Array) -> Array:
         plan.keep_view(self, "x", x)
-        if isinstance(x, layouts.Blocked):
+        if isinstance(x, layouts.Tensor):
             x = fused.reorder(x, out=plan.keep(self, "nchw", x.shape))
         return x.reshape(self.output_shape(x.shape, 0))
 
     def backward(self, plan: Plan, dy: Array) -> Array:
         x = plan.kept(self, "x")
         maps = dy.reshape(x.shape)
-        return fused.reorder(maps, out=plan.scratch(x, dy)) if isinstance(x, layouts.Blocked) else maps
+        return fused.reorder(maps, out=plan.scratch(x, dy)) if isinstance(x, layouts.Tensor) else maps

@@ -1,56 +1,207 @@
-"""Layouts of activations: NCHW, and nChw16c, in which the CPU's fast kernels compute.
+"""Layouts: how the elements of a tensor lie in memory, as rows of one table.
 
-nChw16c cuts the channels into blocks of 16 that lie side by side for each pixel: (N, ceil(C/16), H, W, 16).
-A vector register then holds neighbouring channels of one pixel, and no kernel needs a shuffle. Channels
-beyond C, in the last block, are zeros: whoever writes such a tensor writes them.
+Users' arrays are NCHW, and weights KCRS: the axes in the order of the logical shape. Implementations may
+declare others, a network's plan chooses among them, and `Tensor` is an array together with its layout.
 
-A network's plan keeps its activations so; arrays that a user passes stay NCHW.
+In nChw16c the channels are cut into blocks of 16 that lie side by side for each pixel: a vector register
+then holds neighbouring channels of one pixel. Its last block may have padding channels, beyond C: they are
+zeros, and whatever writes such a tensor writes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from . import arrays
-from .errors import OptionError
+from .errors import OptionError, unknown
 from .geometry import Shape
 
-NCHW, BLOCKED = "NCHW", "nChw16c"
-#: Channels in a block.
-BLOCK = 16
 
-#: What an implementation may declare: one for all, or its input's and its output's.
-DECLARED = (NCHW, BLOCKED, f"{NCHW}>{BLOCKED}", f"{BLOCKED}>{NCHW}")
-#: Tensors on the input's side of an op, and on its output's; all others (weights, sums) have one layout.
-_SIDES = {"x": 0, "dx": 0, "y": 1, "dy": 1, "argmax": 1}
-
-
-@dataclass(frozen=True, eq=False)
-class Blocked:
-    """A tensor in nChw16c.
+@dataclass(frozen=True)
+class Layout:
+    """One layout.
 
     Attributes
     ----------
-    data : ndarray, (N, ceil(C/16), H, W, 16)
-    C : int
-        Channels; those beyond them in the last block are zeros.
+    name : str
+    axes : tuple of int
+        Axes of the logical shape in the order of memory, the innermost last. Empty for the logical order
+        itself, which fits a tensor of any rank.
+    block : int
+        Channels (axis 1) in a block, which is then one more axis, the innermost; 0 for none. The last block
+        is padded with zeros.
     """
 
-    data: np.ndarray
-    C: int
+    name: str
+    axes: tuple[int, ...] = ()
+    block: int = 0
 
-    @property
-    def shape(self) -> Shape:
-        """Logical shape, (N, C, H, W)."""
-        N, _, H, W, _ = self.data.shape
-        return N, self.C, H, W
+    def physical(self, shape: Shape) -> Shape:
+        """Shape of the memory of a tensor of that logical shape."""
+        if not self.axes:
+            return tuple(shape)
+        extents = list(shape)
+        if self.block:
+            extents[1] = -(-shape[1] // self.block)
+        return (*(extents[axis] for axis in self.axes), *((self.block,) if self.block else ()))
+
+    def pack(self, array: Any, memory: Any) -> None:
+        """Fill memory of `physical` shape from an array in the logical order, on the same device."""
+        if not self.axes:
+            memory[...] = array
+        elif not self.block:
+            memory[...] = array.transpose(self.axes)
+        else:
+            C = array.shape[1]
+            if C % self.block:
+                memory[:, -1] = 0
+            for first in range(0, C, self.block):
+                part = array[:, first : first + self.block]
+                memory[:, first // self.block, ..., : part.shape[1]] = part.transpose(0, 2, 3, 1)
+
+    def packed(self, array: np.ndarray) -> np.ndarray:
+        """New memory with the values of a NumPy array in the logical order."""
+        memory = arrays.empty(self.physical(array.shape), array.dtype.name)
+        self.pack(array, memory)
+        return memory
+
+    def unpack(self, memory: Any, shape: Shape) -> Any:
+        """The elements in the logical order: a view where the layout is that, else a copy."""
+        if not self.axes:
+            return memory
+        if not self.block:
+            back = tuple(int(i) for i in np.argsort(self.axes))
+            return arrays.contiguous(memory.transpose(back), memory.dtype.name)
+        N, C, H, W = shape
+        whole = memory.transpose(0, 1, 4, 2, 3).reshape(N, memory.shape[1] * self.block, H, W)
+        return arrays.contiguous(whole[:, :C], memory.dtype.name)
+
+    def padding(self, memory: Any, shape: Shape) -> Any:
+        """The padding channels, which are to be zeros; None where there are none."""
+        used = shape[1] % self.block if self.block else 0
+        return memory[:, -1][..., used:] if used else None
+
+
+NCHW = Layout("NCHW")
+NHWC = Layout("NHWC", (0, 2, 3, 1))
+NCHW16C = Layout("nChw16c", (0, 1, 2, 3), 16)
+KCRS = Layout("KCRS")
+KRSC = Layout("KRSC", (0, 2, 3, 1))
+
+ACTIVATIONS = {layout.name: layout for layout in (NCHW, NHWC, NCHW16C)}
+WEIGHTS = {layout.name: layout for layout in (KCRS, KRSC)}
+
+#: The group of tensors that a tensor of an op belongs to; those of a group have one layout. All others (sums,
+#: rows) have their logical order.
+_GROUPS = {"x": "x", "dx": "x", "y": "y", "dy": "y", "argmax": "y", "w": "w", "dw": "w"}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The layouts in which an implementation computes: of its input's side, its output's, and its weights."""
+
+    x: Layout
+    y: Layout
+    w: Layout
+
+    def of(self, tensor: str) -> Layout:
+        """Layout of one tensor of the op."""
+        group = _GROUPS.get(tensor)
+        return NCHW if group is None else getattr(self, group)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        sides = self.x.name if self.x == self.y else f"{self.x.name}>{self.y.name}"
+        return sides if self.w == KCRS else f"{sides}, {self.w.name}"
+
+
+@lru_cache(maxsize=1024)
+def declared(text: str) -> Declared:
+    """What an implementation declares: "NCHW", "NCHW>nChw16c" (input>output), "NHWC, KRSC" (and weights).
+
+    Raises
+    ------
+    OptionError
+        If a layout is not known; lists those that are.
+    """
+    sides, _, weights = text.partition(",")
+    x, _, y = sides.partition(">")
+    found = []
+    for name, rows in ((x, ACTIVATIONS), (y or x, ACTIVATIONS), (weights or KCRS.name, WEIGHTS)):
+        if name.strip() not in rows:
+            raise unknown("layout", name.strip(), rows)
+        found.append(rows[name.strip()])
+    return Declared(*found)
+
+
+def of(text: str, tensor: str) -> Layout:
+    """Layout of one tensor of an implementation that declares `text`."""
+    return declared(text).of(tensor)
+
+
+def joined(x: Layout, y: Layout, w: Layout = KCRS) -> str:
+    """The declaration for an input, an output and weights in these layouts."""
+    return str(Declared(x, y, w))
+
+
+def same(text: str, other: str) -> bool:
+    """Whether two declarations mean the same: "NCHW" is "NCHW>NCHW"."""
+    return text == other or declared(text) == declared(other)
+
+
+def named(tensors: Mapping[str, Layout]) -> str:
+    """The declaration that fits tensors in these layouts; a side that has none follows the other."""
+    sides: dict[str, Layout] = {}
+    for tensor, layout in tensors.items():
+        group = _GROUPS.get(tensor)
+        if group is None:
+            if layout.axes:
+                raise OptionError(f"{tensor} has one layout: it must be an array, not {layout.name}")
+            continue
+        fits = WEIGHTS if group == "w" else ACTIVATIONS
+        if layout.axes and layout.name not in fits:
+            raise OptionError(f"{tensor} cannot be in {layout.name}: known are {', '.join(fits)}")
+        if sides.setdefault(group, layout) != layout:
+            raise OptionError(
+                f"{tensor} must be in {sides[group].name}, as the others are, not in {layout.name}"
+            )
+    x = sides.get("x") or sides.get("y") or NCHW
+    w = sides.get("w", KCRS)
+    return joined(x, sides.get("y") or x, w if w.axes else KCRS)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An array in a layout.
+
+    Attributes
+    ----------
+    data : ndarray
+        NumPy or CuPy, of `layout.physical(shape)`.
+    layout : Layout
+    shape : tuple of int
+        The logical shape, (N, C, H, W).
+    """
+
+    data: Any
+    layout: Layout
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        wanted = self.layout.physical(self.shape)
+        if tuple(self.data.shape) != wanted:
+            raise OptionError(
+                f"a tensor {self.shape} in {self.layout.name} has memory {wanted}, not {self.data.shape}"
+            )
 
     @property
     def ndim(self) -> int:
-        return 4
+        return len(self.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -58,81 +209,52 @@ class Blocked:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its memory, padding channels among them."""
         return int(self.data.nbytes)
 
     @property
     def size(self) -> int:
+        """Elements of its logical shape."""
         return prod(self.shape)
 
     @classmethod
-    def empty(cls, shape: Shape, dtype: str) -> Blocked:
-        """A new tensor of that logical shape, not filled."""
-        return cls(arrays.empty(physical(shape), dtype), shape[1])
+    def empty(cls, shape: Shape, dtype: str, layout: str, device: str = "cpu") -> Tensor:
+        """A new tensor of that logical shape, not filled.
+
+        Parameters
+        ----------
+        shape : (N, C, H, W)
+        dtype : str
+        layout : str
+            Its name: "NHWC", "nChw16c", "KRSC", ...
+        device : {"cpu", "cuda", "cuda:1", ...}
+        """
+        row = row_of(layout)
+        return cls(arrays.empty(row.physical(shape), dtype, device), row, tuple(shape))
 
     @classmethod
-    def of(cls, array: np.ndarray) -> Blocked:
-        """A copy of an NCHW array."""
-        return cls(block(array), array.shape[1])
+    def of(cls, array: np.ndarray, layout: str) -> Tensor:
+        """A copy of an array in the logical order, NumPy or CuPy."""
+        tensor = cls.empty(array.shape, array.dtype.name, layout, arrays.place(array))
+        with arrays.on(array):
+            tensor.layout.pack(array, tensor.data)
+        return tensor
 
-    def nchw(self) -> np.ndarray:
-        """A copy in NCHW."""
-        return unblock(self.data, self.C)
-
-
-def physical(shape: Shape) -> Shape:
-    """Shape of the memory of a blocked tensor whose logical shape is (N, C, H, W)."""
-    N, C, H, W = shape
-    return N, -(-C // BLOCK), H, W, BLOCK
+    def logical(self) -> Any:
+        """The elements in the logical order (NCHW): an array, a copy unless the layout is that."""
+        with arrays.on(self.data):
+            return self.layout.unpack(self.data, self.shape)
 
 
-def block(array: np.ndarray) -> np.ndarray:
-    """NCHW to nChw16c, with zeros in the spare channels; the plain definition, not a fast one."""
-    C = array.shape[1]
-    target = arrays.empty(physical(array.shape), array.dtype.name)
-    if C % BLOCK:
-        target[:, -1] = 0
-    for first in range(0, C, BLOCK):
-        part = array[:, first : first + BLOCK]
-        target[:, first // BLOCK, :, :, : part.shape[1]] = part.transpose(0, 2, 3, 1)
-    return target
+def row_of(name: str) -> Layout:
+    """The layout of that name.
 
-
-def unblock(data: np.ndarray, C: int) -> np.ndarray:
-    """nChw16c to NCHW."""
-    N, blocks, H, W, _ = data.shape
-    return np.ascontiguousarray(data.transpose(0, 1, 4, 2, 3).reshape(N, blocks * BLOCK, H, W)[:, :C])
-
-
-def of(layout: str, tensor: str) -> str:
-    """Layout of one tensor of an implementation that declares "NCHW", "nChw16c", or "input>output"."""
-    side = _SIDES.get(tensor)
-    if side is None:
-        return NCHW
-    first, _, second = layout.partition(">")
-    return second if side and second else first
-
-
-def named(tensors: dict[str, bool]) -> str:
-    """The layout that an implementation must declare, where these tensors are blocked or not."""
-    sides: list[str | None] = [None, None]
-    for tensor, is_blocked in tensors.items():
-        side, layout = _SIDES.get(tensor), BLOCKED if is_blocked else NCHW
-        if side is None:
-            if is_blocked:
-                raise OptionError(f"{tensor} has one layout: it must be an array, not {BLOCKED}")
-        elif sides[side] not in (None, layout):
-            raise OptionError(f"{tensor} must be in {sides[side]}, as the others are, not in {layout}")
-        else:
-            sides[side] = layout
-    first, second = sides
-    return joined(first or second or NCHW, second or first or NCHW)
-
-
-def joined(x_layout: str, y_layout: str) -> str:
-    """The declaration for an input and an output in these layouts."""
-    return x_layout if x_layout == y_layout else f"{x_layout}>{y_layout}"
-
-
-def same(layout: str, other: str) -> bool:
-    """Whether two declarations mean the same: "NCHW" is "NCHW>NCHW"."""
-    return all(of(layout, tensor) == of(other, tensor) for tensor in ("x", "y"))
+    Raises
+    ------
+    OptionError
+        If there is none; lists those that there are.
+    """
+    rows = {**ACTIVATIONS, **WEIGHTS}
+    if name not in rows:
+        raise unknown("layout", name, rows)
+    return rows[name]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .presets import Update
 
 Array = np.ndarray
-Tensor = Any  # an array, or a `layouts.Blocked`
+Tensor = Any  # an array, or a `layouts.Tensor`
 
 
 #: Ops whose choice by name shows only where LRN and pooling are apart.
@@ -34,7 +34,7 @@ _LRN_POOL = {"lrn_fprop", "lrn_dgrad", "maxpool2d_fprop", "maxpool2d_dgrad"}
 
 
 def _memory(tensor: Tensor) -> Array:
-    return tensor.data if isinstance(tensor, layouts.Blocked) else tensor
+    return tensor.data if isinstance(tensor, layouts.Tensor) else tensor
 
 
 def _with_lrn_pools(layers: Sequence[Layer]) -> list[Layer]:
@@ -116,7 +116,7 @@ class Plan:
         }
         steps = [layer for layer in layers if layer.name not in self._fused.values()]
         self._rectifiers: dict[str, str] = {}
-        self._layouts: dict[str, str] = {}
+        self._layouts: dict[str, layouts.Layout] = {}
         if self._fast():
             merged = _with_lrn_pools(steps)
             if not _LRN_POOL & chosen.keys() and self._choose(merged, input_shape):
@@ -162,28 +162,28 @@ class Plan:
         self._layouts = self._choose_layouts(steps, shape)
         return len(self._layouts) == len(steps)
 
-    def _choose_layouts(self, steps: Sequence[Layer], shape: Shape) -> dict[str, str]:
+    def _choose_layouts(self, steps: Sequence[Layer], shape: Shape) -> dict[str, layouts.Layout]:
         """The layout of each layer's output: as many elements blocked as the implementations allow.
 
         Dynamic programming along the row of layers: for each layout of the current activation, the least
         number of elements that are not blocked so far.
         """
-        best: dict[str, tuple[int, tuple[str, ...]]] = {layouts.NCHW: (0, ())}
+        best: dict[layouts.Layout, tuple[int, int, tuple[layouts.Layout, ...]]] = {layouts.NCHW: (0, 0, ())}
         for layer in steps:
             y_shape = layer.output_shape(shape, 1)
-            whole = len(y_shape) == 4 and y_shape[1] % layouts.BLOCK == 0
-            found: dict[str, tuple[int, tuple[str, ...]]] = {}
-            for y_layout in (layouts.BLOCKED, layouts.NCHW) if whole else (layouts.NCHW,):
-                cost = 0 if y_layout == layouts.BLOCKED else prod(y_shape)
+            whole = len(y_shape) == 4 and y_shape[1] % layouts.NCHW16C.block == 0
+            found: dict[layouts.Layout, tuple[int, int, tuple[layouts.Layout, ...]]] = {}
+            for y_layout in (layouts.NCHW16C, layouts.NCHW) if whole else (layouts.NCHW,):
+                cost = 0 if y_layout == layouts.NCHW16C else prod(y_shape)
                 ways = [
-                    (before + cost, (*path, y_layout))
-                    for x_layout, (before, path) in best.items()
+                    (before + cost, i, (*path, y_layout))
+                    for i, (x_layout, (before, _, path)) in enumerate(best.items())
                     if layer.fits(self, shape, x_layout, y_layout)
                 ]
                 if ways:
                     found[y_layout] = min(ways)
             best, shape = found, y_shape
-        _, path = min(best.values(), default=(0, ()))
+        _, _, path = min(best.values(), default=(0, 0, ()))
         return {layer.name: layout for layer, layout in zip(steps, path)}
 
     # -- recording ------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Plan:
         named = {"linear_dgrad", "linear_wgrad", "sgd_momentum"} & dict(current_choice().names).keys()
         K, C = self.parameter(layer, "w").shape
         problem = LinearProblem(self.x.shape[0], C, K, self.dtype)
-        return not named and self._fast() and self.has("linear_dgrad_wgrad_sgd", problem, layouts.NCHW)
+        return not named and self._fast() and self.has("linear_dgrad_wgrad_sgd", problem, "NCHW")
 
     def _record_update(
         self,
@@ -296,9 +296,9 @@ class Plan:
 
     def keep(self, layer: Layer, name: str, shape: Shape, dtype: str | None = None) -> Tensor:
         """New memory that lives from the forward to the backward pass; outputs in the layer's layout."""
-        blocked = name in ("y", "argmax") and self._layouts.get(layer.name) == layouts.BLOCKED
-        memory = self._new(layouts.physical(shape) if blocked else shape, dtype or self.dtype)
-        return self.keep_view(layer, name, layouts.Blocked(memory, shape[1]) if blocked else memory)
+        layout = self._layouts.get(layer.name, layouts.NCHW) if name in ("y", "argmax") else layouts.NCHW
+        memory = self._new(layout.physical(shape), dtype or self.dtype)
+        return self.keep_view(layer, name, layouts.Tensor(memory, layout, shape) if layout.axes else memory)
 
     def keep_view(self, layer: Layer, name: str, array: Tensor) -> Tensor:
         """Remember memory that another layer owns; returns it."""
@@ -315,7 +315,8 @@ class Plan:
         arena = next(a for a in self._arenas if not arrays.overlap(a, _memory(besides)))
         shape = _memory(like).shape
         memory = arena[: prod(shape)].reshape(shape)
-        return layouts.Blocked(memory, like.C) if isinstance(like, layouts.Blocked) else memory
+        tensor = isinstance(like, layouts.Tensor)
+        return layouts.Tensor(memory, like.layout, like.shape) if tensor else memory
 
     def _new(self, shape: Shape, dtype: str) -> Array:
         array = arrays.empty(shape, dtype, self.device)

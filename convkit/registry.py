@@ -139,8 +139,9 @@ class Implementation:
     dtypes : tuple of str
         Storage dtypes that it accepts.
     layout : str
-        Layout that it reads and writes: "NCHW", "nChw16c", or of its input's and its output's side,
-        "NCHW>nChw16c". Part of the key: a name may stand for an idea in several layouts.
+        Layout that it reads and writes: "NCHW", "nChw16c", of its input's and its output's side
+        "NCHW>nChw16c", with that of its weights "NHWC, KRSC"; see `layouts.declared`. Part of the key: a name
+        may stand for an idea in several layouts.
     rank : int
         The highest rank that accepts a problem is chosen.
     error : float
@@ -231,8 +232,7 @@ def add(implementation: Implementation) -> Implementation:
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
-    if implementation.layout not in layouts.DECLARED:
-        raise unknown("layout", implementation.layout, layouts.DECLARED)
+    layouts.declared(implementation.layout)
     key = (implementation.op, implementation.device, implementation.name, implementation.layout)
     with _LOCK:
         before = _IMPLEMENTATIONS.get(key)
@@ -384,8 +384,8 @@ def implementations(
         raise unknown("op", op, OPS)
     if device not in (None, *DEVICES):
         raise unknown("device", device, DEVICES)
-    if layout not in (None, *layouts.DECLARED):
-        raise unknown("layout", layout, layouts.DECLARED)
+    if layout is not None:
+        layouts.declared(layout)
     builtin(device)
     global _listed
     registered = list(_IMPLEMENTATIONS.values())
@@ -526,7 +526,7 @@ def select(
         if reason is None:
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")
-    where = device if layout == layouts.NCHW else f"{device}, in {layout},"
+    where = device if layout == "NCHW" else f"{device}, in {layout},"
     raise NoImplementation(
         f"no implementation for {where} takes {problem}" + ("".join(reasons) or "; none is registered")
     )

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blocks import BLOCKED
 from conftest import need
 
 import convkit as ck
-from convkit import layouts
 from convkit.bench import capsule, own, peers, run, sources, steps, verify, work
 from convkit.bench.timing import Checks, Result, Settings
 from convkit.check import inputs as fill
@@ -262,11 +262,11 @@ def test_the_plans_layout_is_picked_in_a_network_and_nchw_elsewhere():
         pytest.skip(missing)
     (layer,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",)))
     marks = {c.layout: c.marks for c in own.contenders(layer) if c.name.startswith("winograd")}
-    assert marks == {layouts.NCHW: (own.PICKED_NCHW,), layouts.BLOCKED: (own.PICKED,)}
+    assert marks == {"NCHW": (own.PICKED_NCHW,), BLOCKED: (own.PICKED,)}
     item = work.items(work.Wanted(convs=("16,256,13,13,384,3,3,pad=1",), directions=("fwd",)))[0]
     (pick,) = (c for c in own.contenders(item) if own.PICKED in c.marks)
-    assert pick.layout == layouts.NCHW
-    assert {c.layout for c in own.contenders(item)} == {layouts.NCHW, layouts.BLOCKED}
+    assert pick.layout == "NCHW"
+    assert {c.layout for c in own.contenders(item)} == {"NCHW", BLOCKED}
     assert len({c.layout for c in own.contenders(item, every_layout=True)}) == 4
 
 

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from blocks import blocked
 
 import convkit as ck
 from convkit import check, layouts, native
@@ -198,8 +199,8 @@ def test_winograd_is_as_exact_as_it_declares():
 def test_blocked_tensors_through_the_public_ops():
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 20, 9, 11), np.float32), rng.standard_normal((18, 20, 3, 3), np.float32)
-    y = ck.conv2d_fprop(layouts.Blocked.of(x), w, padding=1)
-    assert isinstance(y, layouts.Blocked) and y.shape == (2, 18, 9, 11)
+    y = ck.conv2d_fprop(blocked(x), w, padding=1)
+    assert isinstance(y, layouts.Tensor) and y.shape == (2, 18, 9, 11)
     np.testing.assert_array_equal(y.nchw(), ck.conv2d_fprop(x, w, padding=1))
     assert not y.data[:, -1, ..., 2:].any()  # the spare channels
 

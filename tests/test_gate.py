@@ -11,8 +11,9 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from blocks import BLOCKED, block, unblock
 
-from convkit import check, layouts
+from convkit import check
 from convkit.check import check_these, tolerance
 from convkit.cpu import reference
 from convkit.cpu.philox import words
@@ -759,8 +760,8 @@ def blocked(run):
 
     def on_blocks(g, x, y, *rest):
         whole = np.empty(g.shape("y"), y.dtype)
-        run(g, layouts.unblock(x, g.shape("x")[1]), whole, *rest)
-        y[...] = layouts.block(whole)
+        run(g, unblock(x, g.shape("x")[1]), whole, *rest)
+        y[...] = block(whole)
 
     return on_blocks
 
@@ -768,62 +769,62 @@ def blocked(run):
 ON_BLOCKS = blocked(RIGHT["lrn_fprop"])
 
 
-@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=layouts.BLOCKED)
+@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=BLOCKED)
 def leaves_garbage_in_the_spare_channels(g, x, y):
     before = y.copy()
     ON_BLOCKS(g, x, y)
     y[:, -1, ..., (g.C - 1) % 16 + 1 :] = before[:, -1, ..., (g.C - 1) % 16 + 1 :]
 
 
-@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=layouts.BLOCKED)
+@bad("lrn_fprop", "left its spare channels other than zero: output y", layout=BLOCKED)
 def normalises_into_the_spare_channels(g, x, y):
     ON_BLOCKS(g, x, y)
     y[:, -1, ..., (g.C - 1) % 16 + 1 :] = 1e-30
 
 
-@bad("lrn_fprop", "changed its input x", layout=layouts.BLOCKED)
+@bad("lrn_fprop", "changed its input x", layout=BLOCKED)
 def writes_to_the_spare_channels_of_its_input(g, x, y):
     ON_BLOCKS(g, x, y)
     if g.C % 16:
         ctypes.memset(x.ctypes.data + x.nbytes - x.itemsize, 1, x.itemsize)
 
 
-@bad("lrn_fprop", VALUE, layout=layouts.BLOCKED)
+@bad("lrn_fprop", VALUE, layout=BLOCKED)
 def ends_each_window_with_its_block(g, x, y):
-    parts = [layouts.unblock(x[:, [i]], min(16, g.C - 16 * i)) for i in range(x.shape[1])]
+    parts = [unblock(x[:, [i]], min(16, g.C - 16 * i)) for i in range(x.shape[1])]
     for i, part in enumerate(parts):
         from dataclasses import replace
 
         one = np.empty(part.shape)
         RIGHT["lrn_fprop"](replace(g, C=part.shape[1], groups=1), part, one)
-        y[:, [i]] = layouts.block(one)
+        y[:, [i]] = block(one)
 
 
-@bad("reorder", r"y\[[\d, ]+\] is .*, expected", layout=layouts.BLOCKED)
+@bad("reorder", r"y\[[\d, ]+\] is .*, expected", layout=BLOCKED)
 def takes_blocks_of_eight(g, x, y):
     y[...] = x[..., [*range(8, 16), *range(8)]]
 
 
 @bad("reorder", "left its spare channels other than zero: output y", layout="NCHW>nChw16c")
 def repeats_channels_in_the_last_block(g, x, y):
-    y[...] = layouts.block(x)
+    y[...] = block(x)
     used = g.C - 16 * (y.shape[1] - 1)
     y[:, -1] = y[:, -1][..., np.arange(16) % used]
 
 
 @bad("reorder", r"y\[[\d, ]+\] is .*, expected", layout="nChw16c>NCHW")
 def forgets_the_last_block(g, x, y):
-    y[...] = layouts.unblock(x, g.C)
+    y[...] = unblock(x, g.C)
     y[:, (x.shape[1] - 1) * 16 :] = 0
 
 
 def test_the_same_on_blocks_without_the_fault_passes():
     """What the planted faults are made of is right; it is the faults that are found."""
     for op, layout, run in (
-        ("lrn_fprop", layouts.BLOCKED, ON_BLOCKS),
-        ("reorder", layouts.BLOCKED, lambda g, x, y: np.copyto(y, x)),
-        ("reorder", "NCHW>nChw16c", lambda g, x, y: np.copyto(y, layouts.block(x))),
-        ("reorder", "nChw16c>NCHW", lambda g, x, y: np.copyto(y, layouts.unblock(x, g.C))),
+        ("lrn_fprop", BLOCKED, ON_BLOCKS),
+        ("reorder", BLOCKED, lambda g, x, y: np.copyto(y, x)),
+        ("reorder", "NCHW>nChw16c", lambda g, x, y: np.copyto(y, block(x))),
+        ("reorder", "nChw16c>NCHW", lambda g, x, y: np.copyto(y, unblock(x, g.C))),
     ):
         verdicts = check_these([Implementation(op, "right", run, layout=layout)], quick=True)
         assert verdicts and all(v.ok and not v.declined for v in verdicts), (op, layout)

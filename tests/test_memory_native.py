@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from blocks import block, physical, unblock
 
-from convkit import check, layouts, native, registry
+from convkit import check, native, registry
 from convkit.cpu import philox
 from convkit.geometry import LRN, ChannelSum, LrnMaxPool2d, Pointwise, Pool2d, Reorder, SoftmaxXent
 
@@ -84,17 +85,17 @@ def test_bits_do_not_depend_on_the_number_of_threads(implementation, monkeypatch
 def test_fused_is_what_it_is_made_of(shape, pool):
     lrn, pool2d = LRN.of(shape, alpha=0.7), Pool2d.of(shape, **pool)
     fused = LrnMaxPool2d(lrn, pool2d)
-    x = layouts.block(RNG.standard_normal(shape).astype(F))
+    x = block(RNG.standard_normal(shape).astype(F))
     normalised = np.empty_like(x)
-    y, argmax = (np.zeros(layouts.physical(pool2d.shape("y")), t) for t in (F, np.uint8))
+    y, argmax = (np.zeros(physical(pool2d.shape("y")), t) for t in (F, np.uint8))
     y_fused, argmax_fused = np.empty_like(y), np.empty_like(argmax)
     run("lrn_fprop", "rows", "nChw16c")(lrn, x, normalised)
     run("maxpool2d_fprop", "rows", "nChw16c")(pool2d, normalised, y, argmax)
     run("lrn_maxpool2d_fprop", "rows", "nChw16c")(fused, x, y_fused, argmax_fused)
     assert np.array_equal(y, y_fused)
-    assert np.array_equal(layouts.unblock(argmax, shape[1]), layouts.unblock(argmax_fused, shape[1]))
+    assert np.array_equal(unblock(argmax, shape[1]), unblock(argmax_fused, shape[1]))
 
-    dy = layouts.block(RNG.standard_normal(pool2d.shape("y")).astype(F))
+    dy = block(RNG.standard_normal(pool2d.shape("y")).astype(F))
     inner, dx, dx_fused = np.empty_like(x), np.empty_like(x), np.empty_like(x)
     run("maxpool2d_dgrad", "rows", "nChw16c")(pool2d, dy, argmax, inner)
     run("lrn_dgrad", "rows", "nChw16c")(lrn, inner, x, dx)
@@ -107,11 +108,11 @@ def test_fused_is_what_it_is_made_of(shape, pool):
 def test_an_image_is_the_same_alone_and_in_a_batch():
     """A batch of 16 is cut into images, one image into bands of rows."""
     shape = (16, 20, 35, 33)
-    x = layouts.block(RNG.standard_normal(shape).astype(F))
+    x = block(RNG.standard_normal(shape).astype(F))
     results = []
     for n in (16, 1):
         lrn, pool = LRN.of((n, *shape[1:]), alpha=0.7), Pool2d.of((n, *shape[1:]))
-        y, argmax = (np.zeros(layouts.physical(pool.shape("y")), t) for t in (F, np.uint8))
+        y, argmax = (np.zeros(physical(pool.shape("y")), t) for t in (F, np.uint8))
         problem = LrnMaxPool2d(lrn, pool)
         run("lrn_maxpool2d_fprop", "rows", "nChw16c")(problem, x[-n:], y, argmax)
         dx = np.empty_like(x[-n:])
@@ -134,9 +135,9 @@ def test_the_first_nan_of_a_window_wins(layout):
         got = tuple(map(np.empty_like, wanted))
         run("maxpool2d_fprop", "rows")(g, x, *got)
     else:
-        blocked = tuple(np.empty(layouts.physical(a.shape), a.dtype) for a in wanted)
-        run("maxpool2d_fprop", "rows", layout)(g, layouts.block(x), *blocked)
-        got = tuple(layouts.unblock(a, 16) for a in blocked)
+        blocked = tuple(np.empty(physical(a.shape), a.dtype) for a in wanted)
+        run("maxpool2d_fprop", "rows", layout)(g, block(x), *blocked)
+        got = tuple(unblock(a, 16) for a in blocked)
     assert np.isnan(wanted[0]).any()
     for a, b in zip(wanted, got, strict=True):
         assert np.array_equal(a, b, equal_nan=a.dtype == F)
@@ -154,10 +155,10 @@ def test_dropout_has_the_words_of_philox(size, offset):
 @pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 16, 5, 7), (3, 37, 33, 40), (1, 100, 1, 2049)])
 def test_reorder_there_and_back(shape):
     g, x = Reorder(*shape), RNG.standard_normal(shape).astype(F)
-    there, back = np.full(layouts.physical(shape), np.nan, F), np.full(shape, np.nan, F)
+    there, back = np.full(physical(shape), np.nan, F), np.full(shape, np.nan, F)
     run("reorder", "transpose", "NCHW>nChw16c")(g, x, there)
     run("reorder", "transpose", "nChw16c>NCHW")(g, there, back)
-    assert np.array_equal(there, layouts.block(x)) and np.array_equal(back, x)
+    assert np.array_equal(there, block(x)) and np.array_equal(back, x)
 
 
 @pytest.mark.parametrize("k", [1e-30, 1e-3, 1.0, 1e30])

@@ -10,6 +10,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from blocks import BLOCKED, blocked
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from convkit.arrays import np_dtype
 from convkit.check import tolerance
 from convkit.errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
-from convkit.layouts import Blocked
+from convkit.layouts import Tensor
 from convkit.registry import ALL_DTYPES, OPS
 
 CONTENDERS = {
@@ -734,27 +735,27 @@ BAD = {
         r"lr must be a finite number, not inf",
     ),
     "one layout of two": (
-        lambda **o: ck.relu_dgrad(Blocked.of(X), X, **o),
+        lambda **o: ck.relu_dgrad(blocked(X), X, **o),
         OptionError,
         r"the arrays must share a layout, not dy: nChw16c, y: NCHW",
     ),
     "layouts of one side": (
-        lambda **o: ck.conv2d_dgrad_relu(Y, W, Blocked.of(X), **{"out": np.empty_like(X), **o}),
+        lambda **o: ck.conv2d_dgrad_relu(Y, W, blocked(X), **{"out": np.empty_like(X), **o}),
         OptionError,
         r"dx must be in nChw16c, as the others are, not in NCHW",
     ),
     "blocked weights": (
-        lambda **o: ck.conv2d_fprop(X, Blocked.of(W), **o),
+        lambda **o: ck.conv2d_fprop(X, blocked(W), **o),
         OptionError,
         r"w has one layout: it must be an array, not nChw16c",
     ),
     "blocked dropout": (
-        lambda **o: ck.dropout_fprop(Blocked.of(X), p=0.5, seed=1, **o),
+        lambda **o: ck.dropout_fprop(blocked(X), p=0.5, seed=1, **o),
         OptionError,
         r"it counts the elements in their order, so none may be in nChw16c",
     ),
     "reorder to nothing else": (
-        lambda **o: ck.reorder(Blocked.of(X)),
+        lambda **o: ck.reorder(blocked(X)),
         NoImplementation,
         r"no implementation for cpu, in nChw16c, takes Reorder",
     ),
@@ -1018,15 +1019,15 @@ def test_pointwise_ops_on_blocked_tensors(C):
     """Any order of the elements will do, and any number of channels: spare ones stay zeros."""
     x, dy = random(1, 2, C, 5, 6).astype(F), random(2, 2, C, 5, 6).astype(F)
     for op, arguments in ((ck.relu_fprop, (x,)), (ck.relu_dgrad, (dy, x))):
-        expected, blocked = op(*arguments), [Blocked.of(a) for a in arguments]
-        out = Blocked.empty(x.shape, "float32")
+        expected, blocked = op(*arguments), [blocked(a) for a in arguments]
+        out = Tensor.empty(x.shape, "float32", BLOCKED)
         out.data.fill(np.nan)
         assert op(*blocked, out=out) is out
         for got in (out, op(*blocked), op(*blocked, out=blocked[0])):
-            assert isinstance(got, Blocked) and got.shape == x.shape
+            assert isinstance(got, Tensor) and got.shape == x.shape
             assert np.array_equal(got.nchw(), expected)
             assert not got.data[:, -1, ..., (C - 1) % 16 + 1 :].any()
-    w = Blocked.of(x)
+    w = blocked(x)
     for got, expected in zip(ck.sgd_momentum(w, w, w, lr=0.5), ck.sgd_momentum(x, x, x, lr=0.5)):
         assert np.array_equal(got.nchw(), expected)
 
@@ -1034,8 +1035,8 @@ def test_pointwise_ops_on_blocked_tensors(C):
 def test_reorder_there_and_back():
     need_kernels()
     x = random(1, 2, 20, 5, 6).astype(F)
-    blocked = ck.reorder(x, out=Blocked.empty(x.shape, "float32"))
-    assert np.array_equal(blocked.data, Blocked.of(x).data)
+    blocked = ck.reorder(x, out=Tensor.empty(x.shape, "float32", BLOCKED))
+    assert np.array_equal(blocked.data, blocked(x).data)
     assert np.array_equal(ck.reorder(blocked, out=np.empty_like(x)), x)
     assert np.array_equal(ck.reorder(x), x)
 
@@ -1045,16 +1046,16 @@ def test_blocked_in_blocked_out():
     need_kernels()
     x, w = random(1, 2, 20, 9, 8).astype(F), random(2, 36, 20, 3, 3).astype(F)
     expected = ck.conv2d_fprop(x, w, impl="direct")
-    y = ck.conv2d_fprop(Blocked.of(x), w, impl="direct")
-    plain = ck.conv2d_fprop(Blocked.of(x), w, impl="direct", out=np.empty_like(expected))
-    assert isinstance(y, Blocked) and type(plain) is np.ndarray
+    y = ck.conv2d_fprop(blocked(x), w, impl="direct")
+    plain = ck.conv2d_fprop(blocked(x), w, impl="direct", out=np.empty_like(expected))
+    assert isinstance(y, Tensor) and type(plain) is np.ndarray
     assert np.array_equal(y.nchw(), expected) and np.array_equal(plain, expected)
-    db, dw = ck.conv2d_bgrad(y), ck.conv2d_wgrad(Blocked.of(x), y, w.shape, impl="direct")
+    db, dw = ck.conv2d_bgrad(y), ck.conv2d_wgrad(blocked(x), y, w.shape, impl="direct")
     np.testing.assert_allclose(db, ck.conv2d_bgrad(expected), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(dw, ck.conv2d_wgrad(x, expected, w.shape, impl="direct"), rtol=1e-5, atol=1e-3)
     pooled, argmax = ck.maxpool2d_fprop(y)
     dx = ck.maxpool2d_dgrad(pooled, argmax, y.shape)
-    assert isinstance(argmax, Blocked) and isinstance(dx, Blocked)
+    assert isinstance(argmax, Tensor) and isinstance(dx, Tensor)
     plain_dx = ck.maxpool2d_dgrad(*ck.maxpool2d_fprop(expected), expected.shape)
     np.testing.assert_allclose(dx.nchw(), plain_dx, rtol=1e-6)
 

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+from blocks import blocked
 
 import convkit as ck
 from convkit import registry
 from convkit.errors import NoImplementation, OptionError
 from convkit.geometry import LRN, Conv2d, Pointwise
-from convkit.layouts import Blocked
 from convkit.registry import ALL_DTYPES, OPS, Implementation, select
 
 
@@ -116,11 +116,11 @@ def test_a_name_may_stand_for_an_idea_in_several_layouts():
     }
     assert select("lrn_fprop", LRN.of(maps.shape), layout="nChw16c").layout == "nChw16c"
     assert (ck.lrn_fprop(maps) == 7).all()
-    assert (ck.lrn_fprop(Blocked.of(maps)).data == 9).all()
+    assert (ck.lrn_fprop(blocked(maps)).data == 9).all()
 
 
 def test_a_name_that_a_layout_lacks_is_refused_in_words():
-    maps = Blocked.of(np.ones((1, 16, 2, 3), np.float32))
+    maps = blocked(np.ones((1, 16, 2, 3), np.float32))
     with pytest.raises(
         OptionError, match="unknown implementation of lrn_fprop for cpu in nChw16c 'reference'"
     ):

@@ -23,7 +23,6 @@ from .work import Item
 #: Marks of convkit's contenders.
 PICKED_NCHW = "picked for NCHW"
 UNRUN = "not yet run on a GPU"
-TO_BLOCKED = layouts.joined(layouts.NCHW, layouts.BLOCKED)
 
 
 class Bound:
@@ -47,20 +46,22 @@ class Bound:
 
     def _blocked(self, name: str) -> bool:
         four = len(self.item.problem.shapes.get(name, ())) == 4
-        return four and layouts.of(self.implementation.layout, name) == layouts.BLOCKED
+        return four and bool(layouts.of(self.implementation.layout, name).axes)
 
     def _memory(self, name: str) -> Any:
         if name not in self.guarded:
             problem = self.item.problem
             shape, dtype = problem.shape(name), problem.dtype_of(name)
-            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layouts.BLOCKED)
+            layout = layouts.of(self.implementation.layout, name)
+            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layout)
         return self.guarded[name].array
 
     def _given(self, name: str, array: Any) -> Any:
         if array is None or name not in self.names:
             return array
         memory = self._memory(name)
-        blocked(array, memory)
+        layout = layouts.of(self.implementation.layout, name)
+        packed(array, layout, memory)
         self.sources[name] = array
         given = memory.view()
         given.flags.writeable = False
@@ -101,9 +102,7 @@ class Bound:
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, NCHW."""
         return {
-            name: layouts.unblock(memory, self.item.problem.shape(name)[1])
-            if name in self.names
-            else arrays_on_host(memory)
+            name: self._logical(name, memory) if name in self.names else arrays_on_host(memory)
             for name, memory in self.outputs.items()
         }
 
@@ -112,24 +111,26 @@ class Bound:
         found = {}
         for name, place in part.outputs.items():
             here = self.outputs[name][place]  # blocked or not, images lie along the first axis
-            blocked = name in self.names
-            found[name] = (
-                layouts.unblock(here, self.item.problem.shape(name)[1]) if blocked else np.array(here)
-            )
+            found[name] = self._logical(name, here) if name in self.names else np.array(here)
         return found
 
+    def _logical(self, name: str, memory: Any) -> Any:
+        shape = (len(memory), *self.item.problem.shape(name)[1:])
+        return layouts.of(self.implementation.layout, name).unpack(memory, shape)
 
-def blocked(array: Any, memory: Any) -> None:
-    """Copy an NCHW array into blocked memory: by convkit's own kernel where it takes the dtype."""
+
+def packed(array: Any, layout: layouts.Layout, memory: Any) -> None:
+    """Copy an NCHW array into memory of a layout: by convkit's own kernel where it takes the dtype."""
     N, C, H, W = array.shape
     if array.dtype.name in ALL_DTYPES:
         problem = Reorder(N, C, H, W, array.dtype.name)
         try:
-            select("reorder", problem, layout=TO_BLOCKED).run(problem, array, memory)
+            to = layouts.joined(layouts.NCHW, layout)
+            select("reorder", problem, layout=to).run(problem, array, memory)
             return
         except (NoImplementation, OptionError):
             pass
-    memory[...] = layouts.block(array)
+    layout.pack(array, memory)
 
 
 def arrays_on_host(array: Any) -> Any:
@@ -158,7 +159,7 @@ def contenders(
         would run on NCHW arrays, where that is another, "picked for NCHW".
     """
     picks = picked(item, device)
-    usual = {layouts.NCHW, *_plan_layouts(item), *(pick.layout for pick in picks.values() if pick)}
+    usual = {"NCHW", *_plan_layouts(item), *(pick.layout for pick in picks.values() if pick)}
     found = []
     for implementation in implementations(item.op, device=device, layout=None):
         if implementation.name == "reference" and not reference:
@@ -213,7 +214,7 @@ def picked(item: Item, device: str) -> dict[str, Implementation | None]:
     In a network the activations lie in nChw16c wherever the kernels can have it so; what is chosen there is
     "picked". An item that is no layer of a network is a call of the public op, on NCHW arrays.
     """
-    plain = _select(item, device, layouts.NCHW)
+    plain = _select(item, device, "NCHW")
     planned = None
     if item.net and device == "cpu" and item.dtype == "float32":
         planned = next(
@@ -229,13 +230,13 @@ def _select(item: Item, device: str, layout: str) -> Implementation | None:
         found = select(item.op, item.problem, device=device, math=item.math, layout=layout)
     except (NoImplementation, OptionError):
         return None
-    return found if found.name != "reference" or layout == layouts.NCHW else None
+    return found if found.name != "reference" or layout == "NCHW" else None
 
 
 def _plan_layouts(item: Item) -> list[str]:
     """The layouts in which a plan would have the op, best first: blocked on each side whose channels are."""
     if item.op == "reorder":
-        return [layouts.joined(layouts.BLOCKED, layouts.NCHW)]
+        return [layouts.joined(layouts.NCHW16C, layouts.NCHW)]
     if isinstance(item.problem, Conv2d):
         x, y = item.problem.C, item.problem.K
     else:
@@ -244,7 +245,8 @@ def _plan_layouts(item: Item) -> list[str]:
         if not four:
             return []
         x = y = four[0]
-    sides = [layouts.BLOCKED if channels % layouts.BLOCK == 0 else layouts.NCHW for channels in (x, y)]
+    blocks = layouts.NCHW16C
+    sides = [layouts.NCHW if channels % blocks.block else blocks for channels in (x, y)]
     return [layouts.joined(*sides)]
 
 

@@ -149,11 +149,11 @@ class Guarded:
         band: int,
         *,
         aligned: bool = True,
-        layout: str = layouts.NCHW,
+        layout: layouts.Layout = layouts.NCHW,
     ) -> None:
         kind = np_dtype(dtype)
-        self.channels = shape[1] if layout == layouts.BLOCKED else None
-        shape = shape if self.channels is None else layouts.physical(shape)
+        self.layout, self.shape = layout, shape
+        shape = layout.physical(shape)
         size = prod(shape) * kind.itemsize
         self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
         self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
@@ -165,20 +165,19 @@ class Guarded:
 
     def put(self, array: np.ndarray) -> None:
         """Fill the memory with an NCHW array."""
-        self.array[...] = array if self.channels is None else layouts.block(array)
+        self.layout.pack(array, self.array)
 
     def get(self, copy: bool = True) -> np.ndarray:
         """The memory in NCHW; a copy, unless that is not asked for."""
-        if self.channels is not None:
-            return layouts.unblock(self.array, self.channels)
-        return self.array.copy() if copy else self.array
+        array = self.layout.unpack(self.array, self.shape)
+        return array.copy() if copy and array is self.array else array
 
     def spare(self) -> str:
         """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
-        if self.channels is None or self.array.dtype.kind in "iu" or not self.array.size:
+        if self.array.dtype.kind in "iu" or not self.array.size:
             return ""
-        used = self.channels % layouts.BLOCK or layouts.BLOCK
-        return "left its spare channels other than zero" if np.any(self.array[:, -1][..., used:]) else ""
+        spare = self.layout.padding(self.array, self.shape)
+        return "left its spare channels other than zero" if spare is not None and np.any(spare) else ""
 
     def trespass(self) -> str:
         """Where the bands were written to, or an empty string."""

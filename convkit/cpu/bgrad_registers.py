@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..geometry import ChannelSum
-from ..layouts import BLOCKED
 from ..registry import implements
 from .native_call import NATIVE, STORAGE, call
 
@@ -17,7 +16,7 @@ def conv2d_bgrad(g: ChannelSum, dy: Array, db: Array) -> None:
     call("channel_sums", g.dtype, g.N, g.K, g.P * g.Q, dy, db)
 
 
-@implements("conv2d_bgrad", name="registers", layout=BLOCKED, **NATIVE)
+@implements("conv2d_bgrad", name="registers", layout="nChw16c", **NATIVE)
 def conv2d_bgrad_blocked(g: ChannelSum, dy: Array, db: Array) -> None:
     call("channel_sums_blocked", g.N, g.K, g.P * g.Q, dy, db)
 

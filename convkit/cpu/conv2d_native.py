@@ -22,6 +22,7 @@ from .native_call import excess
 from .storage import accelerates
 
 Array = np.ndarray
+BLOCKED = layouts.NCHW16C
 
 #: Relative RMS error of Winograd's tiles of 7 x 7 against float64; see native/kernels/winograd_transform.hpp.
 WINOGRAD_ERROR = 1e-5
@@ -43,7 +44,7 @@ def numbers(g: Conv2d) -> tuple[int, ...]:
 
 
 def _flags(layout: str) -> tuple[bool, bool]:
-    return layouts.of(layout, "x") == layouts.BLOCKED, layouts.of(layout, "y") == layouts.BLOCKED
+    return layouts.of(layout, "x") == BLOCKED, layouts.of(layout, "y") == BLOCKED
 
 
 def _blocks_fit(g: Conv2d, layout: str) -> str | None:
@@ -51,8 +52,8 @@ def _blocks_fit(g: Conv2d, layout: str) -> str | None:
     if g.groups == 1:
         return None
     for side, channels in (("x", g.C), ("y", g.K)):
-        if layouts.of(layout, side) == layouts.BLOCKED and channels // g.groups % layouts.BLOCK:
-            return f"in {layouts.BLOCKED}, each group needs whole blocks of {layouts.BLOCK} channels"
+        if layouts.of(layout, side) == BLOCKED and channels // g.groups % BLOCKED.block:
+            return f"in {BLOCKED.name}, each group needs whole blocks of {BLOCKED.block} channels"
     return None
 
 
@@ -149,7 +150,7 @@ def _asked(algorithm: str) -> Callable[..., str | None]:
 
 def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     stride = g.stride_h if g.P > 1 else 1  # as the kernels see it
-    if stride > 1 and layouts.of(layout, "x") == layouts.BLOCKED:
+    if stride > 1 and layouts.of(layout, "x") == BLOCKED:
         return "a stride is taken away on NCHW images only"
     if (reason := _asked("winograd")(g, way, layout)) is not None:
         return reason
@@ -169,4 +170,4 @@ _register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"), ("fprop", "dgrad")
 _register("few_channels", "NCHW", 25, 1e-6, _asked("few_channels"), ("wgrad",), frames=1)
 for _layout in LAYOUTS:
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)
-    _register("direct", _layout, 20, 1e-6, _asked("direct"), frames=layouts.BLOCK)
+    _register("direct", _layout, 20, 1e-6, _asked("direct"), frames=BLOCKED.block)

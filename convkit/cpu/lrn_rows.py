@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..geometry import LRN
-from ..layouts import BLOCKED
 from ..registry import implements
 from .native_call import NATIVE, STORAGE, call, kernels
 
@@ -40,11 +39,11 @@ def lrn_dgrad(g: LRN, dy: Array, x: Array, dx: Array) -> None:
     call("lrn_dgrad", g.dtype, shape(g), dy, x, dx)
 
 
-@implements("lrn_fprop", name="rows", layout=BLOCKED, when=across_channels, **NATIVE)
+@implements("lrn_fprop", name="rows", layout="nChw16c", when=across_channels, **NATIVE)
 def lrn_fprop_blocked(g: LRN, x: Array, y: Array) -> None:
     call("lrn_fprop_blocked", shape(g), x, y)
 
 
-@implements("lrn_dgrad", name="rows", layout=BLOCKED, when=across_channels, **NATIVE)
+@implements("lrn_dgrad", name="rows", layout="nChw16c", when=across_channels, **NATIVE)
 def lrn_dgrad_blocked(g: LRN, dy: Array, x: Array, dx: Array) -> None:
     call("lrn_dgrad_blocked", shape(g), dy, x, dx)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..geometry import Pool2d, window_span
-from ..layouts import BLOCKED
 from ..registry import implements
 from .native_call import NATIVE, STORAGE, call, excess, kernels
 
@@ -50,11 +49,11 @@ def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
     call("maxpool2d_dgrad", g.dtype, shape(g), dy, argmax, dx)
 
 
-@implements("maxpool2d_fprop", name="rows", layout=BLOCKED, **NATIVE)
+@implements("maxpool2d_fprop", name="rows", layout="nChw16c", **NATIVE)
 def maxpool2d_fprop_blocked(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
     call("maxpool2d_fprop_blocked", shape(g), x, y, argmax)
 
 
-@implements("maxpool2d_dgrad", name="rows", layout=BLOCKED, **NATIVE)
+@implements("maxpool2d_dgrad", name="rows", layout="nChw16c", **NATIVE)
 def maxpool2d_dgrad_blocked(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
     call("maxpool2d_dgrad_blocked", shape(g), dy, argmax, dx)
