@@ -201,7 +201,7 @@ def test_blocked_tensors_through_the_public_ops():
     x, w = rng.standard_normal((2, 20, 9, 11), np.float32), rng.standard_normal((18, 20, 3, 3), np.float32)
     y = ck.conv2d_fprop(blocked(x), w, padding=1)
     assert isinstance(y, layouts.Tensor) and y.shape == (2, 18, 9, 11)
-    np.testing.assert_array_equal(y.nchw(), ck.conv2d_fprop(x, w, padding=1))
+    np.testing.assert_array_equal(y.logical(), ck.conv2d_fprop(x, w, padding=1))
     assert not y.data[:, -1, ..., 2:].any()  # the spare channels
 
 

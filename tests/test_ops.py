@@ -1025,11 +1025,11 @@ def test_pointwise_ops_on_blocked_tensors(C):
         assert op(*blocked, out=out) is out
         for got in (out, op(*blocked), op(*blocked, out=blocked[0])):
             assert isinstance(got, Tensor) and got.shape == x.shape
-            assert np.array_equal(got.nchw(), expected)
+            assert np.array_equal(got.logical(), expected)
             assert not got.data[:, -1, ..., (C - 1) % 16 + 1 :].any()
     w = blocked(x)
     for got, expected in zip(ck.sgd_momentum(w, w, w, lr=0.5), ck.sgd_momentum(x, x, x, lr=0.5)):
-        assert np.array_equal(got.nchw(), expected)
+        assert np.array_equal(got.logical(), expected)
 
 
 def test_reorder_there_and_back():
@@ -1049,7 +1049,7 @@ def test_blocked_in_blocked_out():
     y = ck.conv2d_fprop(blocked(x), w, impl="direct")
     plain = ck.conv2d_fprop(blocked(x), w, impl="direct", out=np.empty_like(expected))
     assert isinstance(y, Tensor) and type(plain) is np.ndarray
-    assert np.array_equal(y.nchw(), expected) and np.array_equal(plain, expected)
+    assert np.array_equal(y.logical(), expected) and np.array_equal(plain, expected)
     db, dw = ck.conv2d_bgrad(y), ck.conv2d_wgrad(blocked(x), y, w.shape, impl="direct")
     np.testing.assert_allclose(db, ck.conv2d_bgrad(expected), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(dw, ck.conv2d_wgrad(x, expected, w.shape, impl="direct"), rtol=1e-5, atol=1e-3)
@@ -1057,7 +1057,7 @@ def test_blocked_in_blocked_out():
     dx = ck.maxpool2d_dgrad(pooled, argmax, y.shape)
     assert isinstance(argmax, Tensor) and isinstance(dx, Tensor)
     plain_dx = ck.maxpool2d_dgrad(*ck.maxpool2d_fprop(expected), expected.shape)
-    np.testing.assert_allclose(dx.nchw(), plain_dx, rtol=1e-6)
+    np.testing.assert_allclose(dx.logical(), plain_dx, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
