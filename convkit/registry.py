@@ -232,7 +232,8 @@ def add(implementation: Implementation) -> Implementation:
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
-    layouts.declared(implementation.layout)
+    if (plain := str(layouts.declared(implementation.layout))) != implementation.layout:
+        raise OptionError(f"unknown layout {implementation.layout!r}; did you mean {plain!r}?")
     key = (implementation.op, implementation.device, implementation.name, implementation.layout)
     with _LOCK:
         before = _IMPLEMENTATIONS.get(key)

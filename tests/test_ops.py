@@ -747,7 +747,7 @@ BAD = {
     "blocked weights": (
         lambda **o: ck.conv2d_fprop(X, blocked(W), **o),
         OptionError,
-        r"w has one layout: it must be an array, not nChw16c",
+        r"w cannot be in nChw16c: known are KCRS, KRSC",
     ),
     "blocked dropout": (
         lambda **o: ck.dropout_fprop(blocked(X), p=0.5, seed=1, **o),
@@ -1019,11 +1019,11 @@ def test_pointwise_ops_on_blocked_tensors(C):
     """Any order of the elements will do, and any number of channels: spare ones stay zeros."""
     x, dy = random(1, 2, C, 5, 6).astype(F), random(2, 2, C, 5, 6).astype(F)
     for op, arguments in ((ck.relu_fprop, (x,)), (ck.relu_dgrad, (dy, x))):
-        expected, blocked = op(*arguments), [blocked(a) for a in arguments]
+        expected, tensors = op(*arguments), [blocked(a) for a in arguments]
         out = Tensor.empty(x.shape, "float32", BLOCKED)
         out.data.fill(np.nan)
-        assert op(*blocked, out=out) is out
-        for got in (out, op(*blocked), op(*blocked, out=blocked[0])):
+        assert op(*tensors, out=out) is out
+        for got in (out, op(*tensors), op(*tensors, out=tensors[0])):
             assert isinstance(got, Tensor) and got.shape == x.shape
             assert np.array_equal(got.logical(), expected)
             assert not got.data[:, -1, ..., (C - 1) % 16 + 1 :].any()
@@ -1035,10 +1035,32 @@ def test_pointwise_ops_on_blocked_tensors(C):
 def test_reorder_there_and_back():
     need_kernels()
     x = random(1, 2, 20, 5, 6).astype(F)
-    blocked = ck.reorder(x, out=Tensor.empty(x.shape, "float32", BLOCKED))
-    assert np.array_equal(blocked.data, blocked(x).data)
-    assert np.array_equal(ck.reorder(blocked, out=np.empty_like(x)), x)
+    tensors = ck.reorder(x, out=Tensor.empty(x.shape, "float32", BLOCKED))
+    assert np.array_equal(tensors.data, blocked(x).data)
+    assert np.array_equal(ck.reorder(tensors, out=np.empty_like(x)), x)
     assert np.array_equal(ck.reorder(x), x)
+
+
+def test_nhwc_is_a_layout():
+    x = random(1, 2, 20, 5, 6).astype(F)
+    nhwc = ck.reorder(x, out=Tensor.empty(x.shape, "float32", "NHWC"))
+    assert nhwc.data.shape == (2, 5, 6, 20) and np.array_equal(nhwc.data, x.transpose(0, 2, 3, 1))
+    assert np.array_equal(ck.reorder(nhwc, out=np.empty_like(x)), x)
+    assert np.array_equal(ck.relu_fprop(nhwc).logical(), ck.relu_fprop(x))
+    with pytest.raises(ck.NoImplementation, match="in NHWC, takes"):
+        ck.maxpool2d_fprop(nhwc)
+    with pytest.raises(OptionError, match="has memory"):
+        Tensor(x, nhwc.layout, x.shape)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "nChw16c"])
+@pytest.mark.parametrize("C", [1, 16, 20])
+def test_every_layout_packs_and_unpacks(layout, C):
+    x = random(1, 2, C, 5, 6).astype(F)
+    tensor = Tensor.of(x, layout)
+    assert tensor.shape == x.shape and np.array_equal(tensor.logical(), x)
+    spare = tensor.layout.padding(tensor.data, x.shape)
+    assert (spare is None) == (layout != "nChw16c" or C == 16) and (spare is None or not spare.any())
 
 
 def test_blocked_in_blocked_out():

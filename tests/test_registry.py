@@ -173,8 +173,8 @@ def test_use_is_of_one_thread():
         (lambda: ck.implementations("relu_frop"), "did you mean 'relu_fprop'"),
         (lambda: plant("mine", op="relu_forward"), "unknown op 'relu_forward'"),
         (lambda: plant("mine", math="fp64"), "unknown math 'fp64'"),
-        (lambda: plant("mine", layout="NHWC"), "unknown layout 'NHWC'"),
-        (lambda: plant("mine", layout="nChw16c>nChw16c"), "did you mean 'nChw16c>NCHW'"),
+        (lambda: plant("mine", layout="NHCW"), "unknown layout 'NHCW'"),
+        (lambda: plant("mine", layout="nChw16c>nChw16c"), "did you mean 'nChw16c'"),
         (lambda: ck.implementations("lrn_fprop", layout="nChw8c"), "did you mean 'nChw16c'"),
         (
             lambda: select("conv2d_fprop", Conv2d.of((1, 1, 3, 3), (1, 1, 3, 3)), math="tf23"),
