@@ -16,6 +16,7 @@ from .errors import DtypeError, OptionError, ShapeError, unknown
 from .geometry import Shape, finite, integer
 from .layers import Layer
 from .plan import Plan
+from .plan.program import Program
 from .presets import Update
 from .registry import MATH, current_choice
 
@@ -157,10 +158,22 @@ class Network:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             with arrays.queue(self.gpu_arrays()):
-                self._plans[key] = Plan(
-                    self.layers, self.params, self.grads, self.velocities, (batch, *self.input_shape),
-                    self.dtype, self.update, self.math, self.device,
+                program = Program(
+                    self.layers, (batch, *self.input_shape), self.num_classes, self.dtype, self.device,
+                    self.math,
                 )  # fmt: skip
+                u = self.update
+                rules = {
+                    name: {
+                        "lr": u.lr, "momentum": u.momentum,
+                        "weight_decay": u.weight_decay if name.endswith("w") else u.bias_decay,
+                        "dampening": 0.0, "nesterov": False, "lr_in_velocity": u.lr_in_velocity,
+                    }
+                    for name in self.params
+                }  # fmt: skip
+                self._plans[key] = Plan(
+                    program, self.layers, self.params, self.grads, self.velocities, rules, self.device
+                )
         return self._plans[key]
 
     @staticmethod
@@ -215,7 +228,7 @@ class Network:
             kind = arrays.kind_of("dlogits", dlogits)
             arrays.assign(plan.dlogits, self._checked("dlogits", dlogits, plan.dlogits.shape))
             plan.run(plan.backward)
-            plan.run([plan.input_gradient])
+            plan.run(plan.input_gradient)
             return kind.wrap(plan.dx.copy())
 
     @operation
@@ -278,7 +291,7 @@ class Network:
     def _begin(self, plan: Plan, training: bool) -> None:
         """Point the plan's dropouts at counters that no step has used."""
         self._last = None  # until a forward pass has succeeded
-        end = plan.set_dropout(self.layers, training, self.seed, self.dropout_offset)
+        end = plan.set_dropout(training, self.seed, self.dropout_offset)
         if training:
             self.dropout_offset = end
 

@@ -357,7 +357,7 @@ def _of_layer(layer: Layer, x: Shape, y: Shape, dtype: str) -> Iterator[Entry]:
     """A layer's own ops, one by one."""
     name = layer.name
     if isinstance(layer, Conv):
-        conv = _convolution(layer, x, dtype)
+        conv = layer.problem(x, dtype)
         yield name, "conv2d_fprop", conv, ("b",), {"relu": False}
         yield name, "conv2d_dgrad", conv, (), {}
         yield name, "conv2d_wgrad", conv, (), {}
@@ -373,10 +373,10 @@ def _of_layer(layer: Layer, x: Shape, y: Shape, dtype: str) -> Iterator[Entry]:
             yield name, op, Pointwise(x, dtype), (), {}
     elif isinstance(layer, Lrn):
         for op in ("lrn_fprop", "lrn_dgrad"):
-            yield name, op, LRN.of(x, **layer._constants, dtype=dtype), (), {}
+            yield name, op, layer.problem(x, dtype), (), {}
     elif isinstance(layer, MaxPool):
         for op in ("maxpool2d_fprop", "maxpool2d_dgrad"):
-            yield name, op, Pool2d.of(x, **layer._geometry, dtype=dtype), (), {}
+            yield name, op, layer.problem(x, dtype), (), {}
     elif isinstance(layer, Dropout):
         for op in ("dropout_fprop", "dropout_dgrad"):
             yield name, op, Pointwise(x, dtype), (), {**layer.options(True), "seed": 1, "offset": 0}
@@ -390,7 +390,7 @@ def _fused(
     """What convkit does in one op that begins with this layer."""
     relu = after.name if isinstance(after, Relu) else ""
     if isinstance(layer, Conv):
-        conv = _convolution(layer, x, dtype)
+        conv = layer.problem(x, dtype)
         if relu:
             yield f"{layer.name}+{relu}", "conv2d_fprop", conv, (), {"relu": True}
         if isinstance(before, Relu):
@@ -407,15 +407,10 @@ def _fused(
         yield f"{layer.name}+update", "linear_dgrad_wgrad_sgd", linear, (), {"relu": False, **rule}
         yield f"{layer.name}.w", "sgd_momentum", Pointwise((y[1], x[1]), dtype), (), rule
     elif isinstance(layer, Lrn) and isinstance(after, MaxPool) and layer.region == "across_channels":
-        lrn, pool = LRN.of(x, **layer._constants), Pool2d.of(x, **after._geometry)
+        lrn, pool = layer.problem(x), after.problem(x)
         both, name = LrnMaxPool2d(lrn, pool, dtype), f"{layer.name}+{after.name}"
         yield name, "lrn_maxpool2d_fprop", both, (), {}
         yield name, "lrn_maxpool2d_dgrad", both, (), {"relu": isinstance(before, Relu)}
-
-
-def _convolution(layer: Conv, x: Shape, dtype: str) -> Conv2d:
-    w, _ = layer.parameters(x, CLASSES)["w"]
-    return Conv2d.of(x, w, **layer._geometry, dtype=dtype)
 
 
 #: Layers of the paper's network for a first look.

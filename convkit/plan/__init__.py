@@ -1,0 +1,234 @@
+"""A network planned once for a batch and run many times: every choice made, every buffer allocated.
+
+In the order in which they are made: `graph` puts the layers' ops in a row, `fusion` says which become one,
+`choice` picks implementations and layouts, `program` has the result as data, `memory` gives each value its
+array, and a `Plan` binds the two into calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import native
+from ..dispatch import Call
+from ..geometry import Pointwise, Shape
+from ..layers import Dropout, Layer
+from ..registry import OPS
+from .graph import Node, gradient, velocity
+from .memory import Memory
+from .program import Program
+
+Array = Any
+
+
+class Plan:
+    """One network, one batch size, one choice of implementations.
+
+    Parameters
+    ----------
+    program : Program
+    layers : sequence of Layer
+    parameters, gradients, velocities : mapping of str to ndarray
+        By the names "conv1.w", "conv1.b", ...; the plan reads and writes these very arrays.
+    rules : mapping
+        For each parameter, the options of `sgd_momentum`; those of a call change from step to step.
+    device : {"cpu", "cuda", "cuda:1", ...}
+
+    Attributes
+    ----------
+    program : Program
+    forward, loss, backward, update : list of Call
+        In the order in which they run. `backward` ends before the gradient of the input, which training
+        does not need; that is `input_gradient`. A training step runs `phases`, where some of them are fused.
+    x, labels, logits, losses, dlogits, dx : ndarray
+        The plan's ends: fill x and labels, run, read the others.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        layers: Sequence[Layer],
+        parameters: Mapping[str, Array],
+        gradients: Mapping[str, Array],
+        velocities: Mapping[str, Array],
+        rules: Mapping[str, Mapping[str, Any]],
+        device: str = "cpu",
+    ) -> None:
+        self.program, self.device = program, device
+        self._layers = {layer.name: layer for layer in layers}
+        self._rules = rules
+        given = dict(parameters)
+        for name in parameters:
+            given |= {gradient(name): gradients[name], velocity(name): velocities[name]}
+        self._memory = Memory(program, device, given)
+        self._memory.forward()
+        self._memory.backward()
+        self._calls: dict[int, tuple[Node, Call]] = {}
+        self._phases: dict[Any, dict[str, list[Call]]] = {}
+        self._scratch: Array | None = None
+        self._name_ends()
+
+        whole = program.gradients(program.backward, [gradient(name) for name in parameters])
+        kept = {id(node) for node in whole}
+        self.forward, self.loss = self._bind(program.forward), self._bind(program.loss)
+        self.backward = self._bind(whole)
+        self.input_gradient = self._bind(n for n in program.backward if id(n) not in kept)
+        self.update = self._bind(program.step(rules, fused=False).update)
+        self.phases()
+
+    def _name_ends(self) -> None:
+        memory, logits = self._memory, self.program.graph.logits
+        self.x, self.labels, self.losses = memory["x"], memory["labels"], memory["loss"]
+        self.logits, self.dlogits, self.dx = memory[logits], memory[gradient(logits)], memory[gradient("x")]
+        self.labels.fill(0)
+        memory["dloss"].fill(1 / max(1, self.x.shape[0]))
+
+    # -- binding ----------------------------------------------------------------------------------------
+    def _bind(self, nodes: Iterable[Node]) -> list[Call]:
+        """The nodes' calls; a node that has one already keeps it."""
+        calls = []
+        for node in self.program.runs(nodes):
+            if id(node) not in self._calls:
+                self._calls[id(node)] = node, self._call(node)
+            calls.append(self._calls[id(node)][1])
+        return calls
+
+    def _call(self, node: Node) -> Call:
+        op, implementation = OPS[node.op], self.program.pick(node)
+        given = {name: self._memory.value(value) for name, value in node.tensors.items()}
+        inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
+        outputs = tuple(given[name] for name in op.outputs)
+        problem = node.problem
+        if isinstance(problem, Pointwise):  # on the elements as they lie
+            problem = replace(problem, dims=outputs[0].shape)
+        return Call(op, implementation, problem, inputs, outputs, dict(node.options), node.layer)
+
+    def _share_workspace(self) -> None:
+        """Give every call that wants scratch memory the same."""
+        calls = [call for _, call in self._calls.values() if call.implementation.workspace]
+        size = max((call.workspace_bytes for call in calls), default=0)
+        if self._scratch is None or self._scratch.nbytes < size:
+            self._scratch = self._memory.new((size,), "uint8", instead=self._scratch)
+            for call in calls:
+                call.options["workspace"] = self._scratch[: call.workspace_bytes]
+
+    # -- running ----------------------------------------------------------------------------------------
+    def phases(self, frozen: Collection[str] = (), *, fused: bool = True) -> dict[str, list[Call]]:
+        """The calls of a training step: "forward", "loss", "backward", "update".
+
+        Where the update of a layer's weights is fused with their gradient, it stands in "backward";
+        `self.backward` and `self.update` are the same without fusion, for those who want the gradients.
+
+        Parameters
+        ----------
+        frozen : collection of str
+            Parameters that keep their value: neither their update nor their gradient is computed.
+        fused : bool
+            Whether updates may be fused with gradients.
+        """
+        key = frozenset(frozen), fused
+        if key not in self._phases:
+            rules = {name: options for name, options in self._rules.items() if name not in frozen}
+            step = self.program.step(rules, fused=fused)
+            own = {call.layer: call for call in getattr(self, "update", ())}
+            self._phases[key] = {
+                "forward": self.forward,
+                "loss": self.loss,
+                "backward": self._bind(step.backward),
+                "update": [own[node.layer] for node in step.update],
+            }
+            self._share_workspace()
+        return self._phases[key]
+
+    def calls(self) -> list[Call]:
+        """Every call that the plan has, each once; in an order in which they may run."""
+        first = [*self.forward, *self.loss, *self.backward, *self.input_gradient, *self.update]
+        known = {id(call) for call in first}
+        return [*first, *(call for _, call in self._calls.values() if id(call) not in known)]
+
+    def run(self, calls: Iterable[Call]) -> None:
+        """Run some of the plan's calls; allocates nothing of its own."""
+        for call in calls:
+            call.run()
+
+    @property
+    def rated(self) -> list[tuple[str, Call]]:
+        """The calls that update a parameter, with its name; of several for one parameter a step runs one."""
+        found = self._calls.values()
+        return [(node.tensors["w_new"], call) for node, call in found if "w_new" in node.tensors]
+
+    def set_rates(self, rules: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give the updates of these parameters their options for the next step."""
+        for name, call in self.rated:
+            call.options.update(rules.get(name, {}))
+
+    def set_dropout(self, training: bool, seed: int, offset: int) -> int:
+        """Point every dropout at its counters and mode; returns the first counter behind them."""
+        backward = {c.layer: c for c in self.backward if c.op.name == "dropout_dgrad"}
+        for call in self.forward:
+            layer = self._layers.get(call.layer)
+            if not isinstance(layer, Dropout):
+                continue
+            options = {**layer.options(training), "seed": seed, "offset": offset}
+            for twin in (call, backward.get(call.layer)):
+                if twin is not None:
+                    twin.options.update(options)
+            offset += -(-prod(call.problem.shape("x")) // 4)
+        return offset
+
+    # -- for whoever asks -------------------------------------------------------------------------------
+    @property
+    def bytes(self) -> int:
+        """Memory that the plan owns: activations, gradients, workspace; parameters not counted."""
+        return self._memory.bytes
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the bits of a step, as plain values."""
+        calls = chain(*self.phases().values())
+        return {
+            "batch": int(self.x.shape[0]),
+            "dtype": self.x.dtype.name,
+            "device": self.device.partition(":")[0],
+            "instructions": native.isa() if self.device == "cpu" else "",
+            "implementations": {f"{c.layer} {c.op.name}": c.implementation.label for c in calls},
+        }
+
+    def rows(self) -> list[tuple[str, str, str, str, str, float, float]]:
+        """One row per call: layer, op, implementation, layout, output shape, MB moved, MFLOP."""
+        found = []
+        for call in (*chain(*self.phases().values()), *self.input_gradient):
+            op, problem = call.op, call.problem
+            present = [n for n, a in zip(op.inputs, call.inputs, strict=True) if a is not None]
+            moved = problem.bytes(*present, *op.outputs) / 1e6
+            shape = "x".join(map(str, problem.shape(op.outputs[0])))
+            impl = call.implementation
+            found.append(
+                (call.layer, op.name, impl.name, impl.layout, shape, moved, problem.flops(op.name) / 1e6)
+            )
+        return found
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        headers = ("layer", "op", "implementation", "layout", "output", "MB", "MFLOP")
+        table = tabulate(self.rows(), headers, tablefmt="simple", floatfmt=("", "", "", "", "", ".2f", ".1f"))
+        flops = sum(row[-1] for row in self.rows()) / 1e3
+        dtype = self.program.graph.values["x"].dtype
+        return (
+            f"{table}\n\nbatch {self.x.shape[0]}, {dtype}: {flops:.2f} GFLOP a step, "
+            f"{self.bytes / 2**20:.0f} MiB besides the parameters"
+        )
+
+
+def _read_only(array: Array) -> Array:
+    """The array itself, or a view of it that an implementation cannot write to."""
+    if isinstance(array, np.ndarray):
+        array = array.view()
+        array.flags.writeable = False
+    return array

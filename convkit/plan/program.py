@@ -1,0 +1,117 @@
+"""What a network runs, decided but without memory: nodes in order, implementations and layouts.
+
+A `Program` is made from layers and shapes alone, in milliseconds; whoever asks what convkit would pick for a
+layer asks one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..devices import emulating
+from ..geometry import Shape
+from ..layers import Layer
+from ..layouts import Layout
+from ..registry import Implementation
+from . import fusion
+from .choice import Chooser, arrange
+from .graph import VIEW, Graph, Node, gradient, lower
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step behind the loss.
+
+    Attributes
+    ----------
+    backward, update : tuple of Node
+        Where the update of a layer's weights is fused with their gradient, it stands in `backward`.
+    """
+
+    backward: tuple[Node, ...]
+    update: tuple[Node, ...]
+
+
+class Program:
+    """The passes of a network for one batch size and one choice of implementations.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    input_shape : (N, C, H, W)
+    num_classes : int
+    dtype : str
+    device : {"cpu", "cuda", "cuda:1", ...}
+    math : str, optional
+    names : mapping, optional
+        For each layer, names of implementations by op; besides them `convkit.use` holds.
+
+    Attributes
+    ----------
+    graph : Graph
+        The network as its layers say it, without fusion.
+    forward, loss : tuple of Node
+    backward : tuple of Node
+        Gradients of all parameters, and of the input; no update is fused into it.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: Shape,
+        num_classes: int,
+        dtype: str = "float32",
+        device: str = "cpu",
+        math: str | None = None,
+        names: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.graph: Graph = lower(layers, input_shape, num_classes, dtype)
+        where = "cuda" if emulating() else device.partition(":")[0]
+        self.chooser = Chooser.of(self.graph, where, math, names or {})
+        stages = arrange(self.graph, self.chooser)
+        self.forward = tuple(
+            node for stage in stages for node in (stage.before, stage.forward) if node is not None
+        )
+        self.loss = self.graph.loss
+        nodes = [node for stage in reversed(stages) for node in stage.backward]
+        self.backward = tuple(fusion.backward(nodes, self.graph.values, self.chooser))
+
+    def gradients(self, nodes: Iterable[Node], wanted: Collection[str]) -> tuple[Node, ...]:
+        """Those of the nodes on which the wanted values depend."""
+        needed, found = set(wanted), []
+        for node in reversed(tuple(nodes)):
+            if needed.intersection(node.writes):
+                needed.update(node.reads)
+                found.append(node)
+        return tuple(reversed(found))
+
+    def step(self, rules: Mapping[str, Mapping[str, Any]], *, fused: bool = True) -> Step:
+        """The backward pass and the update of the parameters that have a rule, and nothing else.
+
+        Parameters
+        ----------
+        rules : mapping
+            For each parameter that is updated, the options of `sgd_momentum`.
+        fused : bool
+            Whether an update may be made with its gradient, which is then not stored.
+        """
+        update = [fusion.rule(name, self.graph.values[name], dict(rules[name])) for name in rules]
+        backward = self.gradients(self.backward, [gradient(name) for name in rules])
+        if not fused:
+            return Step(backward, tuple(update))
+        made, rest = fusion.updates(backward, update, self.chooser)
+        return Step(tuple(made), tuple(rest))
+
+    def pick(self, node: Node) -> Implementation:
+        """The implementation of a node; see `Chooser.pick`."""
+        return self.chooser.pick(node)
+
+    def layout(self, value: str) -> Layout:
+        """Layout of a value."""
+        return self.chooser.layout(value)
+
+    def runs(self, nodes: Iterable[Node]) -> list[Node]:
+        """The nodes without views, which run nothing."""
+        return [node for node in nodes if node.op != VIEW]
