@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,22 @@ from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
 from ..geometry import Conv2d, Linear, Reorder
-from ..registry import ALL_DTYPES, OPS, Implementation, implementations, preserved, register, select
+from ..plan.program import Program
+from ..presets import preset
+from ..registry import (
+    ALL_DTYPES,
+    OPS,
+    Implementation,
+    current_choice,
+    generation,
+    implementations,
+    preserved,
+    register,
+    select,
+)
 from . import fresh
 from .timing import OWN, PICKED, Contender
-from .work import Item
+from .work import CLASSES, Item
 
 #: Marks of convkit's contenders.
 PICKED_NCHW = "picked for NCHW"
@@ -159,7 +172,7 @@ def contenders(
         would run on NCHW arrays, where that is another, "picked for NCHW".
     """
     picks = picked(item, device)
-    usual = {"NCHW", *_plan_layouts(item), *(pick.layout for pick in picks.values() if pick)}
+    usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)}
     found = []
     for implementation in implementations(item.op, device=device, layout=None):
         if implementation.name == "reference" and not reference:
@@ -211,43 +224,49 @@ def algorithm_flops(name: str, item: Item) -> int | None:
 def picked(item: Item, device: str) -> dict[str, Implementation | None]:
     """What convkit would choose: by mark.
 
-    In a network the activations lie in nChw16c wherever the kernels can have it so; what is chosen there is
-    "picked". An item that is no layer of a network is a call of the public op, on NCHW arrays.
+    For a layer of a network, what its plan runs is "picked". An item that is no layer of a network, or that a
+    plan never runs, is a call of the public op, on NCHW arrays.
     """
-    plain = _select(item, device, "NCHW")
-    planned = None
-    if item.net and device == "cpu" and item.dtype == "float32":
-        planned = next(
-            (pick for layout in _plan_layouts(item) if (pick := _select(item, device, layout))), None
-        )
+    plain = _select(item, device)
+    planned = _planned(item, device) if item.net else None
     if planned is None or planned is plain:
         return {PICKED: plain}
     return {PICKED: planned, PICKED_NCHW: plain}
 
 
-def _select(item: Item, device: str, layout: str) -> Implementation | None:
+def _select(item: Item, device: str) -> Implementation | None:
     try:
-        found = select(item.op, item.problem, device=device, math=item.math, layout=layout)
+        return select(item.op, item.problem, device=device, math=item.math)
     except (NoImplementation, OptionError):
         return None
-    return found if found.name != "reference" or layout == "NCHW" else None
 
 
-def _plan_layouts(item: Item) -> list[str]:
-    """The layouts in which a plan would have the op, best first: blocked on each side whose channels are."""
-    if item.op == "reorder":
-        return [layouts.joined(layouts.NCHW16C, layouts.NCHW)]
-    if isinstance(item.problem, Conv2d):
-        x, y = item.problem.C, item.problem.K
-    else:
-        shapes = item.problem.shapes
-        four = [shapes[n][1] for n in ("x", "y", "dy") if len(shapes.get(n, ())) == 4]
-        if not four:
-            return []
-        x = y = four[0]
-    blocks = layouts.NCHW16C
-    sides = [layouts.NCHW if channels % blocks.block else blocks for channels in (x, y)]
-    return [layouts.joined(*sides)]
+def _planned(item: Item, device: str) -> Implementation | None:
+    """What the plan of the item's network runs: a single op where none is fused, else one that is several."""
+    name = item.net.partition("-")[2]
+    for fuse in (False, True):
+        program = _program(
+            name, item.batch, item.dtype, device, item.math, fuse, generation(), current_choice()
+        )
+        rules = dict.fromkeys(program.graph.parameters, item.options)
+        step = program.step(rules, fused=fuse)
+        for node in (*program.forward, *program.loss, *program.backward, *step.backward, *step.update):
+            if node.op == item.op and set(node.layers).intersection(item.layer.split("+")):
+                try:
+                    return program.pick(node)
+                except (NoImplementation, OptionError):
+                    return None
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    name: str, batch: int, dtype: str, device: str, math: str, fuse: bool, *_setting: Any
+) -> Program:
+    """A preset's network, decided; `_setting` is what the decision depends on besides."""
+    chosen = preset(name)
+    size = chosen.image_size
+    return Program(chosen.layers, (batch, 3, size, size), CLASSES, dtype, device, math, fuse=fuse)
 
 
 @preserved()

@@ -14,7 +14,6 @@ from typing import Any
 from ..errors import ConvkitError, OptionError, unknown
 from ..geometry import (
     LRN,
-    ChannelSum,
     Conv2d,
     Linear,
     LrnMaxPool2d,
@@ -25,7 +24,7 @@ from ..geometry import (
     Shape,
     SoftmaxXent,
 )
-from ..layers import Conv, Dropout, Flatten, Layer, Lrn, MaxPool, Relu
+from ..layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
 from ..layers import Linear as LinearLayer
 from ..presets import Update, preset
 from ..registry import ALL_DTYPES, MATH, OPS
@@ -354,34 +353,15 @@ Entry = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
 
 
 def _of_layer(layer: Layer, x: Shape, y: Shape, dtype: str) -> Iterator[Entry]:
-    """A layer's own ops, one by one."""
-    name = layer.name
-    if isinstance(layer, Conv):
-        conv = layer.problem(x, dtype)
-        yield name, "conv2d_fprop", conv, ("b",), {"relu": False}
-        yield name, "conv2d_dgrad", conv, (), {}
-        yield name, "conv2d_wgrad", conv, (), {}
-        yield name, "conv2d_bgrad", ChannelSum.of(y, 4, dtype), (), {}
-    elif isinstance(layer, LinearLayer):
-        linear = Linear(x[0], x[1], y[1], dtype)
-        yield name, "linear_fprop", linear, ("b",), {"relu": False}
-        yield name, "linear_dgrad", linear, (), {}
-        yield name, "linear_wgrad", linear, (), {}
-        yield name, "linear_bgrad", ChannelSum.of(y, 2, dtype), (), {}
-    elif isinstance(layer, Relu):
-        for op in ("relu_fprop", "relu_dgrad"):
-            yield name, op, Pointwise(x, dtype), (), {}
-    elif isinstance(layer, Lrn):
-        for op in ("lrn_fprop", "lrn_dgrad"):
-            yield name, op, layer.problem(x, dtype), (), {}
-    elif isinstance(layer, MaxPool):
-        for op in ("maxpool2d_fprop", "maxpool2d_dgrad"):
-            yield name, op, layer.problem(x, dtype), (), {}
-    elif isinstance(layer, Dropout):
-        for op in ("dropout_fprop", "dropout_dgrad"):
-            yield name, op, Pointwise(x, dtype), (), {**layer.options(True), "seed": 1, "offset": 0}
-    elif isinstance(layer, Flatten):
-        yield name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
+    """A layer's own ops, one by one, in the order of `DIRECTIONS`."""
+    passes = layer.passes(x, CLASSES, dtype)
+    if passes.forward is None:
+        yield layer.name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
+        return
+    training = {**layer.options(True), "seed": 1} if isinstance(layer, Dropout) else {}
+    uses = sorted((passes.forward, *passes.backward), key=lambda use: DIRECTIONS.index(direction_of(use.op)))
+    for use in uses:
+        yield layer.name, use.op, use.problem, OPS[use.op].optional, {**use.options, **training}
 
 
 def _fused(

@@ -8,7 +8,6 @@ array, and a `Plan` binds the two into calls.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from math import prod
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 
 from .. import native
 from ..dispatch import Call
-from ..geometry import Pointwise, Shape
 from ..layers import Dropout, Layer
 from ..registry import OPS
 from .graph import Node, gradient, velocity
@@ -104,10 +102,7 @@ class Plan:
         given = {name: self._memory.value(value) for name, value in node.tensors.items()}
         inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
         outputs = tuple(given[name] for name in op.outputs)
-        problem = node.problem
-        if isinstance(problem, Pointwise):  # on the elements as they lie
-            problem = replace(problem, dims=outputs[0].shape)
-        return Call(op, implementation, problem, inputs, outputs, dict(node.options), node.layer)
+        return Call(op, implementation, node.problem, inputs, outputs, dict(node.options), node.layer)
 
     def _share_workspace(self) -> None:
         """Give every call that wants scratch memory the same."""

@@ -138,7 +138,7 @@ class _Way:
     layouts: tuple[tuple[str, Layout], ...] = ()
 
 
-def arrange(graph: Graph, chooser: Chooser) -> tuple[Stage, ...]:
+def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage, ...]:
     """The stages that run: some fused, with changes of layout between them; fills the chooser's layouts.
 
     Dynamic programming along the row: for each activation and each layout of it, the cheapest way there.
@@ -146,7 +146,7 @@ def arrange(graph: Graph, chooser: Chooser) -> tuple[Stage, ...]:
     stages, rows = graph.stages, _computed_in(chooser)
     best: list[dict[Layout, _Way]] = [{NCHW: _Way()}, *({} for _ in stages)]
     for i in range(len(stages)):
-        for stage, j in _candidates(stages, i, chooser):
+        for stage, j in _candidates(stages, i, chooser, fuse):
             for x_layout, before in best[i].items():
                 for way, y_layout in _ways(stage, x_layout, before, chooser, rows):
                     known = best[j].get(y_layout)
@@ -168,10 +168,10 @@ def _computed_in(chooser: Chooser) -> list[Layout]:
     return sorted(found, key=lambda row: (row == NCHW, row.name))
 
 
-def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser) -> list[tuple[Stage, int]]:
+def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -> list[tuple[Stage, int]]:
     """The stages that may begin at an activation, with the number of the activation at their end."""
     found = [(stages[i], i + 1)]
-    for pattern, vanishing in fusion.FORWARD:
+    for pattern, vanishing in fusion.FORWARD if fuse else ():
         one = pattern(stages[i], stages[i + 1]) if i + 1 < len(stages) else None
         if one is not None and not chooser.named(one.layers, *vanishing):
             found.append((one, i + 2))

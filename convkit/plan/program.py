@@ -47,6 +47,8 @@ class Program:
     math : str, optional
     names : mapping, optional
         For each layer, names of implementations by op; besides them `convkit.use` holds.
+    fuse : bool
+        Whether ops may become one; if not, each layer's ops stand alone.
 
     Attributes
     ----------
@@ -66,17 +68,20 @@ class Program:
         device: str = "cpu",
         math: str | None = None,
         names: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        fuse: bool = True,
     ) -> None:
         self.graph: Graph = lower(layers, input_shape, num_classes, dtype)
         where = "cuda" if emulating() else device.partition(":")[0]
         self.chooser = Chooser.of(self.graph, where, math, names or {})
-        stages = arrange(self.graph, self.chooser)
+        stages = arrange(self.graph, self.chooser, fuse=fuse)
         self.forward = tuple(
             node for stage in stages for node in (stage.before, stage.forward) if node is not None
         )
         self.loss = self.graph.loss
         nodes = [node for stage in reversed(stages) for node in stage.backward]
-        self.backward = tuple(fusion.backward(nodes, self.graph.values, self.chooser))
+        fused = fusion.backward(nodes, self.graph.values, self.chooser) if fuse else nodes
+        self.backward = tuple(fused)
 
     def gradients(self, nodes: Iterable[Node], wanted: Collection[str]) -> tuple[Node, ...]:
         """Those of the nodes on which the wanted values depend."""
