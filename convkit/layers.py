@@ -26,7 +26,13 @@ Array = np.ndarray
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Normal:
-    """Normal values with mean 0 and standard deviation `sigma`."""
+    """Normal values with mean 0.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation.
+    """
 
     sigma: float
 
@@ -39,7 +45,12 @@ class Normal:
 
 @dataclass(frozen=True)
 class Constant:
-    """One value."""
+    """One value everywhere.
+
+    Parameters
+    ----------
+    value : float
+    """
 
     value: float
 
@@ -62,7 +73,25 @@ class FanInUniform:
         return "uniform, +-1/sqrt(fan in)"
 
 
-Init = Normal | Constant | FanInUniform
+@dataclass(frozen=True)
+class He:
+    """Normal values with mean 0 and standard deviation sqrt(2/fan in).
+
+    Activations then keep their scale through any number of layers with ReLUs.
+
+    Source
+    ------
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, equation 10.
+    """
+
+    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
+        return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
+
+    def __str__(self) -> str:
+        return "normal, sigma sqrt(2/fan in)"
+
+
+Init = Normal | Constant | FanInUniform | He
 
 
 # ---------------------------------------------------------------------------------------------------
