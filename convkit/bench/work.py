@@ -37,7 +37,6 @@ USUAL = ("fwd", "dgrad", "wgrad")
 NETS = ("alexnet",)
 #: The op of a row that is a whole training step.
 STEP = "step"
-CLASSES = 1000
 #: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
 #: fast convolution does at least this share of the definition's work, whatever its window.
 FAST_SHARE = 49 / 256
@@ -338,13 +337,13 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
     previous: Layer | None = None
     for layer, after in pairwise((*layers, None)):
         assert layer is not None
-        y = layer.output_shape(shape, CLASSES)
+        y = layer.output_shape(shape, chosen.num_classes)
         for entry in _of_layer(layer, shape, y, dtype):
             yield item(*entry[:-1], **entry[-1])
         for entry in _fused(layer, previous, after, shape, y, dtype, chosen.update):
             yield item(*entry[:-1], **entry[-1])
         previous, shape = layer, y
-    problem = SoftmaxXent(batch, CLASSES, dtype)
+    problem = SoftmaxXent(batch, chosen.num_classes, dtype)
     yield item("loss", "softmax_xent_fprop", problem)
     yield item("loss", "softmax_xent_dgrad", problem)
 
@@ -414,7 +413,7 @@ def _fused(
 
 
 def _convolution(layer: Conv, x: Shape, dtype: str) -> Conv2d:
-    w, _ = layer.parameters(x, CLASSES)["w"]
+    w, _ = layer.parameters(x, 1)["w"]  # a convolution's do not depend on the classes
     return Conv2d.of(x, w, **layer._geometry, dtype=dtype)
 
 
