@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import warnings
@@ -124,10 +125,9 @@ class Network:
         self._grads = Parameters("grads", self._like_params())
         self._velocities = Parameters("velocities", self._like_params())
         self.dropout_offset = 0
-        self._planned: dict[str, Any] | None = None  # fingerprint of the last step's plan
-        self._resumed: dict[str, Any] | None = (
-            None  # that of a loaded state, until a step is compared with it
-        )
+        # Fingerprint of the last step's plan; and that of a loaded state, until a step is compared with it.
+        self._planned: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         self._forget_plans()
         self.update = Update() if update is None else update
         self.plan_memory = plan_memory
@@ -229,7 +229,6 @@ class Network:
         return found
 
     # -- plans ----------------------------------------------------------------------------------------
-
     def plan(self, batch: int) -> Plan:
         """The plan for a batch size, with the implementations that `convkit.use` has chosen here.
 
@@ -254,8 +253,7 @@ class Network:
 
     def _key(self, batch: int) -> tuple[Any, ...]:
         """What a plan depends on. Implementations that are registered meanwhile may be better ones."""
-        emulated = emulating()
-        registry.builtin("cuda" if emulated else self.device.partition(":")[0])  # before they are counted
+        registry.builtin("cuda" if emulating() else self.device.partition(":")[0])  # or it counts as new
         return batch, *self._setting(), registry.generation()
 
     def _new_plan(self, batch: int) -> Plan:
@@ -479,7 +477,7 @@ class Network:
                 "velocities": _copies(self.velocities),
                 "seed": self.seed,
                 "dropout_offset": self.dropout_offset,
-                "plan": self._planned,
+                "plan": copy.deepcopy(self._planned),
             }
 
     @operation
@@ -512,7 +510,7 @@ class Network:
         if state["dtype"] != self.dtype:
             raise DtypeError(f"the state is {state['dtype']}, but the network is {self.dtype}")
         seed = integer("seed", state["seed"], 0, 2**64 - 1)
-        offset = integer("dropout_offset", state["dropout_offset"], 0)
+        offset = integer("dropout_offset", state["dropout_offset"], 0, 2**63 - 1)
         plan = state["plan"]
         if plan is not None and not isinstance(plan, Mapping):
             raise OptionError(f"plan must be a dict or None, not {plan!r}")
@@ -527,7 +525,7 @@ class Network:
                 for name, values in loaded.items():
                     arrays.assign(own[name], values)
             self.seed, self.dropout_offset = seed, offset
-            self._planned = self._resumed = None if plan is None else dict(plan)
+            self._planned = self._resumed = copy.deepcopy(None if plan is None else dict(plan))
             self._last = self._stepped = None
 
     @staticmethod

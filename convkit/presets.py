@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import count
 from math import lcm
 from typing import Any
 
@@ -315,25 +314,32 @@ def variant(
             replace(layer, weights=w, bias=b) if isinstance(layer, (Conv, Linear)) else layer
             for layer in layers
         )
-    if (size != p.image_size or channels != 3) and not _sees(layers, channels, size):
-        smallest = next(s for s in count(1) if _sees(layers, channels, s))
-        raise ShapeError(
-            f"preset {p.name!r} takes images of at least {smallest} x {smallest} pixels, not {size} x {size}"
-        )
+    _require_size(p.name, layers, channels, size)
     resize = round(p.preprocess.resize * size / p.image_size)
     preprocess = replace(p.preprocess, resize=max(resize, size))
     return replace(p, image_size=size, layers=layers, preprocess=preprocess)
 
 
-def _sees(layers: Sequence[Layer], channels: int, size: int) -> bool:
-    """Whether every window fits into its image."""
-    shape: tuple[int, ...] = (1, channels, size, size)
-    try:
-        for layer in layers:
-            shape = layer.output_shape(shape, 1)
-    except ShapeError:
-        return False
-    return True
+def _require_size(name: str, layers: Sequence[Layer], channels: int, size: int) -> None:
+    """Refuse an image into which a window does not fit."""
+
+    def run(size: int) -> ShapeError | None:
+        shape: tuple[int, ...] = (1, channels, size, size)
+        try:
+            for layer in layers:
+                shape = layer.output_shape(shape, 1)
+        except ShapeError as error:
+            return error
+        return None
+
+    if (error := run(size)) is None:
+        return
+    smallest = next((s for s in range(size + 1, 1024) if run(s) is None), None)
+    if smallest is None:  # it is not the size
+        raise error
+    raise ShapeError(
+        f"preset {name!r} takes images of at least {smallest} x {smallest} pixels, not {size} x {size}"
+    )
 
 
 def _widened(p: Preset, widths: Any) -> tuple[Layer, ...]:
@@ -341,7 +347,7 @@ def _widened(p: Preset, widths: Any) -> tuple[Layer, ...]:
     own = {layer.name: layer.filters for layer in p.layers if isinstance(layer, (Conv, Linear))}
     names = [name for name, filters in own.items() if filters is not None]
     divisors = _divisors(p.layers)
-    if hasattr(widths, "__len__") and not isinstance(widths, str):
+    if isinstance(widths, (list, tuple)) or getattr(widths, "ndim", 0):
         if len(widths) != len(names):
             raise OptionError(
                 f"widths must be a factor, or {len(names)} numbers, for {', '.join(names)}; not {len(widths)}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .errors import OptionError
 from .geometry import finite, flag
 
@@ -182,7 +184,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, (str, bytes, bool)):  # which float() takes
+    if isinstance(value, (str, bytes, bool, np.bool_)):  # which float() takes
         raise OptionError(f"{name} must be a number, not {value!r}")
     return finite(name, value, 0)
 

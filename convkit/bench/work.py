@@ -27,8 +27,9 @@ from ..geometry import (
 )
 from ..layers import Conv, Dropout, Flatten, Layer, Lrn, MaxPool, Relu
 from ..layers import Linear as LinearLayer
-from ..presets import Update, preset
+from ..presets import preset
 from ..registry import ALL_DTYPES, MATH, OPS
+from ..update import Update
 
 #: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
 DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")
