@@ -101,7 +101,7 @@ Init = Normal | Constant | FanInUniform | He
 class Layer:
     """Base of the layers.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Unique in its network; parameters are called `name.w` and `name.b`.
@@ -145,7 +145,27 @@ class _Weighted(Layer):
 
 @dataclass(frozen=True)
 class Conv(_Weighted):
-    """2-D convolution with bias."""
+    """2-D convolution (cross-correlation) with bias: (N, C, H, W) to (N, filters, P, Q).
+
+    Parameters `name.w`, (filters, C/groups, window, window), and `name.b`, (filters,).
+
+    Parameters
+    ----------
+    name : str
+    filters : int
+        Output channels.
+    window : int
+        Height and width of the filters.
+    weights, bias : Init
+        How the parameters start: `Normal`, `Constant`, `FanInUniform` or `He`.
+    stride : int
+        Pixels from one position of the window to the next.
+    padding : int, (vertical, horizontal) or ((top, bottom), (left, right))
+        Pixels of zeros around the image.
+    groups : int
+        Groups that the channels are divided into, each with filters of its own. It must divide C and
+        filters.
+    """
 
     filters: int
     window: int
@@ -197,7 +217,18 @@ class Conv(_Weighted):
 
 @dataclass(frozen=True)
 class Linear(_Weighted):
-    """Fully connected layer with bias."""
+    """Fully connected layer with bias: (N, C) to (N, filters).
+
+    Parameters `name.w`, (filters, C), and `name.b`, (filters,).
+
+    Parameters
+    ----------
+    name : str
+    filters : int or None
+        Outputs; None, for the last layer, means the network's number of classes.
+    weights, bias : Init
+        How the parameters start: `Normal`, `Constant`, `FanInUniform` or `He`.
+    """
 
     filters: int | None
     weights: Init
@@ -239,7 +270,12 @@ class Linear(_Weighted):
 
 @dataclass(frozen=True)
 class Relu(Layer):
-    """Rectified linear unit, in place: no layer before it needs its own output to go backward."""
+    """Rectified linear unit, in place: no layer before it needs its own output to go backward.
+
+    Parameters
+    ----------
+    name : str
+    """
 
     def fits(self, plan: Plan, x_shape: Shape, x_layout: str, y_layout: str) -> bool:
         return x_layout == y_layout
@@ -253,7 +289,22 @@ class Relu(Layer):
 
 @dataclass(frozen=True)
 class Lrn(Layer):
-    """Local response normalisation; the backward pass starts from its input."""
+    """Local response normalisation: ``y = x * (k + alpha/size * sum x^2)^-beta``.
+
+    The backward pass starts from its input.
+
+    Parameters
+    ----------
+    name : str
+    size : int
+        Channels, or pixels along each side, that the sum runs over.
+    alpha, beta, k : float
+        Constants of the formula; alpha is divided by size, as in Caffe and PyTorch.
+    groups : int
+        Groups that the channels are divided into; no sum crosses from one to the next.
+    region : {"across_channels", "within_channel"}
+        Whether the sum runs over channels at one pixel, or over size x size pixels of one channel.
+    """
 
     size: int = 5
     alpha: float = 1e-4
@@ -284,7 +335,18 @@ class Lrn(Layer):
 
 @dataclass(frozen=True)
 class MaxPool(Layer):
-    """Max pooling; the backward pass needs the place of each maximum, a byte."""
+    """Max pooling; the backward pass needs the place of each maximum, a byte.
+
+    Parameters
+    ----------
+    name : str
+    window : int
+        Height and width of the window; windows overlap where stride is less.
+    stride : int
+        Pixels from one position of the window to the next.
+    ceil_mode : bool
+        Whether the last window may overhang the image, as in Caffe; else the rest of the image is left out.
+    """
 
     window: int = 3
     stride: int = 2
@@ -318,7 +380,14 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True)
 class LrnMaxPool(Layer):
-    """An `Lrn` and the `MaxPool` behind it as one; a plan makes it of the two."""
+    """An `Lrn` and the `MaxPool` behind it as one; a plan makes it of the two.
+
+    Parameters
+    ----------
+    name : str
+    lrn : Lrn
+    pool : MaxPool
+    """
 
     lrn: Lrn
     pool: MaxPool
@@ -359,7 +428,14 @@ class LrnMaxPool(Layer):
 class Dropout(Layer):
     """Dropout, in place: behind a ReLU the zeros that it adds let no gradient through either.
 
-    `inverted` scales by 1/(1-p) in training; else, as in 2012, outputs are multiplied by 1-p at test.
+    Parameters
+    ----------
+    name : str
+    p : float
+        Probability with which an element is dropped in training.
+    inverted : bool
+        Whether what is left is scaled by 1/(1-p) in training. Else, as in 2012, outputs are multiplied by
+        1-p at test.
     """
 
     p: float = 0.5
@@ -380,7 +456,12 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """(N, C, H, W) to (N, C*H*W): a view of an NCHW tensor, a copy of a blocked one."""
+    """(N, C, H, W) to (N, C*H*W): a view of an NCHW tensor, a copy of a blocked one.
+
+    Parameters
+    ----------
+    name : str
+    """
 
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return x_shape[0], prod(x_shape[1:])
