@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, fields, replace
 from math import lcm
 from typing import Any
 
+import numpy as np
+
 from .errors import OptionError, ShapeError, unknown
 from .geometry import finite, integer
 from .layers import (
@@ -347,7 +349,7 @@ def _widened(p: Preset, widths: Any) -> tuple[Layer, ...]:
     own = {layer.name: layer.filters for layer in p.layers if isinstance(layer, (Conv, Linear))}
     names = [name for name, filters in own.items() if filters is not None]
     divisors = _divisors(p.layers)
-    if isinstance(widths, (list, tuple)) or getattr(widths, "ndim", 0):
+    if isinstance(widths, (list, tuple, np.ndarray)) and np.shape(widths):
         if len(widths) != len(names):
             raise OptionError(
                 f"widths must be a factor, or {len(names)} numbers, for {', '.join(names)}; not {len(widths)}"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import convkit as ck
-from convkit import devices, layers, network, registry
+from convkit import devices, layers, native, network, registry
 from convkit.parameters import Parameters
 from convkit.plan import Plan
 from convkit.presets import PRESETS, Preset, diff, preset, variant
@@ -270,6 +270,9 @@ def test_a_frozen_parameter_stays(apart, frozen, still):
     """Though it has momentum and would decay; the others go on as they would."""
     net, free = tiny(), tiny()
     with ck.use(**({"linear_wgrad": "gemm"} if apart else {})):
+        fused = {c.layer for c in net.plan(4).phases()["backward"] if c.op.name == "linear_dgrad_wgrad_sgd"}
+        whole = not apart and native.kernels_missing() is None
+        assert fused == ({"fc6+relu6", "fc8"} if whole else set())
         for each in (net, free):
             each.update = ck.Update(bias_decay=0.1)
             each.step(X, Y)
