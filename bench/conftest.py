@@ -14,7 +14,7 @@ from convkit.errors import ConvkitError
 
 def pytest_addoption(parser):
     group = parser.getgroup("convkit")
-    group.addoption("--preset", default="paper", help="which AlexNet (paper, 2012, caffe, owt)")
+    group.addoption("--preset", default="paper", help="which AlexNet (paper, 2012, caffe, owt, small)")
     group.addoption("--batch", type=int, default=16, help="images in a batch (default: 16)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
     group.addoption(

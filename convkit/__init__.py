@@ -1,5 +1,6 @@
 """convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
 
+from . import layers
 from .alexnet import AlexNet
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .devices import emulate
@@ -36,5 +37,6 @@ from .ops import (
     softmax_xent_fprop,
 )
 from .registry import implementations, implements, register, use
+from .update import Update
 
 __version__ = "0.1.0"

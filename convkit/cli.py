@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     alexnet.add_argument(
         "images", nargs="*", help="image files and folders (default: scikit-image's photographs)"
     )
-    alexnet.add_argument("--preset", default="paper", help="paper (default), 2012, caffe or owt")
+    alexnet.add_argument("--preset", default="paper", help="paper (default), 2012, caffe, owt or small")
     alexnet.add_argument(
         "--diff", nargs=2, metavar=("A", "B"), help="print how two presets differ, and nothing else"
     )
@@ -291,13 +291,15 @@ def _alexnet(args: argparse.Namespace) -> int:
         _write(args.json, "")  # a path that cannot be written is better known before the measurement
     chosen = _choices(args.impl)
     with where, use(**chosen):
-        x, labels, files = photos.batch(args.images, preset(args.preset), args.batch)
+        chosen_preset = preset(args.preset)
+        x, labels, files = photos.batch(args.images, chosen_preset, args.batch)
         quiet = args.json == "-"
         if not quiet:
             named = ", ".join(_shown(path) for path in files[:6]) + (", ..." if len(files) > 6 else "")
             print(f"AlexNet ({args.preset}), batch {len(x)} of {len(files)} photographs: {named}")
         device = "cuda" if args.device.startswith("cuda") else "cpu"
-        net = AlexNet(args.preset, seed=args.seed, math=args.math, device=device)
+        classes = max(chosen_preset.num_classes, len(files))  # each photograph is a class of its own
+        net = AlexNet(args.preset, classes, seed=args.seed, math=args.math, device=device)
         if args.check and (status := _check_used(net, len(x))):
             return status
         result = _profile(net, x, labels, args)

@@ -24,7 +24,13 @@ Array = np.ndarray
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Normal:
-    """Normal values with mean 0 and standard deviation `sigma`."""
+    """Normal values with mean 0.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation.
+    """
 
     sigma: float
 
@@ -37,7 +43,12 @@ class Normal:
 
 @dataclass(frozen=True)
 class Constant:
-    """One value."""
+    """One value everywhere.
+
+    Parameters
+    ----------
+    value : float
+    """
 
     value: float
 
@@ -60,7 +71,25 @@ class FanInUniform:
         return "uniform, +-1/sqrt(fan in)"
 
 
-Init = Normal | Constant | FanInUniform
+@dataclass(frozen=True)
+class He:
+    """Normal values with mean 0 and standard deviation sqrt(2/fan in).
+
+    Activations then keep their scale through any number of layers with ReLUs.
+
+    Source
+    ------
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, equation 10.
+    """
+
+    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
+        return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
+
+    def __str__(self) -> str:
+        return "normal, sigma sqrt(2/fan in)"
+
+
+Init = Normal | Constant | FanInUniform | He
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -125,19 +154,26 @@ class Layer:
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """2-D convolution with bias.
+    """2-D convolution (cross-correlation) with bias: (N, C, H, W) to (N, filters, P, Q).
 
-    Attributes
+    Parameters `name.w`, (filters, C/groups, window, window), and `name.b`, (filters,).
+
+    Parameters
     ----------
+    name : str
     filters : int
-        K, channels of the output.
+        Output channels.
     window : int
-        R and S, height and width of a filter.
-    weights, bias : Normal, Constant, FanInUniform, ...
-        How they are initialised.
+        Height and width of the filters.
+    weights, bias : Init
+        How the parameters start: `Normal`, `Constant`, `FanInUniform` or `He`.
     stride : int
-    padding : int, (vertical, horizontal), or ((top, bottom), (left, right))
+        Pixels from one position of the window to the next.
+    padding : int, (vertical, horizontal) or ((top, bottom), (left, right))
+        Pixels of zeros around the image.
     groups : int
+        Groups that the channels are divided into, each with filters of its own. It must divide C and
+        filters.
     """
 
     filters: int
@@ -173,14 +209,17 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class Linear(Layer):
-    """Fully connected layer with bias.
+    """Fully connected layer with bias: (N, C) to (N, filters).
 
-    Attributes
+    Parameters `name.w`, (filters, C), and `name.b`, (filters,).
+
+    Parameters
     ----------
-    filters : int, optional
-        K, its outputs; None means the number of classes.
-    weights, bias : Normal, Constant, FanInUniform, ...
-        How they are initialised.
+    name : str
+    filters : int or None
+        Outputs; None, for the last layer, means the network's number of classes.
+    weights, bias : Init
+        How the parameters start: `Normal`, `Constant`, `FanInUniform` or `He`.
     """
 
     filters: int | None
@@ -206,7 +245,12 @@ class Linear(Layer):
 
 @dataclass(frozen=True)
 class Relu(Layer):
-    """Rectified linear unit. Its gradient starts from its output, so that it may run in place."""
+    """Rectified linear unit. Its gradient starts from its output, so that it may run in place.
+
+    Parameters
+    ----------
+    name : str
+    """
 
     def passes(self, x_shape: Shape, num_classes: int, dtype: str) -> Passes:
         g = Pointwise(x_shape, dtype)
@@ -215,12 +259,21 @@ class Relu(Layer):
 
 @dataclass(frozen=True)
 class Lrn(Layer):
-    """Local response normalisation; the backward pass starts from its input.
+    """Local response normalisation: ``y = x * (k + alpha/size * sum x^2)^-beta``.
 
-    Attributes
+    The backward pass starts from its input.
+
+    Parameters
     ----------
-    size, alpha, beta, k, groups, region
-        As in `convkit.lrn_fprop`.
+    name : str
+    size : int
+        Channels, or pixels along each side, that the sum runs over.
+    alpha, beta, k : float
+        Constants of the formula; alpha is divided by size, as in Caffe and PyTorch.
+    groups : int
+        Groups that the channels are divided into; no sum crosses from one to the next.
+    region : {"across_channels", "within_channel"}
+        Whether the sum runs over channels at one pixel, or over size x size pixels of one channel.
     """
 
     size: int = 5
@@ -244,10 +297,15 @@ class Lrn(Layer):
 class MaxPool(Layer):
     """Max pooling; the backward pass needs the place of each maximum, a byte.
 
-    Attributes
+    Parameters
     ----------
-    window, stride, ceil_mode
-        As in `convkit.maxpool2d_fprop`.
+    name : str
+    window : int
+        Height and width of the window; windows overlap where stride is less.
+    stride : int
+        Pixels from one position of the window to the next.
+    ceil_mode : bool
+        Whether the last window may overhang the image, as in Caffe; else the rest of the image is left out.
     """
 
     window: int = 3
@@ -270,14 +328,16 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Dropout.
+    """Dropout, in place: behind a ReLU the zeros that it adds let no gradient through either.
 
-    Attributes
+    Parameters
     ----------
+    name : str
     p : float
-        Probability of a zero.
+        Probability with which an element is dropped in training.
     inverted : bool
-        Scale by 1/(1-p) in training; else, as in 2012, outputs are multiplied by 1-p at test.
+        Whether what is left is scaled by 1/(1-p) in training. Else, as in 2012, outputs are multiplied by
+        1-p at test.
     """
 
     p: float = 0.5
@@ -296,7 +356,12 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """(N, C, H, W) to (N, C*H*W): the same elements in NCHW, as another shape."""
+    """(N, C, H, W) to (N, C*H*W): the same elements in NCHW, as another shape.
+
+    Parameters
+    ----------
+    name : str
+    """
 
     def output_shape(self, x_shape: Shape, num_classes: int) -> Shape:
         return x_shape[0], prod(x_shape[1:])

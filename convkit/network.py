@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
-from . import arrays
+from . import arrays, registry
 from .devices import emulating
 from .dispatch import operation
-from .errors import DtypeError, OptionError, ShapeError, unknown
+from .errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
 from .geometry import Shape, finite, integer
 from .layers import Layer
+from .parameters import Parameters
 from .plan import Plan
 from .plan.program import Program
-from .presets import Update
 from .registry import MATH, current_choice
+from .update import Update
 
-#: Plans that a network keeps; each holds the activations of its batch size.
-MAX_PLANS = 2
+#: Bytes of plans that a network keeps by default. AlexNet's takes some 6.5 MB for each image of its batch.
+PLAN_MEMORY = 4 * 2**30
+#: Version of what `Network.state` returns.
+STATE_FORMAT = 1
+_STATE_KEYS = ("format", "dtype", "shapes", "params", "velocities", "seed", "dropout_offset", "plan")
+#: Lines of an error or a warning that lists differences.
+_LISTED = 6
+
+
+def _some(lines: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = len(lines) - _LISTED
+    return "".join(f"\n  {line}" for line in lines[:_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested dict as one level: its leaves, by the words that lead to them."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name} {key}".strip()).items()}
 
 
 def _require_device(device: str) -> None:
@@ -54,16 +75,22 @@ class Network:
     dtype : {"float32", "float64", "float16", "bfloat16"}
         Storage of parameters and activations.
     update : Update
-        The update rule and its rates.
+        The update rule, its rates, and which parameters are frozen.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
         As in `convkit.conv2d_fprop`.
     device : {"cpu", "cuda", "cuda:1", ...}
         Where parameters and activations live; on a GPU they are CuPy arrays. "cuda" is CuPy's current one.
+    plan_memory : int
+        Bytes of plans to keep. There is one for each batch size and choice of implementations; it holds the
+        activations. Those used least recently go when all take more than this; the last one used stays.
 
     Attributes
     ----------
-    params, grads, velocities : dict of str to ndarray
-        "conv1.w", "conv1.b", ... Write into the arrays (`net.params["fc8.b"][...] = 0`), never replace one.
+    params, grads, velocities : Parameters
+        Mappings of "conv1.w", "conv1.b", ... to arrays. Write into them (`net.params["fc8.b"][...] = 0`);
+        replacing one is an error.
+    update, plan_memory
+        As above; both can be set, which holds from the next step on.
     """
 
     def __init__(
@@ -77,6 +104,7 @@ class Network:
         update: Update | None = None,
         math: str | None = None,
         device: str = "cpu",
+        plan_memory: int = PLAN_MEMORY,
     ) -> None:
         _require_device(device)
         if dtype not in arrays.DTYPES:
@@ -88,28 +116,87 @@ class Network:
         self.num_classes = integer("num_classes", num_classes, 1)
         self.seed = integer("seed", seed, 0)
         self.dtype, self.math, self.device = dtype, math, device
-        self.update = update or Update()
         if self.seed >= 2**64:
             raise OptionError(f"seed must be below 2^64, not {self.seed}")
         names = [layer.name for layer in self.layers]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise OptionError(f"every layer needs a name of its own; more than once: {', '.join(twice)}")
-        self.params: dict[str, np.ndarray] = {}
-        self._initialise()
-        self.grads = {name: self._zeros(w.shape) for name, w in self.params.items()}
-        self.velocities = {name: self._zeros(w.shape) for name, w in self.params.items()}
+        self._params = Parameters("params", self._initialised())
+        self._grads = Parameters("grads", self._like_params())
+        self._velocities = Parameters("velocities", self._like_params())
         self.dropout_offset = 0
+        # Fingerprint of the last step's plan; and that of a loaded state, until a step is compared with it.
+        self._planned: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         self._forget_plans()
+        self.update = Update() if update is None else update
+        self.plan_memory = plan_memory
 
     def _forget_plans(self) -> None:
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, Plan] = {}  # the last one used last
         self._last: tuple[Any, Plan] | None = None  # of the last forward pass, for backward
+        self._stepped: Any = None  # key of the plan that `_planned` is of
         self._turn = threading.RLock()
+
+    # -- attributes -----------------------------------------------------------------------------------
+    @property
+    def params(self) -> Parameters:
+        """The parameters by name."""
+        return self._params
+
+    @params.setter
+    def params(self, value: Any) -> NoReturn:
+        self._refuse("params")
+
+    @property
+    def grads(self) -> Parameters:
+        """The gradients that the last backward pass made, by the parameters' names."""
+        return self._grads
+
+    @grads.setter
+    def grads(self, value: Any) -> NoReturn:
+        self._refuse("grads")
+
+    @property
+    def velocities(self) -> Parameters:
+        """The momentum of each parameter."""
+        return self._velocities
+
+    @velocities.setter
+    def velocities(self, value: Any) -> NoReturn:
+        self._refuse("velocities")
+
+    @staticmethod
+    def _refuse(name: str) -> NoReturn:
+        raise OptionError(f"a network keeps its {name}; write into them: net.{name}[name][...] = array")
+
+    @property
+    def update(self) -> Update:
+        """The update rule. What is set here holds from the next step on."""
+        return self._update
+
+    @update.setter
+    def update(self, value: Update) -> None:
+        if not isinstance(value, Update):
+            raise OptionError(f"update must be a convkit.Update, not {value!r}")
+        value.require(self.params)
+        self._update = value
+
+    @property
+    def plan_memory(self) -> int:
+        """Bytes of plans that are kept."""
+        return self._plan_memory
+
+    @plan_memory.setter
+    def plan_memory(self, value: int) -> None:
+        self._plan_memory = integer("plan_memory", value, 0)
+        with self._turn:
+            self._limit_plans()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_plans", "_last", "_turn")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_plans", "_last", "_stepped", "_turn")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -119,11 +206,12 @@ class Network:
         """What `operation` asks for: an array on the network's own GPU, or none."""
         return [] if self.device == "cpu" else list(self.params.values())[:1]
 
-    def _zeros(self, shape: Shape) -> np.ndarray:
-        return arrays.zeros(shape, self.dtype, self.device)
+    def _like_params(self) -> dict[str, np.ndarray]:
+        return {name: arrays.zeros(w.shape, self.dtype, self.device) for name, w in self.params.items()}
 
-    def _initialise(self) -> None:
+    def _initialised(self) -> dict[str, np.ndarray]:
         """Each parameter has a random stream of its own: adding a layer leaves the others as they were."""
+        found: dict[str, np.ndarray] = {}
         shape: Shape = (1, *self.input_shape)
         for index, layer in enumerate(self.layers):
             parameters = layer.parameters(shape, self.num_classes)
@@ -132,14 +220,16 @@ class Network:
                 stream = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, which)))
                 array = arrays.empty(w_shape, self.dtype, self.device)
                 arrays.assign(array, init.fill(stream, w_shape, fan_in))
-                self.params[f"{layer.name}.{name}"] = array
+                found[f"{layer.name}.{name}"] = array
             shape = layer.output_shape(shape, self.num_classes)
         if shape != (1, self.num_classes):
             raise ShapeError(
                 f"the last layer must make (N, {self.num_classes}), one value for each class, not "
                 f"{('N', *shape[1:])}"
             )
+        return found
 
+    # -- plans ----------------------------------------------------------------------------------------
     def plan(self, batch: int) -> Plan:
         """The plan for a batch size, with the implementations that `convkit.use` has chosen here.
 
@@ -153,34 +243,48 @@ class Network:
             `print(plan)` shows each call with its implementation, layout, bytes and FLOPs.
         """
         batch = integer("batch", batch, 0)
-        key = (batch, *self._setting())
-        if key not in self._plans:
-            while len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)))
+        with self._turn:
+            key = self._key(batch)
+            self._plans = {k: plan for k, plan in self._plans.items() if k[-1] == key[-1]}
+            # Taken out and put in again: the plans stand in the order of their last use.
+            plan = self._plans.pop(key, None) or self._new_plan(batch)
+            self._plans[key] = plan
+            self._limit_plans()
+            return plan
+
+    def _key(self, batch: int) -> tuple[Any, ...]:
+        """What a plan depends on. Implementations that are registered meanwhile may be better ones."""
+        registry.builtin("cuda" if emulating() else self.device.partition(":")[0])  # or it counts as new
+        return batch, *self._setting(), registry.generation()
+
+    def _new_plan(self, batch: int) -> Plan:
+        def make() -> Plan:
             with arrays.queue(self.gpu_arrays()):
                 program = Program(
                     self.layers, (batch, *self.input_shape), self.num_classes, self.dtype, self.device,
                     self.math,
                 )  # fmt: skip
-                u = self.update
-                rules = {
-                    name: {
-                        "lr": u.lr, "momentum": u.momentum,
-                        "weight_decay": u.weight_decay if name.endswith("w") else u.bias_decay,
-                        "dampening": 0.0, "nesterov": False, "lr_in_velocity": u.lr_in_velocity,
-                    }
-                    for name in self.params
-                }  # fmt: skip
-                self._plans[key] = Plan(
-                    program, self.layers, self.params, self.grads, self.velocities, rules, self.device
-                )
-        return self._plans[key]
+                return Plan(program, self.layers, self.params, self.grads, self.velocities, self.device)
+
+        try:
+            return make()
+        except OutOfMemory:
+            if not self._plans:
+                raise
+        self._plans.clear()  # what they hold may be enough
+        return make()
+
+    def _limit_plans(self) -> None:
+        """Drop the plans used least recently, until the rest fits; the last one used stays."""
+        while len(self._plans) > 1 and sum(p.bytes for p in self._plans.values()) > self.plan_memory:
+            self._plans.pop(next(iter(self._plans)))
 
     @staticmethod
     def _setting() -> tuple[Any, ...]:
-        """What a plan depends on besides the batch."""
+        """What is chosen for the block of code that runs here."""
         return current_choice(), emulating()
 
+    # -- running --------------------------------------------------------------------------------------
     @operation
     def forward(self, x: Any, *, training: bool = False) -> Any:
         """Run the network on a batch of images.
@@ -242,7 +346,8 @@ class Network:
         x : array, (N, C, H, W)
         labels : array of integers, (N,)
         lr : float, optional
-            Learning rate of the weights; the preset's by default. Biases follow as `update` says.
+            Learning rate of the weights; the update rule's own by default. Biases, parameters with rates
+            of their own and frozen ones follow as `update` says; see the schedule in `Update`.
 
         Returns
         -------
@@ -272,21 +377,21 @@ class Network:
         if values.shape != (N,):
             raise ShapeError(f"labels must have shape {(N,)}, as x has {N} images, not {values.shape}")
         arrays.assign(plan.labels, values)
+        self._compare_plan(plan, N)
         self._begin(plan, training=True)
-        self._set_rate(plan, rate)
+        self._set_update(plan, rate)
         return plan
 
-    def _set_rate(self, plan: Plan, lr: float) -> None:
-        """Give a plan's update the learning rate of each parameter."""
-        first = next(iter(self.params)).partition(".")[0]
-        for name, call in plan.rated:
-            layer, _, kind = name.partition(".")
-            rate = lr
-            if kind == "b":
-                rate = lr * self.update.bias_lr_multiplier
-                if self.update.bias_lr_fixed is not None and layer != first:
-                    rate = self.update.bias_lr_fixed
-            call.options["lr"] = rate
+    def _set_update(self, plan: Plan, lr: float) -> None:
+        """Give a plan's updates what the update rule says of their parameters."""
+        plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
+        plan.set_rates(self._rules(lr))
+
+    def _rules(self, lr: float = 0.0) -> dict[str, dict[str, Any]]:
+        """For each parameter that is not frozen, what `sgd_momentum` is given."""
+        first = next(iter(self.params), "").rpartition(".")[0]
+        rules = {name: self.update.options(name, lr, first) for name in self.params}
+        return {name: rule for name, rule in rules.items() if rule["lr"] is not None}
 
     def _begin(self, plan: Plan, training: bool) -> None:
         """Point the plan's dropouts at counters that no step has used."""
@@ -324,3 +429,151 @@ class Network:
         if (found := arrays.dtype_name(name, array)) != self.dtype:
             raise DtypeError(f"{name} has dtype {found}, but the network is {self.dtype}")
         return array
+
+    # -- state ----------------------------------------------------------------------------------------
+    @operation
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from, as plain data; `load_state` takes it back.
+
+        A network that loads it goes on with the same bits, where it also runs the same implementations on the
+        same instruction set and sees the same batches. The update rule and the layers are not in it.
+
+        Returns
+        -------
+        dict
+            ========================  ======================================================================
+            "format"                  1
+            "dtype"                   "float32", ...: of the arrays
+            "shapes"                  dict of str to tuple of int, in the parameters' order
+            "params", "velocities"    dict of str to NumPy array: copies, on the CPU
+            "seed", "dropout_offset"  int: the counters of the next dropout
+            "plan"                    JSON-able dict of what ran in the last step (batch, device, instruction
+                                      set, the implementation of each call), or None where that is not known
+            ========================  ======================================================================
+        """
+        with self._turn:
+            return {
+                "format": STATE_FORMAT,
+                "dtype": self.dtype,
+                "shapes": {name: tuple(w.shape) for name, w in self.params.items()},
+                "params": _copies(self.params),
+                "velocities": _copies(self.velocities),
+                "seed": self.seed,
+                "dropout_offset": self.dropout_offset,
+                "plan": copy.deepcopy(self._planned),
+            }
+
+    @operation
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, of this network or of another one with the same parameters.
+
+        All of it is checked first: a state that does not fit changes nothing. Where the next step runs other
+        implementations or another instruction set than the state's last one, it warns once and goes on: its
+        bits may then differ from those of an uninterrupted run.
+
+        Parameters
+        ----------
+        state : mapping
+            As `state` returns it; arrays may be NumPy or CuPy arrays, also as `numpy.load` gives them back.
+
+        Raises
+        ------
+        OptionError
+            For another format, and for names that are missing or not known.
+        ShapeError
+            Lists the parameters whose shapes differ.
+        DtypeError
+            Where dtypes differ.
+        """
+        if not isinstance(state, Mapping):
+            raise OptionError(f"a state is a dict, as Network.state returns it, not {type(state).__name__}")
+        if "format" in state and state["format"] != STATE_FORMAT:
+            raise OptionError(f"the state has format {state['format']!r}; this convkit reads {STATE_FORMAT}")
+        self._check_names("the state", state, _STATE_KEYS)
+        if state["dtype"] != self.dtype:
+            raise DtypeError(f"the state is {state['dtype']}, but the network is {self.dtype}")
+        seed = integer("seed", state["seed"], 0, 2**64 - 1)
+        offset = integer("dropout_offset", state["dropout_offset"], 0, 2**63 - 1)
+        plan = state["plan"]
+        if plan is not None and not isinstance(plan, Mapping):
+            raise OptionError(f"plan must be a dict or None, not {plan!r}")
+        if not isinstance(state["shapes"], Mapping):
+            raise OptionError(f"shapes must be a dict, not {type(state['shapes']).__name__}")
+        self._check_names("shapes", state["shapes"], self.params)
+        self._check_shapes("shapes", state["shapes"])
+        params = self._checked_part("params", state["params"])
+        velocities = self._checked_part("velocities", state["velocities"])
+        with self._turn:
+            for own, loaded in ((self.params, params), (self.velocities, velocities)):
+                for name, values in loaded.items():
+                    arrays.assign(own[name], values)
+            self.seed, self.dropout_offset = seed, offset
+            self._planned = self._resumed = copy.deepcopy(None if plan is None else dict(plan))
+            self._last = self._stepped = None
+
+    @staticmethod
+    def _check_names(where: str, found: Mapping[str, Any], wanted: Any) -> None:
+        lines = [f"{name!r} is missing" for name in wanted if name not in found]
+        lines += [f"{name!r} is not known" for name in found if name not in wanted]
+        if lines:
+            raise OptionError(f"{where} does not fit this network:{_some(lines)}")
+
+    def _check_shapes(self, where: str, shapes: Mapping[str, Any]) -> None:
+        found = {name: tuple(s) if isinstance(s, (list, tuple)) else s for name, s in shapes.items()}
+        lines = [
+            f"{name} has shape {found[name]}, but the network's has {tuple(w.shape)}"
+            for name, w in self.params.items()
+            if found[name] != tuple(w.shape)
+        ]
+        if lines:
+            raise ShapeError(f"{where} of the state do not fit this network:{_some(lines)}")
+
+    def _checked_part(self, part: str, found: Any) -> dict[str, np.ndarray]:
+        """The arrays of a part of a state, after all checks."""
+        if not isinstance(found, Mapping):
+            raise OptionError(f"{part} must be a dict of arrays, not {type(found).__name__}")
+        self._check_names(part, found, self.params)
+        values = {name: self._restored(f'{part}["{name}"]', found[name]) for name in self.params}
+        self._check_shapes(part, {name: array.shape for name, array in values.items()})
+        for name, array in values.items():
+            if (dtype := arrays.dtype_name(f'{part}["{name}"]', array)) != self.dtype:
+                raise DtypeError(f'{part}["{name}"] has dtype {dtype}, but the network is {self.dtype}')
+        return values
+
+    def _restored(self, name: str, value: Any) -> np.ndarray:
+        array = arrays.view(name, value)
+        kind = arrays.np_dtype(self.dtype)
+        # NumPy's files keep of bfloat16 that it has two bytes.
+        return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array
+
+    def _compare_plan(self, plan: Plan, batch: int) -> None:
+        """Note what a step runs; warn where it is not what a loaded state was made with."""
+        key = self._key(batch)
+        if key != self._stepped:
+            fingerprint = getattr(plan, "fingerprint", None)
+            self._planned = None if fingerprint is None else fingerprint()
+            self._stepped = key
+        before, self._resumed = self._resumed, None
+        if before is None or self._planned is None or before == self._planned:
+            return
+        old, new = _flat(before), _flat(self._planned)
+        lines = [
+            f"{name}: {new.get(name, '-')}, was {old.get(name, '-')}"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+        if lines:
+            warnings.warn(
+                f"this step does not run as the loaded state's last, so its bits may differ:{_some(lines)}",
+                UserWarning,
+                stacklevel=5,  # the caller of `step`, which `operation` wraps
+            )
+
+
+def _copies(parameters: Parameters) -> dict[str, np.ndarray]:
+    """Copies in host memory."""
+    found = {}
+    for name, array in parameters.items():
+        found[name] = np.empty(array.shape, array.dtype)
+        arrays.assign(found[name], array)
+    return found

@@ -1,8 +1,8 @@
-"""The AlexNets: four published versions of one network, exact to their sources, and a differ.
+"""The AlexNets: four published versions of one network, exact to their sources, a small one, and a differ.
 
-They share a name and differ in the order of layers, in LRN's constants, in how the first layer's 55 x 55
-map comes about, in initialisation, dropout and the update rule. A preset is data; `diff` prints every
-entry in which two of them differ.
+The published ones share a name and differ in the order of layers, in LRN's constants, in how the first
+layer's 55 x 55 map comes about, in initialisation, dropout and the update rule. A preset is data; `diff`
+prints every entry in which two of them differ.
 
 Sources
 -------
@@ -12,41 +12,37 @@ paper   Krizhevsky, Sutskever, Hinton, "ImageNet classification with deep convol
         NIPS 2012, as printed
 caffe   BVLC Caffe, models/bvlc_alexnet (train_val.prototxt, solver.prototxt)
 owt     "One weird trick for parallelizing convolutional neural networks" (2014), as torchvision has it
+
+`small` is convkit's own: an AlexNet in its order of layers, for images of 28 to 64 pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import lcm
 from typing import Any
 
-from .errors import unknown
-from .layers import Constant, Conv, Dropout, FanInUniform, Flatten, Layer, Linear, Lrn, MaxPool, Normal, Relu
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Update:
-    """SGD with momentum, as a preset runs it.
-
-    Attributes
-    ----------
-    lr : float
-        Learning rate of the weights at the start.
-    bias_lr_multiplier : float
-        A bias learns at this times the rate of the weights ...
-    bias_lr_fixed : float, optional
-        ... or at this rate throughout, in every layer but the first.
-    weight_decay, bias_decay, momentum : float
-    lr_in_velocity : bool
-        Convention of `convkit.sgd_momentum`.
-    """
-
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    bias_decay: float = 0.0
-    bias_lr_multiplier: float = 1.0
-    bias_lr_fixed: float | None = None
-    lr_in_velocity: bool = True
+from .errors import OptionError, ShapeError, unknown
+from .geometry import finite, integer
+from .layers import (
+    Constant,
+    Conv,
+    Dropout,
+    FanInUniform,
+    Flatten,
+    He,
+    Init,
+    Layer,
+    Linear,
+    Lrn,
+    MaxPool,
+    Normal,
+    Relu,
+)
+from .update import Update
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Preset:
-    """One published AlexNet.
+    """One AlexNet.
 
     Attributes
     ----------
@@ -77,22 +73,25 @@ class Preset:
     preprocess : Preprocess
     recipe : dict
         How it was trained, in words: for the reader and for `diff`.
+    num_classes : int
+        Classes of the data that it was made for.
     """
 
     name: str
     image_size: int
     layers: tuple[Layer, ...]
-    update: Update = Update()
+    update: Update = field(default_factory=Update)
     preprocess: Preprocess = Preprocess()
     recipe: dict[str, str] = field(default_factory=dict)
+    num_classes: int = 1000
 
 
-def _head(w: Normal | FanInUniform, w8: Any, b: Any, b8: Any, keep_scale: bool) -> tuple[Layer, ...]:
+def _head(w: Init, w8: Init, b: Init, b8: Init, keep_scale: bool, width: int = 4096) -> tuple[Layer, ...]:
     """fc6 to fc8 as all but torchvision have them: dropout behind the two hidden layers."""
     return (
         Flatten("flatten"),
-        Linear("fc6", 4096, w, b), Relu("relu6"), Dropout("drop6", 0.5, inverted=not keep_scale),
-        Linear("fc7", 4096, w, b), Relu("relu7"), Dropout("drop7", 0.5, inverted=not keep_scale),
+        Linear("fc6", width, w, b), Relu("relu6"), Dropout("drop6", 0.5, inverted=not keep_scale),
+        Linear("fc7", width, w, b), Relu("relu7"), Dropout("drop7", 0.5, inverted=not keep_scale),
         Linear("fc8", None, w8, b8),
     )  # fmt: skip
 
@@ -225,9 +224,35 @@ def _preset_owt() -> Preset:
     )  # fmt: skip
 
 
+def _preset_small() -> Preset:
+    # The paper's LRN: with k = 2 it takes back what the pools' maxima add to the scale of the activations.
+    norm: dict[str, Any] = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
+    zero, w = Constant(0), He()
+    return Preset(
+        "small",
+        32,
+        (
+            Conv("conv1", 32, 5, w, zero, padding=2), Relu("relu1"), Lrn("norm1", **norm), MaxPool("pool1"),
+            Conv("conv2", 64, 5, w, zero, padding=2, groups=2), Relu("relu2"),
+            Lrn("norm2", **norm), MaxPool("pool2"),
+            Conv("conv3", 96, 3, w, zero, padding=1), Relu("relu3"),
+            Conv("conv4", 96, 3, w, zero, padding=1, groups=2), Relu("relu4"),
+            Conv("conv5", 64, 3, w, zero, padding=1, groups=2), Relu("relu5"), MaxPool("pool5"),
+            # Small weights at the end: the first loss is that of equal chances, ln 10.
+            *_head(w, Normal(0.01), zero, zero, keep_scale=False, width=256),
+        ),
+        preprocess=Preprocess(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resize=32),
+        num_classes=10,
+    )  # fmt: skip
+
+
+#: The versions that have a source.
+PUBLISHED = ("paper", "2012", "caffe", "owt")
 PRESETS: dict[str, Preset] = {
-    p.name: p for p in (_preset_paper(), _preset_2012(), _preset_caffe(), _preset_owt())
+    p.name: p for p in (_preset_paper(), _preset_2012(), _preset_caffe(), _preset_owt(), _preset_small())
 }
+#: Starts that any preset can be given, by name: of its weights and of its biases.
+INITS: dict[str, tuple[Init, Init]] = {"he": (He(), Constant(0))}
 
 
 def preset(name: str) -> Preset:
@@ -243,9 +268,140 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def variant(
+    p: Preset,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    widths: float | Sequence[int] | None = None,
+    init: str | None = None,
+) -> Preset:
+    """A preset for other images, with other widths or another start.
+
+    Parameters
+    ----------
+    p : Preset
+    image_size : int, optional
+        Height and width of the input, where it is not the preset's own. What photographs are resized to
+        changes in proportion.
+    channels : int
+        Of the input.
+    widths : float, or sequence of seven ints, optional
+        A factor for the outputs of conv1 to conv5, fc6 and fc7, each rounded to what the groups allow; or the
+        seven numbers.
+    init : {"he"}, optional
+        Weights normal with sigma sqrt(2/fan in), biases 0.
+
+    Returns
+    -------
+    Preset
+        Of the same name.
+
+    Raises
+    ------
+    ShapeError
+        Where the image is too small; the message says the smallest size. And where a width is not divisible
+        by the groups that its channels are divided into.
+    OptionError
+        For a number out of its range, and an `init` that is not known.
+    """
+    size = p.image_size if image_size is None else integer("image_size", image_size, 1)
+    channels = integer("channels", channels, 1)
+    layers = p.layers if widths is None else _widened(p, widths)
+    if init is not None:
+        if init not in INITS:
+            raise unknown("init", init, INITS)
+        w, b = INITS[init]
+        layers = tuple(
+            replace(layer, weights=w, bias=b) if isinstance(layer, (Conv, Linear)) else layer
+            for layer in layers
+        )
+    _require_size(p.name, layers, channels, size)
+    resize = round(p.preprocess.resize * size / p.image_size)
+    preprocess = replace(p.preprocess, resize=max(resize, size))
+    return replace(p, image_size=size, layers=layers, preprocess=preprocess)
+
+
+def _require_size(name: str, layers: Sequence[Layer], channels: int, size: int) -> None:
+    """Refuse an image into which a window does not fit."""
+
+    def run(size: int) -> ShapeError | None:
+        shape: tuple[int, ...] = (1, channels, size, size)
+        try:
+            for layer in layers:
+                shape = layer.output_shape(shape, 1)
+        except ShapeError as error:
+            return error
+        return None
+
+    if (error := run(size)) is None:
+        return
+    smallest = next((s for s in range(size + 1, 1024) if run(s) is None), None)
+    if smallest is None:  # it is not the size
+        raise error
+    raise ShapeError(
+        f"preset {name!r} takes images of at least {smallest} x {smallest} pixels, not {size} x {size}"
+    )
+
+
+def _widened(p: Preset, widths: Any) -> tuple[Layer, ...]:
+    """The layers with other numbers of outputs; the last one's are the classes."""
+    own = {layer.name: layer.filters for layer in p.layers if isinstance(layer, (Conv, Linear))}
+    names = [name for name, filters in own.items() if filters is not None]
+    divisors = _divisors(p.layers)
+    if isinstance(widths, (list, tuple, np.ndarray)) and np.shape(widths):
+        if len(widths) != len(names):
+            raise OptionError(
+                f"widths must be a factor, or {len(names)} numbers, for {', '.join(names)}; not {len(widths)}"
+            )
+        new = {name: integer(f"the width of {name}", n, 1) for name, n in zip(names, widths)}
+        for name, n in new.items():
+            if n % divisors[name]:
+                raise ShapeError(
+                    f"the width of {name} must be divisible by {divisors[name]}, as its channels are divided "
+                    f"into groups; not {n}"
+                )
+    else:
+        factor = _factor(widths)
+        new = {
+            name: max(1, round(filters * factor / divisors[name])) * divisors[name]
+            for name, filters in own.items()
+            if filters is not None
+        }
+    return tuple(
+        replace(layer, filters=new[layer.name])
+        if isinstance(layer, (Conv, Linear)) and layer.name in new
+        else layer
+        for layer in p.layers
+    )
+
+
+def _factor(value: Any) -> float:
+    if isinstance(value, (str, bool)) or (factor := finite("widths", value, 0)) == 0:
+        raise OptionError(f"widths must be a positive factor, or seven numbers, not {value!r}")
+    return factor
+
+
+def _divisors(layers: Sequence[Layer]) -> dict[str, int]:
+    """What each layer's outputs must be divisible by: its own groups, and those of the layers behind it."""
+    found: dict[str, int] = {}
+    name = ""
+    for layer in layers:
+        if isinstance(layer, (Conv, Lrn)) and name:
+            found[name] = lcm(found[name], layer.groups)
+        if isinstance(layer, (Conv, Linear)):
+            name = layer.name
+            found[name] = layer.groups if isinstance(layer, Conv) else 1
+    return found
+
+
 def entries(p: Preset) -> dict[str, str]:
     """A preset as flat text: one entry per fact, by a dotted name."""
-    flat = {"image_size": str(p.image_size), "order": " ".join(layer.name for layer in p.layers)}
+    flat = {
+        "image_size": str(p.image_size),
+        "num_classes": str(p.num_classes),
+        "order": " ".join(layer.name for layer in p.layers),
+    }
     for layer in p.layers:
         for f in fields(layer):
             if f.name != "name":

@@ -15,7 +15,7 @@ from conftest import need
 import convkit as ck
 from convkit import layers, registry
 from convkit.dispatch import Call
-from convkit.presets import PRESETS, diff, entries
+from convkit.presets import PRESETS, PUBLISHED, diff, entries
 
 #: Output maps of conv1, pool1, conv2, pool2, conv3, pool5, and parameters, as published.
 FACTS = {
@@ -34,7 +34,7 @@ def output(plan, layer: str) -> Call:
     return next(call for call in plan.forward if layer in call.layer.split("+"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_shapes_and_parameters_are_the_published_ones(preset):
     net = network(preset)
     plan = net.plan(1)
@@ -177,7 +177,7 @@ LONG = {("paper", True), ("2012", True)}
             id=f"{preset}-{'training' if training else 'test'}",
             marks=pytest.mark.slow if (preset, training) in LONG else (),
         )
-        for preset in PRESETS
+        for preset in PUBLISHED
         for training in (True, False)
     ],
 )
@@ -207,7 +207,7 @@ def test_logits_and_every_gradient_equal_pytorch(preset, training):
         assert np.abs(wanted).max() > 0, f"{preset} {name}: a gradient of zeros would prove nothing"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_float32_logits_equal_pytorch(preset):
     torch = need("torch")
     net = network(preset, seed=3)

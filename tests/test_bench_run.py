@@ -104,7 +104,7 @@ def test_a_network_gives_its_layers():
     assert {i.direction for i in found} == set(work.USUAL)
 
 
-@pytest.mark.parametrize("preset", ["paper", "2012", "caffe", "owt"])
+@pytest.mark.parametrize("preset", ["paper", "2012", "caffe", "owt", "small"])
 def test_every_item_of_every_preset_has_a_contender_and_is_read_back(preset):
     for item in work.items(work.Wanted(preset=preset, batches=(2,), directions=work.DIRECTIONS)):
         contenders = own.contenders(item)

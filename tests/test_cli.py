@@ -194,6 +194,23 @@ def test_bench_marks_what_runs_in_a_finer_arithmetic(coarse):
     assert fp32 and not any(fp32.values())
 
 
+def test_the_small_alexnet(tmp_path, capsys):
+    """More photographs than its data had classes, each of which is a class of its own."""
+    for i in range(12):
+        need("PIL.Image").new("RGB", (40, 36), (20 * i, 100, 200 - 10 * i)).save(tmp_path / f"{i:02}.png")
+    argv = ["alexnet", str(tmp_path), "--preset", "small", "--batch", "12", "--repeats", "1", "--json", "-"]
+    assert main(argv) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["layer"]: row for row in document["rows"]}
+    assert rows["conv1+relu1"]["output"] == "12x32x32x32" and rows["fc8"]["output"] == "12x12"
+    assert all(0 <= row["error"] < 1e-5 for row in rows.values())
+    assert main(["alexnet", "--diff", "paper", "small"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^conv1.filters +96 +32$", out, re.M) and re.search(
+        r"^num_classes +1000 +10$", out, re.M
+    )
+
+
 def test_diff(capsys):
     assert main(["alexnet", "--diff", "paper", "2012"]) == 0
     out = capsys.readouterr().out

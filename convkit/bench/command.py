@@ -97,7 +97,7 @@ def add_commands(commands: Any) -> None:
 def _add_bench(p: argparse.ArgumentParser) -> None:
     what = p.add_argument_group("what is measured")
     what.add_argument("--net", default="alexnet", help="alexnet (default)")
-    what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe or owt")
+    what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe, owt or small")
     what.add_argument("--layers", metavar="A,B", help="only these, such as conv2,norm1+pool1")
     what.add_argument(
         "--directions", metavar="A,B", help="of fwd,dgrad,wgrad,bgrad,update (default: the first three)"

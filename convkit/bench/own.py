@@ -31,7 +31,7 @@ from ..registry import (
 )
 from . import fresh
 from .timing import OWN, PICKED, Contender
-from .work import CLASSES, Item
+from .work import Item
 
 #: Marks of convkit's contenders.
 PICKED_NCHW = "picked for NCHW"
@@ -248,8 +248,7 @@ def _planned(item: Item, device: str) -> Implementation | None:
         program = _program(
             name, item.batch, item.dtype, device, item.math, fuse, generation(), current_choice()
         )
-        rules = dict.fromkeys(program.graph.parameters, item.options)
-        step = program.step(rules, fused=fuse)
+        step = program.step(program.graph.parameters, fused=fuse)
         for node in (*program.forward, *program.loss, *program.backward, *step.backward, *step.update):
             if node.op == item.op and set(node.layers).intersection(item.layer.split("+")):
                 try:
@@ -265,8 +264,8 @@ def _program(
 ) -> Program:
     """A preset's network, decided; `_setting` is what the decision depends on besides."""
     chosen = preset(name)
-    size = chosen.image_size
-    return Program(chosen.layers, (batch, 3, size, size), CLASSES, dtype, device, math, fuse=fuse)
+    images = (batch, 3, chosen.image_size, chosen.image_size)
+    return Program(chosen.layers, images, chosen.num_classes, dtype, device, math, fuse=fuse)
 
 
 @preserved()

@@ -220,9 +220,10 @@ def _params(preset: str) -> dict[str, Array]:
 def images(preset: str, batch: int) -> tuple[Array, Array]:
     """A batch of normal data, of the size of what the preset sees, and labels."""
     rng = np.random.default_rng(batch)
-    size = PRESETS[preset].image_size
-    x = rng.standard_normal((batch, 3, size, size), np.float32) * (1 if preset == "owt" else 50)
-    return x, rng.integers(0, 1000, batch)
+    chosen = PRESETS[preset]
+    size, unit = chosen.image_size, 1 if chosen.preprocess.scale < 1 else 50
+    x = rng.standard_normal((batch, 3, size, size), np.float32) * unit
+    return x, rng.integers(0, chosen.num_classes, batch)
 
 
 @lru_cache(maxsize=1)
@@ -232,8 +233,8 @@ def _reference(preset: str, batch: int) -> tuple[Array, Array, dict[str, Array]]
 
     few = images(preset, batch)[0][:CHECKED]
     net = AlexNet(preset, seed=0, dtype="float64")
-    dlogits = np.random.default_rng(9).standard_normal((len(few), 1000)).astype(np.float32) / len(few)
     logits = net.forward(few.astype(np.float64))
+    dlogits = np.random.default_rng(9).standard_normal(logits.shape).astype(np.float32) / len(few)
     net.backward(dlogits.astype(np.float64))
     return logits, dlogits, {name: g.astype(np.float32) for name, g in net.grads.items()}
 

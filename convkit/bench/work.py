@@ -26,8 +26,9 @@ from ..geometry import (
 )
 from ..layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
 from ..layers import Linear as LinearLayer
-from ..presets import Update, preset
+from ..presets import preset
 from ..registry import ALL_DTYPES, MATH, OPS
+from ..update import Update
 
 #: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
 DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")
@@ -36,7 +37,6 @@ USUAL = ("fwd", "dgrad", "wgrad")
 NETS = ("alexnet",)
 #: The op of a row that is a whole training step.
 STEP = "step"
-CLASSES = 1000
 #: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
 #: fast convolution does at least this share of the definition's work, whatever its window.
 FAST_SHARE = 49 / 256
@@ -337,13 +337,13 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
     previous: Layer | None = None
     for layer, after in pairwise((*layers, None)):
         assert layer is not None
-        y = layer.output_shape(shape, CLASSES)
-        for entry in _of_layer(layer, shape, y, dtype):
+        y = layer.output_shape(shape, chosen.num_classes)
+        for entry in _of_layer(layer, shape, chosen.num_classes, dtype):
             yield item(*entry[:-1], **entry[-1])
         for entry in _fused(layer, previous, after, shape, y, dtype, chosen.update):
             yield item(*entry[:-1], **entry[-1])
         previous, shape = layer, y
-    problem = SoftmaxXent(batch, CLASSES, dtype)
+    problem = SoftmaxXent(batch, chosen.num_classes, dtype)
     yield item("loss", "softmax_xent_fprop", problem)
     yield item("loss", "softmax_xent_dgrad", problem)
 
@@ -352,9 +352,9 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
 Entry = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
 
 
-def _of_layer(layer: Layer, x: Shape, y: Shape, dtype: str) -> Iterator[Entry]:
+def _of_layer(layer: Layer, x: Shape, num_classes: int, dtype: str) -> Iterator[Entry]:
     """A layer's own ops, one by one, in the order of `DIRECTIONS`."""
-    passes = layer.passes(x, CLASSES, dtype)
+    passes = layer.passes(x, num_classes, dtype)
     if passes.forward is None:
         yield layer.name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
         return

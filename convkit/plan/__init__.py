@@ -34,8 +34,6 @@ class Plan:
     layers : sequence of Layer
     parameters, gradients, velocities : mapping of str to ndarray
         By the names "conv1.w", "conv1.b", ...; the plan reads and writes these very arrays.
-    rules : mapping
-        For each parameter, the options of `sgd_momentum`; those of a call change from step to step.
     device : {"cpu", "cuda", "cuda:1", ...}
 
     Attributes
@@ -44,6 +42,10 @@ class Plan:
     forward, loss, backward, update : list of Call
         In the order in which they run. `backward` ends before the gradient of the input, which training
         does not need; that is `input_gradient`. A training step runs `phases`, where some of them are fused.
+    frozen : frozenset of str
+        Parameters that a step leaves as they are: neither their update nor their gradient is computed.
+    fused : bool
+        Whether a step may update weights as it makes their gradient, which is then not stored.
     x, labels, logits, losses, dlogits, dx : ndarray
         The plan's ends: fill x and labels, run, read the others.
     """
@@ -55,12 +57,12 @@ class Plan:
         parameters: Mapping[str, Array],
         gradients: Mapping[str, Array],
         velocities: Mapping[str, Array],
-        rules: Mapping[str, Mapping[str, Any]],
         device: str = "cpu",
     ) -> None:
         self.program, self.device = program, device
         self._layers = {layer.name: layer for layer in layers}
-        self._rules = rules
+        self.frozen, self.fused = frozenset[str](), True
+        self._parameters = tuple(parameters)
         given = dict(parameters)
         for name in parameters:
             given |= {gradient(name): gradients[name], velocity(name): velocities[name]}
@@ -77,7 +79,7 @@ class Plan:
         self.forward, self.loss = self._bind(program.forward), self._bind(program.loss)
         self.backward = self._bind(whole)
         self.input_gradient = self._bind(n for n in program.backward if id(n) not in kept)
-        self.update = self._bind(program.step(rules, fused=False).update)
+        self.update = self._bind(program.step(parameters, fused=False).update)
         self.phases()
 
     def _name_ends(self) -> None:
@@ -114,24 +116,17 @@ class Plan:
                 call.options["workspace"] = self._scratch[: call.workspace_bytes]
 
     # -- running ----------------------------------------------------------------------------------------
-    def phases(self, frozen: Collection[str] = (), *, fused: bool = True) -> dict[str, list[Call]]:
+    def phases(self) -> dict[str, list[Call]]:
         """The calls of a training step: "forward", "loss", "backward", "update".
 
         Where the update of a layer's weights is fused with their gradient, it stands in "backward";
         `self.backward` and `self.update` are the same without fusion, for those who want the gradients.
-
-        Parameters
-        ----------
-        frozen : collection of str
-            Parameters that keep their value: neither their update nor their gradient is computed.
-        fused : bool
-            Whether updates may be fused with gradients.
         """
-        key = frozenset(frozen), fused
+        key = self.frozen, self.fused
         if key not in self._phases:
-            rules = {name: options for name, options in self._rules.items() if name not in frozen}
-            step = self.program.step(rules, fused=fused)
-            own = {call.layer: call for call in getattr(self, "update", ())}
+            names = [name for name in self._parameters if name not in self.frozen]
+            step = self.program.step(names, fused=self.fused)
+            own = {call.layer: call for call in self.update}
             self._phases[key] = {
                 "forward": self.forward,
                 "loss": self.loss,
@@ -145,7 +140,9 @@ class Plan:
         """Every call that the plan has, each once; in an order in which they may run."""
         first = [*self.forward, *self.loss, *self.backward, *self.input_gradient, *self.update]
         known = {id(call) for call in first}
-        return [*first, *(call for _, call in self._calls.values() if id(call) not in known)]
+        calls = [*first, *(call for _, call in self._calls.values() if id(call) not in known)]
+        still = {id(call) for name, call in self.rated if name in self.frozen}
+        return [call for call in calls if id(call) not in still]
 
     def run(self, calls: Iterable[Call]) -> None:
         """Run some of the plan's calls; allocates nothing of its own."""

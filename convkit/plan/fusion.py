@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from ..geometry import LRN, LrnMaxPool2d, Pointwise, Pool2d
-from .graph import VIEW, Node, Stage, Value, velocity
+from .graph import VIEW, Node, Stage, Value, gradient, velocity
 
 
 class Choices(Protocol):
@@ -215,10 +215,17 @@ def _linear(
     return one, gone
 
 
-def rule(parameter: str, value: Value, options: dict[str, object]) -> Node:
+#: Options of an update before a step has set its rates.
+UNSET = {
+    "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False,
+    "lr_in_velocity": False,
+}  # fmt: skip
+
+
+def rule(parameter: str, value: Value) -> Node:
     """The update of one parameter."""
     tensors = {
-        "w": parameter, "dw": f"d({parameter})", "v": velocity(parameter),
+        "w": parameter, "dw": gradient(parameter), "v": velocity(parameter),
         "w_new": parameter, "v_new": velocity(parameter),
     }  # fmt: skip
-    return Node((parameter,), "sgd_momentum", Pointwise(value.shape, value.dtype), tensors, options)
+    return Node((parameter,), "sgd_momentum", Pointwise(value.shape, value.dtype), tensors, UNSET)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..devices import emulating
 from ..geometry import Shape
@@ -92,18 +91,19 @@ class Program:
                 found.append(node)
         return tuple(reversed(found))
 
-    def step(self, rules: Mapping[str, Mapping[str, Any]], *, fused: bool = True) -> Step:
-        """The backward pass and the update of the parameters that have a rule, and nothing else.
+    def step(self, parameters: Iterable[str], *, fused: bool = True) -> Step:
+        """The backward pass and the update of these parameters, and nothing else.
 
         Parameters
         ----------
-        rules : mapping
-            For each parameter that is updated, the options of `sgd_momentum`.
+        parameters : iterable of str
+            Those that are updated.
         fused : bool
             Whether an update may be made with its gradient, which is then not stored.
         """
-        update = [fusion.rule(name, self.graph.values[name], dict(rules[name])) for name in rules]
-        backward = self.gradients(self.backward, [gradient(name) for name in rules])
+        names = tuple(parameters)
+        update = [fusion.rule(name, self.graph.values[name]) for name in names]
+        backward = self.gradients(self.backward, [gradient(name) for name in names])
         if not fused:
             return Step(backward, tuple(update))
         made, rest = fusion.updates(backward, update, self.chooser)

@@ -50,7 +50,7 @@ def describe(name: str) -> dict[str, Any]:
                 raise Missing(f"preset {name!r} has an LRN that no peer has; take one of paper, owt, caffe")
             entry |= {"size": layer.size, "alpha": layer.alpha, "beta": layer.beta, "k": layer.k}
         elif isinstance(layer, layers.MaxPool):
-            y = layer.output_shape(shape, 1000)
+            y = layer.output_shape(shape, preset.num_classes)
             if (shape[2] - layer.window) % layer.stride or y[2] != (
                 shape[2] - layer.window
             ) // layer.stride + 1:
@@ -58,8 +58,10 @@ def describe(name: str) -> dict[str, Any]:
             entry |= {"window": layer.window, "stride": layer.stride}
         elif isinstance(layer, layers.Dropout):
             entry |= {"p": layer.p, "inverted": layer.inverted}
-        parameters |= {f"{layer.name}.{n}": s for n, (s, _) in layer.parameters(shape, 1000).items()}
-        shape = layer.output_shape(shape, 1000)
+        parameters |= {
+            f"{layer.name}.{n}": s for n, (s, _) in layer.parameters(shape, preset.num_classes).items()
+        }
+        shape = layer.output_shape(shape, preset.num_classes)
         entry["output"] = list(shape[1:])
         found.append(entry)
     update = preset.update
@@ -87,7 +89,7 @@ class ConvkitNet:
     def gradients(self, x: Array, dlogits: Array) -> dict[str, Array]:
         self.net.forward(x)
         self.net.backward(dlogits)
-        return self.net.grads
+        return dict(self.net.grads)
 
     def load(self, x: Array, labels: Array) -> None:
         self.x, self.labels = x, labels

@@ -1,0 +1,682 @@
+"""Networks that are trained: their arrays, rates for each parameter, states, plans that are kept, presets."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import sys
+import warnings
+from dataclasses import asdict, replace
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import convkit as ck
+from convkit import devices, layers, native, network, registry
+from convkit.parameters import Parameters
+from convkit.plan import Plan
+from convkit.presets import PRESETS, Preset, diff, preset, variant
+
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((4, 3, 12, 12)).astype(np.float32)
+Y = np.arange(4)
+
+
+def tiny(**options) -> ck.Network:
+    """Convolutions, fully connected layers, whose updates may be fused, and dropout."""
+    init = layers.Normal(0.1)
+    return ck.Network(
+        (
+            layers.Conv("conv1", 8, 3, init, init, padding=1),
+            layers.Relu("relu1"),
+            layers.MaxPool("pool1"),
+            layers.Flatten("flatten"),
+            layers.Linear("fc6", 16, init, init),
+            layers.Relu("relu6"),
+            layers.Dropout("drop6"),
+            layers.Linear("fc8", None, init, init),
+        ),
+        (3, 12, 12),
+        10,
+        **{"seed": 1, **options},
+    )
+
+
+def values(net: ck.Network) -> dict[str, np.ndarray]:
+    return {
+        f"{part} {name}": array.copy()
+        for part in ("params", "velocities")
+        for name, array in getattr(net, part).items()
+    }
+
+
+def changed(before: dict[str, np.ndarray], net: ck.Network) -> set[str]:
+    return {name for name, array in values(net).items() if not np.array_equal(array, before[name])}
+
+
+def same(a: ck.Network, b: ck.Network) -> bool:
+    return not changed(values(a), b)
+
+
+# ---------------------------------------------------------------------------------------------------
+# params, grads, velocities
+# ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("part", ["params", "grads", "velocities"])
+def test_arrays_of_a_network_are_not_replaced(part):
+    net = tiny()
+    arrays = getattr(net, part)
+    w = arrays["fc8.w"]
+    advice = rf"^[^\n]*net\.{part}\[.*\]\[\.\.\.\] = array$"
+
+    def put():
+        arrays["fc8.w"] = np.ones_like(w)
+
+    def delete():
+        del arrays["fc8.w"]
+
+    def merge():
+        both = arrays
+        both |= {"fc8.w": w}
+
+    for act in (
+        put,
+        delete,
+        merge,
+        lambda: arrays.update({"fc8.w": w}),
+        lambda: arrays.update(other=w),
+        lambda: arrays.pop("fc8.w"),
+        lambda: arrays.popitem(),
+        lambda: arrays.clear(),
+        lambda: arrays.setdefault("fc8.w", w),
+        lambda: setattr(net, part, {}),
+    ):
+        with pytest.raises(ck.OptionError, match=advice):
+            act()
+    with pytest.raises(ck.OptionError, match=rf"unknown name in net.{part} 'fc8.v'; did you mean 'fc8."):
+        arrays["fc8.v"] = w
+    assert getattr(net, part) is arrays and arrays["fc8.w"] is w and len(arrays) == 6
+
+
+def test_arrays_of_a_network_are_changed_in_place():
+    net = tiny()
+    w = net.params["fc8.w"]
+    twice = w * 2
+    net.params["fc8.w"] *= 2
+    assert net.params["fc8.w"] is w and np.array_equal(w, twice)
+    net.params["fc8.w"][...] = 0
+    assert not net.forward(X).any() or net.params["fc8.b"].any()
+
+
+def test_arrays_of_a_network_are_a_mapping():
+    net = tiny()
+    assert list(net.params) == ["conv1.w", "conv1.b", "fc6.w", "fc6.b", "fc8.w", "fc8.b"]
+    assert net.params.keys() == net.grads.keys() == net.velocities.keys() == set(net.params)
+    plain = dict(net.params)
+    assert type(plain) is dict and plain["fc6.b"] is net.params["fc6.b"] and "fc6.c" not in net.params
+    assert list(net.params | {"x": X}) == [*net.params, "x"] and next(iter({"x": X} | net.params)) == "x"
+    file = io.BytesIO()
+    np.savez(file, **net.params)
+    file.seek(0)
+    assert np.array_equal(np.load(file)["conv1.w"], net.params["conv1.w"])
+    assert "conv1.w: (8, 3, 3, 3)" in repr(net.params)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert isinstance(twin.params, Parameters) and same(net, twin)
+        twin.params["fc8.w"][...] = 0
+        assert net.params["fc8.w"].any()
+        with pytest.raises(ck.OptionError, match=r"net.grads\[name\]"):
+            twin.grads.clear()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The update rule
+# ---------------------------------------------------------------------------------------------------
+def options(p: str, name: str, lr: float = 0.003) -> dict[str, float]:
+    return preset(p).update.options(name, lr, "conv1")
+
+
+@pytest.mark.parametrize(
+    ("name", "w", "first_b", "b", "decay", "bias_decay", "in_velocity"),
+    [
+        ("paper", 0.003, 0.003, 0.003, 5e-4, 0, True),
+        ("2012", 0.003, 0.006, 0.02, 5e-4, 0, True),  # the biases' rate was never lowered, but in conv1
+        ("caffe", 0.003, 0.006, 0.006, 5e-4, 0, True),
+        ("owt", 0.003, 0.003, 0.003, 1e-4, 1e-4, False),
+        ("small", 0.003, 0.003, 0.003, 5e-4, 0, True),
+    ],
+)
+def test_what_the_presets_give_each_parameter(name, w, first_b, b, decay, bias_decay, in_velocity):
+    for layer in ("conv1", "conv2", "fc8"):
+        rest = {"momentum": 0.9, "lr_in_velocity": in_velocity}
+        assert options(name, f"{layer}.w") == {"lr": w, "weight_decay": decay, **rest}
+        rate = first_b if layer == "conv1" else b
+        assert options(name, f"{layer}.b") == {"lr": rate, "weight_decay": bias_decay, **rest}
+    assert len(PRESETS) == 5
+
+
+def test_the_most_specific_rate_counts():
+    rates = {"conv1.w": 1, "conv*": 2, "*.b": 3, "conv?.[wb]": 4, "fc8.b": 5, "*": 6, "fc*": 7}
+    update = ck.Update(rates=rates, bias_lr_multiplier=2, bias_lr_fixed=9, frozen=("fc7.*", "conv5.b"))
+    rate = {n: update.options(n, 0.1, "conv1")["lr"] for n in ("conv1.w", "conv1.b", "fc8.w", "fc8.b")}
+    assert rate == {"conv1.w": 1, "conv1.b": 6, "fc8.w": 7, "fc8.b": 5}
+    for name in ("fc7.w", "fc7.b", "conv5.b"):
+        assert update.options(name, 0.1, "conv1")["lr"] is None and update.is_frozen(name)
+    assert not update.is_frozen("conv5.w")
+    update = ck.Update(rates={"*.b": 3, "conv1.*": 4})
+    assert [update.options(n, 0.1, "conv1")["lr"] for n in ("conv1.b", "fc.b", "fc.w")] == [4, 3, 0.1]
+    assert ck.Update(rates={"conv?.w": 2}).options("Conv1.w", 0.1, "conv1")["lr"] == 0.1
+    assert (
+        ck.Update(rates={"a[1].w": 2}).options("a[1].w", 0.1, "conv1")["lr"] == 2
+    )  # a name, though it looks so
+    assert ck.Update(bias_lr_fixed=5).options("block.1.b", 0.1, "block.1")["lr"] == 0.1
+
+
+def test_the_schedule_of_2012_can_be_said():
+    base = preset("2012").update
+    slow, frozen = replace(base, rates={"conv1.w": 1e-5}), replace(base, frozen=("conv1.*",))
+    seen = [
+        [update.options(name, 1e-4, "conv1")["lr"] for name in ("conv1.w", "conv1.b", "conv2.w", "conv2.b")]
+        for update in (base, slow, frozen)
+    ]
+    assert seen == [[1e-4, 2e-4, 1e-4, 0.02], [1e-5, 2e-4, 1e-4, 0.02], [None, None, 1e-4, 0.02]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr": float("nan")}, "lr must be a finite number of at least 0"),
+        ({"lr": "0.1"}, "lr must be a number, not '0.1'"),
+        ({"momentum": -0.1}, "momentum must be a finite number of at least 0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite"),
+        ({"bias_decay": None}, "bias_decay must be a number"),
+        ({"bias_lr_multiplier": True}, "bias_lr_multiplier must be a number, not True"),
+        ({"bias_lr_fixed": -1}, "bias_lr_fixed must be a finite"),
+        ({"lr_in_velocity": "yes"}, "lr_in_velocity must be True or False"),
+        ({"rates": [("conv1.w", 1)]}, "rates must be a mapping"),
+        ({"rates": {"conv1.w": -1}}, r"rates\['conv1.w'\] must be a finite"),
+        ({"rates": {1: 1}}, "rates names parameters: a name or a pattern is a str, not 1"),
+        ({"frozen": "conv1.*"}, "frozen must be a tuple of names or patterns, not 'conv1"),
+        ({"frozen": ("",)}, "frozen names parameters"),
+    ],
+)
+def test_an_update_rule_that_cannot_be(given, message):
+    with pytest.raises(ck.OptionError, match=message):
+        ck.Update(**given)
+
+
+def test_an_update_rule_is_a_value():
+    update = ck.Update(rates={"a": 1, "b": 2}, frozen=["c"])
+    assert update.frozen == ("c",) and update == replace(update) and hash(update) == hash(replace(update))
+    assert pickle.loads(pickle.dumps(update)) == copy.deepcopy(update) == update
+    assert asdict(update)["rates"] == {"a": 1.0, "b": 2.0} and str(update.rates) == "{'a': 1.0, 'b': 2.0}"
+    with pytest.raises(TypeError):
+        update.rates["a"] = 3
+
+
+def test_a_pattern_that_fits_nothing_is_refused():
+    net = tiny()
+    for given in ({"rates": {"conv1.w": 1, "conv9.*": 1}}, {"frozen": ("fc*", "conv9.*")}):
+        for make in (lambda u: tiny(update=u), lambda u: setattr(net, "update", u)):
+            with pytest.raises(
+                ck.OptionError, match=r"no parameter fits 'conv9.\*'; the network has conv1.w, "
+            ):
+                make(ck.Update(**given))
+    assert net.update == ck.Update()
+    with pytest.raises(ck.OptionError, match="update must be a convkit.Update"):
+        net.update = {"lr": 1}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["fused", "apart"])
+def test_what_is_set_holds_from_the_next_step(apart):
+    """Each field: a network that has it from the start, and one that gets it after a step, do the same."""
+    with ck.use(**({"linear_wgrad": "gemm"} if apart else {})):
+        for field, value in (
+            ("lr", 0.5),
+            ("momentum", 0.1),
+            ("weight_decay", 0.3),
+            ("bias_decay", 0.4),
+            ("bias_lr_multiplier", 3.0),
+            ("bias_lr_fixed", 0.2),
+            ("lr_in_velocity", False),
+            ("rates", {"fc*": 0.3}),
+        ):
+            early, late, never = (tiny() for _ in range(3))
+            never.step(X, Y)
+            late.step(X, Y)
+            late.update = replace(late.update, **{field: value})
+            early.update = late.update
+            for old, new in ((late.params, early.params), (late.velocities, early.velocities)):
+                for name, array in old.items():
+                    new[name][...] = array
+            early.dropout_offset = late.dropout_offset
+            for net in (early, late, never):
+                net.step(X, Y)
+            assert same(early, late) and not same(late, never), field
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["fused", "apart"])
+@pytest.mark.parametrize(
+    ("frozen", "still"),
+    [
+        (("conv1.w",), {"conv1.w"}),
+        (("fc6.*",), {"fc6.w", "fc6.b"}),
+        (("*.w", "fc8.b"), {"conv1.w", "fc6.w", "fc8.w", "fc8.b"}),
+        (("*",), {"conv1.w", "conv1.b", "fc6.w", "fc6.b", "fc8.w", "fc8.b"}),
+    ],
+)
+def test_a_frozen_parameter_stays(apart, frozen, still):
+    """Though it has momentum and would decay; the others go on as they would."""
+    net, free = tiny(), tiny()
+    with ck.use(**({"linear_wgrad": "gemm"} if apart else {})):
+        fused = {c.layer for c in net.plan(4).phases()["backward"] if c.op.name == "linear_dgrad_wgrad_sgd"}
+        whole = not apart and native.kernels_missing() is None
+        assert fused == ({"fc6+relu6", "fc8"} if whole else set())
+        for each in (net, free):
+            each.update = ck.Update(bias_decay=0.1)
+            each.step(X, Y)
+        before = values(net)
+        net.update = replace(net.update, frozen=frozen)
+        assert net.step(X, Y) == free.step(X, Y)
+        kept = {f"{part} {name}" for part in ("params", "velocities") for name in still}
+        assert changed(before, net) == before.keys() - kept
+        for name in before.keys() - kept:  # one step: their gradients do not depend on what is frozen
+            part, _, parameter = name.partition(" ")
+            got, want = getattr(net, part)[parameter], getattr(free, part)[parameter]
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=name)
+        net.update = replace(net.update, frozen=())
+        net.step(X, Y)
+        assert changed(before, net) == before.keys()
+
+
+# ---------------------------------------------------------------------------------------------------
+# State
+# ---------------------------------------------------------------------------------------------------
+def small(**options) -> ck.AlexNet:
+    return ck.AlexNet("small", image_size=28, channels=1, **options)
+
+
+def batches(count: int, size: int = 4, shape=(1, 28, 28)):
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((size, *shape)).astype(np.float32), rng.integers(0, 10, size))
+            for _ in range(count)]  # fmt: skip
+
+
+def test_training_goes_on_with_the_same_bits():
+    whole, first, second = small(seed=1), small(seed=1), small(seed=2)
+    data = batches(4)
+    losses = [whole.step(*batch) for batch in data]
+    half = [first.step(*batch) for batch in data[:2]]
+    state = first.state()
+    first.step(*data[0])  # the state holds copies
+    second.forward(data[0][0])
+    second.load_state(pickle.loads(pickle.dumps(state)))
+    with pytest.raises(ck.OptionError, match="forward comes first"):
+        second.backward(np.zeros((4, 10), np.float32))
+    assert half + [second.step(*batch) for batch in data[2:]] == losses
+    assert same(whole, second) and (second.seed, second.dropout_offset) == (1, whole.dropout_offset)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_a_state_is_plain_data(dtype):
+    net, twin = tiny(dtype=dtype), tiny(dtype=dtype, seed=2)
+    x = X.astype(net.params["fc8.w"].dtype)
+    net.step(x, Y)
+    state = net.state()
+    assert list(state) == [
+        "format", "dtype", "shapes", "params", "velocities", "seed", "dropout_offset", "plan",
+    ]  # fmt: skip
+    assert state["shapes"]["conv1.w"] == (8, 3, 3, 3) and state["dtype"] == dtype
+    assert all(type(a) is np.ndarray for part in ("params", "velocities") for a in state[part].values())
+    assert list(state["params"]) == list(net.params) and state["seed"] == 1 and state["dropout_offset"] == 16
+    # As files keep it: shapes as lists, and bfloat16 as two bytes.
+    plain = {k: v for k, v in state.items() if k not in ("params", "velocities")}
+    back = json.loads(json.dumps(plain))
+    for part in ("params", "velocities"):
+        file = io.BytesIO()
+        np.savez(file, **state[part])
+        file.seek(0)
+        back[part] = dict(np.load(file))
+    twin.load_state(back)
+    assert same(net, twin)
+    assert [net.step(x, Y) for _ in range(2)] == [twin.step(x, Y) for _ in range(2)] and same(net, twin)
+
+
+def _with(part, name, value):
+    return lambda s: s[part].__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda s: s.update(format=2), ck.OptionError, "has format 2; this convkit reads 1"),
+        (
+            lambda s: s.pop("velocities"),
+            ck.OptionError,
+            "the state does not fit.*\n  'velocities' is missing",
+        ),
+        (lambda s: s.update(epoch=1), ck.OptionError, "'epoch' is not known"),
+        (lambda s: s.update(dtype="float64"), ck.DtypeError, "state is float64, but the network is float32"),
+        (lambda s: s.update(seed=-1), ck.OptionError, "seed must be at least 0"),
+        (lambda s: s.update(dropout_offset=0.5), ck.OptionError, "dropout_offset must be an integer"),
+        (lambda s: s.update(plan="v4"), ck.OptionError, "plan must be a dict or None"),
+        (lambda s: s.update(shapes=[1]), ck.OptionError, "shapes must be a dict"),
+        (lambda s: s.update(params=[1]), ck.OptionError, "params must be a dict of arrays"),
+        (_with("shapes", "fc8.b", 10), ck.ShapeError, "fc8.b has shape 10, but the network's has"),
+        (lambda s: s["params"].pop("fc8.b"), ck.OptionError, "params does not fit.*\n  'fc8.b' is missing"),
+        (
+            _with("velocities", "fc9.b", Y),
+            ck.OptionError,
+            "velocities does not fit.*\n  'fc9.b' is not known",
+        ),
+        (_with("params", "fc8.b", np.zeros(10)), ck.DtypeError, r'params\["fc8.b"\] has dtype float64'),
+        (_with("velocities", "fc8.b", [0] * 10), ck.DtypeError, r'velocities\["fc8.b"\] must be an array'),
+        (
+            _with("velocities", "fc8.b", np.zeros(9, np.float32)),
+            ck.ShapeError,
+            r"velocities of the state.*\n  fc8.b has shape \(9,\), but the network's has \(10,\)$",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(spoil, error, message):
+    net, other = tiny(), tiny(seed=2)
+    other.step(X, Y)
+    state = other.state()
+    spoil(state)
+    before = values(net), net.seed, net.dropout_offset
+    with pytest.raises(error, match=message):
+        net.load_state(state)
+    assert not changed(before[0], net) and (net.seed, net.dropout_offset) == before[1:]
+    with pytest.raises(ck.OptionError, match="a state is a dict"):
+        net.load_state(None)
+
+
+def test_all_shapes_that_differ_are_listed_up_to_a_few():
+    with pytest.raises(ck.ShapeError) as caught:
+        small().load_state(ck.AlexNet("small", widths=0.5).state())
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 8 and lines[-1] == "  and 9 more"
+    assert lines[1] == "  conv1.w has shape (16, 3, 5, 5), but the network's has (32, 1, 5, 5)"
+
+
+@pytest.fixture
+def fingerprints(monkeypatch):
+    """Plans say what they run, and this is it."""
+    found = {"batch": 4, "device": "cpu", "isa": "v3", "calls": {"conv1 conv2d_fprop": "direct"}}
+    monkeypatch.setattr(Plan, "fingerprint", lambda plan: copy.deepcopy(found), raising=False)
+    return found
+
+
+def test_a_state_says_what_ran_and_another_plan_is_warned_of_once(fingerprints):
+    net = tiny()
+    assert net.state()["plan"] is None
+    net.step(X, Y)
+    state = net.state()
+    assert json.loads(json.dumps(state["plan"])) == fingerprints == copy.deepcopy(net).state()["plan"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.load_state(state)
+        assert net.state()["plan"] == fingerprints
+        net.step(X, Y)
+        net.load_state({**state, "plan": None})
+        net.step(X, Y)
+
+    fingerprints["isa"] = "v4"
+    fingerprints["calls"] = {"conv1 conv2d_fprop": "winograd", "fc8 linear_fprop": "gemm"}
+    net = pickle.loads(pickle.dumps(net))
+    net.load_state(state)
+    with pytest.warns(UserWarning) as caught:
+        net.step(X, Y)
+        net.step(X, Y)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert str(warning.message).splitlines()[1:] == [
+        "  isa: v4, was v3",
+        "  calls conv1 conv2d_fprop: winograd, was direct",
+        "  calls fc8 linear_fprop: gemm, was -",
+    ]
+    assert net.state()["plan"] == fingerprints
+
+
+def test_a_network_on_a_gpu_has_a_state_in_host_memory(monkeypatch, compiler):
+    module = fake_cupy.module(watch_races=True)
+    executor = fake_cupy.Executor(devices.Emulator())
+
+    def host(array):
+        with module.cuda.Device(1):
+            return array.get()
+
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(devices, "current", lambda: executor)
+    net, twin = (tiny(device="cuda:1", seed=seed) for seed in (1, 2))
+    net.step(X, Y)
+    state = net.state()
+    assert all(type(a) is np.ndarray for part in ("params", "velocities") for a in state[part].values())
+    twin.load_state(state)
+    assert twin.step(X, Y) == net.step(X, Y)
+    for name, w in net.params.items():
+        assert np.array_equal(host(w), host(twin.params[name])) and w.device.id == 1
+    twin.load_state({**state, "params": dict(net.params)})  # as CuPy arrays too
+    assert np.array_equal(host(twin.params["fc8.w"]), host(net.params["fc8.w"]))
+    cpu = tiny()
+    cpu.load_state(state)
+    assert np.array_equal(cpu.params["fc8.w"], state["params"]["fc8.w"])
+    with pytest.raises(ck.OptionError, match="write into this one"):
+        net.params["fc8.w"] = net.params["fc6.w"]
+    # A step of which parts are frozen.
+    net.update = replace(net.update, frozen=("fc6.*",))
+    before = {name: host(w) for name, w in net.params.items()}
+    net.step(X, Y)
+    still = {name for name, w in net.params.items() if np.array_equal(host(w), before[name])}
+    assert still == {"fc6.w", "fc6.b"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Plans
+# ---------------------------------------------------------------------------------------------------
+def test_plans_are_kept_as_long_as_they_fit():
+    net = tiny()
+    plans = {n: net.plan(n) for n in (1, 2, 3, 4)}
+    assert all(net.plan(n) is plan for n, plan in plans.items())
+    net.plan(2)  # used again; 1 is now the oldest, then 3, 4
+    net.plan_memory = plans[2].bytes + plans[3].bytes + plans[4].bytes
+    assert [net.plan(n) is plans[n] for n in (3, 4, 2)] == [True] * 3
+    again = net.plan(1)  # in the place of the oldest: 3
+    assert again is not plans[1] and net.plan(2) is plans[2] and net.plan(4) is plans[4]
+    assert net.plan(3) is not plans[3]
+    net.plan_memory = 0
+    last = net.plan(4)
+    assert net.plan(4) is last  # the one in use stays
+    for value, message in ((-1, "at least 0"), (1e9, "must be an integer")):
+        with pytest.raises(ck.OptionError, match=f"plan_memory must be {message}|plan_memory {message}"):
+            net.plan_memory = value
+    assert net.plan_memory == 0 and tiny(plan_memory=7).plan_memory == 7
+    assert tiny().plan_memory == 4 * 2**30
+
+
+def test_training_and_testing_in_turn_plan_once(monkeypatch):
+    made = []
+
+    class Counted(Plan):
+        def __init__(self, *args):
+            made.append(args[4][0])
+            super().__init__(*args)
+
+    monkeypatch.setattr(network, "Plan", Counted)
+    net = tiny()
+    for _ in range(2):
+        for size in (4, 4, 3, 2):  # batches, the last one of an epoch, one to test with
+            net.step(X[:size], Y[:size])
+    assert made == [4, 3, 2]
+
+
+def test_plans_give_way_where_memory_is_short(monkeypatch):
+    net = tiny()
+    net.plan(1)
+    asked = []
+
+    def short(*args):
+        asked.append(len(net._plans))
+        if net._plans:
+            raise ck.OutOfMemory("no memory for an array")
+        return Plan(*args)
+
+    monkeypatch.setattr(network, "Plan", short)
+    net.plan(2)
+    assert asked == [1, 0]
+
+
+def test_an_implementation_that_is_registered_anew_is_noticed(monkeypatch):
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    net = tiny()
+    expected = net.forward(X)
+    dx = net.backward(np.ones((4, 10), np.float32))
+    net.forward(X)
+    assert net.plan(4) is net.plan(4)
+
+    @ck.implements("linear_fprop", name="newest", rank=1000)
+    def newest(problem, x, w, b, y, relu=False):
+        y[...] = x @ w.T + b
+        if relu:
+            np.maximum(y, 0, out=y)
+
+    # What ran forward runs backward; the next pass has a plan of its own.
+    assert np.array_equal(net.backward(np.ones((4, 10), np.float32)), dx)
+    names = {c.implementation.name for c in net.plan(4).forward if c.op.name == "linear_fprop"}
+    assert names == {"newest"} and len(net._plans) == 1
+    np.testing.assert_allclose(net.forward(X), expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Presets and their variants
+# ---------------------------------------------------------------------------------------------------
+def test_the_small_alexnet():
+    net = ck.AlexNet(preset="small", seed=1)
+    assert net.input_shape == (3, 32, 32) and net.num_classes == 10 and net.preset.image_size == 32
+    assert sum(w.size for w in net.params.values()) == 483_530
+    shapes = {name: w.shape for name, w in net.params.items() if name.endswith("w")}
+    assert shapes == {
+        "conv1.w": (32, 3, 5, 5), "conv2.w": (64, 16, 5, 5), "conv3.w": (96, 64, 3, 3),
+        "conv4.w": (96, 48, 3, 3), "conv5.w": (64, 48, 3, 3), "fc6.w": (256, 1024), "fc7.w": (256, 256),
+        "fc8.w": (10, 256),
+    }  # fmt: skip
+    assert [layer.name for layer in net.layers] == [layer.name for layer in preset("paper").layers]
+    for name in ("conv1", "conv4", "fc6"):
+        w = net.params[f"{name}.w"]
+        assert w.std() == pytest.approx(np.sqrt(2 / np.prod(w.shape[1:])), rel=0.05)
+        assert not net.params[f"{name}.b"].any()
+    ((x, y),) = batches(1, shape=(3, 32, 32))
+    assert net.step(x, y) == pytest.approx(np.log(10), rel=0.2)
+    for size in (28, 64):
+        ((x, y),) = batches(1, shape=(1, size, size))
+        assert ck.AlexNet("small", 3, image_size=size, channels=1).forward(x).shape == (4, 3)
+    rows = {name: (a, b) for name, a, b in diff("paper", "small")}
+    assert rows["num_classes"] == ("1000", "10")
+    assert rows["conv1.weights"] == ("normal, sigma 0.01", "normal, sigma sqrt(2/fan in)")
+
+
+def filters(net: ck.Network | Preset) -> list[int | None]:
+    return [layer.filters for layer in net.layers if isinstance(layer, (layers.Conv, layers.Linear))]
+
+
+def test_widths():
+    half = ck.AlexNet("paper", widths=0.5, num_classes=5)
+    assert filters(half) == [48, 128, 192, 192, 128, 2048, 2048, None]
+    assert half.params["conv2.w"].shape == (128, 24, 5, 5) and half.params["fc8.w"].shape == (5, 2048)
+    seven = (8, 16, 24, 32, 40, 48, 56)
+    assert filters(ck.AlexNet("small", widths=seven)) == [*seven, None]
+    assert filters(ck.AlexNet("small", widths=np.array(seven))) == [*seven, None]
+    # To the nearest number that the groups allow; owt has none.
+    assert filters(variant(preset("2012"), widths=0.13)) == [12, 34, 50, 50, 34, 532, 532, None]
+    assert filters(variant(preset("owt"), widths=1e-6)) == [*[1] * 7, None]
+    assert filters(ck.AlexNet("small", widths=1e-6)) == [2, 2, 2, 2, 2, 1, 1, None]
+
+
+def test_another_start():
+    for name in PRESETS:
+        chosen = variant(preset(name), init="he")
+        weighted = [layer for layer in chosen.layers if isinstance(layer, (layers.Conv, layers.Linear))]
+        assert {layer.weights for layer in weighted} == {layers.He()}
+        assert {layer.bias for layer in weighted} == {layers.Constant(0)}
+    net = small(init="he")
+    assert net.params["fc8.w"].std() == pytest.approx(np.sqrt(2 / 256), rel=0.05)
+    assert net.params["conv4.w"].std() == pytest.approx(np.sqrt(2 / (48 * 9)), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "error", "message"),
+    [
+        (
+            "small",
+            {"image_size": 11},
+            ck.ShapeError,
+            "'small' takes images of at least 12 x 12 pixels, not 11 x 11",
+        ),
+        ("owt", {"image_size": 32}, ck.ShapeError, "at least 63 x 63"),
+        ("small", {"image_size": 0}, ck.OptionError, "image_size must be at least 1"),
+        ("small", {"image_size": (32, 32)}, ck.OptionError, "image_size must be an integer"),
+        ("small", {"channels": 0}, ck.OptionError, "channels must be at least 1"),
+        ("small", {"init": "He"}, ck.OptionError, "unknown init 'He'. Known: he"),
+        ("small", {"widths": 0}, ck.OptionError, "widths must be a positive factor"),
+        ("small", {"widths": "half"}, ck.OptionError, "widths must be a positive factor"),
+        ("small", {"widths": True}, ck.OptionError, "widths must be a positive factor"),
+        ("small", {"widths": float("nan")}, ck.OptionError, "widths must be a finite number"),
+        ("small", {"widths": (1, 2)}, ck.OptionError, "7 numbers, for conv1, conv2, .*; not 2"),
+        ("small", {"widths": (2, 2, 2, 2, 2, 0, 1)}, ck.OptionError, "the width of fc6 must be at least 1"),
+        (
+            "small",
+            {"widths": (2, 2, 2, 3, 2, 1, 1)},
+            ck.ShapeError,
+            "the width of conv4 must be divisible by 2",
+        ),
+        (
+            "small",
+            {"widths": (3, 2, 2, 2, 2, 1, 1)},
+            ck.ShapeError,
+            "the width of conv1 must be divisible by 2",
+        ),
+    ],
+)
+def test_a_variant_that_cannot_be(name, given, error, message):
+    with pytest.raises(error, match=message):
+        ck.AlexNet(name, **given)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_smallest_image_of_every_preset_runs(name):
+    smallest = {"paper": 52, "2012": 52, "caffe": 55, "owt": 63, "small": 12}[name]
+    net = ck.AlexNet(name, image_size=smallest, widths=0.05, num_classes=3)
+    x = np.random.default_rng(0).standard_normal((2, *net.input_shape)).astype(np.float32)
+    assert np.isfinite(net.step(x, np.array([0, 2])))
+    with pytest.raises(ck.ShapeError, match=f"at least {smallest} x {smallest}"):
+        ck.AlexNet(name, image_size=smallest - 1, widths=0.05)
+
+
+def test_a_variant_for_photographs_of_another_size():
+    assert variant(preset("paper"), image_size=112).preprocess.resize == 128
+    assert variant(preset("small"), image_size=64).preprocess.resize == 64
+    assert variant(preset("paper")) == preset("paper")
+
+
+def test_public_names():
+    assert ck.layers is layers and ck.Update is network.Update and ck.Network is network.Network
+    assert {"He", "Normal", "Constant", "FanInUniform"} <= set(dir(ck.layers))
+
+
+def test_the_small_alexnet_learns():
+    """Ten patterns in noise, each shifted by up to two pixels: most are told apart after some steps."""
+    rng = np.random.default_rng(0)
+    patterns = rng.standard_normal((10, 1, 7, 7)).repeat(4, 2).repeat(4, 3)
+
+    def draw(count):
+        labels = rng.integers(0, 10, count)
+        shifted = [np.roll(patterns[k], rng.integers(-2, 3, 2), (1, 2)) for k in labels]
+        return (shifted + 0.5 * rng.standard_normal((count, 1, 28, 28))).astype(np.float32), labels
+
+    net = small(seed=0)
+    losses = [net.step(*draw(32), lr=0.01) for _ in range(60)]
+    assert np.mean(losses[-5:]) < 0.5 * np.log(10)
+    x, labels = draw(100)
+    assert np.mean(net.forward(x).argmax(1) == labels) > 0.8
