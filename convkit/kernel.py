@@ -261,7 +261,7 @@ class Ready:
 class Prepared:
     """A kernel file for one problem on one executor: a call packs its arguments and launches."""
 
-    __slots__ = ("_bound", "_count", "_functions", "_options", "_pack", "_struct", "_workspace")
+    __slots__ = ("_count", "_functions", "_options", "_pack", "_struct", "_workspace", "bound")
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class Prepared:
         functions: Sequence[Function],
         bound: Sequence[Bound],
     ) -> None:
-        self._pack, self._struct, self._bound = executor.pack, struct, tuple(bound)
+        self._pack, self._struct, self.bound = executor.pack, struct, tuple(bound)
         self._functions = functions  # which the executor forgets when nobody has them
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
@@ -291,7 +291,7 @@ class Prepared:
     def __call__(self, *tensors: Any, workspace: Any = None, **options: Any) -> None:
         # All launches of a file get the same arguments.
         arguments = self._pack(self.values(tensors, options, workspace))
-        for launch in self._bound:
+        for launch in self.bound:
             launch(arguments)
 
 
