@@ -21,6 +21,7 @@ the CPU time of the calling thread, which other programs disturb least; "wall" c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import math
@@ -28,7 +29,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Row:
 
 
 def sample(rows: list[tuple[Row, Callable[[], Any]]], rounds: int, seed: int = 0) -> None:
-    """Time calls in turns, in a random order in each round; the garbage collector waits meanwhile."""
+    """Time calls in turns, in a random order in each round."""
     order = random.Random(seed)
     for row, call in rows:
         for _ in range(3):
@@ -96,21 +97,27 @@ def sample(rows: list[tuple[Row, Callable[[], Any]]], rounds: int, seed: int = 0
         call()
         once = max(1, time.perf_counter_ns() - began)
         row.inner = max(1, min(50, 400_000 // once))  # a sample of some 0.4 ms
-    gc.collect()
+    for _ in range(rounds):
+        turns = list(rows)
+        order.shuffle(turns)
+        for row, call in turns:
+            inner = range(row.inner)
+            wall, thread = time.perf_counter_ns(), time.thread_time_ns()
+            for _ in inner:
+                call()
+            thread, wall = time.thread_time_ns() - thread, time.perf_counter_ns() - wall
+            row.wall_us.append(wall / 1e3 / row.inner)
+            row.thread_us.append(thread / 1e3 / row.inner)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """A block without the garbage collector, which would fall into some samples and not into others."""
     collecting = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
-            turns = list(rows)
-            order.shuffle(turns)
-            for row, call in turns:
-                inner = range(row.inner)
-                wall, thread = time.perf_counter_ns(), time.thread_time_ns()
-                for _ in inner:
-                    call()
-                thread, wall = time.thread_time_ns() - thread, time.perf_counter_ns() - wall
-                row.wall_us.append(wall / 1e3 / row.inner)
-                row.thread_us.append(thread / 1e3 / row.inner)
+        yield
     finally:
         if collecting:
             gc.enable()
@@ -208,7 +215,7 @@ _LAUNCHED = ("relu_fprop", "conv2d_fprop", "sgd_momentum")
 
 
 def cupy(args: argparse.Namespace) -> list[Row]:
-    """CuPy's own share: its function, called with what is packed already."""
+    """CuPy's own share: its function, called with what is packed already; and what stands around a call."""
     from convkit import arrays, devices
     from convkit.errors import MissingExtra
     from convkit.geometry import Conv2d, Pointwise
@@ -239,6 +246,13 @@ def cupy(args: argparse.Namespace) -> list[Row]:
         arguments = executor.pack(prepared.values(tensors, options, scratch))
         row = Row("cupy", f"{name}, {len(arguments)} arguments", "cupy", launches=1)
         timed.append((row, lambda launch=prepared.bound[0], arguments=arguments: launch(arguments)))
+
+    def switch() -> None:
+        with arrays.on(tensors[0]):
+            pass
+
+    timed.append((Row("cupy", "an array's GPU made the current one, and back", "cupy"), switch))
+    timed.append((Row("cupy", "the executor of the current GPU", "cupy"), devices.current))
     sample(timed, args.rounds)
     library.cuda.get_current_stream().synchronize()
     return [row for row, _ in timed]
@@ -305,7 +319,7 @@ def table(rows: list[Row]) -> str:
         parts[-1] += f"\n\ngoal: at most {GOAL_STEP_MS:g} ms of the thread a step: {met}, {middle:.2f} ms"
     if found := of("cupy"):
         lines = [[r.name, r.note or _cell(r), _cell(r, "wall_us")] for r in found]
-        parts.append("CuPy's own share: us a launch\n\n" + shown(("launch", "thread", "wall"), lines))
+        parts.append("CuPy's own share: us\n\n" + shown(("what", "thread", "wall"), lines))
     if found := of("cpu"):
         by = {(r.name, r.who): r for r in found}
         lines = []
@@ -374,7 +388,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     sections: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         "ops": ops, "step": step, "cupy": cupy, "cpu": cpu,
     }  # fmt: skip
-    with threadpool_limits(args.threads):
+    with threadpool_limits(args.threads), no_collection():
         rows = [row for name in SECTIONS if name in args.sections for row in sections[name](args)]
     document = {
         "convkit_host": 1,
@@ -388,8 +402,14 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the tables, write the JSON; returns the exit status."""
-    args = parser().parse_args(argv)
-    rows, document = measure(args)
+    from convkit.errors import ConvkitError
+
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        rows, document = measure(args)
+    except ConvkitError as error:  # an unknown preset
+        p.error(str(error))
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import devices, expressions
 from .errors import OptionError, unknown
-from .executors import Argument, Bound, Executor, Extent, Function
+from .executors import KEPT, Argument, Bound, Executor, Extent, Function
 from .geometry import Problem
 from .paths import kernels_dir
 from .registry import ALL_DTYPES, MATH, OPS, Implementation, Op
@@ -295,14 +295,10 @@ class Prepared:
             launch(arguments)
 
 
-#: Problems for which a kernel file's expressions are kept evaluated; a network has some twenty.
-KEPT = 1024
-
-
 class Runner:
     """What a kernel file does when it is called: evaluate its header for the problem, and launch.
 
-    What depends on the problem alone is worked out once for each, as long as it is among the last `KEPT`;
+    What depends on the problem alone is worked out once for each, as long as it is among the last of them;
     what depends on the executor too is kept by the executor.
     """
 

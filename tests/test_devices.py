@@ -503,24 +503,6 @@ def test_a_bench_runs_on_the_gpu_that_is_named(cupy, monkeypatch, capsys):
     assert len(seen) == 4
 
 
-@pytest.fixture
-def cuda(monkeypatch):
-    """The executor's module, imported anew on the stand-in, and forgotten afterwards."""
-    import importlib
-
-    from convkit import executors
-
-    def forget():
-        sys.modules.pop("convkit.executors.cuda", None)
-        executors.__dict__.pop("cuda", None)
-
-    module = fake_cupy.module()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    forget()
-    yield importlib.import_module("convkit.executors.cuda")
-    forget()
-
-
 def test_launches_as_cupy_wants_them(cuda):
     """By-value structs as `np.void`, null pointers as integers, large shared memory asked for."""
     function = fake_cupy.Function(None, "kernel")

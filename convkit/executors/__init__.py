@@ -86,7 +86,7 @@ class Kept(Generic[T]):
             else:
                 self._slots.move_to_end(key)
         if not slot.made:
-            with slot.lock:  # not the lock of all: a kernel takes seconds to compile
+            with slot.lock:  # not the lock of all: a kernel takes seconds, and others' values are there
                 if not slot.made:
                     slot.value = make()
                     slot.made = True

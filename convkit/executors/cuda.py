@@ -6,6 +6,7 @@ Status: written against CuPy 14's documentation and source; no GPU has run it ye
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ class _Loaded:
     def __init__(self, function: Any, name: str) -> None:
         self.function, self.name = function, name
         self._allowed = 0  # bytes of dynamic shared memory that a launch may ask for
+        self._allowing = threading.Lock()  # of two threads that bind it, the one with less must not come last
 
     def bind(self, grid: Extent, block: Extent, shared: int, parameters: Sequence[Argument]) -> Bound:
-        if shared > self._allowed:
-            self._allow(shared)
+        with self._allowing:
+            if shared > self._allowed:
+                self._allow(shared)
         return device_launch(self.function, grid, block, shared)
 
     def _allow(self, shared: int) -> None:
