@@ -129,8 +129,7 @@ def _current() -> Any:
 
     from convkit import devices
 
-    executor = fake_cupy.Executor(devices.Emulator())
-    return lambda: executor
+    return fake_cupy.current_executor(devices.Emulator())
 
 
 _TOOL = """#!{python}

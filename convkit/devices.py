@@ -1,41 +1,26 @@
-"""Where kernels run: on the GPU that holds the arrays, or under the emulator, by the same launch code."""
+"""Where kernels run: on the GPU that holds the arrays, or in its place, by the same launch code."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from . import arrays
 from .errors import NoImplementation, OptionError
-from .executors import Argument
+from .executors import Argument, Bound, Executor, Extent, Launch
+from .executors.null import Null
 from .geometry import integer
-from .kernel import KernelFile
 from .paths import kernels_dir
 
-Extent = tuple[int, int, int]
 
-
-class Function(Protocol):
-    """One kernel, compiled."""
-
-    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
-        """Run it; on a GPU, queue it on the caller's stream."""
-
-
-class Executor(Protocol):
-    """Something that compiles and runs translation units."""
-
-    def function(self, kernel: KernelFile, source: str, entry: str) -> Function:
-        """A kernel of a translation unit, compiled; from memory or the disk cache where it was before."""
-
-
-@dataclass
-class Emulator:
+@dataclass(eq=False)
+class Emulator(Executor):
     """Runs kernels on the CPU (`convkit.emulate`).
 
     `counted` has, for each line of each launch since the beginning, how it used memory
@@ -47,35 +32,40 @@ class Emulator:
     timeout: float = 60.0
     counters: bool = False
     counted: list[Any] = field(default_factory=list)
-    _functions: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def function(self, kernel: KernelFile, source: str, entry: str) -> Function:
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> _Emulated:
         from .executors import emulator
 
-        key = (source, entry)
-        if key not in self._functions:
-            include = (kernel.path.parent, kernels_dir())
-            self._functions[key] = emulator.compile(source, entry, include=include, check=self.check)
-        return _Emulated(self._functions[key], self)
+        include = (*include, kernels_dir())
+        return _Emulated(emulator.compile(source, entry, include=include, check=self.check), self)
 
 
-@dataclass(frozen=True)
 class _Emulated:
     """An emulated function with the options of `emulate`."""
 
-    function: Any
-    options: Emulator
+    def __init__(self, function: Any, options: Emulator) -> None:
+        self.function, self.options = function, options
 
-    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
+    def bind(self, grid: Extent, block: Extent, shared: int, parameters: Sequence[Argument]) -> Bound:
         how = self.options
-        self.function.launch(
-            grid, block, arguments, shared=shared, seed=how.seed, timeout=how.timeout, counters=how.counters
-        )
-        if how.counters:
-            how.counted += self.function.counters()
+
+        def launch(values: tuple[Any, ...]) -> None:
+            arguments = [p.given(value) for p, value in zip(parameters, values, strict=True)]
+            self.function.launch(
+                grid, block, arguments,
+                shared=shared, seed=how.seed, timeout=how.timeout, counters=how.counters,
+            )  # fmt: skip
+            if how.counters:
+                how.counted += self.function.counters()
+
+        return launch
 
 
-_emulator: ContextVar[Emulator | None] = ContextVar("convkit_emulator", default=None)
+#: What NumPy arrays are given to here, in the place of a GPU.
+_emulator: ContextVar[Executor | None] = ContextVar("convkit_emulator", default=None)
 
 
 @contextlib.contextmanager
@@ -110,6 +100,25 @@ def emulate(
     token = _emulator.set(emulator)
     try:
         yield emulator
+    finally:
+        _emulator.reset(token)
+
+
+@contextlib.contextmanager
+def nulled(launch: Launch | None = None) -> Iterator[Null]:
+    """Do all the host's work for kernels inside a `with` block, and launch nothing.
+
+    NumPy arrays stand for arrays on a GPU; outputs are left as they are. For measuring (`bench/host.py`).
+
+    Parameters
+    ----------
+    launch : callable, optional
+        As in `convkit.executors.null.Null`.
+    """
+    executor = Null(launch)
+    token = _emulator.set(executor)
+    try:
+        yield executor
     finally:
         _emulator.reset(token)
 
@@ -163,9 +172,9 @@ def on_gpu(device: str, instead: str) -> contextlib.AbstractContextManager[Any]:
 
 def current() -> Executor:
     """The executor of this context; on a GPU, that of CuPy's current device."""
-    emulator = _emulator.get()
-    if emulator is not None:
-        return emulator
+    instead = _emulator.get()
+    if instead is not None:
+        return instead
     try:
         from .executors import cuda
     except ImportError as error:

@@ -51,6 +51,10 @@ class Call:
     outputs: tuple[np.ndarray, ...]
     options: dict[str, Any] = field(default_factory=dict)
     layer: str = ""
+    #: An executor, the implementation's `prepare`, and what that has made for the executor.
+    _prepared: tuple[Any, Any, Callable[..., None]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def workspace_bytes(self) -> int:
@@ -68,22 +72,47 @@ class Call:
 
     def run(self) -> None:
         """Fill the outputs."""
-        if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
-            # Sums over an empty batch are zero; everything else is empty itself. Weights still decay.
-            with arrays.on(self.outputs[0]):
-                for output in self.outputs:
-                    output.fill(0)
-            return
-        run = functools.partial(self.implementation.run, self.problem, *self.inputs, *self.outputs)
         # NaN and infinity propagate; they are no reason to warn.
         with arrays.on(self.outputs[0]), np.errstate(all="ignore"):
-            if not self.implementation.workspace or "workspace" in self.options:
-                run(**self.options)
-            elif isinstance(self.outputs[0], np.ndarray):
-                with _workspace(self.workspace_bytes) as scratch:
-                    run(**self.options, workspace=scratch)
-            else:
-                run(**self.options, workspace=arrays.empty((self.workspace_bytes,), "uint8", "cuda"))
+            self.bare()()
+
+    def bare(self) -> Callable[[], None]:
+        """`run` without what many calls can share: where the outputs' GPU is current and NumPy does not warn.
+
+        It may be called many times, each time with the options as they are then, as long as the executor
+        (`convkit.devices.current`) is the same. A plan that runs often keeps these.
+        """
+        if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
+            return self._zero
+        launch, tensors, options = self._launch(), (*self.inputs, *self.outputs), self.options
+        if not self.implementation.workspace or "workspace" in options:
+            return lambda: launch(*tensors, **options)
+        return functools.partial(self._with_workspace, launch)
+
+    def _launch(self) -> Callable[..., None]:
+        """The implementation without its first argument; what it prepares is kept for the executor."""
+        prepare = self.implementation.prepare
+        if prepare is None:
+            return functools.partial(self.implementation.run, self.problem)
+        executor = devices.current() if self.implementation.device == "cuda" else None
+        kept = self._prepared
+        if kept is None or kept[0] is not executor or kept[1] is not prepare:
+            # In one assignment: threads that share a call each find a whole one.
+            self._prepared = kept = executor, prepare, prepare(self.problem)
+        return kept[2]
+
+    def _zero(self) -> None:
+        """Sums over an empty batch are zero; everything else is empty itself. (Weights still decay.)"""
+        for output in self.outputs:
+            output.fill(0)
+
+    def _with_workspace(self, launch: Callable[..., None]) -> None:
+        tensors, size = (*self.inputs, *self.outputs), self.workspace_bytes
+        if isinstance(self.outputs[0], np.ndarray):
+            with _workspace(size) as scratch:
+                launch(*tensors, **self.options, workspace=scratch)
+        else:
+            launch(*tensors, **self.options, workspace=arrays.empty((size,), "uint8", "cuda"))
 
 
 #: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page

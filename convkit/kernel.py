@@ -11,15 +11,15 @@ import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import expressions
+from . import devices, expressions
 from .errors import OptionError, unknown
-from .executors import Argument
+from .executors import KEPT, Argument, Bound, Executor, Extent, Function
 from .geometry import Problem
 from .paths import kernels_dir
 from .registry import ALL_DTYPES, MATH, OPS, Implementation, Op
@@ -28,8 +28,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Extent = tuple[int, int, int]
 
 _OPEN, _CLOSE = "// /// kernel", "// ///"
 
@@ -246,31 +244,62 @@ def translation_unit(kernel: KernelFile, problem: Problem, tile: Mapping[str, in
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Ready:
-    """A kernel file for one problem: all that its launches need but the tensors and the options.
+    """A kernel file for one problem, wherever it is to run.
 
     Attributes
     ----------
-    source : str
-        The translation unit.
     struct : np.void
         The problem's numbers, which the kernels receive by value.
     launches : tuple of (str, tuple, tuple, int)
         Entry point, grid, block, and bytes of dynamic shared memory of each launch that has a block at all.
     """
 
-    source: str
     struct: np.void
     launches: tuple[tuple[str, Extent, Extent, int], ...]
 
 
-#: Problems for which a kernel file is kept ready; a network has some twenty.
-KEPT = 1024
+class Prepared:
+    """A kernel file for one problem on one executor: a call packs its arguments and launches."""
+
+    __slots__ = ("_count", "_functions", "_options", "_pack", "_struct", "_workspace", "bound")
+
+    def __init__(
+        self,
+        executor: Executor,
+        kernel: KernelFile,
+        struct: np.void,
+        functions: Sequence[Function],
+        bound: Sequence[Bound],
+    ) -> None:
+        self._pack, self._struct, self.bound = executor.pack, struct, tuple(bound)
+        self._functions = functions  # which the executor forgets when nobody has them
+        self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
+        self._workspace = bool(kernel.header.workspace)
+        self._options = [(name, OPTION_TYPES[ctype]) for name, ctype in kernel.header.options.items()]
+
+    def values(self, tensors: Sequence[Any], options: Mapping[str, Any], workspace: Any = None) -> list[Any]:
+        """What the kernels receive, in the order of their parameters: arrays, None, NumPy scalars."""
+        if len(tensors) != self._count:
+            raise TypeError(f"{self._count} tensors are needed, not {len(tensors)}")
+        values = [self._struct, *tensors]
+        if self._workspace:
+            values.append(workspace)
+        for name, convert in self._options:
+            values.append(convert(options[name]))
+        return values
+
+    def __call__(self, *tensors: Any, workspace: Any = None, **options: Any) -> None:
+        # All launches of a file get the same arguments.
+        arguments = self._pack(self.values(tensors, options, workspace))
+        for launch in self.bound:
+            launch(arguments)
 
 
 class Runner:
     """What a kernel file does when it is called: evaluate its header for the problem, and launch.
 
-    What depends on the problem alone is worked out once for each, as long as it is among the last `KEPT`.
+    What depends on the problem alone is worked out once for each, as long as it is among the last of them;
+    what depends on the executor too is kept by the executor.
     """
 
     def __init__(self, kernel: KernelFile) -> None:
@@ -300,41 +329,38 @@ class Runner:
         """Bytes of scratch memory for the problem."""
         return max(1, int(expressions.evaluate(self.kernel.header.workspace, self.scope(problem))))
 
-    def arguments(
-        self,
-        problem: Problem,
-        tensors: Sequence[Any],
-        options: Mapping[str, Any],
-        workspace: Any = None,
-    ) -> list[Argument]:
-        """The kernel's arguments, in the order of its parameters."""
+    def parameters(self, launch: int = 0) -> tuple[Argument, ...]:
+        """The kernels' parameters, in their order and without values, as a launch of the file uses them."""
         op, header = self.kernel.op, self.kernel.header
-        found = [Argument("g", self.ready(problem).struct)]
-        for name, array in zip((*op.inputs, *op.outputs), tensors, strict=True):
-            found.append(Argument(name, array, output=name in op.outputs))
-        if header.workspace:
-            found.append(Argument("workspace", workspace, output=True))
-        for name, ctype in header.options.items():
-            found.append(Argument(name, OPTION_TYPES[ctype](options[name])))
-        return found
+        found = [Argument(name, None) for name in ("g", *op.inputs)]
+        # What one launch has written, the next one may read.
+        outputs = (*op.outputs, "workspace") if header.workspace else op.outputs
+        found += [Argument(name, None, output=True, reads=launch > 0) for name in outputs]
+        found += [Argument(name, None) for name in header.options]
+        return tuple(found)
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """What launches the kernels for a problem on the current executor; kept by that."""
+        executor = devices.current()
+        return executor.prepared.get((self, problem), lambda: self._prepare(executor, problem))
+
+    def _prepare(self, executor: Executor, problem: Problem) -> Prepared:
+        kernel, ready = self.kernel, self.ready(problem)
+        source, include = translation_unit(kernel, problem), (kernel.path.parent,)
+        functions, bound = [], []
+        for index, (entry, grid, block, shared) in enumerate(ready.launches):
+            functions.append(executor.function(source, entry, include=include, name=kernel.stem))
+            bound.append(functions[-1].bind(grid, block, shared, self.parameters(index)))
+        return Prepared(executor, kernel, ready.struct, functions, bound)
 
     def __call__(self, problem: Problem, *tensors: Any, workspace: Any = None, **options: Any) -> None:
-        from . import devices  # which imports this module for its translation units
-
-        executor = devices.current()
-        arguments = self.arguments(problem, tensors, options, workspace)
-        ready = self.ready(problem)
-        for entry, grid, block, shared in ready.launches:
-            function = executor.function(self.kernel, ready.source, entry)
-            function.launch(grid, block, arguments, shared=shared)
-            # What one launch has written, the next one may read.
-            arguments = [replace(a, reads=a.output) for a in arguments]
+        self.prepare(problem)(*tensors, workspace=workspace, **options)
 
     def _ready(self, problem: Problem) -> Ready:
         launches = ((one.entry, *self.extents(one, problem)) for one in self.kernel.header.launches)
         # An empty grid: nothing to do, which CUDA itself would refuse to launch.
         launches_made = tuple(launch for launch in launches if 0 not in launch[1])
-        return Ready(translation_unit(self.kernel, problem), problem.struct()[0], launches_made)
+        return Ready(problem.struct()[0], launches_made)
 
     def extents(self, launch: Launch, problem: Problem) -> tuple[Extent, Extent, int]:
         """Grid, block and shared bytes of a launch for a problem."""
@@ -363,6 +389,7 @@ def implementation(path: Path) -> Implementation:
         math=header.math,
         when=runner.refusal,
         workspace=runner.workspace if header.workspace else None,
+        prepare=runner.prepare,
         source=str(path),
     )
 

@@ -6,6 +6,8 @@ import ctypes
 import importlib
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -57,6 +59,24 @@ def cuda_compiler() -> None:
     except MissingExtra as missing:
         assert not os.environ.get("CI"), missing
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The executor's module, imported anew on the stand-in for CuPy, and forgotten afterwards."""
+    import fake_cupy
+
+    from convkit import executors
+
+    def forget() -> None:
+        sys.modules.pop("convkit.executors.cuda", None)
+        executors.__dict__.pop("cuda", None)
+
+    module = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    forget()
+    yield importlib.import_module("convkit.executors.cuda")
+    forget()
 
 
 def gpu_found() -> bool:

@@ -26,12 +26,11 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from convkit import arrays
+from convkit import arrays, executors
 
 #: GPUs, and the number of the current one.
 DEVICES = 2
@@ -686,30 +685,50 @@ class _Driver:
 driver = _Driver()
 
 
-class Executor:
-    """Launches on device arrays, by the emulator."""
+class Executor(executors.Executor):
+    """Launches on arrays of the current device, by the emulator."""
 
     def __init__(self, emulator: Any) -> None:
-        self.emulator = emulator
+        super().__init__()
+        self.emulator, self.device = emulator, current_device[0]
 
-    def function(self, kernel: Any, source: str, entry: str) -> Any:
-        function = self.emulator.function(kernel, source, entry)
-        device = current_device[0]
+    def _compile(self, source: str, entry: str, include: Any, name: str) -> Any:
+        assert current_device[0] == self.device, "code is loaded on the current device"
+        return _Emulated(self.emulator.function(source, entry, include=include, name=name), self.device)
 
-        def launch(grid: Any, block: Any, arguments: Any, *, shared: int = 0) -> None:
-            if current_device[0] != device:
+
+class _Emulated:
+    def __init__(self, function: Any, device: int) -> None:
+        self.function, self.device = function, device
+
+    def bind(self, grid: Any, block: Any, shared: int, parameters: Any) -> Any:
+        launch = self.function.bind(grid, block, shared, parameters)
+
+        def queued(values: Any) -> None:
+            if current_device[0] != self.device:
                 raise Refused("CUDA_ERROR_INVALID_HANDLE: a function of another device")
             found = []
-            for argument in arguments:
-                value = argument.value
+            for parameter, value in zip(parameters, values, strict=True):
                 tensor = isinstance(value, np.ndarray) and value.ndim and value.dtype.names is None
-                assert not tensor, f"{argument.name} is host memory"
+                assert not tensor, f"{parameter.name} is host memory"
                 if isinstance(value, ndarray):
-                    value = value._use(write=argument.output)
-                found.append(replace(argument, value=value))
-            queue(SHORT, lambda: function.launch(grid, block, found, shared=shared))
+                    value = value._use(write=parameter.output)
+                found.append(value)
+            queue(SHORT, lambda: launch(tuple(found)))
 
-        return types.SimpleNamespace(launch=launch)
+        return queued
+
+
+def current_executor(emulator: Any) -> Callable[[], Executor]:
+    """What to put in the place of `devices.current`."""
+    found: dict[int, Executor] = {}
+
+    def current() -> Executor:
+        if current_device[0] not in found:
+            found[current_device[0]] = Executor(emulator)
+        return found[current_device[0]]
+
+    return current
 
 
 # ---------------------------------------------------------------------------------------------------

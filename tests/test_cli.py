@@ -96,9 +96,8 @@ def tiny(monkeypatch):
 @pytest.fixture
 def cupy(monkeypatch, compiler):
     module = fake_cupy.module()
-    executor = fake_cupy.Executor(devices.Emulator())
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", lambda: executor)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
     for place in (devices, check):
         monkeypatch.setattr(place, "gpu_found", lambda *_: True)
     return module

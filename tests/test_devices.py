@@ -18,7 +18,7 @@ from convkit.bench import clocks
 from convkit.bench.peers import networks
 from convkit.cli import main
 from convkit.errors import MissingExtra
-from convkit.executors import Argument, KernelError
+from convkit.executors import KernelError
 from convkit.geometry import Pointwise
 from convkit.kernel import builtin_files, read, translation_unit
 
@@ -112,8 +112,7 @@ def registry_as_before():
 def cupy(monkeypatch, compiler):
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    executor = fake_cupy.Executor(devices.Emulator())
-    monkeypatch.setattr(devices, "current", lambda: executor)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
     monkeypatch.setattr(devices, "gpu_found", lambda: True)
     monkeypatch.setattr(check, "gpu_found", lambda: True)
     return module
@@ -504,38 +503,21 @@ def test_a_bench_runs_on_the_gpu_that_is_named(cupy, monkeypatch, capsys):
     assert len(seen) == 4
 
 
-@pytest.fixture
-def cuda(monkeypatch):
-    """The executor's module, imported anew on the stand-in, and forgotten afterwards."""
-    import importlib
-
-    from convkit import executors
-
-    def forget():
-        sys.modules.pop("convkit.executors.cuda", None)
-        executors.__dict__.pop("cuda", None)
-
-    module = fake_cupy.module()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    forget()
-    yield importlib.import_module("convkit.executors.cuda")
-    forget()
-
-
 def test_launches_as_cupy_wants_them(cuda):
-    """By-value structs as arrays of size one, null pointers as integers, large shared memory asked for."""
+    """By-value structs as `np.void`, null pointers as integers, large shared memory asked for."""
     function = fake_cupy.Function(None, "kernel")
     loaded = cuda._Loaded(function, "kernel")
-    struct = np.zeros(1, [("N", np.int32)])
-    arguments = [Argument("g", struct), Argument("b", None), Argument("relu", np.int32(1))]
+    struct = np.zeros(1, [("N", np.int32)])[0]
     for shared in (0, 99_000, 99_000, 30_000, 100_000):
-        loaded.launch((2, 1, 1), (64, 1, 1), arguments, shared=shared)
+        launch = loaded.bind((2, 1, 1), (64, 1, 1), shared, ())
+        launch(cuda.Cuda.pack([struct, None, np.int32(1)]))
         grid, block, values, got = function._launches[-1]
         assert (grid, block, got) == ((2, 1, 1), (64, 1, 1), shared)
-        assert values[0] is struct and values[1] == 0 and isinstance(values[1], np.uint64)
+        assert values[0] is struct and isinstance(struct, np.void)
+        assert values[1] == 0 and isinstance(values[1], np.uint64)
     assert fake_cupy.driver.calls == 2  # once for a size, not once for a launch
     with pytest.raises(KernelError, match="kernel asks for 999000 bytes of shared memory"):
-        loaded.launch((2, 1, 1), (64, 1, 1), arguments, shared=999_000)
+        loaded.bind((2, 1, 1), (64, 1, 1), 999_000, ())
     assert len(function._launches) == 5
 
 
@@ -552,7 +534,7 @@ def test_a_kernel_reaches_the_device_as_its_own_machine_code(capability, arch, c
     with device:
         executor = cuda.executor()
         source = translation_unit(kernel, Pointwise((5,)))
-        loaded = [executor.function(kernel, source, kernel.stem) for _ in range(2)]
+        loaded = [executor.function(source, kernel.stem, include=(kernel.path.parent,)) for _ in range(2)]
     assert executor.arch == arch and executor.device == 1
     assert loaded[0] is loaded[1]  # compiled, and loaded, once
     module = loaded[0].function.module

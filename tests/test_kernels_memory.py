@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 
 import convkit as ck
+from convkit import devices
 from convkit.arrays import np_dtype
 from convkit.check.cases import Case
 from convkit.check.inputs import make
@@ -86,12 +88,20 @@ def launch(
     """Each launch of the file, in order; a later one may read what an earlier one wrote."""
     runner = Runner(kernel)
     scratch = np.full(runner.workspace(problem), 0xFF, np.uint8) if kernel.header.workspace else None
-    arguments = runner.arguments(problem, list(tensors.values()), options, scratch)
     for index, entry in enumerate(kernel.header.launches):
         function = emulator.compile(translation_unit(kernel, problem), entry.entry, check=check)
         grid, block, shared = runner.extents(entry, problem)
-        given = [replace(a, reads=a.output and index > 0) for a in arguments]
+        given = arguments(runner, problem, list(tensors.values()), options, scratch, index)
         function.launch(grid, block, given, shared=shared, seed=seed)
+
+
+def arguments(
+    runner: Runner, problem: Problem, tensors: list, options: dict, scratch: Any = None, index: int = 0
+) -> list[Argument]:
+    """What a launch of the file gets."""
+    with devices.nulled():
+        values = runner.prepare(problem).values(tensors, options, scratch)
+    return [p.given(value) for p, value in zip(runner.parameters(index), values, strict=True)]
 
 
 def question(op: str, problem: Problem) -> tuple[dict, dict[str, np.ndarray]]:
@@ -173,7 +183,7 @@ def call_wrapped(
     kernel: KernelFile, problem: Problem, wrapper: str, arrays: list[Argument], options: dict
 ) -> None:
     function = emulator.compile(translation_unit(kernel, problem) + wrapper, "wrapped")
-    plain = Runner(kernel).arguments(problem, [None] * len(pointers(kernel)), options)
+    plain = arguments(Runner(kernel), problem, [None] * len(pointers(kernel)), options)
     grid, block, _ = Runner(kernel).extents(kernel.header.launches[0], problem)
     function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
 

@@ -6,39 +6,33 @@ Status: written against CuPy 14's documentation and source; no GPU has run it ye
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cupy
-import numpy as np
 
-from ..kernel import KernelFile
 from ..nvrtc import cached_cubin
-from . import Argument, KernelError
-
-Extent = tuple[int, int, int]
+from . import Argument, Bound, Executor, Extent, KernelError, device_arguments, device_launch
 
 
-class Cuda:
+class Cuda(Executor):
     """Compiles for one device, which must be current, and launches on CuPy's current stream."""
 
+    pack = staticmethod(device_arguments)
+
     def __init__(self, device: int) -> None:
+        super().__init__()
         self.device = device
         major, minor = divmod(int(cupy.cuda.Device(device).compute_capability), 10)
         # The "a" of Hopper and Blackwell names features of that architecture alone, such as wgmma.
         self.arch = f"sm_{major}{minor}" + ("a" if major in (9, 10) else "")
-        self._functions: dict[tuple[str, str], _Loaded] = {}
 
-    def function(self, kernel: KernelFile, source: str, entry: str) -> _Loaded:
-        key = (source, entry)
-        if key not in self._functions:
-            self._functions[key] = _Loaded(self._module(kernel, source).get_function(entry), entry)
-        return self._functions[key]
-
-    def _module(self, kernel: KernelFile, source: str) -> Any:
-        cubin = cached_cubin(source, self.arch, include=(kernel.path.parent,), name=kernel.stem)
+    def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> _Loaded:
         module = cupy.cuda.function.Module()
-        module.load(cubin)
-        return module
+        module.load(cached_cubin(source, self.arch, include=include, name=name))
+        return _Loaded(module.get_function(entry), entry)
 
 
 class _Loaded:
@@ -47,12 +41,13 @@ class _Loaded:
     def __init__(self, function: Any, name: str) -> None:
         self.function, self.name = function, name
         self._allowed = 0  # bytes of dynamic shared memory that a launch may ask for
+        self._allowing = threading.Lock()  # of two threads that bind it, the one with less must not come last
 
-    def launch(self, grid: Extent, block: Extent, arguments: list[Argument], *, shared: int = 0) -> None:
-        if shared > self._allowed:
-            self._allow(shared)
-        values = tuple(np.uint64(0) if a.value is None else a.value for a in arguments)
-        self.function(grid, block, values, shared_mem=shared)
+    def bind(self, grid: Extent, block: Extent, shared: int, parameters: Sequence[Argument]) -> Bound:
+        with self._allowing:
+            if shared > self._allowed:
+                self._allow(shared)
+        return device_launch(self.function, grid, block, shared)
 
     def _allow(self, shared: int) -> None:
         """Ask for so much dynamic shared memory: together with the static one, 48 KB come unasked."""
