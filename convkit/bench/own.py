@@ -15,9 +15,9 @@ from .. import arrays, layouts
 from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
-from ..geometry import Conv2d, Linear, Reorder
+from ..geometry import Conv2d, Linear, Problem, Reorder
 from ..plan.program import Program
-from ..presets import preset
+from ..presets import PRESETS, preset
 from ..registry import (
     ALL_DTYPES,
     OPS,
@@ -172,16 +172,25 @@ def contenders(
         would run on NCHW arrays, where that is another, "picked for NCHW".
     """
     picks = picked(item, device)
-    usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)}
-    found = []
-    for implementation in implementations(item.op, device=device, layout=None):
-        if implementation.name == "reference" and not reference:
-            continue
-        if implementation.layout not in usual and not every_layout:
-            continue
-        if implementation.refusal(item.problem, item.math) is None:
-            found.append(contender(implementation, item, picks))
-    return found
+    found = [
+        implementation
+        for implementation in implementations(item.op, device=device, layout=None)
+        if (implementation.name != "reference" or reference)
+        and implementation.refusal(item.problem, item.math) is None
+    ]
+    usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)} | _innermost(found, item.problem)
+    return [contender(one, item, picks) for one in found if every_layout or one.layout in usual]
+
+
+def _innermost(found: list[Implementation], problem: Problem) -> set[str]:
+    """The layouts that a plan prefers: the users' own on no side if possible, no padding channels."""
+    inner: dict[str, int] = {}
+    for text in {implementation.layout for implementation in found}:
+        declared = layouts.declared(text)
+        rows = {name: declared.of(name) for name, shape in problem.shapes.items() if len(shape) == 4}
+        if not any(row.block and problem.shape(name)[1] % row.block for name, row in rows.items()):
+            inner[text] = bool(declared.x.axes) + bool(declared.y.axes)
+    return {text for text, sides in inner.items() if sides == max(inner.values())}
 
 
 def contender(
@@ -228,7 +237,7 @@ def picked(item: Item, device: str) -> dict[str, Implementation | None]:
     plan never runs, is a call of the public op, on NCHW arrays.
     """
     plain = _select(item, device)
-    planned = _planned(item, device) if item.net else None
+    planned = _planned(item, device) if item.net.partition("-")[2] in PRESETS else None
     if planned is None or planned is plain:
         return {PICKED: plain}
     return {PICKED: planned, PICKED_NCHW: plain}
