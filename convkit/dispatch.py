@@ -39,7 +39,8 @@ class Call:
     inputs, outputs : tuple of ndarray
         Contiguous, in the order that the op declares; an optional input may be None.
     options : dict
-        Keyword arguments of the implementation; a plan changes them between steps (the learning rate).
+        Keyword arguments of the implementation, flags that are given among them; a plan changes them
+        between steps (the learning rate).
     layer : str
         Which layer of a network it belongs to, for tables; empty outside one.
     """
@@ -195,7 +196,7 @@ class Arguments:
         dtypes: dict[str, str] = {}
         for name, value in given.items():
             if value is None:
-                if name not in self.op.optional:
+                if name not in (*self.op.optional, *self.op.flags):
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
@@ -203,6 +204,9 @@ class Arguments:
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
+            elif name in self.op.flags:
+                if array.dtype != np.int32:
+                    raise DtypeError(f"{name} must be of dtype int32, not {array.dtype}")
             elif name != "dloss":
                 dtypes[name] = arrays.dtype_name(name, array)
             self.views[name] = array
@@ -232,6 +236,7 @@ class Arguments:
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
+        given_flags = [name for name in self.op.flags if self.views.get(name) is not None]
         layout = self._layout(problem, out)
         # To a pointwise op any order of the elements is as good as another, and it leaves zeros as they are.
         pointwise = isinstance(problem, Pointwise)
@@ -246,12 +251,15 @@ class Arguments:
             impl=impl,
             math=math,
             layout=layouts.NCHW if pointwise else layout,
+            flags=given_flags,
         )
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
+        flags = {name: self._input(problem, name) for name in given_flags}
+        options.update(flags)
         outputs = tuple(
             array
-            if array is not None and self._direct(name, array, inputs)
+            if array is not None and self._direct(name, array, inputs, *flags.values())
             else arrays.empty(
                 layouts.physical(problem.shape(name)) if blocked[name] else problem.shape(name),
                 problem.dtype_of(name),
@@ -289,7 +297,8 @@ class Arguments:
 
     def _layout(self, problem: Problem, out: Any) -> str:
         """The layout that the tensors have; outputs that are not given follow the inputs."""
-        given = {**self.given, **dict(zip(self.op.outputs, self._out_objects(out), strict=True))}
+        given = {name: a for name, a in self.given.items() if name not in self.op.flags}
+        given.update(zip(self.op.outputs, self._out_objects(out), strict=True))
         blocked = {name: isinstance(a, Blocked) for name, a in given.items() if a is not None}
         if not any(blocked.values()):
             return layouts.NCHW
@@ -358,9 +367,11 @@ class Arguments:
             raise OptionError("the outputs share memory with each other")
         return found
 
-    def _direct(self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
+    def _direct(
+        self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...], *flags: np.ndarray | None
+    ) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
-        if not arrays.in_order(out):
+        if not arrays.in_order(out) or any(a is not None and arrays.overlap(a, out) for a in flags):
             return False
         for given, array in zip(self.op.inputs, inputs, strict=True):
             if array is None or not arrays.overlap(array, out):

@@ -347,7 +347,10 @@ class Linear(Problem):
     def shapes(self) -> dict[str, Shape]:
         x, w, b, y = (self.N, self.C), (self.K, self.C), (self.K,), (self.N, self.K)
         weights = dict.fromkeys(("w", "dw", "v", "w_new", "v_new"), w)
-        return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights}
+        return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights, "finite": (1,)}
+
+    def dtype_of(self, tensor: str) -> str:
+        return "int32" if tensor == "finite" else self.dtype
 
     def flops(self, op: str) -> int:
         return 2 * self.N * self.C * self.K * (2 if op == "linear_dgrad_wgrad_sgd" else 1)
@@ -624,7 +627,11 @@ class Pointwise(Problem):
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        return dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
+        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
+        return {**same, "finite": (1,)}
+
+    def dtype_of(self, tensor: str) -> str:
+        return "int32" if tensor == "finite" else self.dtype
 
     @property
     def empty(self) -> bool:

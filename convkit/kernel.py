@@ -42,6 +42,8 @@ OPTION_TYPES: dict[str, type] = {
     "double": np.float64,
     "unsigned long long": np.uint64,
 }
+#: Type of a flag of the op: an array of one int32 on the device, and the null pointer where it is not given.
+FLAG_TYPE = "const int*"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Header:
     launches : tuple of Launch
         One, from `grid`, `block` and `shared`, or those of `launch`.
     options : dict of str to str
-        Options of the op that the kernel takes, with their C types, in order.
+        Options and flags of the op that the kernel takes, with their C types, in order.
     let : dict of str to str
         Expressions by name, in order; each sees those before it, and every other expression sees them all.
     when : str
@@ -177,10 +179,11 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         if key not in tile:
             raise OptionError(f"'tune' names {key!r}, which is not in 'tile'")
     for key, ctype in block.get("options", {}).items():
-        if key not in OPS[op].options:
-            raise unknown(f"option of {op}", key, OPS[op].options)
-        if ctype not in OPTION_TYPES:
-            raise unknown(f"type for option {key!r}", ctype, OPTION_TYPES)
+        if key not in (*OPS[op].options, *OPS[op].flags):
+            raise unknown(f"option of {op}", key, (*OPS[op].options, *OPS[op].flags))
+        types = (FLAG_TYPE,) if key in OPS[op].flags else tuple(OPTION_TYPES)
+        if ctype not in types:
+            raise unknown(f"type for option {key!r}", ctype, types)
     if not all(name.isidentifier() and isinstance(text, str) for name, text in block.get("let", {}).items()):
         raise OptionError(f"'let' must be a table of expressions by name, not {block['let']!r}")
     for text in (*block.get("let", {}).values(), block.get("when") or "0", block.get("workspace") or "0"):
@@ -315,7 +318,8 @@ class Runner:
         if header.workspace:
             found.append(Argument("workspace", workspace, output=True))
         for name, ctype in header.options.items():
-            found.append(Argument(name, OPTION_TYPES[ctype](options[name])))
+            flag = name in op.flags
+            found.append(Argument(name, options.get(name) if flag else OPTION_TYPES[ctype](options[name])))
         return found
 
     def __call__(self, problem: Problem, *tensors: Any, workspace: Any = None, **options: Any) -> None:
@@ -363,6 +367,7 @@ def implementation(path: Path) -> Implementation:
         math=header.math,
         when=runner.refusal,
         workspace=runner.workspace if header.workspace else None,
+        flags=tuple(name for name in kernel.op.flags if name in header.options),
         source=str(path),
     )
 

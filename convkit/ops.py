@@ -656,6 +656,7 @@ def sgd_momentum(
     dampening: float = 0.0,
     nesterov: bool = False,
     lr_in_velocity: bool = False,
+    finite: Array | None = None,
     impl: str | None = None,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
@@ -683,6 +684,10 @@ def sgd_momentum(
         Only for ``lr_in_velocity=False``. PyTorch skips it in the first step, and so should the caller.
     nesterov : bool
         Only for ``lr_in_velocity=False``: the weights move by ``lr * (dw + wd*w + momentum*v)``.
+    finite : array of int32, (1,), optional
+        On the device of the others. Where it holds 0, nothing changes: w_new is w and v_new is v, bit for
+        bit. The update reads it when it runs, so that on a GPU a step of no use (its loss is NaN, say)
+        changes nothing though nobody waits for it. An implementation that does not take it is passed over.
     out : (w, v), optional
         May be w and v themselves: an update in place.
 
@@ -690,17 +695,19 @@ def sgd_momentum(
     -------
     w_new, v_new : array
     """
-    a = Arguments("sgd_momentum", w=w, dw=dw, v=v)
+    a = Arguments("sgd_momentum", w=w, dw=dw, v=v, finite=finite)
     if lr_in_velocity and (nesterov or dampening):
         raise OptionError("nesterov and dampening are defined for lr_in_velocity=False only")
+    numbers = _finite_numbers(lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening)
     return a.run(  # type: ignore[no-any-return]
         Pointwise(a.w.shape, a.dtype),
         out=out,
         impl=impl,
-        lr=finite("lr", lr),
-        momentum=finite("momentum", momentum),
-        weight_decay=finite("weight_decay", weight_decay),
-        dampening=finite("dampening", dampening),
+        **numbers,
         nesterov=flag("nesterov", nesterov),
         lr_in_velocity=flag("lr_in_velocity", lr_in_velocity),
     )
+
+
+def _finite_numbers(**numbers: float) -> dict[str, Any]:
+    return {name: finite(name, value) for name, value in numbers.items()}

@@ -46,6 +46,8 @@ class Case:
         How the inputs are filled: a key of `inputs.FILLS`.
     absent : tuple of str
         Optional inputs that are None.
+    flags : dict of str to int
+        Flags of the op that are given, and what they hold. An implementation may decline one.
     heavy : bool
         Of a real layer's size: float32 only, and left out where time is short.
     sized : bool
@@ -60,6 +62,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     fill: str = "normal"
     absent: tuple[str, ...] = ()
+    flags: dict[str, int] = field(default_factory=dict)
     heavy: bool = False
     sized: bool = False
     unrun: bool = False
@@ -68,6 +71,7 @@ class Case:
         parts = [f"{self.name}: {self.problem}"]
         parts += [f"{k}={v}" for k, v in self.options.items() if v is not False]
         parts += [f"no {a}" for a in self.absent]
+        parts += [f"{k}=[{v}]" for k, v in self.flags.items()]
         parts += [f"{self.fill} data"] if self.fill != "normal" else []
         return ", ".join(parts)
 
@@ -97,6 +101,7 @@ def cases(op: str) -> Iterator[Case]:
         yield case
         if fill == "nan" and "relu" in case.options:
             yield replace(case, options={**case.options, "relu": not case.options["relu"]})
+    yield from _flag_cases(op)
 
 
 def random_cases(
@@ -489,6 +494,28 @@ def _option_cases(op: str) -> Iterator[Case]:
     for options in DROPOUT if op.startswith("dropout") else SGD if _updates(op) else ():
         problem = Linear(5, 23, 9) if declared.problem is Linear else Pointwise((5, 7, 11))
         yield Case(op, problem, "options", {**_usual_options(op), **options})
+
+
+#: What a flag holds: anything but 0 means the same, whichever of its bits are set.
+FLAGS = (0, 1, -65536)
+
+
+def _flag_cases(op: str) -> Iterator[Case]:
+    """Every value of a flag, on every edge; and beside data of which nothing may come through."""
+    flags = OPS[op].flags
+    if not flags:
+        return
+    edges = list(_edges(op))
+    if OPS[op].problem is Linear:  # beyond the batch that a kernel may take at once
+        edges.append(("many rows", Linear(150, 20, 9)))
+    for index, (name, problem) in enumerate(edges):
+        for value in FLAGS if index % 3 == 0 else FLAGS[:1]:
+            yield replace(varied(op, problem, f"flag, {name}", index), flags=dict.fromkeys(flags, value))
+    for index, (fill, problem) in enumerate(_data(op)):
+        if fill in ("nan", "inf"):
+            case = varied(op, problem, f"flag, {fill} data", index % 5)
+            for value in FLAGS[:2]:
+                yield replace(case, fill=fill, flags=dict.fromkeys(flags, value))
 
 
 # ---------------------------------------------------------------------------------------------------

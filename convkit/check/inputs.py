@@ -88,7 +88,7 @@ def plantable(case: Case) -> set[str]:
 
 
 def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
-    """Inputs by name, in the dtypes of the problem. The same case, seed and salt give the same inputs."""
+    """Inputs by name, flags last, in the dtypes of the problem; the same ones for the same case, seed and salt."""
     # The dtype is left out of the seed, so that a case has the same numbers in each, up to rounding.
     letters = [ord(c) for c in f"{case.op} {case.name} {case.fill}"]
     rng = np.random.default_rng([seed, salt, *letters, len(case.absent)])
@@ -104,6 +104,8 @@ def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
             elif case.fill == "nan beside zeros":
                 value[rng.random(value.shape) < 0.67] = 0
         made[name] = np.ascontiguousarray(value, np_dtype(case.problem.dtype_of(name))).reshape(value.shape)
+    for name, held in case.flags.items():
+        made[name] = np.full(case.problem.shape(name), held, case.problem.dtype_of(name))
     return made
 
 

@@ -53,7 +53,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import reference
+from ..cpu import keep, reference
 from ..geometry import LRN, Problem, SoftmaxXent
 from ..registry import OPS, Implementation
 
@@ -130,7 +130,9 @@ def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, 
         dtype = "float64" if name != "argmax" else problem.dtype_of(name)
         outputs[name] = np.zeros(problem.shape(name), dtype)
     if not problem.empty or OPS[op].updates:
-        getattr(reference, op)(problem, *inputs.values(), *outputs.values(), **options)
+        flags = {name: inputs[name] for name in OPS[op].flags if name in inputs}
+        tensors = (array for name, array in inputs.items() if name not in flags)
+        getattr(reference, op)(problem, *tensors, *outputs.values(), **options, **flags)
     return outputs
 
 
@@ -142,7 +144,7 @@ def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any])
     op : str
     problem : Problem
     inputs : dict
-        By name, in the op's order; an optional one may be None.
+        By name, in the op's order; an optional one may be None. Flags that are given come behind them.
     options : dict
     """
     with np.errstate(all="ignore"):
@@ -301,7 +303,14 @@ def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tupl
     return weights, velocity
 
 
+def kept(inputs: Inputs) -> bool:
+    """Whether the inputs forbid an update, so that its new values are the old ones, bit for bit."""
+    return keep.forbidden(inputs.get("finite"))
+
+
 def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    if kept(inputs):
+        return _exact(op, g, inputs, options, values)
     w, dw, v = (_f64(inputs[name]) for name in ("w", "dw", "v"))
     weights, velocity = _update_size(w, dw, v, options)
     return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
@@ -331,6 +340,8 @@ def _linear_sgd(
         _, bound, scale = _part("linear_dgrad", g, inputs)
         masked = (_f64(inputs["x"]) <= 0) & bool(options["relu"])
         weights["dx"] = np.where(masked, 0, bound), np.where(masked, 0, scale)
+    if kept(inputs):
+        weights |= _exact(op, g, inputs, options, {name: values[name] for name in ("w_new", "v_new")})
     return weights
 
 

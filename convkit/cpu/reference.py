@@ -24,6 +24,7 @@ from ..geometry import (
     SoftmaxXent,
 )
 from ..registry import ALL_DTYPES, implements
+from . import keep
 from .philox import dropped
 
 Array = np.ndarray
@@ -295,7 +296,11 @@ def sgd_momentum(
     dampening: float,
     nesterov: bool,
     lr_in_velocity: bool,
+    finite: Array | None = None,
 ) -> None:
+    if keep.forbidden(finite):
+        keep.copy((w, v), (w_new, v_new))
+        return
     weights, velocity = _f64(w), _f64(v)
     gradient = _f64(dw) + weight_decay * weights
     if lr_in_velocity:
