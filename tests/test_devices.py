@@ -133,6 +133,16 @@ def test_device_arrays_in_and_out(cupy):
     assert isinstance(dlogits, cupy.ndarray)
 
 
+def test_a_flag_on_the_device(cupy):
+    w = cupy.asarray(np.ones(5, np.float32))
+    flag = cupy.asarray(np.zeros(1, np.int32))
+    assert (ck.sgd_momentum(w, w, w, lr=0.5, finite=flag)[0].get() == 1).all()
+    assert (ck.sgd_momentum(w, w, w, lr=0.5)[0].get() < 1).all()
+    with pytest.raises(ck.ConvkitError, match="must share a device.*finite: cpu"):
+        ck.sgd_momentum(w, w, w, lr=0.5, finite=np.zeros(1, np.int32))
+    assert all(v.ok for v in check.check("sgd_momentum", device="cuda", quick=True))
+
+
 def test_devices_are_not_mixed(cupy):
     with pytest.raises(
         ck.DtypeError, match="conv2d_fprop: the arrays must share a device, not x: cpu, w: cuda:0"

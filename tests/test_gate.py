@@ -580,6 +580,45 @@ def overwrites_what_it_still_needs(
         w_new[...] = w - lr * (gradient + momentum * v_new if nesterov else v_new)
 
 
+@bad("sgd_momentum", VALUE)
+def ignores_the_flag(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+
+
+@bad("sgd_momentum", VALUE)
+def takes_one_value_of_the_flag_for_true(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    flag = None if finite is None else (finite == 1).astype(finite.dtype)
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, finite=flag, **options)
+
+
+@bad("sgd_momentum", r"w_new\[[\d, ]+\] is NaN, expected", dtypes=("float64",))
+def multiplies_by_the_flag(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    step, velocity = np.empty_like(w), np.empty_like(v)
+    RIGHT["sgd_momentum"](g, w, dw, v, step, velocity, **options)
+    share = 1.0 if finite is None else float(finite[0] != 0)
+    w_new[...], v_new[...] = w + share * (step - w), v + share * (velocity - v)
+
+
+@bad("sgd_momentum", "w_new must have the bits of w where the flag is 0")
+def loses_the_sign_of_a_zero_that_it_keeps(g, w, dw, v, w_new, v_new, **options):
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+    if "finite" in options and not options["finite"][0]:
+        w_new[...] += w_new.dtype.type(0)
+
+
+@bad("linear_wgrad_sgd", VALUE)
+def ignores_the_flag_of_a_fused_update(g, x, dy, w, v, w_new, v_new, *, finite=None, **options):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **options)
+
+
+@bad("linear_dgrad_wgrad_sgd", "did not write dx")
+def leaves_dx_where_the_flag_is_0(g, dy, w, x, v, dx, w_new, v_new, *, finite=None, **options):
+    if finite is None or finite[0]:
+        RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, v_new, **options)
+    else:
+        w_new[...], v_new[...] = w, v
+
+
 @bad("linear_wgrad_sgd", VALUE)
 def updates_by_one_image_less(g, x, dy, w, v, w_new, v_new, **options):
     less = type(g)(max(0, g.N - 1), g.C, g.K, g.dtype)
@@ -847,6 +886,22 @@ def test_an_implementation_that_declines_everything_fails():
     *declined, last = check_these([never], quick=True)
     assert declined and all(v.ok and v.declined for v in declined)
     assert not last.ok and re.search("not one case could be run.*never", last.reason)
+
+
+def test_an_implementation_that_takes_no_flag_declines_the_cases_with_one():
+    def old(g, w, dw, v, w_new, v_new, *, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity):
+        options = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+            "dampening": dampening, "nesterov": nesterov, "lr_in_velocity": lr_in_velocity,
+        }  # fmt: skip
+        RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+
+    verdicts = check_these([Implementation("sgd_momentum", "old", old)], quick=True)
+    assert all(v.ok for v in verdicts)
+    flagged = [v for v in verdicts if "finite=[" in v.case]
+    assert {v.reason for v in flagged} == {"does not take finite="}
+    assert {v.case.partition("finite=[")[2].partition("]")[0] for v in flagged} == {"0", "1", "-65536"}
+    assert all(v.declined == (v in flagged) for v in verdicts)
 
 
 def test_there_are_bad_kernels_for_every_op():

@@ -231,6 +231,20 @@ def test_in_place_gives_the_same_bits(kernel):
             assert memory[place[name]].tobytes() == a.tobytes(), f"{name} in the place of {place[name]}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
+    """Where NaN fills the gradient; a whole pack, and elements behind the last one."""
+    inputs, _ = question("sgd_momentum", Pointwise((4096 + 3,), dtype))
+    w, v, dw = inputs["w"], inputs["v"], np.full_like(inputs["dw"], np.nan)
+    old, flag = (w.copy(), v.copy()), np.zeros(1, np.int32)
+    with ck.emulate(check=True):
+        got = ck.sgd_momentum(w, dw, v, **SGD, finite=flag, out=(w, v) if inplace else None)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(got, old, strict=True))
+        flag[...] = 1 << 16
+        assert np.isnan(ck.sgd_momentum(w, dw, v, **SGD, finite=flag)[0].astype(np.float32)).all()
+
+
 def kernel_named(stem: str) -> KernelFile:
     return read(kernels_dir() / f"{stem}.cu")
 

@@ -512,7 +512,7 @@ def _flag_cases(op: str) -> Iterator[Case]:
         for value in FLAGS if index % 3 == 0 else FLAGS[:1]:
             yield replace(varied(op, problem, f"flag, {name}", index), flags=dict.fromkeys(flags, value))
     for index, (fill, problem) in enumerate(_data(op)):
-        if fill in ("nan", "inf"):
+        if fill in ("nan", "inf", "zeros"):  # zeros of either sign
             case = varied(op, problem, f"flag, {fill} data", index % 5)
             for value in FLAGS[:2]:
                 yield replace(case, fill=fill, flags=dict.fromkeys(flags, value))

@@ -88,7 +88,7 @@ def plantable(case: Case) -> set[str]:
 
 
 def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
-    """Inputs by name, flags last, in the dtypes of the problem; the same ones for the same case, seed and salt."""
+    """Inputs by name, then flags, in the problem's dtypes. The same case, seed, salt: the same inputs."""
     # The dtype is left out of the seed, so that a case has the same numbers in each, up to rounding.
     letters = [ord(c) for c in f"{case.op} {case.name} {case.fill}"]
     rng = np.random.default_rng([seed, salt, *letters, len(case.absent)])
