@@ -204,7 +204,7 @@ class Arguments:
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
-            elif name in self.op.flags:
+            elif name in (*self.op.flags, "rank"):
                 if array.dtype != np.int32:
                     raise DtypeError(f"{name} must be of dtype int32, not {array.dtype}")
             elif name != "dloss":

@@ -27,6 +27,7 @@ from .geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -122,6 +123,9 @@ OPS: dict[str, Op] = {
         ),
         Op("softmax_xent_fprop", SoftmaxXent, ("logits", "labels"), ("loss", "probs")),
         Op("softmax_xent_dgrad", SoftmaxXent, ("probs", "labels", "dloss"), ("dlogits",)),
+        # How many classes stand before the label's; and what a step says of itself.
+        Op("label_rank", SoftmaxXent, ("logits", "labels"), ("rank",)),
+        Op("loss_summary", LossSummary, ("loss", "rank"), ("total", "errors", "finite")),
         Op(
             "sgd_momentum",
             Pointwise,

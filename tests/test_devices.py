@@ -143,6 +143,18 @@ def test_a_flag_on_the_device(cupy):
     assert all(v.ok for v in check.check("sgd_momentum", device="cuda", quick=True))
 
 
+def test_a_loss_that_is_not_finite_forbids_the_update_on_the_device(cupy):
+    logits = np.array([[3, 1, 2], [0, 5, 9]], np.float32)
+    labels, w = cupy.asarray(np.array([0, 1])), cupy.asarray(np.ones(5, np.float32))
+    for bad, errors, moves in ((0, [1, 0], True), (np.nan, [2, 0], False)):
+        z = cupy.asarray(logits + np.array([[bad], [0]], np.float32))
+        loss, _ = ck.softmax_xent_fprop(z, labels)
+        total, counted, finite = ck.loss_summary(loss, ck.label_rank(z, labels))
+        assert isinstance(total, cupy.ndarray) and np.isfinite(total.get()[0]) == moves
+        assert counted.get().tolist() == errors
+        assert (ck.sgd_momentum(w, w, w, lr=0.5, finite=finite)[0].get() != 1).any() == moves
+
+
 def test_devices_are_not_mixed(cupy):
     with pytest.raises(
         ck.DtypeError, match="conv2d_fprop: the arrays must share a device, not x: cpu, w: cuda:0"

@@ -21,7 +21,7 @@ from convkit.check.tolerance import expected
 from convkit.cpu.philox import words
 from convkit.dispatch import Call
 from convkit.executors import Argument, emulator
-from convkit.geometry import LRN, ChannelSum, Pointwise, Pool2d, Problem, SoftmaxXent
+from convkit.geometry import LRN, ChannelSum, LossSummary, Pointwise, Pool2d, Problem, SoftmaxXent
 from convkit.kernel import KernelFile, Runner, implementation, read, translation_unit
 from convkit.paths import kernels_dir
 from convkit.registry import OPS
@@ -29,12 +29,13 @@ from convkit.registry import OPS
 OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
-    *("conv2d_bgrad", "linear_bgrad"),
+    *("conv2d_bgrad", "linear_bgrad", "label_rank", "loss_summary"),
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
 ]
 DTYPES = ("float32", "float16", "bfloat16")
+IN_EACH_DTYPE = [pytest.param(k, d, id=f"{k.stem}-{d}") for k in KERNELS for d in k.header.dtypes]
 SGD = {
     "lr": 0.7,
     "momentum": 0.9,
@@ -59,6 +60,7 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
         Pool2d.of((1, 2, 9, 10), window=(2, 4), stride=(3, 1), dilation=(2, 1), padding=1),
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
+    LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
     ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4)),
 }
 
@@ -116,8 +118,7 @@ def judge(op: str, problem: Problem, inputs: dict, outputs: dict) -> None:
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+@pytest.mark.parametrize(("kernel", "dtype"), IN_EACH_DTYPE)
 def test_check_mode_is_clean_and_the_results_are_right(kernel, dtype):
     op, ran = kernel.header.op, 0
     for problem in problems(op, dtype):
@@ -190,8 +191,7 @@ def shifted(array: np.ndarray) -> np.ndarray:
     return moved
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+@pytest.mark.parametrize(("kernel", "dtype"), IN_EACH_DTYPE)
 def test_arrays_that_are_not_aligned_give_the_same_bits(kernel, dtype):
     """Where the 128-bit accesses must give way: all arrays, and each one alone."""
     op, options = kernel.header.op, options_of(kernel.header.op)
@@ -370,6 +370,20 @@ def test_a_label_that_is_no_class_makes_its_own_row_nan(stem, dtype, check):
         if name != "probs":
             want[1::2] = np.nan
         np.testing.assert_array_equal(a.astype(np.float32), want, err_msg=name)
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_label_that_is_no_class_ranks_last(dtype, check):
+    kernel = kernel_named("label_rank_row")
+    problem = SoftmaxXent(2 * len(OUTSIDE), 37, dtype)
+    inputs, outputs = question("label_rank", problem)
+    labels = inputs["labels"].copy()
+    labels[1::2] = OUTSIDE
+    run_call(kernel, problem, {**inputs, "labels": labels}, outputs, check=check)
+    wanted = expected("label_rank", problem, inputs, {})["rank"].value
+    wanted[1::2] = 37
+    assert np.array_equal(outputs["rank"], wanted)
 
 
 def run_call(

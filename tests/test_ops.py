@@ -688,6 +688,31 @@ BAD = {
         OptionError,
         r"lr must be a finite number",
     ),
+    "label of a rank": (
+        lambda **o: ck.label_rank(ROWS, LABELS + 1, **o),
+        OptionError,
+        r"labels must each be a class, 0 <= value < 5; found 5",
+    ),
+    "labels of a rank": (
+        lambda **o: ck.label_rank(ROWS, ROWS[:, 0], **o),
+        DtypeError,
+        r"labels must be of an integer dtype",
+    ),
+    "rank's dtype": (
+        lambda **o: ck.loss_summary(FLAT, np.zeros(4, int), **o),
+        DtypeError,
+        r"rank must be of dtype int32, not int64",
+    ),
+    "rank's shape": (
+        lambda **o: ck.loss_summary(FLAT, np.zeros(3, np.int32), **o),
+        ShapeError,
+        r"rank must have shape \(4,\), not \(3,\)",
+    ),
+    "losses of two dimensions": (
+        lambda **o: ck.loss_summary(ROWS, np.zeros(3, np.int32), **o),
+        ShapeError,
+        r"loss must have 1 dimensions \(N,\)",
+    ),
     "flag's dtype": (
         lambda **o: ck.sgd_momentum(FLAT, FLAT, FLAT, lr=1, finite=np.ones(1, bool), **o),
         DtypeError,
@@ -911,7 +936,7 @@ def test_nan_in_nan_out(op):
     verdicts = [check.judge(i, question) for i in ck.implementations(op, device="cpu", layout=None)]
     assert all(v.ok for v in verdicts), "\n".join(map(str, verdicts))
     assert any(not v.declined for v in verdicts)
-    if op != "dropout_dgrad":
+    if op not in ("dropout_dgrad", "label_rank"):  # a rank is an integer: its case is held to K
         assert any(np.isnan(w.value).any() for w in question.wanted.values() if w.value.dtype.kind == "f")
 
 
@@ -971,6 +996,61 @@ def test_sgd_in_place():
     got = ck.sgd_momentum(w, dw, v, lr=0.1, out=(w, v))
     assert got[0] is w and got[1] is v
     assert np.array_equal(w, expected[0]) and np.array_equal(v, expected[1])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Errors and losses of a batch
+# ---------------------------------------------------------------------------------------------------
+@given(st.integers(1, 8), st.integers(1, 12), SEEDS, DTYPES)
+def test_label_rank(N, K, seed, dtype):
+    rng = np.random.default_rng(seed)
+    z, labels = rng.integers(-2, 3, (N, K)).astype(np_dtype(dtype)), rng.integers(0, K, N)
+    expected = [sorted(range(K), key=lambda k: (-float(z[n, k]), k)).index(labels[n]) for n in range(N)]
+    for impl in [i.name for i in ck.implementations("label_rank", device="cpu") if dtype in i.dtypes]:
+        assert ck.label_rank(z, labels, impl=impl).tolist() == expected
+    assert np.array_equal(np.array(expected) == 0, z.argmax(axis=1) == labels)
+    gate("label_rank", SoftmaxXent(N, K), dtype, seed)
+
+
+def test_label_rank_beside_nan_and_infinity():
+    z = np.zeros((4, 3), F)
+    z[0, 2], z[1, 0], z[2, 1], z[3] = np.nan, np.nan, np.inf, -np.inf
+    for impl in [i.name for i in ck.implementations("label_rank", device="cpu")]:
+        got = ck.label_rank(z, np.array([0, 0, 2, 1]), impl=impl)
+        assert got.tolist() == [3, 3, 2, 1] and got.dtype == np.int32
+    assert ck.label_rank(z[:0], np.zeros(0, int)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loss_summary(dtype):
+    loss, rank = random(1, 1000).astype(dtype) * 1e4, np.arange(1000, dtype=np.int32) % 7
+    total, errors, finite = ck.loss_summary(loss, rank)
+    equal(total, [math.fsum(loss)], rtol=0, atol=1e-8)
+    assert errors.tolist() == [(rank >= 1).sum(), (rank >= 5).sum()] and finite.tolist() == [1]
+    assert [a.dtype for a in (total, errors, finite)] == [np.float64, np.int64, np.int32]
+    for bad in (np.nan, np.inf, -np.inf):
+        loss[567] = bad
+        total, _, finite = ck.loss_summary(loss, rank)
+        assert finite.tolist() == [0] and np.array_equal(total, [bad], equal_nan=True)
+    total, errors, finite = ck.loss_summary(loss[:0], rank[:0])
+    assert total.tolist() == [0] and errors.tolist() == [0, 0] and finite.tolist() == [1]
+
+
+def test_a_recorded_summary_is_the_flag_of_a_recorded_update():
+    logits, w = np.array([[1, 2, 3], [3, 2, 1]], F), np.ones(4, F)
+    labels, loss, probs = np.array([2, 2]), np.empty(2, F), np.empty((2, 3), F)
+    rank, total, errors = np.empty(2, np.int32), np.empty(1), np.empty(2, np.int64)
+    finite, v = np.empty(1, np.int32), np.zeros(4, F)
+    with record() as calls:
+        ck.softmax_xent_fprop(logits, labels, out=(loss, probs))
+        ck.label_rank(logits, labels, out=rank)
+        ck.loss_summary(loss, rank, out=(total, errors, finite))
+        ck.sgd_momentum(w, w, v, lr=0.5, finite=finite, out=(w, v))
+    for bad, moved, counted in ((np.nan, 1, [2, 0]), (3, 0.5, [1, 0])):
+        logits[0, 2] = bad
+        for call in calls:
+            call.run()
+        assert (w == moved).all() and errors.tolist() == counted and finite[0] == (bad == 3)
 
 
 UPDATES = ("sgd_momentum", "linear_wgrad_sgd", "linear_dgrad_wgrad_sgd")

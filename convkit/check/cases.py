@@ -18,6 +18,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -200,6 +201,8 @@ def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
         yield "conv1's output", Pointwise((1, 96, 55, 55)), True
     elif kind is SoftmaxXent:
         yield "1000 classes", SoftmaxXent(128, 1000), True
+    elif kind is LossSummary:
+        yield "a large batch", LossSummary(4096), True
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -408,6 +411,9 @@ def _edges(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is SoftmaxXent:
         for name, (N, K) in SOFTMAX_EDGES.items():
             yield name, SoftmaxXent(N, K)
+    elif kind is LossSummary:
+        for N in (1, 3, 32, 128, 257, 1025, 10_007, 0):
+            yield f"{N} rows", LossSummary(N)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -561,6 +567,8 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is SoftmaxXent:
         problems = [SoftmaxXent(9, 11)]
         fills.append("large")
+    elif kind is LossSummary:
+        problems = [LossSummary(61), LossSummary(300)]
     else:
         problems = [Pointwise((5, 67)), Pointwise((43, 3))]
     for problem in problems:
@@ -670,6 +678,7 @@ RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
     Linear: lambda rng, op: Linear(*_draw(rng, 1, 12, 1), *_draw(rng, 1, 150, 2)),
     Pointwise: lambda rng, op: Pointwise(tuple(_draw(rng, 1, 9, int(rng.integers(1, 5))))),
     SoftmaxXent: lambda rng, op: SoftmaxXent(*_draw(rng, 1, 30, 2)),
+    LossSummary: lambda rng, op: LossSummary(*_draw(rng, 1, 3000, 1)),
 }
 
 

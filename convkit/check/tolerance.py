@@ -53,6 +53,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import np_dtype
 from ..cpu import keep, reference
 from ..geometry import LRN, Problem, SoftmaxXent
 from ..registry import OPS, Implementation
@@ -127,8 +128,8 @@ def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, 
     """The reference's outputs by name, in float64 whatever the problem's dtype; integers as they are."""
     outputs: dict[str, Array] = {}
     for name in OPS[op].outputs:
-        dtype = "float64" if name != "argmax" else problem.dtype_of(name)
-        outputs[name] = np.zeros(problem.shape(name), dtype)
+        own = np_dtype(problem.dtype_of(name))
+        outputs[name] = np.zeros(problem.shape(name), own if own.kind in "iu" else np.float64)
     if not problem.empty or OPS[op].updates:
         flags = {name: inputs[name] for name in OPS[op].flags if name in inputs}
         tensors = (array for name, array in inputs.items() if name not in flags)
@@ -289,6 +290,17 @@ def _softmax_dgrad(
     return {"dlogits": (4 * magnitude, magnitude)}  # p - 1 is exact near 1, and rounds once elsewhere
 
 
+def _loss_summary(
+    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
+) -> Weights:
+    # The sum is in float64 whatever the losses are, and the reference's own as well: twice 2^-53, here in
+    # units of the u that `expected` takes from the losses' dtype.
+    unit = 1 if g.dtype == "float64" else 2.0**-28
+    scale = np.sqrt(np.sum(_f64(inputs["loss"]) ** 2, keepdims=True)) + np.abs(values["total"])
+    total = (4 * unit * np.sqrt(g.reduction(op)) * scale, scale)
+    return {**_exact(op, g, inputs, options, values), "total": total}
+
+
 def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tuple[Array, Array]:
     """Magnitudes that the update rule adds up, of the weights and of the velocity."""
     w, dw, v = np.abs(w), np.abs(dw), np.abs(v)
@@ -358,6 +370,8 @@ _ROUNDING = {
     "lrn_maxpool2d_dgrad": _lrn_maxpool_dgrad,
     "softmax_xent_fprop": _softmax,
     "softmax_xent_dgrad": _softmax_dgrad,
+    "label_rank": _exact,
+    "loss_summary": _loss_summary,
     "sgd_momentum": _sgd,
     "linear_wgrad_sgd": _linear_sgd,
     "linear_dgrad_wgrad_sgd": _linear_sgd,

@@ -17,6 +17,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -279,6 +280,24 @@ def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array
     gradient[np.arange(g.N), label] -= 1
     gradient[~known] = np.nan
     dlogits[...] = gradient * _f64(dloss)[:, None]
+
+
+@_reference("label_rank")
+def label_rank(g: SoftmaxXent, logits: Array, labels: Array, rank: Array) -> None:
+    z = _f64(logits)
+    known, label = _own_class(g, labels)
+    own = z[np.arange(g.N), label][:, None]
+    before = (z > own) | ((z == own) & (np.arange(g.K) < label[:, None]))
+    rank[...] = np.where(known & ~np.isnan(z).any(axis=1), before.sum(axis=1), g.K)
+
+
+@_reference("loss_summary")
+def loss_summary(
+    g: LossSummary, loss: Array, rank: Array, total: Array, errors: Array, finite: Array
+) -> None:
+    total[...] = _f64(loss).sum()
+    errors[...] = (rank >= 1).sum(), (rank >= 5).sum()
+    finite[...] = np.isfinite(_f64(loss)).all()
 
 
 @_reference("sgd_momentum")
