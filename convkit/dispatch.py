@@ -204,7 +204,7 @@ class Arguments:
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
-            elif name in (*self.op.flags, "rank"):
+            elif name == "rank" or name in self.op.flags:
                 if array.dtype != np.int32:
                     raise DtypeError(f"{name} must be of dtype int32, not {array.dtype}")
             elif name != "dloss":
@@ -297,8 +297,9 @@ class Arguments:
 
     def _layout(self, problem: Problem, out: Any) -> str:
         """The layout that the tensors have; outputs that are not given follow the inputs."""
-        given = {name: a for name, a in self.given.items() if name not in self.op.flags}
-        given.update(zip(self.op.outputs, self._out_objects(out), strict=True))
+        given = {**self.given, **dict(zip(self.op.outputs, self._out_objects(out), strict=True))}
+        for name in self.op.flags:
+            given.pop(name, None)
         blocked = {name: isinstance(a, Blocked) for name, a in given.items() if a is not None}
         if not any(blocked.values()):
             return layouts.NCHW
@@ -371,8 +372,11 @@ class Arguments:
         self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...], *flags: np.ndarray | None
     ) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
-        if not arrays.in_order(out) or any(a is not None and arrays.overlap(a, out) for a in flags):
+        if not arrays.in_order(out):
             return False
+        for array in flags:
+            if array is not None and arrays.overlap(array, out):
+                return False
         for given, array in zip(self.op.inputs, inputs, strict=True):
             if array is None or not arrays.overlap(array, out):
                 continue

@@ -278,6 +278,9 @@ def add(implementation: Implementation) -> Implementation:
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)
+    for flag in implementation.flags:
+        if flag not in OPS[implementation.op].flags:
+            raise unknown(f"flag of {implementation.op}", flag, OPS[implementation.op].flags)
     if implementation.layout not in layouts.DECLARED:
         raise unknown("layout", implementation.layout, layouts.DECLARED)
     key = (implementation.op, implementation.device, implementation.name, implementation.layout)

@@ -491,6 +491,19 @@ def test_a_step_under_the_emulator_passes_call_by_call(compiler):
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_the_gate_judges_a_steps_updates_by_their_flag(value):
+    net, x, labels = small_network(seed=1), np.ones((2, 3, 19, 17), np.float32), np.array([1, 2])
+    flag = np.full(1, value, np.int32)
+    for call in net.load_step(x, labels).calls():
+        if call.op.flags:
+            call.options["finite"] = flag
+    before = {name: w.copy() for name, w in net.params.items()}
+    verdicts = check.check_step(net, x, labels)
+    assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
+    assert all(np.array_equal(w, before[name]) == (not value) for name, w in net.params.items())
+
+
 @pytest.mark.slow
 def test_alexnet_of_2012_through_the_emulated_kernels(compiler):
     """Forward and backward, batch 2, at its real shapes: each call within the gate's bounds."""

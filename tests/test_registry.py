@@ -120,6 +120,8 @@ def test_what_takes_a_flag_is_read_from_the_signature():
     assert Implementation("sgd_momentum", "mine", all_of_them, flags=()).flags == ()
     assert Implementation("sgd_momentum", "mine", functools.partial(named, lr=1)).flags == ("finite",)
     assert Implementation("relu_fprop", "mine", all_of_them).flags == ()
+    with pytest.raises(OptionError, match="unknown flag of relu_fprop 'finite'"):
+        plant("mine", flags=("finite",))
     (kernel,) = ck.implementations("sgd_momentum", device="cuda")
     assert kernel.flags == ("finite",)
 
