@@ -92,7 +92,7 @@ def _to_jax(array: Any) -> Any:
     jax = sys.modules["jax"]
     if array.dtype == DTYPES["bfloat16"]:  # NumPy's DLPack export knows no bfloat16
         return jax.dlpack.from_dlpack(array.view(np.int16)).view(jax.numpy.bfloat16)
-    if array.dtype != np.float64:
+    if array.dtype.itemsize < 8:
         return jax.dlpack.from_dlpack(array)
     new = hasattr(jax, "enable_x64")  # which has no truth value
     with (jax if new else jax.experimental).enable_x64(True):

@@ -39,7 +39,8 @@ class Call:
     inputs, outputs : tuple of ndarray
         Contiguous, in the order that the op declares; an optional input may be None.
     options : dict
-        Keyword arguments of the implementation; a plan changes them between steps (the learning rate).
+        Keyword arguments of the implementation, flags that are given among them; a plan changes them
+        between steps (the learning rate).
     layer : str
         Which layer of a network it belongs to, for tables; empty outside one.
     """
@@ -225,7 +226,7 @@ class Arguments:
         dtypes: dict[str, str] = {}
         for name, value in given.items():
             if value is None:
-                if name not in self.op.optional:
+                if name not in (*self.op.optional, *self.op.flags):
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
@@ -233,6 +234,9 @@ class Arguments:
             if name in ("labels", "argmax"):
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
+            elif name == "rank" or name in self.op.flags:
+                if array.dtype != np.int32:
+                    raise DtypeError(f"{name} must be of dtype int32, not {array.dtype}")
             elif name != "dloss":
                 dtypes[name] = arrays.dtype_name(name, array)
             self.views[name] = array
@@ -262,6 +266,7 @@ class Arguments:
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
+        given_flags = [name for name in self.op.flags if self.views.get(name) is not None]
         layout, rows = self._layouts(problem, out)
         implementation = select(
             self.op.name,
@@ -270,12 +275,15 @@ class Arguments:
             impl=impl,
             math=math,
             layout=layout,
+            flags=given_flags,
         )
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
+        flags = {name: self._input(problem, name) for name in given_flags}
+        options.update(flags)
         outputs = tuple(
             array
-            if array is not None and self._direct(name, array, inputs)
+            if array is not None and self._direct(name, array, inputs, *flags.values())
             else arrays.empty(
                 rows[name].physical(problem.shape(name)),
                 problem.dtype_of(name),
@@ -320,7 +328,7 @@ class Arguments:
         found = {
             name: a.layout if isinstance(a, Tensor) else layouts.NCHW
             for name, a in given.items()
-            if a is not None
+            if a is not None and name not in self.op.flags
         }
         if not any(row.axes for row in found.values()):
             return layouts.NCHW.name, dict.fromkeys(self.op.outputs, layouts.NCHW)
@@ -393,10 +401,15 @@ class Arguments:
             raise OptionError("the outputs share memory with each other")
         return found
 
-    def _direct(self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...]) -> bool:
+    def _direct(
+        self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...], *flags: np.ndarray | None
+    ) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
         if not arrays.in_order(out):
             return False
+        for array in flags:
+            if array is not None and arrays.overlap(array, out):
+                return False
         for given, array in zip(self.op.inputs, inputs, strict=True):
             if array is None or not arrays.overlap(array, out):
                 continue

@@ -129,6 +129,7 @@ def linear_wgrad_sgd(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     lr_in_velocity: bool = False,
+    finite: Array | None = None,
     math: str | None = None,
     impl: str | None = None,
     out: tuple[Array, Array] | None = None,
@@ -141,14 +142,14 @@ def linear_wgrad_sgd(
     dy : array, (N, K)
     w, v : array, (K, C)
         Weights and velocity. `out` may name them: an update in place.
-    lr, momentum, weight_decay, lr_in_velocity
+    lr, momentum, weight_decay, lr_in_velocity, finite
         As in `convkit.sgd_momentum`.
 
     Returns
     -------
     w_new, v_new : array, (K, C)
     """
-    a = Arguments("linear_wgrad_sgd", x=x, dy=dy, w=w, v=v)
+    a = Arguments("linear_wgrad_sgd", x=x, dy=dy, w=w, v=v, finite=finite)
     rule = _sgd(lr, momentum, weight_decay, lr_in_velocity)
     problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
     return a.run(problem, out=out, impl=impl, math=math, **rule)  # type: ignore[no-any-return]
@@ -166,6 +167,7 @@ def linear_dgrad_wgrad_sgd(
     weight_decay: float = 0.0,
     lr_in_velocity: bool = False,
     relu: bool = False,
+    finite: Array | None = None,
     math: str | None = None,
     impl: str | None = None,
     out: tuple[Array, Array, Array] | None = None,
@@ -182,6 +184,8 @@ def linear_dgrad_wgrad_sgd(
         As in `convkit.sgd_momentum`.
     relu : bool
         x is the output of a ReLU, and the gradient of that is taken too: zero where x is not positive.
+    finite : array of int32, (1,), optional
+        As in `convkit.sgd_momentum`. dx is computed whatever it holds.
 
     Returns
     -------
@@ -189,7 +193,7 @@ def linear_dgrad_wgrad_sgd(
         Made with the weights before the update.
     w_new, v_new : array, (K, C)
     """
-    a = Arguments("linear_dgrad_wgrad_sgd", dy=dy, w=w, x=x, v=v)
+    a = Arguments("linear_dgrad_wgrad_sgd", dy=dy, w=w, x=x, v=v, finite=finite)
     rule = _sgd(lr, momentum, weight_decay, lr_in_velocity)
     problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
     return a.run(problem, out=out, impl=impl, math=math, relu=flag("relu", relu), **rule)  # type: ignore[no-any-return]

@@ -347,7 +347,10 @@ class Linear(Problem):
     def shapes(self) -> dict[str, Shape]:
         x, w, b, y = (self.N, self.C), (self.K, self.C), (self.K,), (self.N, self.K)
         weights = dict.fromkeys(("w", "dw", "v", "w_new", "v_new"), w)
-        return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights}
+        return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights, "finite": (1,)}
+
+    def dtype_of(self, tensor: str) -> str:
+        return "int32" if tensor == "finite" else self.dtype
 
     def flops(self, op: str) -> int:
         return 2 * self.N * self.C * self.K * (2 if op == "linear_dgrad_wgrad_sgd" else 1)
@@ -624,7 +627,11 @@ class Pointwise(Problem):
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        return dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
+        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
+        return {**same, "finite": (1,)}
+
+    def dtype_of(self, tensor: str) -> str:
+        return "int32" if tensor == "finite" else self.dtype
 
     @property
     def empty(self) -> bool:
@@ -642,7 +649,10 @@ class Pointwise(Problem):
 
 @dataclass(frozen=True)
 class SoftmaxXent(Problem):
-    """Softmax and cross-entropy of N rows of K logits; the loss is kept in the accumulation type."""
+    """Softmax and cross-entropy of N rows of K logits, and the label's rank among them.
+
+    The loss is kept in the accumulation type.
+    """
 
     N: int
     K: int
@@ -656,18 +666,52 @@ class SoftmaxXent(Problem):
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         rows, row = (self.N, self.K), (self.N,)
-        return {"logits": rows, "probs": rows, "dlogits": rows, "labels": row, "loss": row, "dloss": row}
+        each_row = dict.fromkeys(("labels", "loss", "dloss", "rank"), row)
+        return {"logits": rows, "probs": rows, "dlogits": rows, **each_row}
 
     def dtype_of(self, tensor: str) -> str:
-        if tensor == "labels":
-            return "int64"
+        if tensor in ("labels", "rank"):
+            return "int64" if tensor == "labels" else "int32"
         if tensor in ("loss", "dloss"):
             return "float64" if self.dtype == "float64" else "float32"
         return self.dtype
 
     def flops(self, op: str) -> int:
-        """Max, subtract, exp and sum per logit forward; subtract and scale backward."""
-        return self.N * self.K * (4 if op == "softmax_xent_fprop" else 2)
+        """Max, subtract, exp and sum per logit forward; subtract and scale backward; a rank compares."""
+        return self.N * self.K * {"softmax_xent_fprop": 4, "label_rank": 1}.get(op, 2)
 
     def reduction(self, op: str) -> int:
         return self.K if op == "softmax_xent_fprop" else 1
+
+
+@dataclass(frozen=True)
+class LossSummary(Problem):
+    """Losses and label ranks of N rows in a few numbers; the dtype is that of the losses."""
+
+    N: int
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, loss_shape: Any, dtype: str = "float32") -> LossSummary:
+        (N,) = shape_of("loss", loss_shape, 1, "(N,)")
+        return cls(N, dtype)
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        return {"loss": (self.N,), "rank": (self.N,), "total": (1,), "errors": (2,), "finite": (1,)}
+
+    def dtype_of(self, tensor: str) -> str:
+        own = {"rank": "int32", "total": "float64", "errors": "int64", "finite": "int32"}
+        return own.get(tensor, self.dtype)
+
+    @property
+    def empty(self) -> bool:
+        """Never: of no rows, `finite` is 1."""
+        return False
+
+    def flops(self, op: str) -> int:
+        """An addition for each loss."""
+        return self.N
+
+    def reduction(self, op: str) -> int:
+        return max(1, self.N)

@@ -40,6 +40,8 @@ OPTION_TYPES: dict[str, type] = {
     "double": np.float64,
     "unsigned long long": np.uint64,
 }
+#: Type of a flag of the op: an array of one int32 on the device, and the null pointer where it is not given.
+FLAG_TYPE = "const int*"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Header:
     launches : tuple of Launch
         One, from `grid`, `block` and `shared`, or those of `launch`.
     options : dict of str to str
-        Options of the op that the kernel takes, with their C types, in order.
+        Options and flags of the op that the kernel takes, with their C types, in order.
     let : dict of str to str
         Expressions by name, in order; each sees those before it, and every other expression sees them all.
     when : str
@@ -175,10 +177,11 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         if key not in tile:
             raise OptionError(f"'tune' names {key!r}, which is not in 'tile'")
     for key, ctype in block.get("options", {}).items():
-        if key not in OPS[op].options:
-            raise unknown(f"option of {op}", key, OPS[op].options)
-        if ctype not in OPTION_TYPES:
-            raise unknown(f"type for option {key!r}", ctype, OPTION_TYPES)
+        if key not in (*OPS[op].options, *OPS[op].flags):
+            raise unknown(f"option of {op}", key, (*OPS[op].options, *OPS[op].flags))
+        types = (FLAG_TYPE,) if key in OPS[op].flags else tuple(OPTION_TYPES)
+        if ctype not in types:
+            raise unknown(f"type for option {key!r}", ctype, types)
     if not all(name.isidentifier() and isinstance(text, str) for name, text in block.get("let", {}).items()):
         raise OptionError(f"'let' must be a table of expressions by name, not {block['let']!r}")
     for text in (*block.get("let", {}).values(), block.get("when") or "0", block.get("workspace") or "0"):
@@ -275,7 +278,7 @@ class Prepared:
         self._functions = functions  # which the executor forgets when nobody has them
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
-        self._options = [(name, OPTION_TYPES[ctype]) for name, ctype in kernel.header.options.items()]
+        self._options = [(name, OPTION_TYPES.get(ctype)) for name, ctype in kernel.header.options.items()]
 
     def values(self, tensors: Sequence[Any], options: Mapping[str, Any], workspace: Any = None) -> list[Any]:
         """What the kernels receive, in the order of their parameters: arrays, None, NumPy scalars."""
@@ -285,7 +288,8 @@ class Prepared:
         if self._workspace:
             values.append(workspace)
         for name, convert in self._options:
-            values.append(convert(options[name]))
+            # A flag is an array, and the null pointer where it is not given.
+            values.append(convert(options[name]) if convert else options.get(name))
         return values
 
     def __call__(self, *tensors: Any, workspace: Any = None, **options: Any) -> None:
@@ -390,6 +394,7 @@ def implementation(path: Path) -> Implementation:
         when=runner.refusal,
         workspace=runner.workspace if header.workspace else None,
         prepare=runner.prepare,
+        flags=tuple(name for name in kernel.op.flags if name in header.options),
         source=str(path),
     )
 

@@ -21,7 +21,19 @@ import numpy as np
 from .arrays import empty, kind_of, view
 from .dispatch import Arguments, in_range, operation
 from .errors import DtypeError, OptionError, ShapeError
-from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent, finite, flag, integer
+from .geometry import (
+    LRN,
+    ChannelSum,
+    Conv2d,
+    Linear,
+    LossSummary,
+    Pointwise,
+    Pool2d,
+    SoftmaxXent,
+    finite,
+    flag,
+    integer,
+)
 
 Array = Any
 
@@ -642,6 +654,67 @@ def softmax_xent_dgrad(
 
 
 # ---------------------------------------------------------------------------------------------------
+# Errors and losses of a batch
+# ---------------------------------------------------------------------------------------------------
+@operation
+def label_rank(logits: Array, labels: Array, *, impl: str | None = None, out: Array | None = None) -> Array:
+    """Number of classes that stand before the true one, for each row.
+
+    A class stands before the label's where its logit is larger, or equal with a smaller index. So the
+    label is the argmax where its rank is 0; a rank of at least 1 is a top-1 error, of at least 5 a top-5
+    error.
+
+    Parameters
+    ----------
+    logits : array, (N, K)
+        Probabilities serve as well.
+    labels : array of integers, (N,)
+        True class of each row, 0 <= label < K.
+
+    Returns
+    -------
+    rank : array of int32, (N,)
+        K where any logit of the row is NaN. On a GPU also where the label is no class.
+
+    Raises
+    ------
+    OptionError
+        If a label is no class; not on a GPU.
+    """
+    a = Arguments("label_rank", logits=logits, labels=labels)
+    problem = SoftmaxXent.of(a.logits.shape, a.dtype)
+    in_range("labels", a.labels, problem.K, "a class")
+    return a.run(problem, out=out, impl=impl)
+
+
+@operation
+def loss_summary(
+    loss: Array, rank: Array, *, impl: str | None = None, out: tuple[Array, Array, Array] | None = None
+) -> tuple[Array, Array, Array]:
+    """What a batch's losses and ranks come to: three small arrays, left where the losses are.
+
+    Parameters
+    ----------
+    loss : array of float32 or float64, (N,)
+        As of `softmax_xent_fprop`.
+    rank : array of int32, (N,)
+        As of `label_rank`.
+
+    Returns
+    -------
+    total : array of float64, (1,)
+        Sum of the losses, added up in float64 in a fixed order.
+    errors : array of int64, (2,)
+        Rows of a rank of at least 1, and of at least 5: top-1 and top-5 errors.
+    finite : array of int32, (1,)
+        1 where every loss is finite, else 0: the flag of `sgd_momentum`. 1 for no rows.
+    """
+    a = Arguments("loss_summary", loss=loss, rank=rank)
+    problem = LossSummary.of(a.loss.shape, a.dtype)
+    return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------------------------------------
 # Update rule
 # ---------------------------------------------------------------------------------------------------
 @operation
@@ -656,6 +729,7 @@ def sgd_momentum(
     dampening: float = 0.0,
     nesterov: bool = False,
     lr_in_velocity: bool = False,
+    finite: Array | None = None,
     impl: str | None = None,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
@@ -683,6 +757,10 @@ def sgd_momentum(
         Only for ``lr_in_velocity=False``. PyTorch skips it in the first step, and so should the caller.
     nesterov : bool
         Only for ``lr_in_velocity=False``: the weights move by ``lr * (dw + wd*w + momentum*v)``.
+    finite : array of int32, (1,), optional
+        On the device of the others. Where it holds 0, nothing changes: w_new is w and v_new is v, bit for
+        bit. The update reads it when it runs, so that on a GPU a step of no use (its loss is NaN, say)
+        changes nothing though nobody waits for it. An implementation that does not take it is passed over.
     out : (w, v), optional
         May be w and v themselves: an update in place.
 
@@ -690,17 +768,19 @@ def sgd_momentum(
     -------
     w_new, v_new : array
     """
-    a = Arguments("sgd_momentum", w=w, dw=dw, v=v)
+    a = Arguments("sgd_momentum", w=w, dw=dw, v=v, finite=finite)
     if lr_in_velocity and (nesterov or dampening):
         raise OptionError("nesterov and dampening are defined for lr_in_velocity=False only")
+    numbers = _finite_numbers(lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening)
     return a.run(  # type: ignore[no-any-return]
         Pointwise(a.w.shape, a.dtype),
         out=out,
         impl=impl,
-        lr=finite("lr", lr),
-        momentum=finite("momentum", momentum),
-        weight_decay=finite("weight_decay", weight_decay),
-        dampening=finite("dampening", dampening),
+        **numbers,
         nesterov=flag("nesterov", nesterov),
         lr_in_velocity=flag("lr_in_velocity", lr_in_velocity),
     )
+
+
+def _finite_numbers(**numbers: float) -> dict[str, Any]:
+    return {name: finite(name, value) for name, value in numbers.items()}

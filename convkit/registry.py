@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from .geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -41,6 +43,8 @@ class Op:
     """What an op reads and writes: names of tensors, whose shapes and dtypes its problem knows.
 
     `optional` inputs may be None. `options` are further arguments of an implementation, by keyword.
+    `flags` are inputs that need not be given, and that an implementation need not know: they are passed
+    by keyword, like an option, and only where they are given.
     An op that is `inplace` reads each element before it writes it, and nothing else, so an output may
     be one of the inputs. In any op, "w_new" may be written in w's place: see `updates`.
     """
@@ -52,6 +56,7 @@ class Op:
     optional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     inplace: bool = False
+    flags: tuple[str, ...] = ()
 
     @property
     def updates(self) -> dict[str, str]:
@@ -60,6 +65,8 @@ class Op:
 
 
 _SGD = ("lr", "momentum", "weight_decay", "dampening", "nesterov", "lr_in_velocity")
+#: Where it is 0, the update changes nothing: each new value is the old one, bit for bit.
+_FINITE = ("finite",)
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -86,7 +93,14 @@ OPS: dict[str, Op] = {
         Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
         Op("linear_bgrad", ChannelSum, ("dy",), ("db",)),
         # wgrad and sgd_momentum in one, so that dw is never stored; beside dx, which the old w makes.
-        Op("linear_wgrad_sgd", Linear, ("x", "dy", "w", "v"), ("w_new", "v_new"), options=_SGD),
+        Op(
+            "linear_wgrad_sgd",
+            Linear,
+            ("x", "dy", "w", "v"),
+            ("w_new", "v_new"),
+            options=_SGD,
+            flags=_FINITE,
+        ),
         # With relu, dx is zero where x is not positive: x is then a ReLU's output.
         Op(
             "linear_dgrad_wgrad_sgd",
@@ -94,6 +108,7 @@ OPS: dict[str, Op] = {
             ("dy", "w", "x", "v"),
             ("dx", "w_new", "v_new"),
             options=("relu", *_SGD),
+            flags=_FINITE,
         ),
         Op(
             "dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True
@@ -108,6 +123,9 @@ OPS: dict[str, Op] = {
         ),
         Op("softmax_xent_fprop", SoftmaxXent, ("logits", "labels"), ("loss", "probs")),
         Op("softmax_xent_dgrad", SoftmaxXent, ("probs", "labels", "dloss"), ("dlogits",)),
+        # How many classes stand before the label's; and what a step says of itself.
+        Op("label_rank", SoftmaxXent, ("logits", "labels"), ("rank",)),
+        Op("loss_summary", LossSummary, ("loss", "rank"), ("total", "errors", "finite")),
         Op(
             "sgd_momentum",
             Pointwise,
@@ -115,6 +133,7 @@ OPS: dict[str, Op] = {
             ("w_new", "v_new"),
             options=_SGD,
             inplace=True,
+            flags=_FINITE,
         ),
     )
 }
@@ -159,6 +178,9 @@ class Implementation:
     prepare : callable, optional
         `prepare(problem)` does once what depends on the problem alone, for the device or emulator that
         is current, and returns `launch(*inputs, *outputs, **options)`: `run` without its first argument.
+    flags : tuple of str
+        Which flags of the op `run` takes by keyword. By default those that its signature names, or all
+        where it has ``**options``.
     source : str
         File that it comes from.
     """
@@ -176,15 +198,22 @@ class Implementation:
     missing: Callable[[], str | None] | None = None
     workspace: Callable[[Any], int] | None = None
     prepare: Callable[[Any], Callable[..., None]] | None = None
+    flags: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ puts a tuple there
     source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.flags is None:
+            object.__setattr__(self, "flags", _flags_taken(self.op, self.run))
 
     @property
     def label(self) -> str:
         """The name, and the layout where it is not the users' own."""
         return self.name if self.layout == "NCHW" else f"{self.name} {self.layout}"
 
-    def refusal(self, problem: Any, math: str | None = None, max_error: float = 1.0) -> str | None:
-        """Why this implementation cannot be used for the problem, or None."""
+    def refusal(
+        self, problem: Any, math: str | None = None, max_error: float = 1.0, flags: Iterable[str] = ()
+    ) -> str | None:
+        """Why this implementation cannot be used for the problem and with these flags, or None."""
         if self.missing and (lack := self.missing()):
             return lack
         if problem.dtype not in self.dtypes:
@@ -193,6 +222,9 @@ class Implementation:
             return f"computes in {self.math}, and math={math or 'fp32'!r} was asked for"
         if self.error > max_error:
             return f"declares a relative RMS error of {self.error:g}, above max_error = {max_error:g}"
+        for flag in flags:
+            if flag not in self.flags:
+                return f"does not take {flag}="
         reason = self.when(problem) if self.when else None
         if reason is None or (reason and isinstance(reason, str)):
             return reason
@@ -200,6 +232,21 @@ class Implementation:
             f"`when` of {self.op}, {self.name}, gave {reason!r}: it gives None where the problem fits, "
             "and else the reason, a text"
         )
+
+
+def _flags_taken(op: str, run: Callable[..., None]) -> tuple[str, ...]:
+    """Flags of the op that a function can be given by keyword."""
+    known = OPS[op].flags if op in OPS else ()
+    if not known:
+        return ()
+    try:
+        parameters = inspect.signature(run).parameters
+    except (TypeError, ValueError):  # a callable that does not say
+        return ()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return known
+    by_name = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return tuple(name for name in known if name in by_name)
 
 
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
@@ -234,6 +281,9 @@ def add(implementation: Implementation) -> Implementation:
         raise unknown("math", implementation.math, MATH)
     if (plain := str(layouts.declared(implementation.layout))) != implementation.layout:
         raise OptionError(f"unknown layout {implementation.layout!r}; did you mean {plain!r}?")
+    for flag in implementation.flags:
+        if flag not in OPS[implementation.op].flags:
+            raise unknown(f"flag of {implementation.op}", flag, OPS[implementation.op].flags)
     key = (implementation.op, implementation.device, implementation.name, implementation.layout)
     with _LOCK:
         before = _IMPLEMENTATIONS.get(key)
@@ -485,6 +535,7 @@ def select(
     impl: str | None = None,
     math: str | None = None,
     layout: str = "NCHW",
+    flags: Iterable[str] = (),
 ) -> Implementation:
     """The implementation that runs a problem: the named one, else the highest rank that accepts it.
 
@@ -499,6 +550,8 @@ def select(
         Coarsest arithmetic accepted for float32 data. None means "fp32".
     layout : str
         Of the tensors that are given; as `Implementation.layout`.
+    flags : iterable of str
+        Flags of the op that are given: what does not take them is passed over.
 
     Raises
     ------
@@ -523,7 +576,7 @@ def select(
         max_error = choice.max_error
     reasons = []
     for candidate in candidates:
-        reason = candidate.refusal(problem, math, max_error)
+        reason = candidate.refusal(problem, math, max_error, flags)
         if reason is None:
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")

@@ -3,12 +3,15 @@
 //   lr_in_velocity:  v' = momentum * v - lr * gradient                    w' = w + v'
 //   otherwise:       v' = momentum * v + (1 - dampening) * gradient       w' = w - lr * v'
 //   nesterov:                                                             w' = w - lr * (gradient + momentum * v')
+//   where finite is given and holds 0:  v' = v, w' = w, bit for bit
 //
 // Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart, and
 //          issues the loads of all three arrays before its first store.
 // Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the 16-bit
 //          types.
+//          The flag is 4 bytes, the same for all, from L1 or L2. Its load is the last one, so that nothing waits for
+//          it alone; in place, a 0 costs no store.
 // Bound    DRAM bandwidth; some 8 instructions for each element, against about 130 that fit into its time.
 //          Predicted: 95 % of the copy rate on parameters beyond the L2.
 //
@@ -28,6 +31,7 @@
 // dampening = "double"
 // nesterov = "int"
 // lr_in_velocity = "int"
+// finite = "const int*"
 // ///
 
 #include "storage.cuh"
@@ -39,7 +43,7 @@ extern "C" __launch_bounds__(THREADS) __global__
     void sgd_momentum_vectorized(GEOMETRY(Pointwise), const storage_t* w, const storage_t* dw,
                                  const storage_t* v, storage_t* w_new, storage_t* v_new, float lr,
                                  float momentum, float weight_decay, double dampening, int nesterov,
-                                 int lr_in_velocity) {
+                                 int lr_in_velocity, const int* finite) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(w) && aligned(dw) && aligned(v) && aligned(w_new) && aligned(v_new);
   const float fresh =
@@ -52,18 +56,22 @@ extern "C" __launch_bounds__(THREADS) __global__
     gradients[c] = load_pack(dw, i, g.size, vector);
     velocities[c] = load_pack(v, i, g.size, vector);
   }
+  const bool keep = finite != nullptr && *finite == 0;  // not earlier: the loads above do not wait for it
+  if (keep && w_new == w && v_new == v) return;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const long long i = chunk_start(c, ELEMENTS);
+    if (!keep) {
 #pragma unroll
-    for (int j = 0; j < PACK; ++j) {
-      // Multiply-adds are spelt out, so that every compiler and every path rounds alike.
-      const float weight = to_float(weights[c][j]);
-      const float gradient = fmaf(weight_decay, weight, to_float(gradients[c][j]));
-      const float velocity = fmaf(momentum, to_float(velocities[c][j]), fresh * gradient);
-      const float step = nesterov ? fmaf(momentum, velocity, gradient) : velocity;
-      weights[c][j] = from_float(lr_in_velocity ? weight + velocity : fmaf(-lr, step, weight));
-      velocities[c][j] = from_float(velocity);
+      for (int j = 0; j < PACK; ++j) {
+        // Multiply-adds are spelt out, so that every compiler and every path rounds alike.
+        const float weight = to_float(weights[c][j]);
+        const float gradient = fmaf(weight_decay, weight, to_float(gradients[c][j]));
+        const float velocity = fmaf(momentum, to_float(velocities[c][j]), fresh * gradient);
+        const float step = nesterov ? fmaf(momentum, velocity, gradient) : velocity;
+        weights[c][j] = from_float(lr_in_velocity ? weight + velocity : fmaf(-lr, step, weight));
+        velocities[c][j] = from_float(velocity);
+      }
     }
     store_pack(w_new, i, g.size, vector, weights[c]);
     store_pack(v_new, i, g.size, vector, velocities[c]);

@@ -42,6 +42,8 @@ CALLS = {
     "dropout_dgrad": lambda a: ck.dropout_dgrad(a.y, p=0.5, seed=1),
     "softmax_xent_fprop": lambda a: ck.softmax_xent_fprop(a.m, a.labels),
     "softmax_xent_dgrad": lambda a: ck.softmax_xent_dgrad(a.m, a.labels),
+    "label_rank": lambda a: ck.label_rank(a.m, a.labels),
+    "loss_summary": lambda a: ck.loss_summary(a.b, a.rank),
     "sgd_momentum": lambda a: ck.sgd_momentum(a.w, a.w, a.w, **RULE),
     # Without a dimension, without an element, and with so many taps that argmax is uint16 and uint32.
     "0-d": lambda a: ck.relu_fprop(a.scalar),
@@ -65,6 +67,7 @@ def inputs(dtype, make=lambda array: array):
     }  # fmt: skip
     found = {name: np.asarray(rng.standard_normal(s)).astype(np_dtype(dtype)) for name, s in drawn.items()}
     found |= {"argmax": rng.integers(0, 4, (2, 4, 2, 2), np.uint8), "labels": np.array([3, 0, 1, 1])}
+    found |= {"rank": np.array([0, 1, 5, 9], np.int32)}
     return types.SimpleNamespace(**{name: make(array) for name, array in found.items()})
 
 

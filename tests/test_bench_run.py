@@ -151,6 +151,7 @@ def test_a_geometry_of_ones_own():
         ({"dtypes": ("int8",)}, "unknown dtype 'int8'"),
         ({"math": "fp8"}, "unknown math"),
         ({"layers": ("norm1",), "directions": ("wgrad",)}, "norm1 has no op in wgrad"),
+        ({"ops": ("loss_summary",)}, "nothing to measure: loss_summary has no row of its own"),
         ({"convs": ("1,2,3",)}, "takes 7 sizes"),
         ({"convs": ("1,2,3,4,5,6,x",)}, "must be a whole number, not 'x'"),
         ({"convs": ("1,2,-3,4,5,6,7",)}, "must be a whole number"),

@@ -95,6 +95,7 @@ CASES = [
     ("dropout_dgrad", FLAT, DROP),
     ("softmax_xent_fprop", SoftmaxXent(40, 300), {}),
     ("softmax_xent_dgrad", SoftmaxXent(40, 300), {}),
+    ("label_rank", SoftmaxXent(40, 300), {}),
     ("sgd_momentum", FLAT, SGD),
 ]
 #: A plan's alone: no implementation but the reference takes users' arrays.
@@ -475,6 +476,7 @@ BIG = [
     ("dropout_fprop", Pointwise((1000, 1001)), DROP),
     ("softmax_xent_fprop", SoftmaxXent(1000, 1000), {}),
     ("softmax_xent_dgrad", SoftmaxXent(1000, 1000), {}),
+    ("label_rank", SoftmaxXent(1000, 1000), {}),
     ("sgd_momentum", Pointwise((1000, 1001)), SGD),
 ]
 

@@ -132,6 +132,28 @@ def test_device_arrays_in_and_out(cupy):
     assert isinstance(dlogits, cupy.ndarray)
 
 
+def test_a_flag_on_the_device(cupy):
+    w = cupy.asarray(np.ones(5, np.float32))
+    flag = cupy.asarray(np.zeros(1, np.int32))
+    assert (ck.sgd_momentum(w, w, w, lr=0.5, finite=flag)[0].get() == 1).all()
+    assert (ck.sgd_momentum(w, w, w, lr=0.5)[0].get() < 1).all()
+    with pytest.raises(ck.ConvkitError, match="must share a device.*finite: cpu"):
+        ck.sgd_momentum(w, w, w, lr=0.5, finite=np.zeros(1, np.int32))
+    assert all(v.ok for v in check.check("sgd_momentum", device="cuda", quick=True))
+
+
+def test_a_loss_that_is_not_finite_forbids_the_update_on_the_device(cupy):
+    logits = np.array([[3, 1, 2], [0, 5, 9]], np.float32)
+    labels, w = cupy.asarray(np.array([0, 1])), cupy.asarray(np.ones(5, np.float32))
+    for bad, errors, moves in ((0, [1, 0], True), (np.nan, [2, 0], False)):
+        z = cupy.asarray(logits + np.array([[bad], [0]], np.float32))
+        loss, _ = ck.softmax_xent_fprop(z, labels)
+        total, counted, finite = ck.loss_summary(loss, ck.label_rank(z, labels))
+        assert isinstance(total, cupy.ndarray) and np.isfinite(total.get()[0]) == moves
+        assert counted.get().tolist() == errors
+        assert (ck.sgd_momentum(w, w, w, lr=0.5, finite=finite)[0].get() != 1).any() == moves
+
+
 def test_devices_are_not_mixed(cupy):
     with pytest.raises(
         ck.DtypeError, match="conv2d_fprop: the arrays must share a device, not x: cpu, w: cuda:0"
@@ -466,6 +488,19 @@ def test_a_step_under_the_emulator_passes_call_by_call(compiler):
         verdicts = check.check_step(small_network(seed=1), x, np.array([1, 2]))
     assert len(verdicts) > 25 and all(v.device == "cuda" for v in verdicts)
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_the_gate_judges_a_steps_updates_by_their_flag(value):
+    net, x, labels = small_network(seed=1), np.ones((2, 3, 19, 17), np.float32), np.array([1, 2])
+    flag = np.full(1, value, np.int32)
+    for call in net.load_step(x, labels).calls():
+        if call.op.flags:
+            call.options["finite"] = flag
+    before = {name: w.copy() for name, w in net.params.items()}
+    verdicts = check.check_step(net, x, labels)
+    assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok]
+    assert all(np.array_equal(w, before[name]) == (not value) for name, w in net.params.items())
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_every_op_has_cases():
     for op in OPS:
         found = list(check.cases(op))
         assert len(found) >= 12, op
-        assert any(c.problem.empty for c in found), op
+        assert any(c.problem.empty or getattr(c.problem, "N", 1) == 0 for c in found), op
         assert {"nan", "ties", "constant"} <= {c.fill for c in found}, op
         for option in OPS[op].options:
             assert len({c.options.get(option) for c in found}) > 1, f"{op} {option} never changes"
@@ -552,6 +552,60 @@ def ignores_dloss(g, probs, labels, dloss, dlogits):
     RIGHT["softmax_xent_dgrad"](g, probs, labels, np.ones_like(dloss), dlogits)
 
 
+@bad("label_rank", r"rank\[\d+\] is \d+, expected \d+; ")
+def counts_equal_logits_behind_the_label(g, logits, labels, rank):
+    own = logits[np.arange(g.N), labels][:, None]
+    rank[...] = np.where(np.isnan(logits).any(axis=1), g.K, (logits >= own).sum(axis=1) - 1)
+
+
+@bad("label_rank", r"rank\[\d+\] is \d+, expected \d+; ")
+def forgets_equal_logits_before_the_label(g, logits, labels, rank):
+    own = logits[np.arange(g.N), labels][:, None]
+    rank[...] = np.where(np.isnan(logits).any(axis=1), g.K, (logits > own).sum(axis=1))
+
+
+@bad("label_rank", r"rank\[\d+\] is \d+, expected 11; ")
+def ranks_beside_a_nan(g, logits, labels, rank):
+    RIGHT["label_rank"](g, np.nan_to_num(logits, nan=-100, posinf=1e9, neginf=-1e9), labels, rank)
+
+
+@bad("label_rank", r"rank\[\d+\] is \d+, expected 11; ")
+def looks_at_the_labels_logit_alone(g, logits, labels, rank):
+    own = logits[np.arange(g.N), labels]
+    RIGHT["label_rank"](g, np.where(np.isnan(logits), -np.inf, logits), labels, rank)
+    rank[np.isnan(own)] = g.K
+
+
+@bad("loss_summary", VALUE)
+def adds_up_in_float32(g, loss, rank, total, errors, finite):
+    RIGHT["loss_summary"](g, loss, rank, total, errors, finite)
+    total[...] = loss.sum(dtype=np.float32)
+
+
+@bad("loss_summary", r"errors\[0\] is \d+, expected \d+; ")
+def counts_errors_from_the_second_place(g, loss, rank, total, errors, finite):
+    RIGHT["loss_summary"](g, loss, rank, total, errors, finite)
+    errors[0] = (rank > 1).sum()
+
+
+@bad("loss_summary", r"errors\[1\] is \d+, expected \d+; ")
+def counts_errors_from_the_sixth_place(g, loss, rank, total, errors, finite):
+    RIGHT["loss_summary"](g, loss, rank, total, errors, finite)
+    errors[1] = (rank > 5).sum()
+
+
+@bad("loss_summary", r"finite\[0\] is 1, expected 0; ")
+def takes_infinity_for_finite(g, loss, rank, total, errors, finite):
+    RIGHT["loss_summary"](g, loss, rank, total, errors, finite)
+    finite[...] = not np.isnan(loss).any()
+
+
+@bad("loss_summary", r"finite\[0\] is 0, expected 1; ")
+def takes_an_empty_batch_for_a_bad_one(g, loss, rank, total, errors, finite):
+    RIGHT["loss_summary"](g, loss, rank, total, errors, finite)
+    finite[...] = finite[0] and g.N > 0
+
+
 @bad("sgd_momentum", VALUE)
 def ignores_nesterov(g, w, dw, v, w_new, v_new, **options):
     RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **{**options, "nesterov": False})
@@ -579,6 +633,45 @@ def overwrites_what_it_still_needs(
     else:
         v_new[...] = momentum * v + (1 - dampening) * gradient
         w_new[...] = w - lr * (gradient + momentum * v_new if nesterov else v_new)
+
+
+@bad("sgd_momentum", VALUE)
+def ignores_the_flag(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+
+
+@bad("sgd_momentum", VALUE)
+def takes_one_value_of_the_flag_for_true(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    flag = None if finite is None else (finite == 1).astype(finite.dtype)
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, finite=flag, **options)
+
+
+@bad("sgd_momentum", r"w_new\[[\d, ]+\] is NaN, expected", dtypes=("float64",))
+def multiplies_by_the_flag(g, w, dw, v, w_new, v_new, *, finite=None, **options):
+    step, velocity = np.empty_like(w), np.empty_like(v)
+    RIGHT["sgd_momentum"](g, w, dw, v, step, velocity, **options)
+    share = 1.0 if finite is None else float(finite[0] != 0)
+    w_new[...], v_new[...] = w + share * (step - w), v + share * (velocity - v)
+
+
+@bad("sgd_momentum", "w_new must have the bits of w where the flag is 0")
+def loses_the_sign_of_a_zero_that_it_keeps(g, w, dw, v, w_new, v_new, **options):
+    RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+    if "finite" in options and not options["finite"][0]:
+        w_new[...] += w_new.dtype.type(0)
+
+
+@bad("linear_wgrad_sgd", VALUE)
+def ignores_the_flag_of_a_fused_update(g, x, dy, w, v, w_new, v_new, *, finite=None, **options):
+    RIGHT["linear_wgrad_sgd"](g, x, dy, w, v, w_new, v_new, **options)
+
+
+@bad("linear_dgrad_wgrad_sgd", "did not write dx")
+def leaves_dx_where_the_flag_is_0(g, dy, w, x, v, dx, w_new, v_new, *, finite=None, **options):
+    if finite is None or finite[0]:
+        RIGHT["linear_dgrad_wgrad_sgd"](g, dy, w, x, v, dx, w_new, v_new, **options)
+    else:
+        w_new[...], v_new[...] = w, v
 
 
 @bad("linear_wgrad_sgd", VALUE)
@@ -850,6 +943,22 @@ def test_an_implementation_that_declines_everything_fails():
     assert not last.ok and re.search("not one case could be run.*never", last.reason)
 
 
+def test_an_implementation_that_takes_no_flag_declines_the_cases_with_one():
+    def old(g, w, dw, v, w_new, v_new, *, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity):
+        options = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+            "dampening": dampening, "nesterov": nesterov, "lr_in_velocity": lr_in_velocity,
+        }  # fmt: skip
+        RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **options)
+
+    verdicts = check_these([Implementation("sgd_momentum", "old", old)], quick=True)
+    assert all(v.ok for v in verdicts)
+    flagged = [v for v in verdicts if "finite=[" in v.case]
+    assert {v.reason for v in flagged} == {"does not take finite="}
+    assert {v.case.partition("finite=[")[2].partition("]")[0] for v in flagged} == {"0", "1", "-65536"}
+    assert all(v.declined == (v in flagged) for v in verdicts)
+
+
 def test_there_are_bad_kernels_for_every_op():
     assert {b[0] for b in BAD} >= set(OPS) - {"linear_wgrad", "conv2d_bgrad", "linear_bgrad"}
 
@@ -1113,6 +1222,7 @@ def relu(problem, x, y):
 def registry_kept():
     from convkit import registry
 
+    implementations()  # all of them: what is looked up first inside would be lost behind
     before = dict(registry._IMPLEMENTATIONS)
     yield
     registry._IMPLEMENTATIONS.clear()

@@ -127,6 +127,8 @@ LIMITS = {
         "whole warps of classes": lambda g: g.K % 64 == 0,
         "65,537 rows": lambda g: g.N > 65_536,
     },
+    "label_rank": {"whole warps of classes": lambda g: g.K % 64 == 0, "65,537 rows": lambda g: g.N > 65_536},
+    "loss_summary": {"more than 1024 rows": lambda g: g.N > 1024, "256 rows": lambda g: g.N == 256},
     "softmax_xent_dgrad": {"more than 512 rows": lambda g: g.N > 513},
     "reorder": {"129 channels": lambda g: g.C > 128, "17 images": lambda g: g.N > 40},
     "lrn_maxpool2d_fprop": {

@@ -15,6 +15,7 @@ from convkit.geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     Pointwise,
     Pool2d,
     SoftmaxXent,
@@ -183,6 +184,7 @@ REFUSED = {
     "linear rank": lambda: Linear.of((2, 3, 1), (4, 3)),
     "sum rank": lambda: ChannelSum.of((2, 3), 4),
     "softmax classes": lambda: SoftmaxXent.of((3, 0)),
+    "losses of two dimensions": lambda: LossSummary.of((3, 1)),
     "pointwise bytes": lambda: Pointwise((2**62, 4)),
 }
 

@@ -170,6 +170,11 @@ def test_a_kernel_that_does_not_ask_how_its_arrays_are_aligned_fails(sanitize, c
         (('["THREADS"]', '"THREADS"'), "'block' must be a list"),
         (("THREADS = 64", 'THREADS = "64"'), "'tile' must be a table of integers"),
         (("rank = -90", 'options = { relu = "int" }'), "unknown option of relu_fprop 'relu'"),
+        (("rank = -90", 'options = { finite = "const int*" }'), "unknown option of relu_fprop 'finite'"),
+        (
+            ('op = "relu_fprop"', 'op = "sgd_momentum"\n// options = { finite = "int" }'),
+            r"unknown type for option 'finite' 'int'. Known: const int\*",
+        ),
         (("rank = -90", 'dtypes = ["int8"]'), "unknown dtype 'int8'"),
         (("rank = -90", 'math = "fp8"'), "unknown math 'fp8'"),
         (("rank = -90", "tune = { BLOCK = [1] }"), "'tune' names 'BLOCK', which is not in 'tile'"),

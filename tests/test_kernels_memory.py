@@ -23,7 +23,7 @@ from convkit.check.tolerance import expected
 from convkit.cpu.philox import words
 from convkit.dispatch import Call
 from convkit.executors import Argument, emulator
-from convkit.geometry import LRN, ChannelSum, Pointwise, Pool2d, Problem, SoftmaxXent
+from convkit.geometry import LRN, ChannelSum, LossSummary, Pointwise, Pool2d, Problem, SoftmaxXent
 from convkit.kernel import KernelFile, Runner, implementation, read, translation_unit
 from convkit.paths import kernels_dir
 from convkit.registry import OPS
@@ -31,12 +31,13 @@ from convkit.registry import OPS
 OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
-    *("conv2d_bgrad", "linear_bgrad"),
+    *("conv2d_bgrad", "linear_bgrad", "label_rank", "loss_summary"),
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
 ]
 DTYPES = ("float32", "float16", "bfloat16")
+IN_EACH_DTYPE = [pytest.param(k, d, id=f"{k.stem}-{d}") for k in KERNELS for d in k.header.dtypes]
 SGD = {
     "lr": 0.7,
     "momentum": 0.9,
@@ -61,6 +62,7 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
         Pool2d.of((1, 2, 9, 10), window=(2, 4), stride=(3, 1), dilation=(2, 1), padding=1),
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
+    LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
     ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4)),
 }
 
@@ -126,8 +128,7 @@ def judge(op: str, problem: Problem, inputs: dict, outputs: dict) -> None:
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+@pytest.mark.parametrize(("kernel", "dtype"), IN_EACH_DTYPE)
 def test_check_mode_is_clean_and_the_results_are_right(kernel, dtype):
     op, ran = kernel.header.op, 0
     for problem in problems(op, dtype):
@@ -200,8 +201,7 @@ def shifted(array: np.ndarray) -> np.ndarray:
     return moved
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
+@pytest.mark.parametrize(("kernel", "dtype"), IN_EACH_DTYPE)
 def test_arrays_that_are_not_aligned_give_the_same_bits(kernel, dtype):
     """Where the 128-bit accesses must give way: all arrays, and each one alone."""
     op, options = kernel.header.op, options_of(kernel.header.op)
@@ -239,6 +239,20 @@ def test_in_place_gives_the_same_bits(kernel):
         call_wrapped(kernel, problem, wrapper, arrays, options)
         for name, a in outputs.items():
             assert memory[place[name]].tobytes() == a.tobytes(), f"{name} in the place of {place[name]}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
+    """Where NaN fills the gradient; a whole pack, and elements behind the last one."""
+    inputs, _ = question("sgd_momentum", Pointwise((4096 + 3,), dtype))
+    w, v, dw = inputs["w"], inputs["v"], np.full_like(inputs["dw"], np.nan)
+    old, flag = (w.copy(), v.copy()), np.zeros(1, np.int32)
+    with ck.emulate(check=True):
+        got = ck.sgd_momentum(w, dw, v, **SGD, finite=flag, out=(w, v) if inplace else None)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(got, old, strict=True))
+        flag[...] = 1 << 16
+        assert np.isnan(ck.sgd_momentum(w, dw, v, **SGD, finite=flag)[0].astype(np.float32)).all()
 
 
 def kernel_named(stem: str) -> KernelFile:
@@ -366,6 +380,20 @@ def test_a_label_that_is_no_class_makes_its_own_row_nan(stem, dtype, check):
         if name != "probs":
             want[1::2] = np.nan
         np.testing.assert_array_equal(a.astype(np.float32), want, err_msg=name)
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["fast", "check"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_label_that_is_no_class_ranks_last(dtype, check):
+    kernel = kernel_named("label_rank_row")
+    problem = SoftmaxXent(2 * len(OUTSIDE), 37, dtype)
+    inputs, outputs = question("label_rank", problem)
+    labels = inputs["labels"].copy()
+    labels[1::2] = OUTSIDE
+    run_call(kernel, problem, {**inputs, "labels": labels}, outputs, check=check)
+    wanted = expected("label_rank", problem, inputs, {})["rank"].value
+    wanted[1::2] = 37
+    assert np.array_equal(outputs["rank"], wanted)
 
 
 def run_call(

@@ -178,6 +178,21 @@ def test_the_fourth_root_over_its_range(k, isa):
 
 
 @pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("K", [1, 3, 16, 17, 33, 100])
+def test_a_label_in_any_lane_has_its_rank(K, isa):
+    """Ties on both sides of the label; a NaN in any place."""
+    logits = np.random.default_rng(K).integers(-3, 4, (2 * K, K)).astype(F)
+    logits[K + np.arange(K), np.arange(K)] = np.nan
+    labels = np.arange(2 * K) % K
+    got = np.empty(2 * K, np.int32)
+    with native.using(isa):
+        run("label_rank", "vectors")(SoftmaxXent(2 * K, K), logits, labels, got)
+    order = np.argsort(-logits[:K], axis=1, kind="stable")
+    assert np.array_equal(got[:K], [list(row).index(label) for row, label in zip(order, labels)])
+    assert (got[K:] == K).all()
+
+
+@pytest.mark.parametrize("isa", native.isas())
 def test_softmax_keeps_what_is_small(isa):
     """A loss near zero, which float32 would lose beside the 1; and a probability near 2^-126."""
     logits, labels = np.zeros((3, 40), F), np.zeros(3, np.int64)

@@ -18,6 +18,7 @@ import convkit as ck
 from convkit import check, native
 from convkit.arrays import np_dtype
 from convkit.check import tolerance
+from convkit.dispatch import record
 from convkit.errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from convkit.layouts import Tensor
@@ -438,6 +439,7 @@ ROWS, LABELS = np.ones((3, 5), F), np.array([0, 1, 4])
 ARGMAX = np.zeros((2, 4, 3, 3), np.uint8)
 PY = np.ones((2, 4, 3, 3), F)
 FLAT = np.ones(4, F)
+FLAG = np.ones((2, 1), np.int32)[:, 0]
 
 
 def strided(array):
@@ -687,6 +689,46 @@ BAD = {
         OptionError,
         r"lr must be a finite number",
     ),
+    "label of a rank": (
+        lambda **o: ck.label_rank(ROWS, LABELS + 1, **o),
+        OptionError,
+        r"labels must each be a class, 0 <= value < 5; found 5",
+    ),
+    "labels of a rank": (
+        lambda **o: ck.label_rank(ROWS, ROWS[:, 0], **o),
+        DtypeError,
+        r"labels must be of an integer dtype",
+    ),
+    "rank's dtype": (
+        lambda **o: ck.loss_summary(FLAT, np.zeros(4, int), **o),
+        DtypeError,
+        r"rank must be of dtype int32, not int64",
+    ),
+    "rank's shape": (
+        lambda **o: ck.loss_summary(FLAT, np.zeros(3, np.int32), **o),
+        ShapeError,
+        r"rank must have shape \(4,\), not \(3,\)",
+    ),
+    "losses of two dimensions": (
+        lambda **o: ck.loss_summary(ROWS, np.zeros(3, np.int32), **o),
+        ShapeError,
+        r"loss must have 1 dimensions \(N,\)",
+    ),
+    "flag's dtype": (
+        lambda **o: ck.sgd_momentum(FLAT, FLAT, FLAT, lr=1, finite=np.ones(1, bool), **o),
+        DtypeError,
+        r"finite must be of dtype int32, not bool",
+    ),
+    "flag's shape": (
+        lambda **o: ck.linear_wgrad_sgd(ROWS, ROWS, ROWS.T @ ROWS, ROWS.T @ ROWS, lr=1, finite=FLAG, **o),
+        ShapeError,
+        r"finite must have shape \(1,\), not \(2,\)",
+    ),
+    "a flag that is no array": (
+        lambda **o: ck.sgd_momentum(FLAT, FLAT, FLAT, lr=1, finite=True, **o),
+        DtypeError,
+        r"finite must be an array .*not bool",
+    ),
     "p": (lambda **o: ck.dropout_fprop(FLAT, p=1.5, seed=0, **o), OptionError, r"p must be a probability"),
     "p < 0": (lambda **o: ck.dropout_fprop(FLAT, p=-0.5, seed=0, **o), OptionError, r"p must be"),
     "seed": (
@@ -895,7 +937,7 @@ def test_nan_in_nan_out(op):
     verdicts = [check.judge(i, question) for i in ck.implementations(op, device="cpu", layout=None)]
     assert all(v.ok for v in verdicts), "\n".join(map(str, verdicts))
     assert any(not v.declined for v in verdicts)
-    if op != "dropout_dgrad":
+    if op not in ("dropout_dgrad", "label_rank"):  # a rank is an integer: its case is held to K
         assert any(np.isnan(w.value).any() for w in question.wanted.values() if w.value.dtype.kind == "f")
 
 
@@ -955,6 +997,161 @@ def test_sgd_in_place():
     got = ck.sgd_momentum(w, dw, v, lr=0.1, out=(w, v))
     assert got[0] is w and got[1] is v
     assert np.array_equal(w, expected[0]) and np.array_equal(v, expected[1])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Errors and losses of a batch
+# ---------------------------------------------------------------------------------------------------
+@given(st.integers(1, 8), st.integers(1, 12), SEEDS, DTYPES)
+def test_label_rank(N, K, seed, dtype):
+    rng = np.random.default_rng(seed)
+    z, labels = rng.integers(-2, 3, (N, K)).astype(np_dtype(dtype)), rng.integers(0, K, N)
+    expected = [sorted(range(K), key=lambda k: (-float(z[n, k]), k)).index(labels[n]) for n in range(N)]
+    for impl in [i.name for i in ck.implementations("label_rank", device="cpu") if dtype in i.dtypes]:
+        assert ck.label_rank(z, labels, impl=impl).tolist() == expected
+    assert np.array_equal(np.array(expected) == 0, z.argmax(axis=1) == labels)
+    gate("label_rank", SoftmaxXent(N, K), dtype, seed)
+
+
+def test_label_rank_beside_nan_and_infinity():
+    z = np.zeros((4, 3), F)
+    z[0, 2], z[1, 0], z[2, 1], z[3] = np.nan, np.nan, np.inf, -np.inf
+    for impl in [i.name for i in ck.implementations("label_rank", device="cpu")]:
+        got = ck.label_rank(z, np.array([0, 0, 2, 1]), impl=impl)
+        assert got.tolist() == [3, 3, 2, 1] and got.dtype == np.int32
+    assert ck.label_rank(z[:0], np.zeros(0, int)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loss_summary(dtype):
+    loss, rank = random(1, 1000).astype(dtype) * 1e4, np.arange(1000, dtype=np.int32) % 7
+    total, errors, finite = ck.loss_summary(loss, rank)
+    equal(total, [math.fsum(loss)], rtol=0, atol=1e-8)
+    assert errors.tolist() == [(rank >= 1).sum(), (rank >= 5).sum()] and finite.tolist() == [1]
+    assert [a.dtype for a in (total, errors, finite)] == [np.float64, np.int64, np.int32]
+    for bad in (np.nan, np.inf, -np.inf):
+        loss[567] = bad
+        total, _, finite = ck.loss_summary(loss, rank)
+        assert finite.tolist() == [0] and np.array_equal(total, [bad], equal_nan=True)
+    total, errors, finite = ck.loss_summary(loss[:0], rank[:0])
+    assert total.tolist() == [0] and errors.tolist() == [0, 0] and finite.tolist() == [1]
+
+
+def test_a_recorded_summary_is_the_flag_of_a_recorded_update():
+    logits, w = np.array([[1, 2, 3], [3, 2, 1]], F), np.ones(4, F)
+    labels, loss, probs = np.array([2, 2]), np.empty(2, F), np.empty((2, 3), F)
+    rank, total, errors = np.empty(2, np.int32), np.empty(1), np.empty(2, np.int64)
+    finite, v = np.empty(1, np.int32), np.zeros(4, F)
+    with record() as calls:
+        ck.softmax_xent_fprop(logits, labels, out=(loss, probs))
+        ck.label_rank(logits, labels, out=rank)
+        ck.loss_summary(loss, rank, out=(total, errors, finite))
+        ck.sgd_momentum(w, w, v, lr=0.5, finite=finite, out=(w, v))
+    for bad, moved, counted in ((np.nan, 1, [2, 0]), (3, 0.5, [1, 0])):
+        logits[0, 2] = bad
+        for call in calls:
+            call.run()
+        assert (w == moved).all() and errors.tolist() == counted and finite[0] == (bad == 3)
+
+
+UPDATES = ("sgd_momentum", "linear_wgrad_sgd", "linear_dgrad_wgrad_sgd")
+
+
+def update(op, seed=0, N=5, dtype="float32"):
+    """(inputs by name, in the op's order) of an update of weights (3, 7)."""
+    shapes = {"x": (N, 7), "dy": (N, 3)}
+    names = OPS[op].inputs
+    return {n: random(seed + i, *shapes.get(n, (3, 7))).astype(np_dtype(dtype)) for i, n in enumerate(names)}
+
+
+def bits(array):
+    return array.view(np.uint8)
+
+
+FLAGGED = [(op, i.name) for op in UPDATES for i in ck.implementations(op, device="cpu")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("N", [5, 150])
+@pytest.mark.parametrize(("op", "impl"), FLAGGED)
+def test_a_flag_of_zero_keeps_weights_and_velocity(op, impl, N, dtype):
+    need_kernels()
+    run, rule = getattr(ck, op), {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "impl": impl}
+    given = update(op, N=N, dtype=dtype)
+    for name, odd in (("w", 0x7FD5), ("v", 0xFFC1)):  # NaNs that a conversion would make plain ones
+        if dtype == "bfloat16":
+            given[name].view(np.uint16)[1, 2] = odd
+    given["w"][0, 0] = -0.0
+    dx = run(**given, **rule)[:-2]
+    for name in set(given) - {"w", "v"}:
+        given[name][0, 0] = np.nan
+    dx_nan = run(**given, **rule)[:-2]
+    zero = np.zeros(1, np.int32)
+    kept = run(**given, **rule, finite=zero)
+    assert np.array_equal(bits(kept[-2]), bits(given["w"])) and np.array_equal(
+        bits(kept[-1]), bits(given["v"])
+    )
+    assert kept[-2] is not given["w"] and not np.shares_memory(kept[-2], given["w"])
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(kept, dx_nan))  # dx, if any
+    assert all(not np.array_equal(a, b) for a, b in zip(dx, dx_nan))
+    before = given["w"].copy(), given["v"].copy()
+    out = *(np.empty_like(a) for a in dx), given["w"], given["v"]
+    run(**given, **rule, finite=zero, out=out)
+    assert all(np.array_equal(bits(a), bits(b)) for a, b in zip(before, out[-2:]))
+
+
+@pytest.mark.parametrize(("op", "impl"), FLAGGED)
+def test_any_other_flag_is_as_good_as_none(op, impl):
+    run, given = getattr(ck, op), update(op)
+    expected = run(**given, lr=0.5, impl=impl)
+    for value in (1, -1, 2**30, -(2**31)):
+        got = run(**given, lr=0.5, impl=impl, finite=np.array([value], np.int32))
+        assert all(np.array_equal(a, b) for a, b in zip(got, expected))
+
+
+def test_an_empty_batch_does_not_decay_weights_that_a_flag_keeps():
+    given = update("linear_wgrad_sgd", N=0)
+    rule = {"lr": 0.5, "weight_decay": 0.1}
+    assert not np.array_equal(ck.linear_wgrad_sgd(**given, **rule)[0], given["w"])
+    kept = ck.linear_wgrad_sgd(**given, **rule, finite=np.zeros(1, np.int32))
+    assert np.array_equal(kept[0], given["w"])
+
+
+def test_blocked_weights_take_a_flag():
+    w, dw, v = (blocked(random(i, 2, 20, 3, 3).astype(F)) for i in range(3))
+    kept = ck.sgd_momentum(w, dw, v, lr=0.1, finite=np.zeros(1, np.int32))
+    assert np.array_equal(kept[0].data, w.data) and np.array_equal(kept[1].data, v.data)
+    moved = ck.sgd_momentum(w, dw, v, lr=0.1, finite=np.ones(1, np.int32))
+    assert np.array_equal(moved[0].data, ck.sgd_momentum(w, dw, v, lr=0.1)[0].data)
+
+
+def test_an_out_that_overlaps_the_flag():
+    """As with any input: the result is right, and a plan refuses it."""
+    w, dw, v = (random(i, 4).astype(F) for i in range(3))
+    memory = np.zeros(6, np.int32)
+    flag, out = memory[1:2], (memory[:4].view(F), np.empty(4, F))
+    ck.sgd_momentum(w, dw, v, lr=0.1, finite=flag, out=out)
+    assert np.array_equal(out[0], w) and np.array_equal(out[1], v)
+    flag[...] = 1
+    with record(), pytest.raises(OptionError, match="apart from its inputs"):
+        ck.sgd_momentum(w, dw, v, lr=0.1, finite=flag, out=out)
+
+
+def test_a_recorded_update_reads_its_flag_each_time_it_runs():
+    w, dw, v = (random(i, 6).astype(F) for i in range(3))
+    first, expected = w.copy(), ck.sgd_momentum(w, dw, v, lr=0.1)[0]
+    flag = np.ones(1, np.int32)
+    with record() as calls:
+        ck.sgd_momentum(w, dw, v, lr=0.1, finite=flag, out=(w, v))
+    flag[...] = 0
+    calls[0].run()
+    assert np.array_equal(w, first)
+    flag[...] = 1
+    calls[0].run()
+    assert np.array_equal(w, expected)
+    with record(), pytest.raises(OptionError, match="finite contiguous and of its own dtype"):
+        # A copy would not hear of what the flag is changed to.
+        ck.sgd_momentum(w, dw, v, lr=0.1, finite=np.frombuffer(b"\0" * 8, np.uint8)[1:5].view(np.int32))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import numpy as np
@@ -100,6 +101,58 @@ def test_a_refusal_lists_every_candidate_with_its_reason():
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["picky", "lacking", "coarse", "tensor"]
     for word in ("Monday", "no compiler", "0.001, above max_error = 1e-05", "computes in tf32"):
         assert word in str(caught.value)
+
+
+FLAG = np.ones(1, np.int32)
+
+
+def test_what_takes_a_flag_is_read_from_the_signature():
+    def plain(g, w, dw, v, w_new, v_new, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity): ...
+    def named(g, w, dw, v, w_new, v_new, *, finite=None, lr, momentum): ...
+    def all_of_them(g, *arrays, **options): ...
+    def by_place_alone(g, *finite): ...
+
+    taken = {
+        run.__name__: Implementation("sgd_momentum", "mine", run).flags
+        for run in (plain, named, all_of_them, by_place_alone)
+    }
+    assert taken == {"plain": (), "named": ("finite",), "all_of_them": ("finite",), "by_place_alone": ()}
+    assert Implementation("sgd_momentum", "mine", all_of_them, flags=()).flags == ()
+    assert Implementation("sgd_momentum", "mine", functools.partial(named, lr=1)).flags == ("finite",)
+    assert Implementation("relu_fprop", "mine", all_of_them).flags == ()
+    with pytest.raises(OptionError, match="unknown flag of relu_fprop 'finite'"):
+        plant("mine", flags=("finite",))
+    (kernel,) = ck.implementations("sgd_momentum", device="cuda")
+    assert kernel.flags == ("finite",)
+
+
+def test_what_does_not_take_a_flag_is_passed_over_where_one_is_given():
+    @ck.implements("sgd_momentum", name="old", rank=1000)
+    def old(g, w, dw, v, w_new, v_new, *, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity):
+        w_new[...] = v_new[...] = 7
+
+    assert (ck.sgd_momentum(X, X, X, lr=0.1)[0] == 7).all()
+    assert (ck.sgd_momentum(X, X, X, lr=0.1, finite=FLAG)[0] != 7).all()
+    with pytest.raises(NoImplementation, match=r"sgd_momentum: .*\n  old: does not take finite="):
+        ck.sgd_momentum(X, X, X, lr=0.1, finite=FLAG, impl="old")
+    with ck.use(sgd_momentum="old"), pytest.raises(NoImplementation, match=r"old: does not take finite="):
+        ck.sgd_momentum(X, X, X, lr=0.1, finite=FLAG)
+
+
+def test_a_flag_is_passed_only_where_it_is_given_and_not_to_be_written():
+    seen = []
+
+    @ck.implements("sgd_momentum", name="mine", rank=1000)
+    def mine(g, w, dw, v, w_new, v_new, **options):
+        seen.append(options.get("finite"))
+        if "finite" in options:
+            options["finite"][...] = 0
+
+    ck.sgd_momentum(X, X, X, lr=0.1)
+    assert seen == [None]
+    with pytest.raises(ValueError, match="read-only"):
+        ck.sgd_momentum(X, X, X, lr=0.1, finite=FLAG)
+    assert np.shares_memory(seen[1], FLAG) and FLAG[0] == 1
 
 
 def test_a_name_may_stand_for_an_idea_in_several_layouts():

@@ -132,7 +132,9 @@ def text_of(item: Item) -> str:
 def direction_of(op: str) -> str:
     """The direction of an op, by its name."""
     last = op.removesuffix("_relu").rpartition("_")[2]
-    return {"fprop": "fwd", "reorder": "fwd"}.get(last, last if last in DIRECTIONS else "update")
+    return {"fprop": "fwd", "reorder": "fwd", "rank": "fwd", "summary": "fwd"}.get(
+        last, last if last in DIRECTIONS else "update"
+    )
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
@@ -205,7 +207,8 @@ def items(wanted: Wanted) -> list[Item]:
             found += _of_net(wanted, batch, dtype)
     if not found:
         which = ", ".join((*wanted.ops, *wanted.layers)) or wanted.net
-        raise OptionError(f"nothing to measure: {which} has no op in {', '.join(wanted.directions)}")
+        what = f"op in {', '.join(wanted.directions)}" if wanted.directions else "row of its own"
+        raise OptionError(f"nothing to measure: {which} has no {what}")
     return list({item.id: item for item in found}.values())
 
 

@@ -220,7 +220,7 @@ def _takes(implementation: Implementation, case: Case, any_dtype: bool = False) 
     try:
         if any_dtype:
             case = case.of(implementation.dtypes[0])
-        return implementation.refusal(case.problem, implementation.math) is None
+        return implementation.refusal(case.problem, implementation.math, flags=case.flags) is None
     except Exception:
         return True  # judge() says what it raised
 

@@ -18,6 +18,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -46,6 +47,8 @@ class Case:
         How the inputs are filled: a key of `inputs.FILLS`.
     absent : tuple of str
         Optional inputs that are None.
+    flags : dict of str to int
+        Flags of the op that are given, and what they hold. An implementation may decline one.
     heavy : bool
         Of a real layer's size: float32 only, and left out where time is short.
     sized : bool
@@ -60,6 +63,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     fill: str = "normal"
     absent: tuple[str, ...] = ()
+    flags: dict[str, int] = field(default_factory=dict)
     heavy: bool = False
     sized: bool = False
     unrun: bool = False
@@ -68,6 +72,7 @@ class Case:
         parts = [f"{self.name}: {self.problem}"]
         parts += [f"{k}={v}" for k, v in self.options.items() if v is not False]
         parts += [f"no {a}" for a in self.absent]
+        parts += [f"{k}=[{v}]" for k, v in self.flags.items()]
         parts += [f"{self.fill} data"] if self.fill != "normal" else []
         return ", ".join(parts)
 
@@ -97,6 +102,7 @@ def cases(op: str) -> Iterator[Case]:
         yield case
         if fill == "nan" and "relu" in case.options:
             yield replace(case, options={**case.options, "relu": not case.options["relu"]})
+    yield from _flag_cases(op)
 
 
 def random_cases(
@@ -195,6 +201,8 @@ def _layers(op: str) -> Iterator[tuple[str, Problem, bool]]:
         yield "conv1's output", Pointwise((1, 96, 55, 55)), True
     elif kind is SoftmaxXent:
         yield "1000 classes", SoftmaxXent(128, 1000), True
+    elif kind is LossSummary:
+        yield "a large batch", LossSummary(4096), True
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -403,6 +411,9 @@ def _edges(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is SoftmaxXent:
         for name, (N, K) in SOFTMAX_EDGES.items():
             yield name, SoftmaxXent(N, K)
+    elif kind is LossSummary:
+        for N in (1, 3, 32, 128, 257, 1025, 10_007, 0):
+            yield f"{N} rows", LossSummary(N)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -491,6 +502,28 @@ def _option_cases(op: str) -> Iterator[Case]:
         yield Case(op, problem, "options", {**_usual_options(op), **options})
 
 
+#: What a flag holds: anything but 0 means the same, whichever of its bits are set.
+FLAGS = (0, 1, -65536)
+
+
+def _flag_cases(op: str) -> Iterator[Case]:
+    """Every value of a flag, on every edge; and beside data of which nothing may come through."""
+    flags = OPS[op].flags
+    if not flags:
+        return
+    edges = list(_edges(op))
+    if OPS[op].problem is Linear:  # beyond the batch that a kernel may take at once
+        edges.append(("many rows", Linear(150, 20, 9)))
+    for index, (name, problem) in enumerate(edges):
+        for value in FLAGS if index % 3 == 0 else FLAGS[:1]:
+            yield replace(varied(op, problem, f"flag, {name}", index), flags=dict.fromkeys(flags, value))
+    for index, (fill, problem) in enumerate(_data(op)):
+        if fill in ("nan", "inf", "zeros"):  # zeros of either sign
+            case = varied(op, problem, f"flag, {fill} data", index % 5)
+            for value in FLAGS[:2]:
+                yield replace(case, fill=fill, flags=dict.fromkeys(flags, value))
+
+
 # ---------------------------------------------------------------------------------------------------
 # Awkward data
 # ---------------------------------------------------------------------------------------------------
@@ -534,6 +567,8 @@ def _data(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is SoftmaxXent:
         problems = [SoftmaxXent(9, 11)]
         fills.append("large")
+    elif kind is LossSummary:
+        problems = [LossSummary(61), LossSummary(300)]
     else:
         problems = [Pointwise((5, 67)), Pointwise((43, 3))]
     for problem in problems:
@@ -643,6 +678,7 @@ RANDOM: dict[type[Problem], Callable[[np.random.Generator, str], Problem]] = {
     Linear: lambda rng, op: Linear(*_draw(rng, 1, 12, 1), *_draw(rng, 1, 150, 2)),
     Pointwise: lambda rng, op: Pointwise(tuple(_draw(rng, 1, 9, int(rng.integers(1, 5))))),
     SoftmaxXent: lambda rng, op: SoftmaxXent(*_draw(rng, 1, 30, 2)),
+    LossSummary: lambda rng, op: LossSummary(*_draw(rng, 1, 3000, 1)),
 }
 
 

@@ -88,7 +88,7 @@ def plantable(case: Case) -> set[str]:
 
 
 def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
-    """Inputs by name, in the dtypes of the problem. The same case, seed and salt give the same inputs."""
+    """Inputs by name, then flags, in the problem's dtypes. The same case, seed, salt: the same inputs."""
     # The dtype is left out of the seed, so that a case has the same numbers in each, up to rounding.
     letters = [ord(c) for c in f"{case.op} {case.name} {case.fill}"]
     rng = np.random.default_rng([seed, salt, *letters, len(case.absent)])
@@ -104,6 +104,8 @@ def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
             elif case.fill == "nan beside zeros":
                 value[rng.random(value.shape) < 0.67] = 0
         made[name] = np.ascontiguousarray(value, np_dtype(case.problem.dtype_of(name))).reshape(value.shape)
+    for name, held in case.flags.items():
+        made[name] = np.full(case.problem.shape(name), held, case.problem.dtype_of(name))
     return made
 
 
@@ -127,6 +129,8 @@ def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
         if case.fill == STRAY_LABELS:
             labels[::2] = rng.choice([-100, -1, g.K, 2**31, -(2**40), 2**62], labels[::2].shape)
         return labels
+    if name == "rank":  # more of those beside which the errors begin, and one that no row has
+        return rng.choice([0, 0, 1, 2, 4, 5, 6, 999, 2**31 - 1], shape)
     if name == "argmax":
         g = g.pool if isinstance(g, LrnMaxPool2d) else g
         assert isinstance(g, Pool2d)

@@ -56,6 +56,7 @@ def _check_step(net: Network, x: Any, labels: Any, progress: Progress | None) ->
             for name, a in zip(op.inputs, call.nchw(op.inputs, call.inputs), strict=True)
         }
         options = {name: value for name, value in call.options.items() if name != "workspace"}
+        inputs |= {name: _host(options.pop(name)) for name in op.flags if name in options}
         wanted = expected(op.name, problem, inputs, options)
         call.run()
         outputs = zip(op.outputs, call.nchw(op.outputs, call.outputs), strict=True)

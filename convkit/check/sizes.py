@@ -26,6 +26,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -156,6 +157,7 @@ EXTENTS: dict[type[Problem], dict[str, Stretch]] = {
     Linear: _fields("N", "C", "K"),
     Pointwise: {"elements": _elements},
     SoftmaxXent: _fields("N", "K"),
+    LossSummary: _fields("N"),
 }
 _SMALL = {*_WINDOW, *_PADS, "size"}
 
@@ -189,6 +191,8 @@ def bases(op: str) -> list[Problem]:
         return [Linear(3, 5, 7), Linear(2, 3, 1)]
     if kind is SoftmaxXent:
         return [SoftmaxXent(3, 5)]
+    if kind is LossSummary:
+        return [LossSummary(3)]
     return [Pointwise((3, 5))]
 
 
@@ -289,6 +293,8 @@ def _large(op: str) -> Iterator[tuple[str, Problem]]:
     elif kind is SoftmaxXent:
         yield "65,537 rows", SoftmaxXent(many, 3)
         yield "65,537 classes", SoftmaxXent(2, many)
+    elif kind is LossSummary:
+        yield "65,537 rows", LossSummary(many)
 
 
 def problems(op: str) -> Iterator[tuple[str, Problem, bool]]:
@@ -518,6 +524,8 @@ def huge(op: str) -> list[Problem]:
         return [Linear(10_000_000, 64, 64), Linear(1, many, many), Linear(16, 64, 10_000_000)]
     if kind is SoftmaxXent:
         return [SoftmaxXent(100_000_000, 10), SoftmaxXent(10, 100_000_000)]
+    if kind is LossSummary:
+        return [LossSummary(2_000_000_000)]
     return [Pointwise((10_000_000_000,)), Pointwise((2**31,)), Pointwise((2**31 - 1,))]
 
 

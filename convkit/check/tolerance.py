@@ -53,7 +53,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import reference
+from ..arrays import np_dtype
+from ..cpu import keep, reference
 from ..geometry import LRN, Problem, SoftmaxXent
 from ..registry import OPS, Implementation
 
@@ -127,10 +128,12 @@ def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, 
     """The reference's outputs by name, in float64 whatever the problem's dtype; integers as they are."""
     outputs: dict[str, Array] = {}
     for name in OPS[op].outputs:
-        dtype = "float64" if name != "argmax" else problem.dtype_of(name)
-        outputs[name] = np.zeros(problem.shape(name), dtype)
+        own = np_dtype(problem.dtype_of(name))
+        outputs[name] = np.zeros(problem.shape(name), own if own.kind in "iu" else np.float64)
     if not problem.empty or OPS[op].updates:
-        getattr(reference, op)(problem, *inputs.values(), *outputs.values(), **options)
+        flags = {name: inputs[name] for name in OPS[op].flags if name in inputs}
+        tensors = (array for name, array in inputs.items() if name not in flags)
+        getattr(reference, op)(problem, *tensors, *outputs.values(), **options, **flags)
     return outputs
 
 
@@ -142,7 +145,7 @@ def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any])
     op : str
     problem : Problem
     inputs : dict
-        By name, in the op's order; an optional one may be None.
+        By name, in the op's order; an optional one may be None. Flags that are given come behind them.
     options : dict
     """
     with np.errstate(all="ignore"):
@@ -287,6 +290,17 @@ def _softmax_dgrad(
     return {"dlogits": (4 * magnitude, magnitude)}  # p - 1 is exact near 1, and rounds once elsewhere
 
 
+def _loss_summary(
+    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
+) -> Weights:
+    # The sum is in float64 whatever the losses are, and the reference's own as well: twice 2^-53, here in
+    # units of the u that `expected` takes from the losses' dtype.
+    unit = 1 if g.dtype == "float64" else 2.0**-28
+    scale = np.sqrt(np.sum(_f64(inputs["loss"]) ** 2, keepdims=True)) + np.abs(values["total"])
+    total = (4 * unit * np.sqrt(g.reduction(op)) * scale, scale)
+    return {**_exact(op, g, inputs, options, values), "total": total}
+
+
 def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tuple[Array, Array]:
     """Magnitudes that the update rule adds up, of the weights and of the velocity."""
     w, dw, v = np.abs(w), np.abs(dw), np.abs(v)
@@ -301,7 +315,14 @@ def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tupl
     return weights, velocity
 
 
+def kept(inputs: Inputs) -> bool:
+    """Whether the inputs forbid an update, so that its new values are the old ones, bit for bit."""
+    return keep.forbidden(inputs.get("finite"))
+
+
 def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
+    if kept(inputs):
+        return _exact(op, g, inputs, options, values)
     w, dw, v = (_f64(inputs[name]) for name in ("w", "dw", "v"))
     weights, velocity = _update_size(w, dw, v, options)
     return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
@@ -331,6 +352,8 @@ def _linear_sgd(
         _, bound, scale = _part("linear_dgrad", g, inputs)
         masked = (_f64(inputs["x"]) <= 0) & bool(options["relu"])
         weights["dx"] = np.where(masked, 0, bound), np.where(masked, 0, scale)
+    if kept(inputs):
+        weights |= _exact(op, g, inputs, options, {name: values[name] for name in ("w_new", "v_new")})
     return weights
 
 
@@ -347,6 +370,8 @@ _ROUNDING = {
     "lrn_maxpool2d_dgrad": _lrn_maxpool_dgrad,
     "softmax_xent_fprop": _softmax,
     "softmax_xent_dgrad": _softmax_dgrad,
+    "label_rank": _exact,
+    "loss_summary": _loss_summary,
     "sgd_momentum": _sgd,
     "linear_wgrad_sgd": _linear_sgd,
     "linear_dgrad_wgrad_sgd": _linear_sgd,

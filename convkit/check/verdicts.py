@@ -33,7 +33,7 @@ from . import inputs as fill
 from . import sizes
 from .cases import Case
 from .device import Twins
-from .tolerance import Comparison, Expected, Inputs, compare, expected
+from .tolerance import Comparison, Expected, Inputs, compare, expected, kept
 
 #: Bytes before and behind each tensor: a row, or a small plane.
 GUARD = 16 * 1024
@@ -124,7 +124,8 @@ class Question:
         """
         case = case.of(dtype)
         inputs = fill.make(case, seed)
-        others = fill.make(replace(case, fill="normal"), seed, salt=1)
+        opposite = {name: int(not value) for name, value in case.flags.items()}
+        others = fill.make(replace(case, fill="normal", flags=opposite), seed, salt=1)
         return cls(case, inputs, others, expected(case.op, case.problem, inputs, case.options))
 
     @property
@@ -271,6 +272,10 @@ def attempt(
     outputs = tuple(taken[name].array for name in op.outputs)
 
     options = dict(question.case.options)
+    for name in question.case.flags:
+        flag = given[name].array.view()
+        flag.flags.writeable = False
+        options[name] = flag
     scratch = None
     for inputs in (first_on, question.inputs):
         if inputs is None:
@@ -306,6 +311,7 @@ def _run_on_gpu(
     memories = [*given.values(), *taken.values(), *([scratch] if scratch else [])]
     twins = Twins(memories)
     options = {**call.options, **({"workspace": twins.array(scratch)} if scratch else {})}
+    options |= {name: twins.array(given[name]) for name in call.op.flags if name in given}
     inputs = tuple(twins.array(given[name]) if name in given else None for name in call.op.inputs)
     outputs = tuple(twins.array(taken[name]) for name in call.op.outputs)
     replace(call, inputs=inputs, outputs=outputs, options=options).run()
@@ -374,7 +380,7 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
         device=implementation.device,
     )
     try:
-        refusal = implementation.refusal(problem, implementation.math)
+        refusal = implementation.refusal(problem, implementation.math, flags=case.flags)
     except Exception as error:
         return replace(blank, ok=False, reason="its `when` or `missing` raised " + _last_line(error))
     if not refusal and case.sized and emulating():
@@ -403,6 +409,8 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
     )
     if worst.reason:
         return replace(blank, ok=False, reason=worst.reason + _hint(implementation, question, first))
+    if reason := _moved(question, first):
+        return replace(blank, ok=False, reason=reason)
     if not case.heavy and not problem.empty:
         for places in _aliases(question.op):
             run = attempt(implementation, question, FIRST, inplace=places)
@@ -410,6 +418,18 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
                 words = " and ".join(f"{out} in place of {given}" for out, given in places.items())
                 return replace(blank, ok=False, reason=f"with {words}: {run.fault or 'other results'}")
     return blank
+
+
+def _moved(question: Question, run: Run) -> str:
+    """What an update changed though its flag forbids it, to the bit."""
+    if not kept(question.inputs):
+        return ""
+    for name, old in question.op.updates.items():
+        before = question.inputs[old]
+        assert before is not None
+        if not np.array_equal(_bits(run.outputs[name]), _bits(before)):
+            return f"{name} must have the bits of {old} where the flag is 0; some are others"
+    return ""
 
 
 def _aliases(op: Op) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from .. import native
 from ..geometry import Linear
 from ..registry import implements
-from . import threads
+from . import keep, threads
 
 Array = np.ndarray
 
@@ -65,11 +65,18 @@ def _backward(
     v_new: Array | None = None,
     relu: bool = False,
     workspace: Array | None = None,
+    finite: Array | None = None,
     **sgd: Any,
 ) -> None:
     """Whatever of dx, dw and the new weights is wanted."""
     kernel = _kernel("linear_backward")
-    kernel(*_problem(g), dy, w, x, v, dx, dw, w_new, v_new, relu, sgd, workspace, threads.count())
+    if keep.forbidden(finite):
+        assert w is not None and v is not None and w_new is not None and v_new is not None
+        if dx is not None:
+            _backward(g, dy, w=w, x=x, dx=dx, relu=relu, workspace=workspace)
+        keep.copy((w, v), (w_new, v_new))
+    else:
+        kernel(*_problem(g), dy, w, x, v, dx, dw, w_new, v_new, relu, sgd, workspace, threads.count())
 
 
 @implements("linear_dgrad", workspace=_dgrad_workspace, **_DECLARED)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..geometry import Pointwise
 from ..registry import implements
+from . import keep
 from .native_call import NATIVE, STORAGE, call
 from .philox import threshold
 
@@ -36,6 +37,17 @@ def dropout_dgrad(g: Pointwise, dy: Array, dx: Array, p: float, seed: int, offse
 
 @implements("sgd_momentum", name="vectors", dtypes=STORAGE, **NATIVE)
 def sgd_momentum(
-    g: Pointwise, w: Array, dw: Array, v: Array, w_new: Array, v_new: Array, **options: Any
+    g: Pointwise,
+    w: Array,
+    dw: Array,
+    v: Array,
+    w_new: Array,
+    v_new: Array,
+    *,
+    finite: Array | None = None,
+    **options: Any,
 ) -> None:
-    call("sgd_momentum", g.dtype, g.size, w, dw, v, w_new, v_new, **options)
+    if keep.forbidden(finite):
+        keep.copy((w, v), (w_new, v_new))
+    else:
+        call("sgd_momentum", g.dtype, g.size, w, dw, v, w_new, v_new, **options)

@@ -17,6 +17,7 @@ from ..geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -24,6 +25,7 @@ from ..geometry import (
     SoftmaxXent,
 )
 from ..registry import ALL_DTYPES, implements
+from . import keep
 from .philox import dropped
 
 Array = np.ndarray
@@ -280,6 +282,24 @@ def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array
     dlogits[...] = gradient * _f64(dloss)[:, None]
 
 
+@_reference("label_rank")
+def label_rank(g: SoftmaxXent, logits: Array, labels: Array, rank: Array) -> None:
+    z = _f64(logits)
+    known, label = _own_class(g, labels)
+    own = z[np.arange(g.N), label][:, None]
+    before = (z > own) | ((z == own) & (np.arange(g.K) < label[:, None]))
+    rank[...] = np.where(known & ~np.isnan(z).any(axis=1), before.sum(axis=1), g.K)
+
+
+@_reference("loss_summary")
+def loss_summary(
+    g: LossSummary, loss: Array, rank: Array, total: Array, errors: Array, finite: Array
+) -> None:
+    total[...] = _f64(loss).sum()
+    errors[...] = (rank >= 1).sum(), (rank >= 5).sum()
+    finite[...] = np.isfinite(_f64(loss)).all()
+
+
 @_reference("sgd_momentum")
 def sgd_momentum(
     g: Pointwise,
@@ -295,7 +315,11 @@ def sgd_momentum(
     dampening: float,
     nesterov: bool,
     lr_in_velocity: bool,
+    finite: Array | None = None,
 ) -> None:
+    if keep.forbidden(finite):
+        keep.copy((w, v), (w_new, v_new))
+        return
     weights, velocity = _f64(w), _f64(v)
     gradient = _f64(dw) + weight_decay * weights
     if lr_in_velocity:

@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy in C++: native/kernels/softmax.hpp."""
+"""Softmax, cross-entropy and the label's rank in C++: native/kernels/softmax.hpp."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def softmax_xent_fprop(g: SoftmaxXent, logits: Array, labels: Array, loss: Array
 @implements("softmax_xent_dgrad", name="vectors", dtypes=STORAGE, **NATIVE)
 def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array, dlogits: Array) -> None:
     call("softmax_xent_dgrad", g.dtype, g.N, g.K, probs, labels, dloss, dlogits)
+
+
+@implements("label_rank", name="vectors", dtypes=STORAGE, **NATIVE)
+def label_rank(g: SoftmaxXent, logits: Array, labels: Array, rank: Array) -> None:
+    call("label_rank", g.dtype, g.N, g.K, logits, labels, rank)

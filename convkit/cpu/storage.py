@@ -4,7 +4,8 @@
 
 - the 16-bit types: stored narrow, widened to float32 on the way in, rounded once on the way out;
 - read-only inputs: no implementation can modify one, and Numba sees one signature;
-- aligned inputs.
+- aligned inputs;
+- the flag `finite` of an op that only updates: where it holds 0, the function is not called.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from ..arrays import np_dtype
 from ..geometry import Problem
 from ..registry import ALL_DTYPES, OPS, Implementation, add
+from . import keep
 
 Run = Callable[..., None]
 
@@ -40,13 +42,18 @@ def accelerates(
     float64 : bool
         Whether it takes float64; the C++ kernels do not.
     """
-    arity = len(OPS[op].inputs)
+    declared_op = OPS[op]
+    arity = len(declared_op.inputs)
+    old_of = [declared_op.inputs.index(name) for name in declared_op.updates.values()]
     dtypes = ALL_DTYPES if float64 else tuple(d for d in ALL_DTYPES if d != "float64")
 
     def decorate(run: Run) -> Run:
         @functools.wraps(run)
         def stored(problem: Any, *arrays: Any, **options: Any) -> None:
             inputs, outputs = arrays[:arity], arrays[arity:]
+            if keep.forbidden(options.pop("finite", None)):  # no bit is lost in a wider type and back
+                keep.copy(tuple(inputs[i] for i in old_of), outputs)
+                return
             if problem.dtype in ("float32", "float64"):
                 run(problem, *map(_read_only, inputs), *outputs, **options)
                 return
@@ -59,7 +66,10 @@ def accelerates(
                     output[...] = value  # the one rounding
 
         source = run.__code__.co_filename
-        add(Implementation(op, name, stored, dtypes=dtypes, rank=rank, source=source, **declared))
+        # What makes more than new values (a dx beside them) has to look at the flag itself.
+        flags = declared_op.flags if len(old_of) == len(declared_op.outputs) else ()
+        made = {"dtypes": dtypes, "rank": rank, "flags": flags, "source": source, **declared}
+        add(Implementation(op, name, stored, **made))
         return stored
 
     return decorate

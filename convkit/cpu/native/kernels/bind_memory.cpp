@@ -181,6 +181,15 @@ void bind_pointwise(py::module_& m) {
       });
     });
   }, py::arg("dtype"), N, K, py::arg("probs"), py::arg("labels"), py::arg("dloss"), py::arg("dlogits"), threads);
+  m.def("label_rank", [](const std::string& dtype, int64_t N, int64_t K, Object logits, Object labels, Object rank,
+                         int threads) {
+    with_storage(dtype, [&](auto s) {
+      using S = decltype(s);
+      unlocked([&, logits = in<S>(logits), labels = in<int64_t>(labels), rank = out<int32_t>(rank)] {
+        label_rank(N, K, logits, labels, rank, threads);
+      });
+    });
+  }, py::arg("dtype"), N, K, py::arg("logits"), py::arg("labels"), py::arg("rank"), threads);
 }
 
 void bind_sums(py::module_& m) {

@@ -39,6 +39,17 @@ CK_INLINE void put(S* p, V v, int64_t i, int64_t n) {
     store_part(p + i, v, n - i);
 }
 
+// How many of z[0 ... n) pass the test, which takes a register or one float.
+template <class S, class Test>
+CK_INLINE int64_t count_if(const S* z, int64_t n, const Test& test) {
+  VI passed{};  // each lane counts down
+  int64_t i = 0, found = 0;
+  for (; i + LANES <= n; i += LANES) passed += test(load(z + i));
+  for (int l = 0; l < LANES; ++l) found -= passed[l];
+  for (; i < n; ++i) found += test(load_one(z + i)) ? 1 : 0;
+  return found;
+}
+
 }  // namespace
 
 template <class S>
@@ -82,9 +93,26 @@ void softmax_xent_dgrad(int64_t N, int64_t K, const S* probs, const int64_t* lab
   });
 }
 
+template <class S>
+void label_rank(int64_t N, int64_t K, const S* logits, const int64_t* labels, int32_t* rank, int threads) {
+  parallel_for(workers(threads, 4 * N * K), N, [&](int64_t n) {
+    const S* z = logits + n * K;
+    const int64_t label = labels[n];
+    if (label < 0 || label >= K || count_if(z, K, [](auto v) { return v != v; })) {
+      rank[n] = static_cast<int32_t>(K);
+      return;
+    }
+    const float own = load_one(z + label);
+    const int64_t before = count_if(z, label, [=](auto v) { return v >= own; });
+    const int64_t behind = count_if(z + label, K - label, [=](auto v) { return v > own; });
+    rank[n] = static_cast<int32_t>(before + behind);
+  });
+}
+
 #define CK_SOFTMAX(S)                                                                                              \
   template void softmax_xent_fprop(int64_t, int64_t, const S*, const int64_t*, float*, S*, int);                   \
-  template void softmax_xent_dgrad(int64_t, int64_t, const S*, const int64_t*, const float*, S*, int);
+  template void softmax_xent_dgrad(int64_t, int64_t, const S*, const int64_t*, const float*, S*, int);             \
+  template void label_rank(int64_t, int64_t, const S*, const int64_t*, int32_t*, int);
 CK_SOFTMAX(float)
 CK_SOFTMAX(BFloat16)
 CK_SOFTMAX(Float16)

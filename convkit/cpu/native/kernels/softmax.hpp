@@ -1,7 +1,8 @@
-// Softmax and cross-entropy of rows of logits.
+// Softmax and cross-entropy of rows of logits, and the label's rank in a row.
 //
 // Idea      A row is a task: its maximum, the exponentials of what lies below it, with their sum in double, and the
 //           division, out of L1. exp is 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
+//           The rank counts registers of comparisons: "not less" before the label, "greater" behind it.
 // Traffic   Logits are read and probabilities written once: 8 bytes per float. 1000 classes by the batch: small.
 // NaN       in a logit makes the row NaN: its exponential is NaN, and so is the sum. So does +infinity.
 #pragma once
@@ -15,5 +16,8 @@ void softmax_xent_fprop(int64_t N, int64_t K, const S* logits, const int64_t* la
 template <class S>
 void softmax_xent_dgrad(int64_t N, int64_t K, const S* probs, const int64_t* labels, const float* dloss, S* dlogits,
                         int threads);
+// rank[n] = K where a logit is NaN, or the label no class.
+template <class S>
+void label_rank(int64_t N, int64_t K, const S* logits, const int64_t* labels, int32_t* rank, int threads);
 
 }  // namespace convkit
