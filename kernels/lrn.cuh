@@ -1,4 +1,5 @@
 // lrn.cuh: what the kernels of local response normalisation share: powers of d, and the sum over a window.
+// A Geometry has the members of LRN: it is LRN itself, or LrnMaxPool2d.
 #pragma once
 
 #include "storage.cuh"
@@ -27,8 +28,8 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
 
 // Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, as far as they are in its group
 // of channels or, for the region within a channel, in its map.
-template <class Value>
-__device__ __forceinline__ float window_sum(const LRN& g, long long i, int behind, int ahead, Value value) {
+template <class Geometry, class Value>
+__device__ __forceinline__ float window_sum(const Geometry& g, long long i, int behind, int ahead, Value value) {
   const long long pixels = static_cast<long long>(g.H) * g.W;
   float sum = 0.0f;
   if (!g.within) {
@@ -62,8 +63,8 @@ struct Walk {
 
 // Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side: the
 // channels that both read come from DRAM once.
-template <int SEGMENT_CHANNELS>
-__device__ __forceinline__ Walk walk_of_thread(const LRN& g) {
+template <int SEGMENT_CHANNELS, class Geometry>
+__device__ __forceinline__ Walk walk_of_thread(const Geometry& g) {
   const int channels = g.C / g.groups, segments = (channels + SEGMENT_CHANNELS - 1) / SEGMENT_CHANNELS;
   const unsigned parts = static_cast<unsigned>(segments) * g.groups;
   const int part = static_cast<int>(blockIdx.x % parts), group = part / segments;

@@ -1,0 +1,93 @@
+// lrn_maxpool2d_fprop_band
+//   z = x * d^-beta, as lrn_fprop has it (either region); y and argmax = the maximum of z over each window and where it
+//   is, as maxpool2d_fprop has them. z is not stored.
+//
+// Status   compiled, and emulated; no GPU has run it yet.
+// Tiling   a block makes ROWS rows of outputs of a plane, and as many planes as its threads suffice for. It normalises the
+//          rows of pixels that these windows see into shared memory, each pixel once, and pools from there. Any
+//          window of channels or pixels, any beta, any pooling window, as long as the rows fit into 48 KB.
+// Traffic  x is read once from DRAM, `size` times from L1 or L2 (its channels lie in other blocks); rows that two
+//          bands see are normalised twice: for 3 x 3 at stride 2, 17 rows for 16. y and argmax are written once.
+// Bound    issue: 64-bit index divisions and `size` loads for each pixel. Predicted: 20 % of the copy rate for size 5.
+//          The kernel for whatever lrn_maxpool2d_fprop_sliding does not take; still less than lrn_fprop_window and
+//          maxpool2d_fprop_window do, as no z goes to DRAM and back.
+//
+// /// kernel
+// op     = "lrn_maxpool2d_fprop"
+// dtypes = ["float32", "float16", "bfloat16"]
+// tile   = { THREADS = 256, ROWS = 8 }
+// tune   = { THREADS = [128, 256], ROWS = [2, 4, 8, 16] }
+// grid   = ["ceil_div(N*C, planes) * ceil_div(P, ROWS)"]
+// block  = ["THREADS"]
+// shared = "4 * planes * pixels"
+// when   = "4 * pixels <= 49152 and ceil_div(N*C, planes) * ceil_div(P, ROWS) < 2147483648"
+// rank   = 10
+// [let]
+// pixels = "min(H, (ROWS-1) * stride_h + (R-1) * dilation_h + 1) * W"
+// planes = "max(1, THREADS // pixels)"
+// ///
+
+#include "convkit.cuh"
+#include "lrn.cuh"
+#include "pool.cuh"
+
+// First tap of a window that begins at `start` to lie at or behind 0.
+__device__ __forceinline__ int first_inside(long long start, int dilation) {
+  return start >= 0 ? 0 : static_cast<int>(ceil_div(-start, static_cast<long long>(dilation)));
+}
+
+extern "C" __launch_bounds__(THREADS) __global__
+    void lrn_maxpool2d_fprop_band(GEOMETRY(LrnMaxPool2d), const storage_t* __restrict__ x,
+                                  storage_t* __restrict__ y, void* __restrict__ argmax) {
+  DYN_SMEM(float, normal);
+  // As in the header: pixels of a plane that ROWS rows of windows see, and planes of a block.
+  const long long span = (ROWS - 1LL) * g.stride_h + (g.R - 1LL) * g.dilation_h + 1;
+  const int planes = max(1, THREADS / (static_cast<int>(min(span, static_cast<long long>(g.H))) * g.W));
+  const int bands = ceil_div(g.P, ROWS), band = static_cast<int>(blockIdx.x % bands);
+  const long long plane = static_cast<long long>(blockIdx.x / bands) * planes;
+  const int made = static_cast<int>(min(static_cast<long long>(planes), static_cast<long long>(g.N) * g.C - plane));
+
+  // Rows of pixels: those in the image of [start, start + span).
+  const long long start = static_cast<long long>(band) * ROWS * g.stride_h - g.pad_top;
+  const int top = static_cast<int>(max(start, 0LL));
+  const int pixels = static_cast<int>(max(min(start + span, static_cast<long long>(g.H)) - top, 0LL)) * g.W;
+  for (int i = threadIdx.x; i < made * pixels; i += THREADS) {
+    const long long element = ((plane + i / pixels) * g.H + top) * g.W + i % pixels;
+    const float sum = window_sum(g, element, g.behind, g.ahead, [&](long long j) {
+      const float value = to_float(x[j]);
+      return value * value;
+    });
+    normal[i] = to_float(x[element]) * powers(fmaf(g.alpha / g.taps, sum, g.k), g.beta).of_d;
+  }
+  __syncthreads();
+
+  const long long outputs = min(static_cast<long long>(ROWS), g.P - static_cast<long long>(band) * ROWS) * g.Q;
+  for (long long i = threadIdx.x; i < made * outputs; i += THREADS) {
+    const int m = static_cast<int>(i / outputs), q = static_cast<int>(i % outputs % g.Q);
+    const int p = band * ROWS + static_cast<int>(i % outputs / g.Q);
+    const long long h = static_cast<long long>(p) * g.stride_h - g.pad_top;
+    const long long w = static_cast<long long>(q) * g.stride_w - g.pad_left;
+    const int s_first = first_inside(w, g.dilation_w);
+    float best = -__int_as_float(0x7f800000);
+    unsigned winner = 0;
+    bool seen = false;
+    for (int r = first_inside(h, g.dilation_h); r < g.R; ++r) {
+      const long long row = h + static_cast<long long>(r) * g.dilation_h;
+      if (row >= g.H) break;
+      for (int s = s_first; s < g.S; ++s) {
+        const long long column = w + static_cast<long long>(s) * g.dilation_w;
+        if (column >= g.W) break;
+        const float value = normal[m * pixels + static_cast<int>(row - top) * g.W + static_cast<int>(column)];
+        // The first one, greater, or the first NaN.
+        if (!seen || (!(value <= best) && best == best)) {
+          best = value;
+          winner = static_cast<unsigned>(r) * g.S + s;
+          seen = true;
+        }
+      }
+    }
+    const long long output = ((plane + m) * g.P + p) * g.Q + q;
+    y[output] = from_float(best);
+    store_argmax(g, argmax, output, winner);
+  }
+}
