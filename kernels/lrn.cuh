@@ -29,7 +29,8 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
 // Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, as far as they are in its group
 // of channels or, for the region within a channel, in its map.
 template <class Geometry, class Value>
-__device__ __forceinline__ float window_sum(const Geometry& g, long long i, int behind, int ahead, Value value) {
+__device__ __forceinline__ float window_sum(const Geometry& g, long long i, int behind, int ahead,
+                                            Value value) {
   const long long pixels = static_cast<long long>(g.H) * g.W;
   float sum = 0.0f;
   if (!g.within) {

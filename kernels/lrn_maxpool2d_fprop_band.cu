@@ -3,27 +3,31 @@
 //   is, as maxpool2d_fprop has them. z is not stored.
 //
 // Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes ROWS rows of outputs of a plane, and as many planes as its threads suffice for. It normalises the
-//          rows of pixels that these windows see into shared memory, each pixel once, and pools from there. Any
-//          window of channels or pixels, any beta, any pooling window, as long as the rows fit into 48 KB.
-// Traffic  x is read once from DRAM, `size` times from L1 or L2 (its channels lie in other blocks); rows that two
-//          bands see are normalised twice: for 3 x 3 at stride 2, 17 rows for 16. y and argmax are written once.
-// Bound    issue: 64-bit index divisions and `size` loads for each pixel. Predicted: 20 % of the copy rate for size 5.
-//          The kernel for whatever lrn_maxpool2d_fprop_sliding does not take; still less than lrn_fprop_window and
-//          maxpool2d_fprop_window do, as no z goes to DRAM and back.
+// Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice for. It
+//          normalises the rows of pixels that these windows see into shared memory, each pixel once, and pools from
+//          there. Any region, size and beta, any pooling window, as long as the rows that one window sees fit into 48 KB.
+// Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands see are
+//          normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
+// Bound    issue: 64-bit divisions of the index, and a load for each tap. Predicted: 20 % of the copy rate for windows
+//          of 5 channels. It is for what lrn_maxpool2d_fprop_sliding does not take, and does less than
+//          lrn_fprop_window and maxpool2d_fprop_window one after the other: z does not go to DRAM and back.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
 // dtypes = ["float32", "float16", "bfloat16"]
 // tile   = { THREADS = 256, ROWS = 8 }
 // tune   = { THREADS = [128, 256], ROWS = [2, 4, 8, 16] }
-// grid   = ["ceil_div(N*C, planes) * ceil_div(P, ROWS)"]
+// grid   = ["ceil_div(N*C, planes) * ceil_div(P, rows)"]
 // block  = ["THREADS"]
 // shared = "4 * planes * pixels"
-// when   = "4 * pixels <= 49152 and ceil_div(N*C, planes) * ceil_div(P, ROWS) < 2147483648"
+// when   = "4 * pixels <= 49152 and ceil_div(N*C, planes) * ceil_div(P, rows) < 2147483648"
 // rank   = 10
+//
 // [let]
-// pixels = "min(H, (ROWS-1) * stride_h + (R-1) * dilation_h + 1) * W"
+// deep   = "49152 // (4 * W)"
+// span   = "(R-1) * dilation_h + 1"
+// rows   = "ROWS if H <= deep else max(1, min(ROWS, (deep - span) // stride_h + 1))"
+// pixels = "min(H, (rows-1) * stride_h + span) * W"
 // planes = "max(1, THREADS // pixels)"
 // ///
 
@@ -40,15 +44,21 @@ extern "C" __launch_bounds__(THREADS) __global__
     void lrn_maxpool2d_fprop_band(GEOMETRY(LrnMaxPool2d), const storage_t* __restrict__ x,
                                   storage_t* __restrict__ y, void* __restrict__ argmax) {
   DYN_SMEM(float, normal);
-  // As in the header: pixels of a plane that ROWS rows of windows see, and planes of a block.
-  const long long span = (ROWS - 1LL) * g.stride_h + (g.R - 1LL) * g.dilation_h + 1;
+  // As in the header: rows of outputs of a block, how many rows of pixels they see, and planes of a block.
+  const int deep = 49152 / 4 / g.W;
+  const long long window = (g.R - 1LL) * g.dilation_h + 1;
+  const int fit =
+      static_cast<int>(max(1LL, min(static_cast<long long>(ROWS), (deep - window) / g.stride_h + 1)));
+  const int rows = g.H <= deep ? ROWS : fit;
+  const long long span = (rows - 1LL) * g.stride_h + window;
   const int planes = max(1, THREADS / (static_cast<int>(min(span, static_cast<long long>(g.H))) * g.W));
-  const int bands = ceil_div(g.P, ROWS), band = static_cast<int>(blockIdx.x % bands);
+  const int bands = ceil_div(g.P, rows), band = static_cast<int>(blockIdx.x % bands);
   const long long plane = static_cast<long long>(blockIdx.x / bands) * planes;
-  const int made = static_cast<int>(min(static_cast<long long>(planes), static_cast<long long>(g.N) * g.C - plane));
+  const int made =
+      static_cast<int>(min(static_cast<long long>(planes), static_cast<long long>(g.N) * g.C - plane));
 
   // Rows of pixels: those in the image of [start, start + span).
-  const long long start = static_cast<long long>(band) * ROWS * g.stride_h - g.pad_top;
+  const long long start = static_cast<long long>(band) * rows * g.stride_h - g.pad_top;
   const int top = static_cast<int>(max(start, 0LL));
   const int pixels = static_cast<int>(max(min(start + span, static_cast<long long>(g.H)) - top, 0LL)) * g.W;
   for (int i = threadIdx.x; i < made * pixels; i += THREADS) {
@@ -61,10 +71,11 @@ extern "C" __launch_bounds__(THREADS) __global__
   }
   __syncthreads();
 
-  const long long outputs = min(static_cast<long long>(ROWS), g.P - static_cast<long long>(band) * ROWS) * g.Q;
+  const long long outputs =
+      min(static_cast<long long>(rows), g.P - static_cast<long long>(band) * rows) * g.Q;
   for (long long i = threadIdx.x; i < made * outputs; i += THREADS) {
     const int m = static_cast<int>(i / outputs), q = static_cast<int>(i % outputs % g.Q);
-    const int p = band * ROWS + static_cast<int>(i % outputs / g.Q);
+    const int p = band * rows + static_cast<int>(i % outputs / g.Q);
     const long long h = static_cast<long long>(p) * g.stride_h - g.pad_top;
     const long long w = static_cast<long long>(q) * g.stride_w - g.pad_left;
     const int s_first = first_inside(w, g.dilation_w);

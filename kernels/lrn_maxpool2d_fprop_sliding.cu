@@ -3,20 +3,19 @@
 //   maximum of z over 3 x 3 pixels at stride 2 and where it is, as maxpool2d_fprop has them. z is not stored.
 //
 // Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a lane owns two columns of 2 * ROWS + 1 rows of pixels, which make ROWS outputs below each other, and walks SEGMENT
-//          channels. The channels of the window stay in registers, in which a loop unrolled `size` times lets the
-//          newest take the place of the oldest. Of the three columns of a window, the third is the first of the next
-//          lane: a shuffle for each row. No shared memory, no barrier. Windows inside the image alone have an entry
-//          of their own, as AlexNet's are: the other one needs more registers.
-// Traffic  x is read once from DRAM, and once more from L1 or L2 where patches meet: 1 of 2 * ROWS rows (17 %), and
-//          size - 1 of SEGMENT channels (17 %, which the balanced cut makes 20 % at most in AlexNet). y and argmax are
-//          written once. In fp32 some 22 bytes for each output, in the 16-bit types 11. The two kernels apart, which
-//          write z and read it, move 54 and 28.
-// Bound    320 instructions for a step of a lane, 42 values normalised per 3 outputs (counted in the code for
-//          sm_90a): with idle lanes and overlapping rows, 114 for each output of 27 x 27, 137 of 13 x 13. About 150
-//          fit into the time of its bytes in fp32, 75 in the 16-bit types. So DRAM bandwidth in fp32, issue in the
-//          16-bit types. 16 warps on an SM, each with 14 loads under way. Predicted: 75 % of the copy rate in fp32 for
-//          27 x 27, 65 % for 13 x 13; 50 % in the 16-bit types.
+// Tiling   a lane owns two columns of 2 * ROWS + 1 rows of pixels, which make ROWS outputs below each other, and walks
+//          SEGMENT channels. The channels of its windows stay in registers: the loop is unrolled `size` times, so that
+//          the newest channel takes the place of the oldest, and nothing moves. The third column of a pooling window
+//          is the first one of the next lane: a shuffle for each row. No shared memory, no barrier. AlexNet's windows
+//          all lie inside the image; where some do not, another entry runs, which needs more registers.
+// Traffic  x is read once from DRAM; and again, from L1 or L2, where lanes or blocks meet: 1 of 2 * ROWS rows and
+//          size - 1 of SEGMENT channels, 17 % each. y and argmax are written once. In all some 22 bytes for each
+//          output in fp32, and 11 in the 16-bit types. The two kernels apart write z and read it: 55 and 28.
+// Bound    a lane's step, of 14 values to normalise and 3 windows, takes 320 instructions (counted in the code for
+//          sm_90a). With idle lanes and rows made twice, that is 114 for each output of 27 x 27, 137 of 13 x 13. About
+//          150 fit into the time of its bytes in fp32, 75 in the 16-bit types: so DRAM bandwidth in fp32, issue in
+//          the others. An SM holds 16 warps, with 14 loads a lane under way. Predicted: in fp32 75 % of the copy rate
+//          for 27 x 27, and 65 % for 13 x 13; in the 16-bit types 50 %.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
@@ -97,9 +96,9 @@ struct Best {
 
 // EDGES: some window may reach beyond the image.
 template <int SIZE, bool EDGES>
-__device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch, int first, int last, int begin,
-                                      int end, const storage_t* __restrict__ x, storage_t* __restrict__ y,
-                                      unsigned char* __restrict__ argmax) {
+__device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch, int first, int last,
+                                      int begin, int end, const storage_t* __restrict__ x,
+                                      storage_t* __restrict__ y, unsigned char* __restrict__ argmax) {
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   const float scale = g.alpha / g.taps;
   const int step = g.H * g.W, step_out = g.P * g.Q;
@@ -129,7 +128,8 @@ __device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch,
     }
   };
   x += (patch.n * g.C * g.H + top) * g.W + left;
-  const long long output = (patch.n * g.C + first) * step_out + static_cast<long long>(patch.p) * g.Q + patch.q;
+  const long long output =
+      (patch.n * g.C + first) * step_out + static_cast<long long>(patch.p) * g.Q + patch.q;
   y += output;
   argmax += output;
 #pragma unroll

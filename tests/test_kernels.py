@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import convkit as ck
 from convkit import check, expressions, nvrtc, registry
 from convkit.cli import main
-from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Pool2d, SoftmaxXent
 from convkit.kernel import Runner, builtin_files, read, translation_unit
 from convkit.registry import OPS
 
@@ -107,6 +107,7 @@ def test_inline_ptx_is_in_one_file():
         ChannelSum.of((2, 3, 4, 5), 4),
         Pointwise((3, 4)),
         SoftmaxXent.of((2, 10)),
+        LrnMaxPool2d(LRN.of((1, 4, 9, 7), k=2.0, groups=2), Pool2d.of((1, 4, 9, 7), padding=1)),
     ],
     ids=lambda p: type(p).__name__,
 )
