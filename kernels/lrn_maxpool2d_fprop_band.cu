@@ -35,12 +35,15 @@
 #include "lrn.cuh"
 #include "pool.cuh"
 
+// Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
+constexpr int RESIDENT = 1024;
+
 // First tap of a window that begins at `start` to lie at or behind 0.
 __device__ __forceinline__ int first_inside(long long start, int dilation) {
   return start >= 0 ? 0 : static_cast<int>(ceil_div(-start, static_cast<long long>(dilation)));
 }
 
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void lrn_maxpool2d_fprop_band(GEOMETRY(LrnMaxPool2d), const storage_t* __restrict__ x,
                                   storage_t* __restrict__ y, void* __restrict__ argmax) {
   DYN_SMEM(float, normal);
