@@ -5,12 +5,14 @@
 // Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice for. It
 //          normalises the rows of pixels that these windows see into shared memory, each pixel once, and pools from
-//          there. Any region, size and beta, any pooling window, as long as the rows that one window sees fit into 48 KB.
+//          there. Any region, size and beta, any pooling window, as long as the rows that one of them sees fit into
+//          48 KB.
 // Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands see are
 //          normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
-// Bound    issue: 64-bit divisions of the index, and a load for each tap. Predicted: 20 % of the copy rate for windows
-//          of 5 channels. It is for what lrn_maxpool2d_fprop_sliding does not take, and does less than
-//          lrn_fprop_window and maxpool2d_fprop_window one after the other: z does not go to DRAM and back.
+// Bound    issue: the divisions of an index, and a load for each tap: some 150 instructions for each pixel, against 33
+//          that fit into its time. Predicted: 20 % of the copy rate for windows of 5 channels. It takes what
+//          lrn_maxpool2d_fprop_sliding does not, and is for saving z's memory: where lrn_fprop_sliding fits, that and
+//          maxpool2d_fprop_window, one after the other, should be faster.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
@@ -20,7 +22,8 @@
 // grid   = ["ceil_div(N*C, planes) * ceil_div(P, rows)"]
 // block  = ["THREADS"]
 // shared = "4 * planes * pixels"
-// when   = "4 * pixels <= 49152 and ceil_div(N*C, planes) * ceil_div(P, rows) < 2147483648"
+// when   = """4 * pixels <= 49152 and ceil_div(N*C, planes) * ceil_div(P, rows) < 2147483648 \
+//          and planes * rows * Q < 2147483648"""
 // rank   = 10
 //
 // [let]
@@ -64,9 +67,12 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   const long long start = static_cast<long long>(band) * rows * g.stride_h - g.pad_top;
   const int top = static_cast<int>(max(start, 0LL));
   const int pixels = static_cast<int>(max(min(start + span, static_cast<long long>(g.H)) - top, 0LL)) * g.W;
+  const unsigned channel = static_cast<unsigned>(plane % g.C);
   for (int i = threadIdx.x; i < made * pixels; i += THREADS) {
-    const long long element = ((plane + i / pixels) * g.H + top) * g.W + i % pixels;
-    const float sum = window_sum(g, element, g.behind, g.ahead, [&](long long j) {
+    const int m = i / pixels, h = top + i % pixels / g.W, w = i % pixels % g.W;
+    const long long element = ((plane + m) * g.H + h) * g.W + w;
+    const int c = static_cast<int>((channel + m) % g.C);
+    const float sum = window_sum_at(g, element, c, h, w, g.behind, g.ahead, [&](long long j) {
       const float value = to_float(x[j]);
       return value * value;
     });
@@ -74,11 +80,9 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   }
   __syncthreads();
 
-  const long long outputs =
-      min(static_cast<long long>(rows), g.P - static_cast<long long>(band) * rows) * g.Q;
-  for (long long i = threadIdx.x; i < made * outputs; i += THREADS) {
-    const int m = static_cast<int>(i / outputs), q = static_cast<int>(i % outputs % g.Q);
-    const int p = band * rows + static_cast<int>(i % outputs / g.Q);
+  const int outputs = min(rows, g.P - band * rows) * g.Q;
+  for (int i = threadIdx.x; i < made * outputs; i += THREADS) {
+    const int m = i / outputs, p = band * rows + i % outputs / g.Q, q = i % outputs % g.Q;
     const long long h = static_cast<long long>(p) * g.stride_h - g.pad_top;
     const long long w = static_cast<long long>(q) * g.stride_w - g.pad_left;
     const int s_first = first_inside(w, g.dilation_w);
