@@ -395,6 +395,8 @@ def test_with_an_alpha_of_zero_it_is_the_pool(top, left, fill):
         (10, 5, 1, 0, False),
         (17, 4, 2, 1, True),
         (6, 65, 0, 0, True),
+        (9, 6, 0, 0, True),
+        (8, 9, 0, 0, True),
         (1, 2, 2, 2, False),
     ):
         if H + top + bottom < 3 or W + left + right < 3:
