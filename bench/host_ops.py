@@ -12,7 +12,7 @@ import numpy as np
 
 import convkit as ck
 from convkit import arrays
-from convkit.layouts import Blocked, physical
+from convkit.layouts import Tensor
 
 Call = Callable[[], Any]
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -41,7 +41,7 @@ def convkit_calls() -> dict[str, Call]:
     probs = np.full((1, 4), 0.25, np.float32)
     wide = arrays.empty((1, 16, 2, 2), "float32")
     wide.fill(1)
-    blocked = Blocked(arrays.empty(physical(wide.shape), "float32"), 16)
+    blocked = Tensor.empty(wide.shape, "float32", "nChw16c")
     both = {"lrn": LRN, "pool": POOL}
     return {
         "conv2d_fprop": lambda: ck.conv2d_fprop(x, w, b),

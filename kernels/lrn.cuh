@@ -1,4 +1,5 @@
 // lrn.cuh: what the kernels of local response normalisation share: powers of d, and the sum over a window.
+// A Geometry has the members of LRN: it is LRN itself, or LrnMaxPool2d.
 #pragma once
 
 #include "storage.cuh"
@@ -25,21 +26,20 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
   return beta == 0.75f ? powers<true>(d, beta) : powers<false>(d, beta);
 }
 
-// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, as far as they are in its group
-// of channels or, for the region within a channel, in its map.
-template <class Value>
-__device__ __forceinline__ float window_sum(const LRN& g, long long i, int behind, int ahead, Value value) {
-  const long long pixels = static_cast<long long>(g.H) * g.W;
+// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its image: as
+// far as they are in its group of channels or, for the region within a channel, in its map.
+template <class Geometry, class Value>
+__device__ __forceinline__ float window_sum_at(const Geometry& g, long long i, int c, int h, int w,
+                                               int behind, int ahead, Value value) {
   float sum = 0.0f;
   if (!g.within) {
-    const int c = static_cast<int>(i / pixels % g.C), channels = g.C / g.groups;
-    const int group = c / channels * channels;
+    const long long pixels = static_cast<long long>(g.H) * g.W;
+    const int channels = g.C / g.groups, group = c / channels * channels;
     const int first = max(c - behind, group);
     const int last = c + min(ahead, group + channels - 1 - c);
     for (int j = first; j <= last; ++j) sum += value(i + (j - c) * pixels);
     return sum;
   }
-  const int w = static_cast<int>(i % g.W), h = static_cast<int>(i / g.W % g.H);
   const int top = max(h - behind, 0), bottom = h + min(ahead, g.H - 1 - h);
   const int left = max(w - behind, 0), right = w + min(ahead, g.W - 1 - w);
   for (int row = top; row <= bottom; ++row) {
@@ -49,6 +49,15 @@ __device__ __forceinline__ float window_sum(const LRN& g, long long i, int behin
     sum += row_sum;
   }
   return sum;
+}
+
+template <class Geometry, class Value>
+__device__ __forceinline__ float window_sum(const Geometry& g, long long i, int behind, int ahead,
+                                            Value value) {
+  const long long pixels = static_cast<long long>(g.H) * g.W;
+  const int c = g.within ? 0 : static_cast<int>(i / pixels % g.C);
+  const int h = g.within ? static_cast<int>(i / g.W % g.H) : 0, w = g.within ? static_cast<int>(i % g.W) : 0;
+  return window_sum_at(g, i, c, h, w, behind, ahead, value);
 }
 
 // The part of a problem that one thread of a sliding kernel makes: channels [first, last) of one pixel.
@@ -62,8 +71,8 @@ struct Walk {
 
 // Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side: the
 // channels that both read come from DRAM once.
-template <int SEGMENT_CHANNELS>
-__device__ __forceinline__ Walk walk_of_thread(const LRN& g) {
+template <int SEGMENT_CHANNELS, class Geometry>
+__device__ __forceinline__ Walk walk_of_thread(const Geometry& g) {
   const int channels = g.C / g.groups, segments = (channels + SEGMENT_CHANNELS - 1) / SEGMENT_CHANNELS;
   const unsigned parts = static_cast<unsigned>(segments) * g.groups;
   const int part = static_cast<int>(blockIdx.x % parts), group = part / segments;

@@ -1,21 +1,25 @@
 // pool.cuh: what the max-pooling kernels share: argmax, and which part of a plane a thread makes.
+// A Geometry has the members of Pool2d: it is Pool2d itself, or LrnMaxPool2d.
 #pragma once
 
 #include "storage.cuh"
 
 // argmax is a position in the window, in the smallest unsigned type that holds R*S of them (geometry.Pool2d). The
 // type is the same for all threads, so the branch costs next to nothing.
-__device__ __forceinline__ long long window_taps(const Pool2d& g) {
+template <class Geometry>
+__device__ __forceinline__ long long window_taps(const Geometry& g) {
   return static_cast<long long>(g.R) * g.S;
 }
 
-__device__ __forceinline__ unsigned load_argmax(const Pool2d& g, const void* argmax, long long i) {
+template <class Geometry>
+__device__ __forceinline__ unsigned load_argmax(const Geometry& g, const void* argmax, long long i) {
   if (window_taps(g) <= 1 << 8) return static_cast<const unsigned char*>(argmax)[i];
   if (window_taps(g) <= 1 << 16) return static_cast<const unsigned short*>(argmax)[i];
   return static_cast<const unsigned*>(argmax)[i];
 }
 
-__device__ __forceinline__ void store_argmax(const Pool2d& g, void* argmax, long long i, unsigned value) {
+template <class Geometry>
+__device__ __forceinline__ void store_argmax(const Geometry& g, void* argmax, long long i, unsigned value) {
   if (window_taps(g) <= 1 << 8)
     static_cast<unsigned char*>(argmax)[i] = static_cast<unsigned char>(value);
   else if (window_taps(g) <= 1 << 16)
@@ -32,7 +36,8 @@ struct Strip {
   bool any;  // false for the threads behind the last strip
 };
 
-__device__ __forceinline__ Strip strip_of_thread(const Pool2d& g, int height, int width, int rows) {
+template <class Geometry>
+__device__ __forceinline__ Strip strip_of_thread(const Geometry& g, int height, int width, int rows) {
   const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int strips = (height + rows - 1) / rows;
   const long long line = i / width;

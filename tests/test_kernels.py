@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import convkit as ck
 from convkit import check, expressions, nvrtc, registry
 from convkit.cli import main
-from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Pool2d, SoftmaxXent
 from convkit.kernel import Runner, builtin_files, read, translation_unit
 from convkit.registry import OPS
 
@@ -80,7 +80,7 @@ def test_shipped_headers_argue(path):
 
 #: Ops that a plan for the CPU alone uses: several in one, and the way between layouts that only the CPU has.
 CPU_ALONE = {
-    *("conv2d_dgrad_relu", "lrn_maxpool2d_fprop", "lrn_maxpool2d_dgrad"),
+    *("conv2d_dgrad_relu", "lrn_maxpool2d_dgrad"),
     *("linear_wgrad_sgd", "linear_dgrad_wgrad_sgd", "reorder"),
 }
 
@@ -107,6 +107,7 @@ def test_inline_ptx_is_in_one_file():
         ChannelSum.of((2, 3, 4, 5), 4),
         Pointwise((3, 4)),
         SoftmaxXent.of((2, 10)),
+        LrnMaxPool2d(LRN.of((1, 4, 9, 7), k=2.0, groups=2), Pool2d.of((1, 4, 9, 7), padding=1)),
     ],
     ids=lambda p: type(p).__name__,
 )

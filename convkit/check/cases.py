@@ -662,6 +662,15 @@ def _random_lrn_pool(rng: np.random.Generator, op: str) -> LrnMaxPool2d:
     pool = _random_pool(rng, op)
     C, groups = [(pool.C, 1), (16 * pool.C, 1), (32 * pool.C, 2)][int(rng.integers(3))]
     drawn = _random_lrn(rng, op)
+    if rng.random() < 0.4:  # AlexNet's windows, which fast kernels are written for
+        top, bottom = min(pool.pad_top, 2), min(pool.pad_bottom, 2)
+        left, right = min(pool.pad_left, 2), min(pool.pad_right, 2)
+        pool = Pool2d.of(
+            (pool.N, pool.C, pool.H + 2, pool.W + 2),
+            padding=((top, bottom), (left, right)),
+            ceil_mode=pool.ceil_mode,
+        )
+        drawn = replace(drawn, size=int(rng.choice([3, 5])), k=float(rng.uniform(1, 3)))
     lrn = replace(
         drawn, N=pool.N, C=C, H=pool.H, W=pool.W, groups=groups, region="across_channels", beta=0.75
     )
