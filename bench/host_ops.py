@@ -39,6 +39,7 @@ def convkit_calls() -> dict[str, Call]:
     labels, velocity = np.array([2]), np.zeros_like(matrix)
     argmax = np.zeros(dpool.shape, np.uint8)
     probs = np.full((1, 4), 0.25, np.float32)
+    loss, rank = np.ones(1, np.float32), np.zeros(1, np.int32)
     wide = arrays.empty((1, 16, 2, 2), "float32")
     wide.fill(1)
     blocked = Tensor.empty(wide.shape, "float32", "nChw16c")
@@ -68,6 +69,8 @@ def convkit_calls() -> dict[str, Call]:
         "dropout_dgrad": lambda: ck.dropout_dgrad(drow, p=P, seed=SEED),
         "softmax_xent_fprop": lambda: ck.softmax_xent_fprop(row, labels),
         "softmax_xent_dgrad": lambda: ck.softmax_xent_dgrad(probs, labels),
+        "label_rank": lambda: ck.label_rank(row, labels),
+        "loss_summary": lambda: ck.loss_summary(loss, rank),
         "sgd_momentum": lambda: ck.sgd_momentum(matrix, matrix, velocity, **SGD),
     }
 

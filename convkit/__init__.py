@@ -14,6 +14,7 @@ from .fused import (
     reorder,
 )
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
+from .loss import Loss
 from .network import Network
 from .ops import (
     conv2d_bgrad,

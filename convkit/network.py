@@ -6,19 +6,21 @@ import copy
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from . import arrays, registry
 from .devices import emulating
-from .dispatch import operation
+from .dispatch import Call, operation
 from .errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
 from .geometry import Shape, finite, integer
 from .layers import Layer
+from .loss import Loss
 from .parameters import Parameters
-from .plan import Plan
+from .plan import Plan, fusion
+from .plan.graph import VIEW, lower
 from .plan.program import Program
 from .registry import MATH, current_choice
 from .update import Update
@@ -91,6 +93,14 @@ class Network:
         replacing one is an error.
     update, plan_memory
         As above; both can be set, which holds from the next step on.
+    on_gradient : callable, optional
+        A step calls ``on_gradient(name, gradient)`` for each parameter that it updates as soon as the
+        gradient is final, in the order of the backward pass; what it writes into the array counts. For
+        exchange between processes, while the rest of the pass goes on.
+    before_update : callable, optional
+        A step calls ``before_update(grads, finite)`` when all gradients are final; for clipping and checks.
+        `finite` is an int32 array (1,): with 0 in it, or where False is returned, the step changes nothing.
+        Either hook keeps updates apart from gradients, so that `grads` holds them; a copy has neither.
     """
 
     def __init__(
@@ -126,12 +136,18 @@ class Network:
         self._grads = Parameters("grads", self._like_params())
         self._velocities = Parameters("velocities", self._like_params())
         self.dropout_offset = 0
+        self._names: dict[str, dict[str, str]] = {}  # by layer, implementations by op
         # Fingerprint of the last step's plan; and that of a loaded state, until a step is compared with it.
         self._planned: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._forget_plans()
         self.update = Update() if update is None else update
         self.plan_memory = plan_memory
+        self.on_gradient = self.before_update = None
+
+    #: See the class.
+    on_gradient: Callable[[str, Any], None] | None
+    before_update: Callable[[Parameters, Any], bool | None] | None
 
     def _forget_plans(self) -> None:
         self._plans: dict[Any, Plan] = {}  # the last one used last
@@ -196,7 +212,9 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_plans", "_last", "_stepped", "_turn")}
+        own = ("_plans", "_last", "_stepped", "_turn")
+        hooks = {"on_gradient": None, "before_update": None}
+        return {**{k: v for k, v in self.__dict__.items() if k not in own}, **hooks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -229,6 +247,53 @@ class Network:
             )
         return found
 
+    def use(self, layer: str, **names: str | None) -> None:
+        """Choose implementations by name for one layer; `convkit.use` does for all.
+
+        It holds from the next call on, and comes before `convkit.use`.
+
+        Parameters
+        ----------
+        layer : str
+            Name of a layer.
+        **names
+            `op=name`, such as `conv2d_fprop="mine"`; None takes a choice back. A name that does not fit the
+            layer's problem is an error when the network is planned.
+
+        Raises
+        ------
+        OptionError
+            For a layer, op or implementation that is not known, and an op that the layer has not.
+
+        Examples
+        --------
+        >>> net.use("conv2", conv2d_fprop="mine", conv2d_wgrad="mine")
+        """
+        known = {own.name: own for own in self.layers}
+        if layer not in known:
+            raise unknown("layer", layer, known)
+        ops = self._ops_of(layer)
+        for op, name in names.items():
+            if op not in ops:
+                raise unknown(f"op of {layer}", op, ops)
+            if name is not None:
+                found = {i.name for i in registry.implementations(op, layout=None)}
+                if name not in found:
+                    raise unknown(f"implementation of {op}", name, found)
+        with self._turn:
+            chosen = {**self._names.get(layer, {}), **names}
+            self._names[layer] = {op: name for op, name in chosen.items() if name is not None}
+
+    def _ops_of(self, layer: str) -> list[str]:
+        """The ops that a layer has a part in."""
+        graph = lower(self.layers, (1, *self.input_shape), self.num_classes, self.dtype)
+        nodes = [n for s in graph.stages for n in (s.forward, *s.backward) if layer in s.layers]
+        own = {node.op for node in nodes} - {VIEW}
+        if any(name.rpartition(".")[0] == layer for name in self.params):
+            own.add("sgd_momentum")
+        own |= {op for op, parts in fusion.PARTS.items() if own.intersection(parts)}
+        return sorted(own)
+
     # -- plans ----------------------------------------------------------------------------------------
     def plan(self, batch: int) -> Plan:
         """The plan for a batch size, with the implementations that `convkit.use` has chosen here.
@@ -255,14 +320,15 @@ class Network:
     def _key(self, batch: int) -> tuple[Any, ...]:
         """What a plan depends on. Implementations that are registered meanwhile may be better ones."""
         registry.builtin("cuda" if emulating() else self.device.partition(":")[0])  # or it counts as new
-        return batch, *self._setting(), registry.generation()
+        names = tuple((layer, *sorted(of.items())) for layer, of in sorted(self._names.items()) if of)
+        return batch, names, *self._setting(), registry.generation()
 
     def _new_plan(self, batch: int) -> Plan:
         def make() -> Plan:
             with arrays.queue(self.gpu_arrays()):
                 program = Program(
                     self.layers, (batch, *self.input_shape), self.num_classes, self.dtype, self.device,
-                    self.math,
+                    self.math, self._names,
                 )  # fmt: skip
                 return Plan(program, self.layers, self.params, self.grads, self.velocities, self.device)
 
@@ -336,10 +402,14 @@ class Network:
             return kind.wrap(plan.dx.copy())
 
     @operation
-    def step(self, x: Any, labels: Any, *, lr: float | None = None) -> float:
+    def step(
+        self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
+    ) -> Loss:
         """One step of training: forward, loss, backward, update. Allocates next to nothing.
 
-        `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it.
+        `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it,
+        unless there are hooks (`on_gradient`, `before_update`). Where the loss is not finite, weights and
+        velocities stay as they are.
 
         Parameters
         ----------
@@ -348,19 +418,71 @@ class Network:
         lr : float, optional
             Learning rate of the weights; the update rule's own by default. Biases, parameters with rates
             of their own and frozen ones follow as `update` says; see the schedule in `Update`.
+        shard : (int, int), optional
+            (first, total): x are the images from `first` on of a batch of `total`, whose other images are
+            elsewhere. Dropout then draws what it would for the whole batch, and losses and gradients are
+            this shard's part of the batch's mean: those of all shards are to be added (`on_gradient`).
 
         Returns
         -------
-        loss : float
-            Mean cross-entropy of the batch before the update, in nats.
+        loss : Loss
+            A float: mean cross-entropy of the batch before the update, in nats. Its attributes count the
+            errors.
         """
         with self._turn:
-            plan = self.load_step(x, labels, lr=lr)
-            for calls in plan.phases().values():
-                plan.run(calls)
-            return float(plan.losses.mean(dtype=np.float64))
+            plan = self.load_step(x, labels, lr=lr, shard=shard)
+            phases = plan.phases()
+            plan.run(phases["forward"])
+            plan.run(phases["loss"])
+            plan.run(phases["backward"], behind=None if plan.fused else self._tell(plan))
+            go_on = self.before_update is None or self.before_update(self.grads, plan.finite) is not False
+            # An update that does not know the flag is asked for by the host, which waits for it.
+            if go_on and (plan.guarded or plan.results()[3]):
+                plan.run(phases["update"])
+            return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
 
-    def load_step(self, x: Any, labels: Any, *, lr: float | None = None) -> Plan:
+    @operation
+    def evaluate(self, x: Any, labels: Any) -> Loss:
+        """Loss and errors of a batch, with dropout as at test time; nothing changes.
+
+        Parameters
+        ----------
+        x : array, (N, C, H, W)
+        labels : array of integers, (N,)
+
+        Returns
+        -------
+        loss : Loss
+            A float: mean cross-entropy in nats. Its attributes count the errors.
+        """
+        with self._turn:
+            plan = self._load_labelled(x, labels)
+            self._begin(plan, training=False)
+            plan.run(plan.forward)
+            plan.run(plan.loss)
+            return self._result(plan, plan.x.shape[0])
+
+    def _tell(self, plan: Plan) -> Callable[[Call], None] | None:
+        """What is called behind a call that makes gradients: `on_gradient` for each, in turn."""
+        hook = self.on_gradient
+        if hook is None:
+            return None
+
+        def behind(call: Call) -> None:
+            for name in plan.made_by(call):
+                hook(name, self.grads[name])
+
+        return behind
+
+    @staticmethod
+    def _result(plan: Plan, total: int) -> Loss:
+        """The results of a plan's loss phase; on a GPU this waits for it."""
+        whole, errors, top5_errors, finite = plan.results()
+        return Loss(whole / total, errors, top5_errors, plan.x.shape[0], finite)
+
+    def load_step(
+        self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
+    ) -> Plan:
         """Everything of `step` but the running: check the arguments, and load a plan with them.
 
         Returns
@@ -369,6 +491,26 @@ class Network:
             Its `phases`, run in their order, are the step.
         """
         rate = self.update.lr if lr is None else finite("lr", lr, 0)
+        N = int(getattr(x, "shape", (0,))[0]) if getattr(x, "shape", ()) else 0
+        first, total = (0, N) if shard is None else self._shard(shard, N)
+        plan = self._load_labelled(x, labels)
+        plan.fused = self.on_gradient is None and self.before_update is None
+        self._compare_plan(plan, N)
+        self._begin(plan, True, first, total)
+        plan.set_total(total)
+        self._set_update(plan, rate)
+        return plan
+
+    @staticmethod
+    def _shard(shard: Any, N: int) -> tuple[int, int]:
+        if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+            raise OptionError(f"shard must be (first, total), not {shard!r}")
+        first, total = integer("shard[0]", shard[0], 0), integer("shard[1]", shard[1], 1)
+        if first + N > total:
+            raise OptionError(f"shard {(first, total)}: {N} images from {first} on are more than {total}")
+        return first, total
+
+    def _load_labelled(self, x: Any, labels: Any) -> Plan:
         values = self._labels(labels)
         plan, _ = self._load(x)
         N = plan.x.shape[0]
@@ -377,9 +519,6 @@ class Network:
         if values.shape != (N,):
             raise ShapeError(f"labels must have shape {(N,)}, as x has {N} images, not {values.shape}")
         arrays.assign(plan.labels, values)
-        self._compare_plan(plan, N)
-        self._begin(plan, training=True)
-        self._set_update(plan, rate)
         return plan
 
     def _set_update(self, plan: Plan, lr: float) -> None:
@@ -393,10 +532,10 @@ class Network:
         rules = {name: self.update.options(name, lr, first) for name in self.params}
         return {name: rule for name, rule in rules.items() if rule["lr"] is not None}
 
-    def _begin(self, plan: Plan, training: bool) -> None:
+    def _begin(self, plan: Plan, training: bool, first: int = 0, total: int | None = None) -> None:
         """Point the plan's dropouts at counters that no step has used."""
         self._last = None  # until a forward pass has succeeded
-        end = plan.set_dropout(training, self.seed, self.dropout_offset)
+        end = plan.set_dropout(training, self.seed, self.dropout_offset, first, total)
         if training:
             self.dropout_offset = end
 
@@ -547,16 +686,18 @@ class Network:
         return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array
 
     def _compare_plan(self, plan: Plan, batch: int) -> None:
-        """Note what a step runs; warn where it is not what a loaded state was made with."""
-        key = self._key(batch)
+        """Note what a step runs; warn where it is not what a loaded state was made with.
+
+        Implementations depend on the batch: the comparison waits for one of the same size.
+        """
+        key = self._key(batch), plan.fused
         if key != self._stepped:
-            fingerprint = getattr(plan, "fingerprint", None)
-            self._planned = None if fingerprint is None else fingerprint()
-            self._stepped = key
-        before, self._resumed = self._resumed, None
-        if before is None or self._planned is None or before == self._planned:
+            self._planned, self._stepped = plan.fingerprint(), key
+        before, now = self._resumed, self._planned
+        if before is None or now is None or before.get("batch") != batch:
             return
-        old, new = _flat(before), _flat(self._planned)
+        self._resumed = None
+        old, new = _flat(before), _flat(now)
         lines = [
             f"{name}: {new.get(name, '-')}, was {old.get(name, '-')}"
             for name in {**old, **new}

@@ -146,7 +146,7 @@ def _profile(
     progress: Callable[[int, str], None],
 ) -> Profile:
     progress(0, "warming up")
-    losses = [net.step(x, labels, lr=lr)]  # compiles, fills caches
+    losses = [float(net.step(x, labels, lr=lr))]  # compiles, fills caches
     plan = net.plan(len(x))
     phases = plan.phases()
     samples: dict[int, list[float]] = {id(call): [] for calls in phases.values() for call in calls}

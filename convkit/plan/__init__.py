@@ -7,15 +7,16 @@ array, and a `Plan` binds the two into calls.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from .. import native
+from .. import arrays, devices, native
 from ..dispatch import Call
+from ..errors import OptionError
 from ..layers import Dropout, Layer
 from ..registry import OPS
 from .graph import Node, gradient, velocity
@@ -66,11 +67,16 @@ class Plan:
         given = dict(parameters)
         for name in parameters:
             given |= {gradient(name): gradients[name], velocity(name): velocities[name]}
+        # One piece of memory, so that one copy brings the results of a step to the host.
+        self._results = arrays.empty((28,), "uint8", device)
+        given |= _parts(self._results)
         self._memory = Memory(program, device, given)
         self._memory.forward()
         self._memory.backward()
         self._calls: dict[int, tuple[Node, Call]] = {}
         self._phases: dict[Any, dict[str, list[Call]]] = {}
+        self._makes: dict[int, tuple[str, ...]] = {}
+        self._bare: dict[int, tuple[list[Call], Any, list[Callable[[], None]]]] = {}
         self._scratch: Array | None = None
         self._name_ends()
 
@@ -87,7 +93,8 @@ class Plan:
         self.x, self.labels, self.losses = memory["x"], memory["labels"], memory["loss"]
         self.logits, self.dlogits, self.dx = memory[logits], memory[gradient(logits)], memory[gradient("x")]
         self.labels.fill(0)
-        memory["dloss"].fill(1 / max(1, self.x.shape[0]))
+        self._total = -1
+        self.set_total(self.x.shape[0])
 
     # -- binding ----------------------------------------------------------------------------------------
     def _bind(self, nodes: Iterable[Node]) -> list[Call]:
@@ -95,7 +102,9 @@ class Plan:
         calls = []
         for node in self.program.runs(nodes):
             if id(node) not in self._calls:
-                self._calls[id(node)] = node, self._call(node)
+                self._calls[id(node)] = node, (call := self._call(node))
+                made = tuple(name for name in self._parameters if gradient(name) in node.writes)
+                self._makes.update({id(call): made} if made else {})
             calls.append(self._calls[id(node)][1])
         return calls
 
@@ -104,7 +113,8 @@ class Plan:
         given = {name: self._memory.value(value) for name, value in node.tensors.items()}
         inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
         outputs = tuple(given[name] for name in op.outputs)
-        return Call(op, implementation, node.problem, inputs, outputs, dict(node.options), node.layer)
+        options = {**node.options, **{flag: _read_only(given[flag]) for flag in node.flags}}
+        return Call(op, implementation, node.problem, inputs, outputs, options, node.layer)
 
     def _share_workspace(self) -> None:
         """Give every call that wants scratch memory the same."""
@@ -122,10 +132,13 @@ class Plan:
         Where the update of a layer's weights is fused with their gradient, it stands in "backward";
         `self.backward` and `self.update` are the same without fusion, for those who want the gradients.
         """
-        key = self.frozen, self.fused
+        return self._phases_with(self.frozen, self.fused)
+
+    def _phases_with(self, frozen: frozenset[str], fused: bool) -> dict[str, list[Call]]:
+        key = frozen, fused
         if key not in self._phases:
-            names = [name for name in self._parameters if name not in self.frozen]
-            step = self.program.step(names, fused=self.fused)
+            names = [name for name in self._parameters if name not in frozen]
+            step = self.program.step(names, fused=fused)
             own = {call.layer: call for call in self.update}
             self._phases[key] = {
                 "forward": self.forward,
@@ -136,6 +149,24 @@ class Plan:
             self._share_workspace()
         return self._phases[key]
 
+    @property
+    def guarded(self) -> bool:
+        """Whether every update of a step reads the flag "finite", so that a bad step changes nothing."""
+        updates = [call for call in self.phases()["update"] if call.op.flags]
+        return all("finite" in call.options for call in updates)
+
+    @property
+    def finite(self) -> Array:
+        """The flag that updates read: int32, (1,); 0 where the loss of the step is not finite."""
+        return self._memory["finite"]
+
+    def results(self) -> tuple[float, int, int, bool]:
+        """Of the last loss phase: sum of the losses, top-1 errors, top-5 errors, whether all is finite."""
+        memory = self._results
+        parts = _parts(memory if isinstance(memory, np.ndarray) else memory.get())
+        (total,), (first, five), (finite,) = (parts[name].tolist() for name in ("total", "errors", "finite"))
+        return total, first, five, bool(finite)
+
     def calls(self) -> list[Call]:
         """Every call that the plan has, each once; in an order in which they may run."""
         first = [*self.forward, *self.loss, *self.backward, *self.input_gradient, *self.update]
@@ -144,10 +175,34 @@ class Plan:
         still = {id(call) for name, call in self.rated if name in self.frozen}
         return [call for call in calls if id(call) not in still]
 
-    def run(self, calls: Iterable[Call]) -> None:
-        """Run some of the plan's calls; allocates nothing of its own."""
-        for call in calls:
-            call.run()
+    def run(self, calls: list[Call], behind: Callable[[Call], None] | None = None) -> None:
+        """Run some of the plan's calls; allocates nothing of its own.
+
+        Parameters
+        ----------
+        calls : list of Call
+            A list of the plan's own: what is worked out for it is kept.
+        behind : callable, optional
+            Called with each call that makes the gradient of a parameter, behind it.
+        """
+        # NaN and infinity propagate; they are no reason to warn.
+        with arrays.on(self.x), np.errstate(all="ignore"):
+            for call, function in zip(calls, self._functions(calls), strict=True):
+                function()
+                if behind is not None and id(call) in self._makes:
+                    behind(call)
+
+    def _functions(self, calls: list[Call]) -> list[Callable[[], None]]:
+        """What each call does, without what they can share; kept for the executor of CUDA kernels here."""
+        executor = devices.current() if self.program.chooser.device == "cuda" else None
+        kept = self._bare.get(id(calls))
+        if kept is None or kept[0] is not calls or kept[1] is not executor or len(kept[2]) != len(calls):
+            self._bare[id(calls)] = kept = calls, executor, [call.bare() for call in calls]
+        return kept[2]
+
+    def made_by(self, call: Call) -> tuple[str, ...]:
+        """The parameters whose gradients a call makes."""
+        return self._makes.get(id(call), ())
 
     @property
     def rated(self) -> list[tuple[str, Call]]:
@@ -157,22 +212,52 @@ class Plan:
 
     def set_rates(self, rules: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the updates of these parameters their options for the next step."""
+        self.phases()  # which makes those that the step needs
         for name, call in self.rated:
             call.options.update(rules.get(name, {}))
 
-    def set_dropout(self, training: bool, seed: int, offset: int) -> int:
-        """Point every dropout at its counters and mode; returns the first counter behind them."""
+    def set_dropout(
+        self, training: bool, seed: int, offset: int, first: int = 0, total: int | None = None
+    ) -> int:
+        """Point every dropout at its counters and mode; returns the first counter behind them.
+
+        The images are those from `first` on of a batch of `total`, by default the whole of it.
+
+        Raises
+        ------
+        OptionError
+            Where an image begins between two counters, each of which is for four elements.
+        """
+        N = max(1, self.x.shape[0])
+        total = N if total is None else total
+        if wrong := [f"{name} has {size // N}" for name, size in self._dropouts() if first * (size // N) % 4]:
+            raise OptionError(
+                f"a shard cannot begin with image {first}: dropout counts elements in fours, and {wrong[0]} "
+                "for each image; begin with a multiple of 4"
+            )
         backward = {c.layer: c for c in self.backward if c.op.name == "dropout_dgrad"}
         for call in self.forward:
             layer = self._layers.get(call.layer)
             if not isinstance(layer, Dropout):
                 continue
-            options = {**layer.options(training), "seed": seed, "offset": offset}
+            size = prod(call.problem.shape("x")) // N  # of an image
+            options = {**layer.options(training), "seed": seed, "offset": offset + first * size // 4}
             for twin in (call, backward.get(call.layer)):
                 if twin is not None:
                     twin.options.update(options)
-            offset += -(-prod(call.problem.shape("x")) // 4)
+            offset += -(-size * total // 4)
         return offset
+
+    def _dropouts(self) -> list[tuple[str, int]]:
+        """Name and elements of each dropout."""
+        names = {name for name, layer in self._layers.items() if isinstance(layer, Dropout)}
+        return [(call.layer, prod(call.problem.shape("x"))) for call in self.forward if call.layer in names]
+
+    def set_total(self, total: int) -> None:
+        """Take the mean loss over so many images, of which the plan's may be a part."""
+        if total != self._total:
+            self._memory["dloss"].fill(1 / max(1, total))
+            self._total = total
 
     # -- for whoever asks -------------------------------------------------------------------------------
     @property
@@ -181,8 +266,8 @@ class Plan:
         return self._memory.bytes
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the bits of a step, as plain values."""
-        calls = chain(*self.phases().values())
+        """What decides the bits of a step in which nothing is frozen, as plain values."""
+        calls = chain(*self._phases_with(frozenset(), self.fused).values())
         return {
             "batch": int(self.x.shape[0]),
             "dtype": self.x.dtype.name,
@@ -224,3 +309,9 @@ def _read_only(array: Array) -> Array:
         array = array.view()
         array.flags.writeable = False
     return array
+
+
+def _parts(memory: Array) -> dict[str, Array]:
+    """What `loss_summary` writes, as parts of 28 bytes."""
+    cuts = {"total": (0, 8, np.float64), "errors": (8, 24, np.int64), "finite": (24, 28, np.int32)}
+    return {name: memory[start:stop].view(kind) for name, (start, stop, kind) in cuts.items()}

@@ -58,7 +58,9 @@ class Chooser:
     # -- names ------------------------------------------------------------------------------------------
     def name(self, layers: Sequence[str], op: str) -> str | None:
         """The implementation of an op that the user has named for these layers, or None."""
-        for layer in (*layers, ""):
+        # An update is its parameter's: "conv1.w" belongs to conv1.
+        owners = [layer.rpartition(".")[0] for layer in layers] if op == "sgd_momentum" else ()
+        for layer in (*layers, *owners, ""):
             if (found := self.names.get(layer, {}).get(op)) is not None:
                 return found
         return None
@@ -106,6 +108,7 @@ class Chooser:
                 math=self.math,
                 layout=layout,
                 impl=self.name(node.layers, node.op),
+                flags=node.flags,
             )
         except ConvkitError as error:
             error.op = error.op or node.op

@@ -12,7 +12,16 @@ from dataclasses import replace
 from typing import Protocol
 
 from ..geometry import LRN, LrnMaxPool2d, Pointwise, Pool2d
-from .graph import VIEW, Node, Stage, Value, gradient, velocity
+from .graph import FINITE, VIEW, Node, Stage, Value, gradient, velocity
+
+#: The ops that are several, with those that they stand for.
+PARTS = {
+    "conv2d_dgrad_relu": ("conv2d_dgrad", "relu_dgrad"),
+    "lrn_maxpool2d_fprop": ("lrn_fprop", "maxpool2d_fprop"),
+    "lrn_maxpool2d_dgrad": ("lrn_dgrad", "maxpool2d_dgrad"),
+    "linear_wgrad_sgd": ("linear_wgrad", "sgd_momentum"),
+    "linear_dgrad_wgrad_sgd": ("linear_dgrad", "linear_wgrad", "sgd_momentum"),
+}
 
 
 class Choices(Protocol):
@@ -105,8 +114,8 @@ def lrn_maxpool_relu_dgrad(a: Node, b: Node) -> Node | None:
 
 #: (pattern, ops that vanish)
 BACKWARD: tuple[tuple[Callable[[Node, Node], Node | None], tuple[str, ...]], ...] = (
-    (lrn_maxpool_dgrad, ("lrn_dgrad", "maxpool2d_dgrad")),
-    (conv_relu_dgrad, ("conv2d_dgrad", "relu_dgrad")),
+    (lrn_maxpool_dgrad, PARTS["lrn_maxpool2d_dgrad"]),
+    (conv_relu_dgrad, PARTS["conv2d_dgrad_relu"]),
     (lrn_maxpool_relu_dgrad, ("relu_dgrad",)),
 )
 
@@ -171,7 +180,8 @@ def updates(nodes: Sequence[Node], rules: Sequence[Node], choices: Choices) -> t
         if wgrad is None or choices.named((*rule.layers, *wgrad.layers), "linear_wgrad", "sgd_momentum"):
             rest.append(rule)
             continue
-        w, tail = rule.tensors["w"], {name: rule.tensors[name] for name in ("v", "w_new", "v_new")}
+        w = rule.tensors["w"]
+        tail = {name: rule.tensors[name] for name in ("v", "w_new", "v_new", *rule.flags)}
         dgrad = next((n for n in found if n.op == "linear_dgrad" and w in n.reads), None)
         if dgrad is None:
             one = replace(
@@ -208,8 +218,7 @@ def _linear(
     one = replace(
         wgrad, op="linear_dgrad_wgrad_sgd", options={"relu": relu, **rule.options},
         tensors={
-            "dy": wgrad.tensors["dy"], "w": w, "x": wgrad.tensors["x"], "v": tail["v"], "dx": dx,
-            "w_new": tail["w_new"], "v_new": tail["v_new"],
+            "dy": wgrad.tensors["dy"], "w": w, "x": wgrad.tensors["x"], "dx": dx, **tail,
         },
     )  # fmt: skip
     return one, gone
@@ -223,9 +232,9 @@ UNSET = {
 
 
 def rule(parameter: str, value: Value) -> Node:
-    """The update of one parameter."""
+    """The update of one parameter, which a step forbids whose loss is not finite."""
     tensors = {
         "w": parameter, "dw": gradient(parameter), "v": velocity(parameter),
-        "w_new": parameter, "v_new": velocity(parameter),
+        "w_new": parameter, "v_new": velocity(parameter), "finite": FINITE,
     }  # fmt: skip
     return Node((parameter,), "sgd_momentum", Pointwise(value.shape, value.dtype), tensors, UNSET)

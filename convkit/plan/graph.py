@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..geometry import Pointwise, Problem, Shape, SoftmaxXent
+from ..geometry import LossSummary, Pointwise, Problem, Shape, SoftmaxXent
 from ..layers import Layer, Use
 from ..registry import OPS
 
+#: The value that says whether a step's loss is finite, which an update reads.
+FINITE = "finite"
 #: The op of a node that runs nothing: its output is its input, in another shape.
 VIEW = "view"
 
@@ -76,6 +78,11 @@ class Node:
     def layer(self) -> str:
         """How tables call it: "conv1+relu1"."""
         return "+".join(self.layers)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The op's flags that it is given."""
+        return () if self.op == VIEW else tuple(f for f in OPS[self.op].flags if f in self.tensors)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -188,15 +195,22 @@ def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value])
 
 
 def _loss(logits: str, values: dict[str, Value], dtype: str) -> tuple[Node, ...]:
-    """Cross-entropy of the logits with the labels."""
+    """Cross-entropy of the logits with the labels, the ranks of the labels, and what they come to."""
     N, K = values[logits].shape
-    g = SoftmaxXent(N, K, dtype)
+    rows = SoftmaxXent(N, K, dtype)
+    whole = LossSummary(N, rows.dtype_of("loss"))
     tensors = {"logits": logits, "dlogits": gradient(logits)}
-    for name in ("labels", "loss", "probs", "dloss"):
-        tensors[name] = name
-        values[name] = Value(g.shape(name), g.dtype_of(name))
     found = []
-    for name in ("softmax_xent_fprop", "softmax_xent_dgrad"):
-        op = OPS[name]
-        found.append(Node(("loss",), name, g, {t: tensors[t] for t in (*op.inputs, *op.outputs)}))
+    for name, problem in (
+        ("softmax_xent_fprop", rows),
+        ("label_rank", rows),
+        ("loss_summary", whole),
+        ("softmax_xent_dgrad", rows),
+    ):
+        names = (*OPS[name].inputs, *OPS[name].outputs)
+        for tensor in names:
+            if tensor not in tensors:
+                tensors[tensor] = tensor
+                values[tensor] = Value(problem.shape(tensor), problem.dtype_of(tensor))
+        found.append(Node(("loss",), name, problem, {tensor: tensors[tensor] for tensor in names}))
     return tuple(found)

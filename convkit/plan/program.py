@@ -7,9 +7,10 @@ layer asks one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..devices import emulating
+from ..errors import NoImplementation, OptionError
 from ..geometry import Shape
 from ..layers import Layer
 from ..layouts import Layout
@@ -102,12 +103,21 @@ class Program:
             Whether an update may be made with its gradient, which is then not stored.
         """
         names = tuple(parameters)
-        update = [fusion.rule(name, self.graph.values[name]) for name in names]
+        update = [self._rule(name) for name in names]
         backward = self.gradients(self.backward, [gradient(name) for name in names])
         if not fused:
             return Step(backward, tuple(update))
         made, rest = fusion.updates(backward, update, self.chooser)
         return Step(tuple(made), tuple(rest))
+
+    def _rule(self, name: str) -> Node:
+        """The update of a parameter; without the flag where the implementation does not take it."""
+        node = fusion.rule(name, self.graph.values[name])
+        try:
+            self.pick(node)
+        except (NoImplementation, OptionError):
+            return replace(node, tensors={t: v for t, v in node.tensors.items() if t not in node.flags})
+        return node
 
     def pick(self, node: Node) -> Implementation:
         """The implementation of a node; see `Chooser.pick`."""
