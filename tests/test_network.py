@@ -6,9 +6,11 @@ import copy
 import io
 import json
 import pickle
+import re
 import sys
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -679,3 +681,15 @@ def test_the_small_alexnet_learns():
     assert np.mean(losses[-5:]) < 0.5 * np.log(10)
     x, labels = draw(100)
     assert np.mean(net.forward(x).argmax(1) == labels) > 0.8
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the documentation shows
+# ---------------------------------------------------------------------------------------------------
+def test_the_examples_of_the_documentation_run(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(code, scope)
+    assert "conv1+relu1" in capsys.readouterr().out
+    assert scope["loss"].finite and scope["net"].update.frozen == ("conv1.*",)
