@@ -159,6 +159,9 @@ class Implementation:
     prepare : callable, optional
         `prepare(problem)` does once what depends on the problem alone, for the device or emulator that
         is current, and returns `launch(*inputs, *outputs, **options)`: `run` without its first argument.
+    compiled : bool
+        Its work is done by compiled code, which takes inputs as const and knows nothing of NumPy's warnings:
+        dispatch then spares a call the protection of its inputs, and `np.errstate`.
     source : str
         File that it comes from.
     """
@@ -176,6 +179,7 @@ class Implementation:
     missing: Callable[[], str | None] | None = None
     workspace: Callable[[Any], int] | None = None
     prepare: Callable[[Any], Callable[..., None]] | None = None
+    compiled: bool = False
     source: str = field(default="", compare=False)
 
     @property
@@ -208,12 +212,12 @@ _loaded: set[str] = set()
 _generation = 0
 
 
-def generation() -> int:
-    """A number that is another one after implementations have been added or taken away.
+def generation() -> tuple[int, int]:
+    """Something that is another one after implementations have been added or taken away.
 
     What was worked out for a choice among them holds as long as it is the same.
     """
-    return _generation
+    return _generation, len(_IMPLEMENTATIONS)
 
 
 def _changed() -> None:
@@ -423,7 +427,9 @@ class Choice:
     max_error: float = 1e-5
 
 
-_choice: ContextVar[Choice] = ContextVar("convkit_choice", default=Choice())  # noqa: B039 (frozen)
+#: The choice where `use` has set none.
+DEFAULT = Choice()
+_choice: ContextVar[Choice] = ContextVar("convkit_choice", default=DEFAULT)
 
 
 def current_choice() -> Choice:

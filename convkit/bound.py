@@ -1,0 +1,449 @@
+"""Bound calls: what an op's call works out from shapes, dtypes and options is worked out once.
+
+The first call of a kind takes the whole way: `dispatch.Arguments` checks it, chooses an implementation and
+runs it. It leaves behind a `Bound`, under a key: shape, dtype and contiguity of each array, every option
+with its type, and the choice of `use`. The next call of that key checks what a key cannot hold, and runs:
+
+- `out`: its shape, dtype, order and writeability, and that it shares no memory with another array;
+- values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
+- that implementations, instruction set, emulator and recording are what they were.
+
+Whatever is unusual (a subclass, an array of another library, a layout, an option of an unknown type) is no
+bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+
+`quick` writes the function that a user calls, with the op's signature, as `dataclasses` writes `__init__`:
+to build the key in a loop over the arguments takes twice as long as all the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import arrays, devices, native, registry
+from .errors import ConvkitError
+from .registry import OPS, Op
+
+if TYPE_CHECKING:
+    from .dispatch import Call
+
+#: Bound calls that are kept for each op; the oldest goes first.
+KEPT = 1024
+#: Options that are not in a key, but checked in each call: what is not valid here goes the whole way.
+VALUES: dict[str, str] = {
+    "lr": "type(lr) is float and isfinite(lr)",
+    "seed": "type(seed) is int and 0 <= seed < 2**64",
+    "offset": "type(offset) is int and 0 <= offset < 2**63",
+}
+#: Results of no more bytes than these lie where NumPy puts them: that takes a fifth of the time of `arrays.empty`.
+SMALL = 1024
+#: Of so few elements the smallest and the largest are found faster by Python than by NumPy.
+FEW = 64
+#: The flags C_CONTIGUOUS and ALIGNED of NumPy's `flags.num`, and WRITEABLE beside them.
+IN_ORDER, FILLABLE = 0x101, 0x501
+#: What a bound call returns where it is not for it.
+MISS: Any = object()
+
+_lock = threading.Lock()
+_caches: dict[str, dict[Any, Bound]] = {}
+
+
+class Unusual(Exception):
+    """An option has no key."""
+
+
+def typed(value: Any) -> Any:
+    """A key of an option's value, which tells True from 1 and from 1.0, and a list from a tuple."""
+    kind = type(value)
+    if kind is int or kind is str or value is None:
+        return value
+    if kind is tuple:
+        for one in value:
+            if type(one) is not int:
+                return tuple(map(typed, value))
+        return value
+    if kind is bool:
+        return bool, value
+    if kind is float:
+        return float, value or str(value)  # -0.0 equals 0.0
+    if kind is list:
+        return list, *map(typed, value)
+    if kind is dict:
+        return dict, *((typed(name), typed(one)) for name, one in value.items())
+    raise Unusual
+
+
+# ---------------------------------------------------------------------------------------------------
+# A bound call
+# ---------------------------------------------------------------------------------------------------
+class Bound:
+    """A call that has been made once: the implementation, prepared, and what its results are.
+
+    Parameters
+    ----------
+    call : Call
+        One that has run.
+    given : tuple of ndarray, or None
+        The caller's inputs, in the op's order; None where the op took its default.
+    ranges : list of (str, int)
+        Inputs whose values must lie in [0, end).
+    """
+
+    __slots__ = (
+        *("_copies", "_generation", "_inplace", "_kernels", "_launch", "_locked", "_made", "_op", "_options"),
+        *("_outputs", "_ranges", "_several", "_workspace"),
+    )
+
+    def __init__(self, call: Call, given: tuple[Any, ...], ranges: list[tuple[str, int]]) -> None:
+        op, implementation = call.op, call.implementation
+        self._op = op
+        self._kernels = native._choice
+        self._generation = registry.generation()
+        prepare = implementation.prepare
+        self._launch = (
+            prepare(call.problem) if prepare else functools.partial(implementation.run, call.problem)
+        )
+        self._options = dict(call.options)
+        self._workspace = call.workspace_bytes if implementation.workspace else None
+        self._outputs = tuple((a.shape, a.dtype, a.nbytes <= SMALL) for a in call.outputs)
+        self._several = len(self._outputs) > 1
+        self._ranges = tuple((op.inputs.index(name), end) for name, end in ranges)
+        #: Inputs that are not given as the implementation takes them, and the dtypes that it takes.
+        self._copies = tuple(
+            (i, call.problem.dtype_of(op.inputs[i]))
+            for i, (a, ready) in enumerate(zip(given, call.inputs, strict=True))
+            if a is not None and not (a.dtype == ready.dtype and a.flags.num & IN_ORDER == IN_ORDER)  # type: ignore[union-attr]
+        )
+        #: Inputs that the op made itself, the same for each call.
+        self._made = tuple(
+            (i, ready)
+            for i, (a, ready) in enumerate(zip(given, call.inputs, strict=True))
+            if a is None and ready is not None
+        )
+        self._locked = not implementation.compiled
+        #: For each output, which inputs it may be.
+        self._inplace = tuple(
+            tuple(op.inplace or op.updates.get(name) == given for given in op.inputs) for name in op.outputs
+        )
+
+    def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
+        """The op's result, or MISS where this call is not one of its kind."""
+        if (
+            self._kernels is not native._choice
+            or self._generation != registry.generation()
+            or devices._emulator.get() is not None
+        ):
+            return MISS
+        for i, end in self._ranges:
+            if not _within(inputs[i], end):
+                return MISS
+        if self._copies or self._made:
+            inputs = self._ready(inputs)
+        if not self._several:
+            if out is None:
+                shape, dtype, small = self._outputs[0]
+                result = np.empty(shape, dtype) if small else arrays.empty(shape, dtype.name)
+            elif self._fits(0, out, inputs):
+                result = out
+            else:
+                return MISS
+            outputs: tuple[Any, ...] = (result,)
+        else:
+            if out is None:
+                result = outputs = tuple(
+                    [
+                        np.empty(shape, dtype) if small else arrays.empty(shape, dtype.name)
+                        for shape, dtype, small in self._outputs
+                    ]
+                )
+            else:
+                result = outputs = self._filled(out, inputs)
+                if outputs is MISS:
+                    return MISS
+        options = {**self._options, **values} if values else self._options
+        if self._locked:
+            # As `dispatch.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
+            inputs = tuple(map(_read_only, inputs))
+            with np.errstate(all="ignore"):
+                self._start(inputs, outputs, options)
+        else:
+            self._start(inputs, outputs, options)
+        return result
+
+    def _start(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if (size := self._workspace) is None:
+            self._launch(*inputs, *outputs, **options)
+        elif size == 0:
+            self._launch(*inputs, *outputs, **options, workspace=_NO_SCRATCH)
+        else:
+            memory = take(size)
+            try:
+                self._launch(*inputs, *outputs, **options, workspace=memory[:size])
+            finally:
+                keep(memory)
+
+    def _ready(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inputs as the implementation takes them."""
+        ready = list(inputs)
+        for i, array in self._made:
+            ready[i] = array
+        if self._copies:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity there
+                for i, dtype in self._copies:
+                    ready[i] = arrays.contiguous(ready[i], dtype)
+        return tuple(ready)
+
+    def _fits(self, number: int, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Whether an implementation may write into `out` itself."""
+        shape, dtype, _ = self._outputs[number]
+        if (
+            type(out) is not np.ndarray
+            or out.shape != shape
+            or out.dtype != dtype
+            or out.flags.num & FILLABLE != FILLABLE
+        ):
+            return False
+        for array, may in zip(inputs, self._inplace[number]):
+            if out is array:
+                if not may:
+                    return False
+            elif array is not None and np.may_share_memory(out, array):
+                return False
+        return True
+
+    def _filled(self, out: Any, inputs: tuple[Any, ...]) -> Any:
+        """The outputs of an op that has several, or MISS."""
+        if type(out) not in (tuple, list) or len(out) != len(self._outputs):
+            return MISS
+        found: list[Any] = []
+        for number, one in enumerate(out):
+            if one is None:
+                shape, dtype, _ = self._outputs[number]
+                found.append(arrays.empty(shape, dtype.name))
+            elif not self._fits(number, one, inputs) or any(np.may_share_memory(one, a) for a in found):
+                return MISS
+            else:
+                found.append(one)
+        return tuple(found)
+
+
+def _read_only(array: Any) -> Any:
+    if array is None:
+        return None
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _within(values: Any, end: int) -> bool:
+    """Whether integers all lie in [0, end)."""
+    if values.size > FEW:
+        low, high = values.min(), values.max()
+    else:
+        listed = values.reshape(-1).tolist()
+        low, high = min(listed), max(listed)
+    return bool(low >= 0 and high < end)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Scratch memory
+# ---------------------------------------------------------------------------------------------------
+#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
+#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
+KEPT_WORKSPACE = 64 << 20
+_NO_SCRATCH = arrays.empty((0,), "uint8")
+
+
+class _Local(threading.local):
+    memory: Any = None
+    trace: Trace | None = None
+
+
+_local = _Local()
+
+
+def take(size: int) -> np.ndarray:
+    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
+    memory, _local.memory = _local.memory, None
+    if memory is None or memory.size < size:
+        del memory  # before more is taken
+        memory = arrays.empty((size,), "uint8")
+    return memory  # type: ignore[no-any-return]
+
+
+def keep(memory: np.ndarray) -> None:
+    """Give back what `take` returned."""
+    if memory.size <= KEPT_WORKSPACE:
+        _local.memory = memory
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a first call leaves behind
+# ---------------------------------------------------------------------------------------------------
+class Trace:
+    """What `dispatch` tells of a call on its way."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.ranges: list[tuple[str, int]] = []
+
+
+@contextmanager
+def _traced(trace: Trace) -> Iterator[None]:
+    """A block whose op, not those that its implementation calls, leaves a trace."""
+    before, _local.trace = _local.trace, trace
+    try:
+        yield
+    finally:
+        _local.trace = before
+
+
+def leave(call: Call) -> None:
+    """`dispatch` has run this call."""
+    if _local.trace is not None:
+        _local.trace.call = call
+
+
+def ranged(name: str, end: int) -> None:
+    """`dispatch` has found the values of this array in [0, end)."""
+    if _local.trace is not None:
+        _local.trace.ranges.append((name, end))
+
+
+def clear() -> None:
+    """Forget all bound calls."""
+    with _lock:
+        for cache in _caches.values():
+            cache.clear()
+
+
+def _usual(out: Any) -> bool:
+    if type(out) in (tuple, list):
+        return all(one is None or type(one) is np.ndarray for one in out)
+    return out is None or type(out) is np.ndarray
+
+
+def _first(
+    cache: dict[Any, Bound], key: Any, inputs: tuple[Any, ...], out: Any, run: Callable[[], Any]
+) -> Any:
+    """Run a call the whole way, and keep it bound."""
+    trace = Trace()
+    before = registry.generation(), native._choice
+    with _traced(trace):
+        result = run()
+    call = trace.call
+    if call is None or call.problem.empty or devices.emulating() or not _usual(out):
+        return result
+    if before != (registry.generation(), native._choice):
+        return result  # worked out while something changed, and so for one or for the other
+    bound = Bound(call, inputs, trace.ranges)
+    with _lock:
+        if len(cache) >= KEPT and key not in cache:
+            del cache[next(iter(cache))]
+        cache[key] = bound
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# The function that a user calls
+# ---------------------------------------------------------------------------------------------------
+_TEMPLATE = """\
+def {name}({signature}):
+    key = None
+    try:
+        if {usual} and not recording():
+            chosen = choice()
+            key = (None if chosen is DEFAULT else chosen, {key})
+    except Unusual:
+        pass
+    if key is None:
+        return whole({arguments})
+    inputs = ({inputs},)
+    bound = cache.get(key)
+    if bound is not None:
+        try:
+            result = bound.run(inputs, out{values})
+        except ConvkitError as error:
+            error.op = error.op or {name!r}
+            raise
+        if result is not MISS:
+            return result
+    return first(cache, key, inputs, out, lambda: whole({arguments}))
+"""
+
+
+def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Callable[[], Any]) -> Any:
+    """A function with the signature of an op's, `function`, that runs a bound call where there is one.
+
+    Parameters
+    ----------
+    function : callable
+        The op. Its parameters are inputs by their names, options, and `out`.
+    whole : callable
+        Takes the same arguments, and goes the whole way.
+    recording : callable
+        Returns something true where nothing is to be run.
+    """
+    name = function.__name__
+    op = OPS[name]
+    parameters = list(inspect.signature(function).parameters.values())
+    cache = _caches[name] = {}
+    names: dict[str, Any] = {
+        "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
+        "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
+        "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
+    }  # fmt: skip
+    signature, arguments, usual, key, values = [], [], [], [], []
+    for p in parameters:
+        keyword = p.kind is p.KEYWORD_ONLY
+        if keyword and "*" not in signature:
+            signature.append("*")
+        default = f"default_{p.name}"
+        if p.default is not p.empty:
+            names[default] = p.default
+        signature.append(p.name if p.default is p.empty else f"{p.name}={default}")
+        arguments.append(f"{p.name}={p.name}" if keyword else p.name)
+        if p.name == "out":
+            continue
+        if p.name in op.inputs:
+            array = f"type({p.name}) is ndarray"
+            parts = f"{p.name}.shape, {p.name}.dtype, {p.name}.flags.num & {IN_ORDER}"
+            if p.default is None:
+                array = f"({p.name} is None or {array})"
+                parts = f"None if {p.name} is None else ({parts})"
+            usual.append(array)
+            key.append(parts)
+        elif p.name in VALUES:
+            usual.append(VALUES[p.name])
+            values.append(f"{p.name!r}: {p.name}")
+        elif p.default is p.empty:
+            key.append(f"typed({p.name})")
+        else:
+            key.append(f"{p.name} if {p.name} is {default} else typed({p.name})")
+    source = _TEMPLATE.format(
+        name=name,
+        signature=", ".join(signature),
+        usual=" and ".join(usual),
+        key=", ".join(key),
+        arguments=", ".join(arguments),
+        inputs=", ".join(op.inputs),
+        values=f", {{{', '.join(values)}}}" if values else "",
+    )
+    exec(compile(source, f"<bound call of {name}>", "exec"), names)
+    made = names[name]
+    made.__qualname__ = function.__qualname__
+    return functools.update_wrapper(made, function)
+
+
+def bindable(function: Callable[..., Any]) -> Op | None:
+    """The op that a function is, by its name and its parameters, or None."""
+    op = OPS.get(function.__name__)
+    parameters = inspect.signature(function).parameters
+    return op if op and "out" in parameters and parameters.keys() >= set(op.inputs) else None
