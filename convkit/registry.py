@@ -209,21 +209,24 @@ class Implementation:
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
 _LOCK = threading.RLock()
 _loaded: set[str] = set()
-_generation = 0
+_generation, _counted = 0, 0
 
 
-def generation() -> tuple[int, int]:
-    """Something that is another one after implementations have been added or taken away.
+def generation() -> int:
+    """A number that is another one after implementations have been added or taken away.
 
     What was worked out for a choice among them holds as long as it is the same.
     """
-    return _generation, len(_IMPLEMENTATIONS)
+    if len(_IMPLEMENTATIONS) != _counted:  # somebody took one out by hand
+        _changed()
+    return _generation
 
 
 def _changed() -> None:
-    global _generation
+    global _generation, _counted
     with _LOCK:
         _generation += 1
+        _counted = len(_IMPLEMENTATIONS)
 
 
 def add(implementation: Implementation) -> Implementation:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
 
 from ..geometry import SoftmaxXent
-from ..registry import implements
-from .native_call import NATIVE, STORAGE, call
+from .native_call import STORAGE, compiled, kernel
 
-Array = np.ndarray
-
-
-@implements("softmax_xent_fprop", name="vectors", dtypes=STORAGE, **NATIVE)
-def softmax_xent_fprop(g: SoftmaxXent, logits: Array, labels: Array, loss: Array, probs: Array) -> None:
-    call("softmax_xent_fprop", g.dtype, g.N, g.K, logits, labels, loss, probs)
+Launch = Callable[..., None]
 
 
-@implements("softmax_xent_dgrad", name="vectors", dtypes=STORAGE, **NATIVE)
-def softmax_xent_dgrad(g: SoftmaxXent, probs: Array, labels: Array, dloss: Array, dlogits: Array) -> None:
-    call("softmax_xent_dgrad", g.dtype, g.N, g.K, probs, labels, dloss, dlogits)
+@compiled("softmax_xent_fprop", name="vectors", dtypes=STORAGE)
+def softmax_xent_fprop(g: SoftmaxXent) -> Launch:
+    return kernel("softmax_xent_fprop", g.dtype, g.N, g.K)
+
+
+@compiled("softmax_xent_dgrad", name="vectors", dtypes=STORAGE)
+def softmax_xent_dgrad(g: SoftmaxXent) -> Launch:
+    return kernel("softmax_xent_dgrad", g.dtype, g.N, g.K)
