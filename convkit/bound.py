@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -318,6 +319,16 @@ def clear() -> None:
             cache.clear()
 
 
+def _forget() -> None:
+    """In a forked child: the thread that may have held the lock is not there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _usual(out: Any) -> bool:
     if type(out) in (tuple, list):
         return all(one is None or type(one) is np.ndarray for one in out)
@@ -352,10 +363,10 @@ _TEMPLATE = """\
 def {name}({signature}):
     key = None
     try:
-        if {usual} and not recording():
+        if {usual} and recording() is None:
             chosen = choice()
             key = (None if chosen is DEFAULT else chosen, {key})
-    except Unusual:
+    except (Unusual, RecursionError):
         pass
     if key is None:
         return whole({arguments})
@@ -383,7 +394,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
     whole : callable
         Takes the same arguments, and goes the whole way.
     recording : callable
-        Returns something true where nothing is to be run.
+        Returns None, or something else where nothing is to be run.
     """
     name = function.__name__
     op = OPS[name]
