@@ -305,7 +305,7 @@ def empty(
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
         raise OutOfMemory(f"no memory for an array of shape {shape}, {dtype}: {gib:.1f} GiB") from error
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw)) % 64  # `raw.ctypes.data` takes 2 us
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw.data)) % 64  # `raw.ctypes.data` takes 2 us
     return np.ndarray(shape, kind, raw, start)
 
 
