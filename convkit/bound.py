@@ -8,8 +8,11 @@ with its type, and the choice of `use`. The next call of that key checks what a 
 - values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
 - that implementations, instruction set, emulator and recording are what they were.
 
-Whatever is unusual (a subclass, an array of another library, a layout, an option of an unknown type) is no
-bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+Whatever is unusual (a subclass, an array of a library that is not known, a layout, an option of an unknown
+type) is no bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+
+NumPy's arrays come first: their call is a few microseconds. CuPy's and PyTorch's go through `_elsewhere`,
+which looks at each array as the whole way does, with device and stream; under a key of the same kind.
 
 `quick` writes the function that a user calls, with the op's signature, as `dataclasses` writes `__init__`:
 to build the key in a loop over the arguments takes twice as long as all the rest.
@@ -21,6 +24,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 
 #: Bound calls that are kept for each op; the oldest goes first.
 KEPT = 1024
-#: Options that are not in a key, but checked in each call: what is not valid here goes the whole way.
+#: Options that are not in a key, but checked in each call by these expressions: what is not valid goes the
+#: whole way.
 VALUES: dict[str, str] = {
     "lr": "type(lr) is float and isfinite(lr)",
     "seed": "type(seed) is int and 0 <= seed < 2**64",
@@ -98,12 +103,28 @@ class Bound:
     """
 
     __slots__ = (
-        *("_copies", "_generation", "_inplace", "_kernels", "_launch", "_locked", "_made", "_op", "_options"),
+        *(
+            "_copies",
+            "_device",
+            "_executor",
+            "_generation",
+            "_inplace",
+            "_kernels",
+            "_launch",
+            "_locked",
+            "_made",
+            "_op",
+            "_options",
+        ),
         *("_outputs", "_ranges", "_several", "_workspace"),
     )
 
-    def __init__(self, call: Call, given: tuple[Any, ...], ranges: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, call: Call, given: tuple[Any, ...], ranges: list[tuple[str, int]], device: str = "cpu"
+    ) -> None:
         op, implementation = call.op, call.implementation
+        self._device = device
+        self._executor: Any = None
         self._op = op
         self._kernels = native._choice
         self._generation = registry.generation()
@@ -120,7 +141,7 @@ class Bound:
         self._copies = tuple(
             (i, call.problem.dtype_of(op.inputs[i]))
             for i, (a, ready) in enumerate(zip(given, call.inputs, strict=True))
-            if a is not None and not (a.dtype == ready.dtype and a.flags.num & IN_ORDER == IN_ORDER)  # type: ignore[union-attr]
+            if a is not None and ready is not None and not (a.dtype == ready.dtype and arrays.in_order(a))
         )
         #: Inputs that the op made itself, the same for each call.
         self._made = tuple(
@@ -227,6 +248,58 @@ class Bound:
             else:
                 found.append(one)
         return tuple(found)
+
+
+class OnGpu(Bound):
+    """The same for CuPy's arrays, on their device, which is the current one."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, call: Call, given: tuple[Any, ...], ranges: list[tuple[str, int]], device: str = "cpu"
+    ) -> None:
+        with arrays.on(call.outputs[0]):
+            super().__init__(call, given, ranges, device)
+            self._executor = devices.current()
+
+    def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
+        if (
+            self._kernels is not native._choice
+            or self._generation != registry.generation()
+            or self._executor is not devices.current()
+        ):
+            return MISS
+        if self._copies:
+            inputs = self._ready(inputs)
+        wanted = (out,) if not self._several else (None,) * len(self._outputs) if out is None else out
+        outputs: list[Any] = []
+        for number, one in enumerate(wanted):
+            if one is None:
+                shape, dtype, _ = self._outputs[number]
+                outputs.append(arrays.empty(shape, dtype.name, self._device))
+            elif not self._fits(number, one, inputs) or any(arrays.overlap(one, a) for a in outputs):
+                return MISS
+            else:
+                outputs.append(one)
+        with np.errstate(all="ignore"):
+            self._start(inputs, tuple(outputs), {**self._options, **values} if values else self._options)
+        return tuple(outputs) if self._several else outputs[0]
+
+    def _start(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if (size := self._workspace) is not None:
+            options = {**options, "workspace": arrays.empty((size,), "uint8", self._device)}
+        self._launch(*inputs, *outputs, **options)
+
+    def _fits(self, number: int, out: Any, inputs: tuple[Any, ...]) -> bool:
+        shape, dtype, _ = self._outputs[number]
+        if out.shape != shape or out.dtype != dtype or not arrays.in_order(out):
+            return False
+        return all(
+            array is None
+            or not arrays.overlap(out, array)
+            or (may and arrays.bounds(out) == arrays.bounds(array))
+            for array, may in zip(inputs, self._inplace[number])
+        )
 
 
 def _read_only(array: Any) -> Any:
@@ -336,7 +409,12 @@ def _usual(out: Any) -> bool:
 
 
 def _first(
-    cache: dict[Any, Bound], key: Any, inputs: tuple[Any, ...], out: Any, run: Callable[[], Any]
+    cache: dict[Any, Bound],
+    key: Any,
+    inputs: tuple[Any, ...],
+    out: Any,
+    run: Callable[[], Any],
+    device: str = "cpu",
 ) -> Any:
     """Run a call the whole way, and keep it bound."""
     trace = Trace()
@@ -344,11 +422,16 @@ def _first(
     with _traced(trace):
         result = run()
     call = trace.call
-    if call is None or call.problem.empty or devices.emulating() or not _usual(out):
+    if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not _usual(out)):
         return result
     if before != (registry.generation(), native._choice):
         return result  # worked out while something changed, and so for one or for the other
-    bound = Bound(call, inputs, trace.ranges)
+    if device == "cpu":
+        bound = Bound(call, inputs, trace.ranges)
+    elif any(a is None and ready is not None for a, ready in zip(inputs, call.inputs, strict=True)):
+        return result  # the op made an input, on a stream that later calls need not be on
+    else:
+        bound = OnGpu(call, inputs, trace.ranges, device)
     with _lock:
         if len(cache) >= KEPT and key not in cache:
             del cache[next(iter(cache))]
@@ -357,24 +440,105 @@ def _first(
 
 
 # ---------------------------------------------------------------------------------------------------
+# Arrays of CuPy and PyTorch
+# ---------------------------------------------------------------------------------------------------
+_VALID: dict[str, Callable[[Any], bool]] = {
+    name: eval(f"lambda {name}: {text}", {"isfinite": math.isfinite}) for name, text in VALUES.items()
+}
+Seen = tuple[Any, tuple[Any, ...], tuple[Any, ...] | None, arrays.Kind]
+
+
+def _elsewhere(
+    op: Op,
+    cache: dict[Any, Bound],
+    whole: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    out: Any,
+    options: dict[str, Any],
+    values: dict[str, Any],
+) -> Any:
+    """A call whose arrays are not all NumPy's, or that is unusual."""
+    run = functools.partial(whole, **dict(zip(op.inputs, inputs)), **options, **values, out=out)
+    several = len(op.outputs) > 1
+    wanted = (out,) if not several else (None,) * len(op.outputs) if out is None else out
+    if type(wanted) not in (tuple, list) or len(wanted) != len(op.outputs) or devices.emulating():
+        return run()
+    given = [a for a in (*inputs, *wanted) if a is not None]
+    known = (
+        getattr(sys.modules.get("torch"), "Tensor", None),
+        getattr(sys.modules.get("cupy"), "ndarray", None),
+    )
+    if not all(type(a) is np.ndarray or type(a) in known for a in given):
+        return run()
+    if not all(_VALID[name](value) for name, value in values.items()):
+        return run()
+    with arrays.queue(given):
+        seen = _look(op, inputs, wanted, options)
+        if seen is not None:
+            key, views, targets, kind = seen
+            if (bound := cache.get(key)) is not None:
+                try:
+                    result = bound.run(views, targets if several or targets is None else targets[0], values)
+                except ConvkitError as error:
+                    error.op = error.op or op.name
+                    raise
+                if result is not MISS:
+                    arrays.written(a for a in wanted if a is not None)
+                    made = result if several else (result,)
+                    results = [kind.wrap(a) if w is None else w for a, w in zip(made, wanted, strict=True)]
+                    return tuple(results) if several else results[0]
+    if seen is None:
+        return run()
+    return _first(cache, key, views, targets, run, kind.device)
+
+
+def _look(op: Op, inputs: tuple[Any, ...], wanted: Any, options: dict[str, Any]) -> Seen | None:
+    """The key of a call, its arrays and outputs as NumPy's or CuPy's, and the kind of its results."""
+    try:
+        kinds = [None if a is None else arrays.kind_of(n, a) for n, a in zip(op.inputs, inputs)]
+        kind = next(found for found in kinds if found is not None)
+        views = tuple(
+            None if a is None else arrays.view(n, a, kind=k) for n, a, k in zip(op.inputs, inputs, kinds)
+        )
+        targets = None
+        if any(a is not None for a in wanted):
+            places = [None if a is None else arrays.kind_of("out", a) for a in wanted]
+            kinds += places
+            targets = tuple(
+                None if a is None else arrays.view("out", a, write=True, kind=k)
+                for a, k in zip(wanted, places)
+            )
+        if any(found is not None and found.device != kind.device for found in kinds):
+            return None
+        chosen = registry.current_choice()
+        signature = [None if a is None else (a.shape, a.dtype, arrays.in_order(a)) for a in views]
+        key = (kind.device, chosen, *signature, *((name, typed(value)) for name, value in options.items()))
+    except (ConvkitError, Unusual, RecursionError):
+        return None
+    return key, views, targets, kind
+
+
+# ---------------------------------------------------------------------------------------------------
 # The function that a user calls
 # ---------------------------------------------------------------------------------------------------
 _TEMPLATE = """\
 def {name}({signature}):
     key = None
+    if recording() is not None:
+        return whole({arguments})
+    inputs = ({inputs},)
     try:
-        if {usual} and recording() is None:
+        if {usual}:
             chosen = choice()
             key = (None if chosen is DEFAULT else chosen, {key})
     except (Unusual, RecursionError):
-        pass
-    if key is None:
         return whole({arguments})
-    inputs = ({inputs},)
+    if key is None:
+        return elsewhere(op, cache, whole, inputs, out, {options}, {values})
     bound = cache.get(key)
     if bound is not None:
         try:
-            result = bound.run(inputs, out{values})
+            result = bound.run(inputs, out{changing})
         except ConvkitError as error:
             error.op = error.op or {name!r}
             raise
@@ -404,8 +568,9 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
         "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
         "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
+        "op": op, "elsewhere": _elsewhere,
     }  # fmt: skip
-    signature, arguments, usual, key, values = [], [], [], [], []
+    signature, arguments, usual, key, options, values = [], [], [], [], [], []
     for p in parameters:
         keyword = p.kind is p.KEYWORD_ONLY
         if keyword and "*" not in signature:
@@ -428,10 +593,13 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         elif p.name in VALUES:
             usual.append(VALUES[p.name])
             values.append(f"{p.name!r}: {p.name}")
+            continue
         elif p.default is p.empty:
             key.append(f"typed({p.name})")
         else:
             key.append(f"{p.name} if {p.name} is {default} else typed({p.name})")
+        if p.name not in op.inputs:
+            options.append(f"{p.name!r}: {p.name}")
     source = _TEMPLATE.format(
         name=name,
         signature=", ".join(signature),
@@ -439,7 +607,9 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         key=", ".join(key),
         arguments=", ".join(arguments),
         inputs=", ".join(op.inputs),
-        values=f", {{{', '.join(values)}}}" if values else "",
+        options=f"{{{', '.join(options)}}}",
+        values=f"{{{', '.join(values)}}}",
+        changing=f", {{{', '.join(values)}}}" if values else "",
     )
     exec(compile(source, f"<bound call of {name}>", "exec"), names)
     made = names[name]
