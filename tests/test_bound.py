@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import fake_cupy
 import numpy as np
 import pytest
 import threadpoolctl
 
 import convkit as ck
-from convkit import arrays, bound, dispatch, native, registry
+from convkit import arrays, bound, devices, dispatch, native, registry
 from convkit.arrays import np_dtype
 from convkit.errors import OptionError
 from convkit.registry import ALL_DTYPES, OPS
@@ -79,15 +81,15 @@ def nothing_bound():
 def _hits(monkeypatch):
     """Names of the ops whose calls were bound ones, as they come."""
     seen: list[str] = []
-    run = bound.Bound.run
+    for kind in (bound.Bound, bound.OnGpu):
 
-    def counted(self, *arguments):
-        result = run(self, *arguments)
-        if result is not bound.MISS:
-            seen.append(self._op.name)
-        return result
+        def counted(self, *arguments, run=kind.run):
+            result = run(self, *arguments)
+            if result is not bound.MISS:
+                seen.append(self._op.name)
+            return result
 
-    monkeypatch.setattr(bound.Bound, "run", counted)
+        monkeypatch.setattr(kind, "run", counted)
     return seen
 
 
@@ -625,6 +627,162 @@ def test_an_empty_batch_after_another():
         for call in (functools.partial(ck.conv2d_bgrad, x), functools.partial(ck.relu_fprop, x), update):
             for _ in range(2):
                 both(lambda call=call: (call, []))
+
+
+# ---------------------------------------------------------------------------------------------------
+# PyTorch on the CPU; a GPU, with stand-ins for CuPy and for PyTorch
+# ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("op", SAMPLES)
+def test_tensors_are_as_arrays(op, hits, need):
+    torch = need("torch")
+
+    def tensor(array):
+        return torch.from_numpy(array.copy())
+
+    for step in range(3):
+        arrays_ = drawn(op, "float32", np.random.default_rng(step))
+        expected = outcome(lambda given=arrays_: getattr(ck, op)(**given, **SAMPLES[op].options))
+        tensors = {name: tensor(a) for name, a in arrays_.items()}
+        outs = [tensor(a) for a in results(op, arrays_)]
+        for out in (None, outs[0] if len(outs) == 1 else tuple(outs)):
+            versions = [a._version for a in outs]
+            del hits[:]
+            got = getattr(ck, op)(**tensors, **SAMPLES[op].options, out=out)
+            assert hits == ([op] if step or out is not None else [])
+            several = got if isinstance(got, tuple) else (got,)
+            assert all(type(a) is torch.Tensor for a in several)
+            assert [a.numpy().tobytes() for a in several] == [a[-1] for a in expected[1]]
+            if out is not None:
+                assert all(a is b for a, b in zip(several, outs, strict=True))
+                assert [a._version for a in outs] == [v + 1 for v in versions]
+
+
+def test_tensors_of_a_later_call(need):
+    torch = need("torch")
+    w = np.eye(4, dtype=np.float32)
+
+    def sparse(x):
+        return x.to_sparse()
+
+    changes = {
+        "requires grad": lambda x: x.requires_grad_(),
+        "a sign": lambda x: torch.complex(torch.zeros_like(x), x).conj().imag,
+        "bfloat16": lambda x: x.to(torch.bfloat16),
+        "strided": lambda x: x.repeat(1, 2)[:, ::2],
+        "sparse": sparse,
+        "parameter": lambda x: torch.nn.Parameter(x),
+        "meta": lambda x: x.to("meta"),
+        "nothing": lambda x: x,
+        "NumPy": lambda x: x.numpy(),
+    }
+    for change in [*changes.values()] * 2:
+        for weights in (torch.from_numpy(w), w):
+
+            def make(change=change, weights=weights):
+                x, out = change(torch.arange(16.0).reshape(4, 4)), torch.zeros(4, 4)
+                return lambda: host(ck.linear_fprop(x, weights, out=out)), [out]
+
+            def make_out(change=change, weights=weights):
+                x, out = torch.arange(16.0).reshape(4, 4), change(torch.zeros(4, 4))
+                return lambda: host(ck.linear_fprop(x, weights, out=out)), []
+
+            both(make)
+            both(make_out)
+
+
+def host(tensor):
+    return tensor.detach().double().numpy() if hasattr(tensor, "detach") else tensor
+
+
+@pytest.fixture
+def cupy(monkeypatch, compiler):
+    registry.builtin()
+    module = fake_cupy.module(watch_races=True)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    executor = fake_cupy.Executor(devices.Emulator())
+    monkeypatch.setattr(devices, "current", lambda: executor)
+    return module
+
+
+@pytest.mark.parametrize("op", ["relu_fprop", "relu_dgrad", "sgd_momentum", "maxpool2d_fprop"])
+def test_later_calls_on_a_gpu(op, cupy, hits):
+    for device in (0, 1):
+        for step in range(3):
+            given = drawn(op, "float32", np.random.default_rng(step))
+            expected = outcome(lambda given=given: getattr(ck, op)(**given, **SAMPLES[op].options))
+            with cupy.cuda.Device(device):
+                moved = {name: cupy.asarray(a) for name, a in given.items()}
+                outs = tuple(cupy.empty(a.shape, a.dtype) for a in results(op, given))
+            for out in (None, outs[0] if len(outs) == 1 else outs):
+                del hits[:]
+                got = getattr(ck, op)(**moved, **SAMPLES[op].options, out=out)  # with device 0 current
+                assert hits == ([op] if step or out is not None else [])
+                several = got if isinstance(got, tuple) else (got,)
+                assert all(a.device.id == device for a in several)
+                if out is not None:
+                    assert all(a is b for a, b in zip(several, outs, strict=True))
+                with cupy.cuda.Device(device):
+                    assert [a.get().tobytes() for a in several] == [a[-1] for a in expected[1]]
+
+
+def test_arrays_and_out_of_a_later_call_on_a_gpu(cupy, hits):
+    values = np.arange(-8, 8, dtype=np.float32).reshape(4, 4)
+
+    def outs():
+        x = cupy.asarray(values)
+        with cupy.cuda.Device(1):
+            other = cupy.empty((4, 4), np.float32)
+        wide = cupy.empty((4, 8), np.float32)
+        odd = cupy.empty(65, np.uint8)[1:].view(np.float32).reshape(4, 4)
+        return x, {
+            "new": cupy.empty((4, 4), np.float32),
+            "in place": x,
+            "strided": wide[:, ::2],
+            "misaligned": odd,
+            "shape": cupy.empty((4, 5), np.float32),
+            "dtype": cupy.empty((4, 4), np.int32),
+            "device": other,
+            "host": np.zeros((4, 4), np.float32),
+            "tuple": (cupy.empty((4, 4), np.float32),),
+        }
+
+    ck.relu_fprop(cupy.asarray(values))
+    for kind in [*outs()[1]] * 2:
+
+        def make(kind=kind):
+            x, found = outs()
+            out = found[kind]
+
+            def call():
+                result = ck.relu_fprop(x, out=out)
+                assert result is out
+                return arrays.contiguous(result, "float32").get()
+
+            return call, []
+
+        both(make)
+    assert hits.count("relu_fprop") == 4
+    x = cupy.asarray(values)
+    for given in (x[:, ::-1], x.T if hasattr(x, "T") else x[::-1], x[1:]):
+        for _ in range(2):
+            both(lambda a=given: (lambda: ck.relu_fprop(a).get(), []))
+
+
+def test_work_of_a_later_call_is_in_order_with_pytorchs_stream(cupy, monkeypatch, hits):
+    monkeypatch.setitem(sys.modules, "torch", fake_cupy.torch_module())
+    values = np.arange(-8, 8, dtype=np.float32).reshape(4, 4)
+    x = fake_cupy.Tensor(cupy.asarray(values))
+    out = fake_cupy.Tensor(cupy.empty((4, 4), np.float32))
+    fake_cupy.synchronize()
+    with fake_cupy.torch_streams():
+        for step in range(4):
+            x.use(write=True)[...] = values + step
+            y = ck.relu_fprop(x, out=out if step % 2 else None)
+            x.use(write=True)[...] = -1
+            assert type(y) is fake_cupy.Tensor
+            assert np.array_equal(y.use(write=True), np.maximum(values + step, 0))
+    assert (len(hits), out._version) == (3, 2)
+    arrays._library_of.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------
