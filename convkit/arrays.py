@@ -68,7 +68,7 @@ class Kind:
             return array
 
 
-NUMPY, _TORCH = Kind("numpy"), Kind("torch")
+NUMPY, TORCH = Kind("numpy"), Kind("torch")
 
 
 def _from_dlpack(module: str) -> Any:
@@ -136,7 +136,7 @@ def kind_of(name: str, value: Any) -> Kind:
     module = _library(value)
     if module == "torch":
         if _plain_torch(value):
-            return _TORCH
+            return TORCH
         _refuse_torch(name, value)
     try:
         code, index = _dlpack_device(value, module)
@@ -253,6 +253,19 @@ def _torch_view(name: str, value: Any, kind: Kind, write: bool) -> Any:
         if value.dtype == torch.bfloat16:
             return value.view(torch.int16).numpy().view(DTYPES["bfloat16"])
         return value.numpy()
+
+
+def plain(value: Any) -> np.ndarray | None:
+    """The memory of a NumPy array, or of a tensor of PyTorch's on the CPU; None where there is more to it."""
+    if type(value) is np.ndarray:
+        return value
+    torch = sys.modules.get("torch")
+    try:
+        if torch is None or not _plain_torch(value) or value.is_neg():
+            return None
+        return _torch_view("", value, TORCH, False)  # type: ignore[no-any-return]
+    except Exception:  # whatever a library raises: `view` says what
+        return None
 
 
 def foreign(value: Any) -> bool:

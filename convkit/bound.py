@@ -451,6 +451,7 @@ Seen = tuple[Any, tuple[Any, ...], tuple[Any, ...] | None, arrays.Kind]
 def _elsewhere(
     op: Op,
     cache: dict[Any, Bound],
+    key_of: Callable[..., Any],
     whole: Callable[..., Any],
     inputs: tuple[Any, ...],
     out: Any,
@@ -472,24 +473,57 @@ def _elsewhere(
         return run()
     if not all(_VALID[name](value) for name, value in values.items()):
         return run()
+    memory = [arrays.plain(a) for a in given]
+    if all(a is not None for a in memory):  # on the CPU
+        found = iter(memory)
+        views = tuple([None if a is None else next(found) for a in inputs])
+        targets = None if out is None else tuple([None if a is None else next(found) for a in wanted])
+        try:
+            key = key_of(*views, **options)
+        except (Unusual, RecursionError):
+            return run()
+        first = next(a for a in inputs if a is not None)
+        kind = arrays.NUMPY if type(first) is np.ndarray else arrays.TORCH
+        result = _again(op, cache.get(key), views, targets, values, wanted, kind)
+        return _first(cache, key, views, targets, run) if result is MISS else result
     with arrays.queue(given):
         seen = _look(op, inputs, wanted, options)
         if seen is not None:
             key, views, targets, kind = seen
-            if (bound := cache.get(key)) is not None:
-                try:
-                    result = bound.run(views, targets if several or targets is None else targets[0], values)
-                except ConvkitError as error:
-                    error.op = error.op or op.name
-                    raise
-                if result is not MISS:
-                    arrays.written(a for a in wanted if a is not None)
-                    made = result if several else (result,)
-                    results = [kind.wrap(a) if w is None else w for a, w in zip(made, wanted, strict=True)]
-                    return tuple(results) if several else results[0]
+            result = _again(op, cache.get(key), views, targets, values, wanted, kind)
+            if result is not MISS:
+                return result
     if seen is None:
         return run()
     return _first(cache, key, views, targets, run, kind.device)
+
+
+def _again(
+    op: Op,
+    bound: Bound | None,
+    views: tuple[Any, ...],
+    targets: tuple[Any, ...] | None,
+    values: dict[str, Any],
+    wanted: Any,
+    kind: arrays.Kind,
+) -> Any:
+    """The result of a bound call as the caller's kind, or MISS."""
+    if bound is None:
+        return MISS
+    several = len(op.outputs) > 1
+    try:
+        result = bound.run(views, targets if several or targets is None else targets[0], values)
+    except ConvkitError as error:
+        error.op = error.op or op.name
+        raise
+    if result is MISS:
+        return MISS
+    if targets is None:
+        return tuple([kind.wrap(a) for a in result]) if several else kind.wrap(result)
+    arrays.written(a for a in wanted if a is not None)
+    if not several:
+        return wanted[0]
+    return tuple([kind.wrap(a) if one is None else one for a, one in zip(result, wanted, strict=True)])
 
 
 def _look(op: Op, inputs: tuple[Any, ...], wanted: Any, options: dict[str, Any]) -> Seen | None:
@@ -522,6 +556,10 @@ def _look(op: Op, inputs: tuple[Any, ...], wanted: Any, options: dict[str, Any])
 # The function that a user calls
 # ---------------------------------------------------------------------------------------------------
 _TEMPLATE = """\
+def key_of({inputs}, {parameters}):
+    chosen = choice()
+    return None if chosen is DEFAULT else chosen, {key}
+
 def {name}({signature}):
     key = None
     if recording() is not None:
@@ -534,7 +572,7 @@ def {name}({signature}):
     except (Unusual, RecursionError):
         return whole({arguments})
     if key is None:
-        return elsewhere(op, cache, whole, inputs, out, {options}, {values})
+        return elsewhere(op, cache, key_of, whole, inputs, out, {options}, {values})
     bound = cache.get(key)
     if bound is not None:
         try:
@@ -607,6 +645,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         key=", ".join(key),
         arguments=", ".join(arguments),
         inputs=", ".join(op.inputs),
+        parameters=", ".join(p.name for p in parameters if p.name not in {*op.inputs, *VALUES, "out"}),
         options=f"{{{', '.join(options)}}}",
         values=f"{{{', '.join(values)}}}",
         changing=f", {{{', '.join(values)}}}" if values else "",
