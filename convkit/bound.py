@@ -57,6 +57,9 @@ IN_ORDER, FILLABLE = 0x101, 0x501
 #: What a bound call returns where it is not for it.
 MISS: Any = object()
 
+#: Whether the extents of two arrays of NumPy's overlap, as `arrays.overlap` has it.
+_overlap = np.may_share_memory
+
 _lock = threading.Lock()
 _caches: dict[str, dict[Any, Bound]] = {}
 
@@ -82,7 +85,7 @@ def typed(value: Any) -> Any:
     if kind is list:
         return list, *map(typed, value)
     if kind is dict:
-        return dict, *((typed(name), typed(one)) for name, one in value.items())
+        return dict, tuple(value), typed(tuple(value.values()))
     raise Unusual
 
 
@@ -230,7 +233,7 @@ class Bound:
             if out is array:
                 if not may:
                     return False
-            elif array is not None and np.may_share_memory(out, array):
+            elif array is not None and _overlap(out, array):
                 return False
         return True
 
@@ -239,14 +242,26 @@ class Bound:
         if type(out) not in (tuple, list) or len(out) != len(self._outputs):
             return MISS
         found: list[Any] = []
+        apart: list[Any] = []  # outputs that are no input: those that are have been held against the others
         for number, one in enumerate(out):
             if one is None:
                 shape, dtype, _ = self._outputs[number]
                 found.append(arrays.empty(shape, dtype.name))
-            elif not self._fits(number, one, inputs) or any(np.may_share_memory(one, a) for a in found):
+                continue
+            if not self._fits(number, one, inputs):
                 return MISS
+            for array in inputs:
+                if one is array:
+                    break
             else:
-                found.append(one)
+                for other in apart:
+                    if _overlap(one, other):
+                        return MISS
+                apart.append(one)
+            for other in found:
+                if one is other:
+                    return MISS
+            found.append(one)
         return tuple(found)
 
 

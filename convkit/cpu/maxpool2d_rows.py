@@ -23,7 +23,7 @@ def _shape(module: Any, g: Pool2d) -> Any:
     return module.Pool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
 
 
-def _rings(way: str) -> Callable[[Pool2d], str | None]:
+def rings(way: str) -> Callable[[Pool2d], str | None]:
     """`when` of a pass on maps: it keeps the rows that a window reaches, in scratch memory of each thread."""
 
     def when(g: Pool2d) -> str | None:
@@ -36,12 +36,12 @@ def _rings(way: str) -> Callable[[Pool2d], str | None]:
     return when
 
 
-@compiled("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=_rings("fprop"))
+@compiled("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=rings("fprop"))
 def maxpool2d_fprop(g: Pool2d) -> Launch:
     return kernel("maxpool2d_fprop", g.dtype, shape(g))
 
 
-@compiled("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=_rings("dgrad"))
+@compiled("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=rings("dgrad"))
 def maxpool2d_dgrad(g: Pool2d) -> Launch:
     return kernel("maxpool2d_dgrad", g.dtype, shape(g))
 
