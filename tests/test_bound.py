@@ -324,6 +324,7 @@ def test_out_of_a_later_call(kind, hits):
     ck.linear_fprop(x, x, out=np.zeros((4, 4), np.float32))
     assert len(hits) == 1
     both(make)
+    assert len(hits) == 1  # none of these is for a bound call
 
 
 def test_outputs_of_a_later_call_that_share_memory():
@@ -336,6 +337,11 @@ def test_outputs_of_a_later_call_that_share_memory():
         return lambda: ck.sgd_momentum(w, w, w.copy(), lr=0.5, out=(shared[:4], shared[2:6])), [shared]
 
     assert "share memory with each other" in both(make)[1]
+    v = w.copy()
+    assert (
+        "share memory with each other"
+        in both(lambda: (lambda: ck.sgd_momentum(w, w, v, lr=0.5, out=(v, v)), [v]))[1]
+    )
 
 
 def test_values_of_a_later_call(hits):
@@ -396,6 +402,41 @@ def test_options_of_a_later_call(op, name, values):
             return lambda: getattr(ck, op)(**given, **options), list(given.values())
 
         both(make)
+
+
+def test_keys_of_options():
+    values = [
+        1,
+        True,
+        1.0,
+        "1",
+        (1,),
+        [1],
+        (True,),
+        ((1,),),
+        None,
+        0.0,
+        -0.0,
+        0,
+        False,
+        {"a": 1},
+        {"a": True},
+    ]
+    keys = [bound.typed(value) for value in values]
+    assert len(set(keys)) == len(keys)
+    assert [bound.typed(value) for value in values] == keys
+    for value in (np.int64(1), np.ones(1), object(), (1, np.int64(1)), type("Text", (str,), {})("1")):
+        with pytest.raises(bound.Unusual):
+            bound.typed(value)
+
+
+def test_an_option_within_itself_is_refused():
+    nested: list[Any] = []
+    nested.append(nested)
+    given = drawn("conv2d_fprop", "float32", np.random.default_rng(0))
+    for _ in range(2):
+        with pytest.raises(OptionError, match="must be an int or a pair"):
+            ck.conv2d_fprop(**given, stride=nested)
 
 
 @pytest.mark.parametrize("how", UNUSUAL)
@@ -460,6 +501,15 @@ def test_a_new_implementation_is_noticed(registry_kept):
         assert ck.relu_fprop(X).tolist() == [6, 6]
     del registry._IMPLEMENTATIONS["relu_fprop", "cpu", "mine", "NCHW"]
     assert ck.relu_fprop(X).tolist() == [0, 2]
+
+
+def test_an_implementation_that_comes_during_the_first_call_is_noticed(registry_kept):
+    @ck.implements("relu_fprop", name="first", rank=1000)
+    def relu(problem, x, y):
+        y[...] = 5
+        plant("second", 6, rank=2000)
+
+    assert [ck.relu_fprop(X)[0] for _ in range(3)] == [5, 6, 6]
 
 
 def test_use_is_noticed(registry_kept):
@@ -730,7 +780,8 @@ def test_arrays_and_out_of_a_later_call_on_a_gpu(cupy, hits):
     values = np.arange(-8, 8, dtype=np.float32).reshape(4, 4)
 
     def outs():
-        x = cupy.asarray(values)
+        base = cupy.asarray(np.concatenate([values, values[:2]]))
+        x = base[:4]
         with cupy.cuda.Device(1):
             other = cupy.empty((4, 4), np.float32)
         wide = cupy.empty((4, 8), np.float32)
@@ -738,6 +789,7 @@ def test_arrays_and_out_of_a_later_call_on_a_gpu(cupy, hits):
         return x, {
             "new": cupy.empty((4, 4), np.float32),
             "in place": x,
+            "across": base[1:5],
             "strided": wide[:, ::2],
             "misaligned": odd,
             "shape": cupy.empty((4, 5), np.float32),
@@ -873,10 +925,19 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def across(array: np.ndarray) -> np.ndarray:
+    """An array of the same shape over almost the same memory, where there is room; else the array."""
+    whole = array if array.base is None else array.base
+    flat = whole.reshape(-1) if isinstance(whole, np.ndarray) and whole.flags.c_contiguous else array
+    if flat.dtype != array.dtype or flat.size <= array.size:
+        return array[::-1] if array.ndim else array
+    return flat[1 : 1 + array.size].reshape(array.shape)
+
+
 def draw_out(op: str, given: dict, rng: np.random.Generator) -> Any:
     """Outputs of one kind or another, or None."""
-    kind = rng.choice(["none", "new", "alias", "update", "read-only", "strided", "shape", "dtype", "share"],
-                      p=[0.4, 0.2, 0.1, 0.1, 0.04, 0.04, 0.04, 0.04, 0.04])  # fmt: skip
+    kinds = ["none", "new", "alias", "across", "update", "read-only", "strided", "shape", "dtype", "share"]
+    kind = rng.choice(kinds, p=[0.4, 0.2, 0.1, 0.04, 0.1, 0.04, 0.03, 0.03, 0.03, 0.03])
     if kind == "none":
         return None
     with none_bound():
@@ -890,6 +951,8 @@ def draw_out(op: str, given: dict, rng: np.random.Generator) -> Any:
     inputs = list(given.values())
     if kind == "alias":
         outs[which] = inputs[int(rng.integers(len(inputs)))]
+    elif kind == "across":
+        outs[which] = across(inputs[int(rng.integers(len(inputs)))])
     elif kind == "update":
         outs = [
             given.get(name.removesuffix("_new"), a) for name, a in zip(OPS[op].outputs, outs, strict=True)
