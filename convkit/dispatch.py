@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import arrays, devices, layouts
+from . import arrays, bound, devices, layouts
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
 from .geometry import Pointwise, Problem
 from .layouts import Tensor
@@ -116,24 +115,14 @@ class Call:
             launch(*tensors, **self.options, workspace=arrays.empty((size,), "uint8", "cuda"))
 
 
-#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
-#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
-KEPT_WORKSPACE = 64 << 20
-_kept = threading.local()
-
-
 @contextlib.contextmanager
 def _workspace(size: int) -> Iterator[np.ndarray]:
-    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
-    memory, _kept.memory = getattr(_kept, "memory", None), None
-    if memory is None or memory.size < size:
-        del memory  # before more is taken
-        memory = arrays.empty((size,), "uint8")
+    """Scratch memory on the CPU, in whatever state."""
+    memory = bound.take(size)
     try:
         yield memory[:size]
     finally:
-        if memory.size <= KEPT_WORKSPACE:
-            _kept.memory = memory
+        bound.keep(memory)
 
 
 _recording: ContextVar[list[Call] | None] = ContextVar("convkit_recording", default=None)
@@ -163,6 +152,7 @@ def operation(function: F) -> F:
 
     An error that leaves one begins with the op's name. On a GPU the work is queued where `arrays.queue` says;
     the arrays that a method works on besides its arguments are what its object's `gpu_arrays` returns.
+    A call of an op like one before it is short: see `bound`.
     """
     method = next(iter(inspect.signature(function).parameters), "") == "self"
 
@@ -180,6 +170,8 @@ def operation(function: F) -> F:
             error.op = error.op or function.__name__
             raise
 
+    if not method and bound.bindable(function):
+        return bound.quick(function, wrapper, _recording.get)  # type: ignore[no-any-return]
     return wrapper  # type: ignore[return-value]
 
 
@@ -193,6 +185,7 @@ def in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
         return
     if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:
         return
+    bound.ranged(name, end)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= end:
         raise OptionError(
@@ -305,6 +298,7 @@ class Arguments:
         else:
             arrays.written(self._out_objects(out))
             call.run()
+            bound.leave(call)
         results = []
         for name, array, filled, wanted in zip(
             self.op.outputs, given, outputs, self._out_objects(out), strict=True
