@@ -467,6 +467,7 @@ def _elsewhere(
     op: Op,
     cache: dict[Any, Bound],
     key_of: Callable[..., Any],
+    needed: tuple[int, ...],
     whole: Callable[..., Any],
     inputs: tuple[Any, ...],
     out: Any,
@@ -475,6 +476,8 @@ def _elsewhere(
 ) -> Any:
     """A call whose arrays are not all NumPy's, or that is unusual."""
     run = functools.partial(whole, **dict(zip(op.inputs, inputs)), **options, **values, out=out)
+    if any(inputs[i] is None for i in needed):
+        return run()
     several = len(op.outputs) > 1
     wanted = (out,) if not several else (None,) * len(op.outputs) if out is None else out
     if type(wanted) not in (tuple, list) or len(wanted) != len(op.outputs) or devices.emulating():
@@ -587,7 +590,7 @@ def {name}({signature}):
     except (Unusual, RecursionError):
         return whole({arguments})
     if key is None:
-        return elsewhere(op, cache, key_of, whole, inputs, out, {options}, {values})
+        return elsewhere(op, cache, key_of, needed, whole, inputs, out, {options}, {values})
     bound = cache.get(key)
     if bound is not None:
         try:
@@ -623,6 +626,8 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
         "op": op, "elsewhere": _elsewhere,
     }  # fmt: skip
+    needed = (p.name for p in parameters if p.name in op.inputs and p.default is p.empty)
+    names["needed"] = tuple(op.inputs.index(name) for name in needed)
     signature, arguments, usual, key, options, values = [], [], [], [], [], []
     for p in parameters:
         keyword = p.kind is p.KEYWORD_ONLY
