@@ -131,10 +131,7 @@ class Bound:
         self._op = op
         self._kernels = native._choice
         self._generation = registry.generation()
-        prepare = implementation.prepare
-        self._launch = (
-            prepare(call.problem) if prepare else functools.partial(implementation.run, call.problem)
-        )
+        self._launch = call.launch()
         self._options = dict(call.options)
         self._workspace = call.workspace_bytes if implementation.workspace else None
         self._outputs = tuple((a.shape, a.dtype, a.nbytes <= SMALL) for a in call.outputs)

@@ -84,12 +84,12 @@ class Call:
         """
         if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
             return self._zero
-        launch, tensors, options = self._launch(), (*self.inputs, *self.outputs), self.options
+        launch, tensors, options = self.launch(), (*self.inputs, *self.outputs), self.options
         if not self.implementation.workspace or "workspace" in options:
             return lambda: launch(*tensors, **options)
         return functools.partial(self._with_workspace, launch)
 
-    def _launch(self) -> Callable[..., None]:
+    def launch(self) -> Callable[..., None]:
         """The implementation without its first argument; what it prepares is kept for the executor."""
         prepare = self.implementation.prepare
         if prepare is None:

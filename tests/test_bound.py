@@ -40,6 +40,7 @@ class Sample(NamedTuple):
 
 CONV = {"padding": 1}
 #: One call of every op.
+INTEGERS = {"labels": np.int64, "argmax": np.uint8, "rank": np.int32}
 SAMPLES = {
     "conv2d_fprop": Sample({"x": IMAGE, "w": FILTER, "b": (4,)}, CONV),
     "conv2d_dgrad": Sample({"dy": IMAGE, "w": FILTER}, {"x_shape": IMAGE, **CONV}),
@@ -53,6 +54,8 @@ SAMPLES = {
     "maxpool2d_fprop": Sample({"x": IMAGE}, POOL),
     "maxpool2d_dgrad": Sample({"dy": SMALL, "argmax": SMALL}, {"x_shape": IMAGE, **POOL}),
     "reorder": Sample({"x": IMAGE}, {}),
+    "label_rank": Sample({"logits": (3, 4), "labels": (3,)}, {}),
+    "loss_summary": Sample({"loss": (3,), "rank": (3,)}, {}),
     "lrn_maxpool2d_fprop": Sample({"x": IMAGE}, {"lrn": LRN, "pool": POOL}),
     "lrn_maxpool2d_dgrad": Sample({"dy": SMALL, "argmax": SMALL, "x": IMAGE}, {"lrn": LRN, "pool": POOL}),
     "linear_fprop": Sample({"x": MATRIX, "w": MATRIX, "b": (4,)}, {}),
@@ -137,8 +140,8 @@ def drawn(op: str, dtype: str, rng: np.random.Generator, how: Callable[[], str] 
     """The inputs of a sample, by name."""
     found = {}
     for name, shape in SAMPLES[op].shapes.items():
-        if name in ("labels", "argmax"):
-            values = rng.integers(0, 4, shape, np.int64 if name == "labels" else np.uint8)
+        if name in INTEGERS:
+            values = rng.integers(0, 4, shape, INTEGERS[name])
         else:
             values = rng.standard_normal(shape).astype(np_dtype(dtype))
         found[name] = memory(values, how())
@@ -762,8 +765,7 @@ def cupy(monkeypatch, compiler):
     registry.builtin()
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    executor = fake_cupy.Executor(devices.Emulator())
-    monkeypatch.setattr(devices, "current", lambda: executor)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
     return module
 
 
