@@ -6,7 +6,7 @@ with its type, and the choice of `use`. The next call of that key checks what a 
 
 - `out`: its shape, dtype, order and writeability, and that it shares no memory with another array;
 - values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
-- that implementations, instruction set, emulator and recording are what they were.
+- that implementations, instruction set and emulator are what they were.
 
 Whatever is unusual (a subclass, an array of a library that is not known, a layout, an option of an unknown
 type) is no bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
@@ -577,8 +577,6 @@ def key_of({inputs}, {parameters}):
 
 def {name}({signature}):
     key = None
-    if recording() is not None:
-        return whole({arguments})
     inputs = ({inputs},)
     try:
         if {usual}:
@@ -601,7 +599,7 @@ def {name}({signature}):
 """
 
 
-def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Callable[[], Any]) -> Any:
+def quick(function: Callable[..., Any], whole: Callable[..., Any]) -> Any:
     """A function with the signature of an op's, `function`, that runs a bound call where there is one.
 
     Parameters
@@ -610,8 +608,6 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         The op. Its parameters are inputs by their names, options, and `out`.
     whole : callable
         Takes the same arguments, and goes the whole way.
-    recording : callable
-        Returns None, or something else where nothing is to be run.
     """
     name = function.__name__
     op = OPS[name]
@@ -620,7 +616,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
     names: dict[str, Any] = {
         "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
         "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
-        "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
+        "typed": typed, "cache": cache, "whole": whole, "first": _first,
         "op": op, "elsewhere": _elsewhere,
     }  # fmt: skip
     needed = (p.name for p in parameters if p.name in op.inputs and p.default is p.empty)

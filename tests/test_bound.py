@@ -21,7 +21,7 @@ import pytest
 import threadpoolctl
 
 import convkit as ck
-from convkit import arrays, bound, devices, dispatch, native, registry
+from convkit import arrays, bound, devices, native, registry
 from convkit.arrays import np_dtype
 from convkit.errors import OptionError
 from convkit.registry import ALL_DTYPES, OPS
@@ -643,16 +643,6 @@ def test_emulation_is_noticed(compiler, hits):
         assert emulator._functions
     ck.relu_fprop(X)
     assert hits == ["relu_fprop"]
-
-
-def test_what_is_recorded_is_not_run():
-    y = np.full(2, 3, np.float32)
-    ck.relu_fprop(X, out=y)
-    y[:] = 3
-    with dispatch.record() as calls:
-        ck.relu_fprop(X, out=y)
-    assert len(calls) == 1
-    assert y.tolist() == [3, 3]
 
 
 def test_threads_are_asked_for_in_each_call(monkeypatch):
