@@ -235,7 +235,8 @@ class Plan:
                 f"a shard cannot begin with image {first}: dropout counts elements in fours, and {wrong[0]} "
                 "for each image; begin with a multiple of 4"
             )
-        backward = {c.layer: c for c in self.backward if c.op.name == "dropout_dgrad"}
+        gradients = (*self.backward, *self.input_gradient)
+        backward = {c.layer: c for c in gradients if c.op.name == "dropout_dgrad"}
         for call in self.forward:
             layer = self._layers.get(call.layer)
             if not isinstance(layer, Dropout):
