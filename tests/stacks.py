@@ -7,6 +7,7 @@ nothing of fusion, layouts or memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from convkit import layers as L
 
 Array = Any
 Values = dict[str, Array]
+#: Where a network runs: `convkit.emulate`, or nothing.
+Where = Callable[[], AbstractContextManager[Any]]
 
 INIT = L.He()
 BIAS = L.Normal(0.3)
@@ -196,20 +199,22 @@ def batch(net: ck.Network, rng: np.random.Generator, N: int) -> tuple[Array, Arr
     return x, rng.integers(0, net.num_classes, N)
 
 
-def check_passes(net: ck.Network, x: Array, dlogits: Array, training: bool, rtol: float) -> None:
-    """Logits, all gradients and dx of the planned network are those of the layers one by one."""
+def check_passes(
+    net: ck.Network, x: Array, dlogits: Array, training: bool, rtol: float, where: Where = nullcontext
+) -> None:
+    """Logits, all gradients and dx of the planned network, run there, are those of the layers one by one."""
     plain = Interpreter(net, "float64")
-    want = plain.forward(x, training)
-    close("logits", net.forward(x, training=training), want, rtol)
-    dx = plain.backward(dlogits)
-    close("dx", net.backward(dlogits), dx, rtol)
+    with where():
+        logits, dx = net.forward(x, training=training), net.backward(dlogits)
+    close("logits", logits, plain.forward(x, training), rtol)
+    close("dx", dx, plain.backward(dlogits), rtol)
     for name, gradient in plain.grads.items():
         close(f"d({name})", net.grads[name], gradient, rtol, _least(plain.grads))
     if training:
         assert net.dropout_offset == plain.offset
 
 
-def check_step(net: ck.Network, x: Array, labels: Array, rtol: float) -> None:
+def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Where = nullcontext) -> None:
     """A step is forward, loss, backward and the update rule, one by one; the second has a velocity."""
     for lr in (0.05, 0.02):
         plain = Interpreter(net, "float64")
@@ -217,7 +222,8 @@ def check_step(net: ck.Network, x: Array, labels: Array, rtol: float) -> None:
         logits = plain.forward(x, True)
         losses, probs = ck.softmax_xent_fprop(logits, labels)
         plain.backward(ck.softmax_xent_dgrad(probs, labels))
-        loss = net.step(x, labels, lr=lr)
+        with where():
+            loss = net.step(x, labels, lr=lr)
         assert abs(loss - losses.mean()) <= rtol * max(1.0, losses.mean()), "loss"
         assert loss.images == len(x) and loss.finite
         first = next(iter(net.params), "").rpartition(".")[0]
