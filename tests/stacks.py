@@ -127,13 +127,12 @@ def draw(pick: Pick, **options: Any) -> ck.Network:
         stack.append(layer)
         shape = layer.output_shape(shape, 0)
     stack.append(L.Flatten("flatten"))
-    for i in range(pick(0, 4)):
-        stack.append(_row_layer(pick, f"r{i}"))
+    stack.extend(_row_layer(pick, f"r{i}") for i in range(pick(0, 4)))
     if pick(0, 9) or not any(isinstance(layer, (L.Conv, L.Linear)) for layer in stack):
         classes = pick(1, 12)
         stack.append(L.Linear("last", None, INIT, BIAS))
-        for i in range(pick(0, 2) if pick(0, 3) == 0 else 0):  # a ReLU or a dropout at the end
-            stack.append(L.Relu(f"e{i}") if pick(0, 2) else L.Dropout(f"e{i}", 0.3))
+        ends = pick(0, 2) if pick(0, 3) == 0 else 0  # ReLUs or dropouts
+        stack.extend(L.Relu(f"e{i}") if pick(0, 2) else L.Dropout(f"e{i}", 0.3) for i in range(ends))
     else:
         shape = (1, C, H, W)
         for layer in stack:
@@ -151,7 +150,7 @@ def _map_layer(pick: Pick, name: str, shape: tuple[int, ...]) -> L.Layer:
         filters = G * pick(1, max(1, 33 // G)) if pick(0, 1) else (16 if 16 % G == 0 else 48)
         window = [r for r in (1, 2, 3, 3, 3, 5) if r <= min(H, W) + 2]
         R = window[pick(0, len(window) - 1)]
-        padding = pick(0, R // 2) if R <= min(H, W) else R // 2 + 1
+        padding = pick(0, R // 2) if min(H, W) >= R else R // 2 + 1
         return L.Conv(name, filters, R, INIT, BIAS, (1, 1, 1, 2)[pick(0, 3)], padding, G)
     if kind == "pool":
         windows = [r for r in (2, 3, 3, 3) if r <= min(H, W)] or [1]
