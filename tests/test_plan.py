@@ -389,12 +389,13 @@ class Gate(L.Layer):
     """A ReLU with a parameter, whose gradient is read behind an op that could work in place."""
 
     def parameters(self, x_shape, num_classes):
-        return {"b": (x_shape[1:], L.Constant(1))}
+        return {"b": (x_shape[1:2], L.Constant(1))}
 
     def passes(self, x_shape, num_classes, dtype):
         g = Pointwise(x_shape, dtype)
-        bias = ChannelSum.of(x_shape, 2, dtype)
-        return L.Passes(L.Use("relu_fprop", g), (L.Use("relu_dgrad", g), L.Use("linear_bgrad", bias)))
+        bias = ChannelSum.of(x_shape, len(x_shape), dtype)
+        bgrad = "linear_bgrad" if len(x_shape) == 2 else "conv2d_bgrad"
+        return L.Passes(L.Use("relu_fprop", g), (L.Use("relu_dgrad", g), L.Use(bgrad, bias)))
 
 
 @dataclass(frozen=True)
@@ -426,7 +427,34 @@ def test_a_layer_of_the_users_own_is_planned():
             assert own.step(x, labels) == plain.step(x, labels)
         for name, w in plain.params.items():
             np.testing.assert_allclose(own.params[name], w, rtol=1e-5, atol=1e-6)
-        assert own.step(x, labels).finite and "a.w" in own.params
+
+
+@pytest.mark.parametrize("below", [conv("c"), linear("c", 9)], ids=["conv", "linear"])
+def test_a_gradient_that_others_read_too_is_not_fused_away(below):
+    """Of the op above and the ReLU inside of a layer that also reads the gradient between them."""
+    flat = (L.Flatten("f"),)
+    above = replace(below, name="d", **({"groups": 4} if isinstance(below, L.Conv) else {}))
+    layers = (
+        (below, Gate("g"), above, *flat) if isinstance(below, L.Conv) else (*flat, below, Gate("g"), above)
+    )
+
+    def of(**options) -> ck.Network:
+        return ck.Network((*layers, linear("last")), (3, 6, 6), 10, update=ck.Update(momentum=0), **options)
+
+    apart, net = of(), of()
+    x, labels = _batch(net)
+    apart.on_gradient = lambda name, gradient: None
+    for _ in range(2):
+        assert apart.step(x, labels) == pytest.approx(net.step(x, labels), rel=1e-5)
+    for name, w in apart.params.items():
+        np.testing.assert_allclose(net.params[name], w, rtol=1e-5, atol=1e-6, err_msg=name)
+    logits = net.forward(x)
+    _, probs = ck.softmax_xent_fprop(logits, labels)
+    net.backward(ck.softmax_xent_dgrad(probs, labels))
+    before = {name: w.copy() for name, w in net.params.items()}
+    net.step(x, labels, lr=0.5)
+    moved = (before["g.b"] - net.params["g.b"]) / 0.5
+    np.testing.assert_allclose(moved, net.grads["g.b"], rtol=1e-4, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------
