@@ -182,7 +182,7 @@ class Network:
         self._last: tuple[Any, Plan] | None = None  # of the last forward pass, for backward
         self._stepped: Any = None  # key of the plan that `_planned` is of
         self._turn = threading.RLock()
-        self._stepping = False
+        self._in_hook = False
 
     # -- attributes -----------------------------------------------------------------------------------
     @property
@@ -242,7 +242,7 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        own = ("_plans", "_last", "_stepped", "_turn", "_stepping")
+        own = ("_plans", "_last", "_stepped", "_turn", "_in_hook")
         hooks = {"on_gradient": None, "before_update": None}
         return {**{k: v for k, v in self.__dict__.items() if k not in own}, **hooks}
 
@@ -354,7 +354,7 @@ class Network:
             plan = self._plans.pop(key, None) or self._new_plan(batch)
             self._plans[key] = plan
             self._limit_plans()
-            if not self._stepping:
+            if not self._in_hook:
                 plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
                 plan.fused = self.on_gradient is None and self.before_update is None
             return plan
@@ -475,18 +475,12 @@ class Network:
         """
         with self._turn:
             plan = self.load_step(x, labels, lr=lr, shard=shard)
-            on_gradient, before_update = (None, None) if plan.fused else (self.on_gradient, self.before_update)
             phases = plan.phases()
             plan.run(phases["forward"])
             plan.run(phases["loss"])
-            self._stepping = True  # where hooks are called
-            try:
-                plan.run(phases["backward"], behind=on_gradient and self._tell(plan, on_gradient))
-                go_on = before_update is None or self._asked(plan, before_update)
-            finally:
-                self._stepping = False
+            wanted = self._run_backward(plan, phases["backward"])
             # An update that does not know the flag is asked for by the host, which waits for it.
-            if go_on and (plan.guarded or plan.results()[3]):
+            if wanted and (plan.guarded or plan.results()[3]):
                 plan.run(phases["update"])
             return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
 
@@ -511,6 +505,19 @@ class Network:
             plan.run(plan.loss)
             return self._result(plan, plan.x.shape[0])
 
+    def _run_backward(self, plan: Plan, calls: list[Call]) -> bool:
+        """The backward pass of a step with its hooks; whether they let the update happen."""
+        if plan.fused:  # there are none
+            plan.run(calls)
+            return True
+        on_gradient, before_update = self.on_gradient, self.before_update
+        self._in_hook = True
+        try:
+            plan.run(calls, behind=on_gradient and self._tell(plan, on_gradient))
+            return before_update is None or self._asked(plan, before_update)
+        finally:
+            self._in_hook = False
+
     def _tell(self, plan: Plan, on_gradient: Callable[[str, Any], None]) -> Callable[[Call], None]:
         """What is called behind a call that makes gradients: the hook for each that is wanted, in turn."""
 
@@ -522,15 +529,16 @@ class Network:
         return behind
 
     def _asked(self, plan: Plan, before_update: Callable[[Parameters, Any], Any]) -> bool:
-        """Whether the hook lets the update happen; it is given no gradient that no longer is computed."""
+        """Whether the hook lets the update happen; it is given no gradient that is not computed any more."""
         grads = {name: gradient for name, gradient in self.grads.items() if name not in plan.frozen}
         answer = before_update(Parameters("grads", grads), plan.finite)
-        # A comparison of arrays gives a bool of NumPy's or CuPy's.
+        # What a comparison of arrays gives is a bool of NumPy's or CuPy's. A number, such as a norm, says
+        # nothing.
         return bool(answer) if isinstance(answer, bool) or _is_bool_array(answer) else True
 
     def _require_idle(self) -> None:
         """Refuse to run or change the network from one of its hooks, whose step is under way."""
-        if self._stepping:
+        if self._in_hook:
             raise OptionError("a hook cannot run the network whose step calls it, nor load a state into it")
 
     @staticmethod
@@ -594,9 +602,7 @@ class Network:
     def _begin(self, plan: Plan, training: bool, first: int = 0, total: int | None = None) -> None:
         """Point the plan's dropouts at counters that no step has used."""
         self._last = None  # until a forward pass has succeeded
-        end = plan.set_dropout(training, self.seed, self.dropout_offset, first, total)
-        if training:
-            self.dropout_offset = end
+        self.dropout_offset = plan.set_dropout(training, self.seed, self.dropout_offset, first, total)
 
     def _labels(self, labels: Any) -> np.ndarray:
         arrays.kind_of("labels", labels)

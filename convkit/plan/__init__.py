@@ -242,13 +242,14 @@ class Plan:
                     f"a shard cannot begin with image {first}: dropout counts elements in fours, and "
                     f"{layer.name} has {size} for each image; begin with a multiple of 4"
                 )
-            chosen.append((calls, {**layer.options(training), "offset": offset + first * size // 4}))
-            offset += -(-size * total // 4)
+            here = offset + first * size // 4 if training else 0  # at test time nothing is drawn
+            chosen.append((calls, {**layer.options(training), "offset": here, "seed": seed}))
+            offset += -(-size * total // 4) if training else 0
         if offset >= COUNTERS:
             raise OptionError(f"no dropout counters are left: this step would end with counter {offset}")
         for calls, options in chosen:
             for call in calls:
-                call.options.update(options, seed=seed)
+                call.options.update(options)
         return offset
 
     def _dropouts(self) -> list[tuple[Dropout, list[Call]]]:
