@@ -131,7 +131,8 @@ class Network:
         A step calls ``before_update(grads, finite)`` when all gradients are final; for clipping and checks.
         `grads` are those of the parameters that the step updates; what it writes into them counts.
         `finite` is an int32 array (1,): with 0 in it, or where False is returned, the step changes nothing.
-        Either hook keeps updates apart from gradients, so that `net.grads` holds them; a copy has neither.
+        Either hook keeps updates apart from gradients, so that `net.grads` holds them (in float16 and
+        bfloat16 they are then rounded once more); a copy has neither.
         Neither may run the network, or load a state. An error in one ends the step before its update.
     """
 
@@ -453,7 +454,8 @@ class Network:
 
         `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it,
         unless there are hooks (`on_gradient`, `before_update`). Where the loss is not finite, weights and
-        velocities stay as they are.
+        velocities stay as they are; dropout's counters go on. Only the loss is looked at: an infinite
+        gradient behind a finite loss (of a -inf that a ReLU made 0) is for `before_update` to find.
 
         Parameters
         ----------

@@ -894,6 +894,50 @@ def test_a_copy_of_any_kind_learns_on_its_own():
     assert not changed(before, net) and "reference" not in str(net.plan(4)).partition("loss")[0]
 
 
+def test_hooks_and_shards_on_a_gpu(monkeypatch, compiler):
+    """They are given CuPy arrays on the network's own GPU, which is current; the flag stays there."""
+    module = fake_cupy.module(watch_races=True)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+
+    def host(array):
+        with module.cuda.Device(1):
+            return array.get()
+
+    net, plain, seen = tiny(device="cuda:1"), tiny(device="cuda:1"), []
+
+    def on_gradient(name, gradient):
+        assert gradient.device.id == module.cuda.runtime.getDevice() == 1
+        seen.append(name)
+
+    def before_update(grads, finite):
+        assert finite.device.id == module.cuda.runtime.getDevice() == 1 and len(grads) == 6
+        seen.append("update")
+        if len(seen) > 7:
+            finite.fill(0)
+
+    net.on_gradient, net.before_update = on_gradient, before_update
+    plain.on_gradient = lambda name, gradient: None
+    first = net.step(X, Y)
+    assert first == plain.step(X, Y) and len(seen) == 7
+    before = {name: host(w) for name, w in net.params.items()}
+    assert all(np.array_equal(w, host(plain.params[name])) for name, w in before.items())
+    net.step(X, Y)  # which the hook forbids
+    net.before_update = lambda grads, finite: module.asarray(np.array([False]))
+    net.step(X, Y)
+    net.on_gradient = net.before_update = None
+    with module.cuda.Device(1):
+        labels = module.asarray(Y + 7)  # of which some are no class; the host does not look
+    assert not net.step(X, labels).finite and not net.step(spoiled(np.nan), Y).finite
+    for name, w in before.items():
+        assert np.array_equal(host(net.params[name]), w), name
+    parts = [net.evaluate(X[i : i + 2], Y[i : i + 2]) for i in (0, 2)]
+    assert sum(parts) / 2 == pytest.approx(net.evaluate(X, Y), rel=1e-6)
+    plain.dropout_offset = net.dropout_offset = 0
+    parts = [copy.deepcopy(net).step(X[i : i + 2], Y[i : i + 2], shard=(i, 4)) for i in (0, 2)]
+    assert sum(parts) == pytest.approx(plain.step(X, Y), rel=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Frozen parameters
 # ---------------------------------------------------------------------------------------------------
