@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, Problem, Shape
+from .errors import OptionError
+from .geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, Problem, Shape, finite, integer
 from .geometry import Linear as LinearProblem
 
 Array = np.ndarray
@@ -184,6 +185,10 @@ class Conv(Layer):
     padding: Any = 0
     groups: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("filters", "window", "groups"):
+            integer(f"{name} of {self.name}", getattr(self, name), 1)
+
     def parameters(self, x_shape: Shape, num_classes: int) -> dict[str, tuple[Shape, Init]]:
         w_shape = (self.filters, x_shape[1] // self.groups, self.window, self.window)
         return {"w": (w_shape, self.weights), "b": ((self.filters,), self.bias)}
@@ -225,6 +230,10 @@ class Linear(Layer):
     filters: int | None
     weights: Init
     bias: Init
+
+    def __post_init__(self) -> None:
+        if self.filters is not None:
+            integer(f"filters of {self.name}", self.filters, 1)
 
     def parameters(self, x_shape: Shape, num_classes: int) -> dict[str, tuple[Shape, Init]]:
         K = num_classes if self.filters is None else self.filters
@@ -334,7 +343,7 @@ class Dropout(Layer):
     ----------
     name : str
     p : float
-        Probability with which an element is dropped in training.
+        Probability with which an element is dropped in training, 0 <= p <= 1.
     inverted : bool
         Whether what is left is scaled by 1/(1-p) in training. Else, as in 2012, outputs are multiplied by
         1-p at test.
@@ -343,10 +352,15 @@ class Dropout(Layer):
     p: float = 0.5
     inverted: bool = True
 
+    def __post_init__(self) -> None:
+        if finite(f"p of {self.name}", self.p, 0) > 1:
+            raise OptionError(f"p of {self.name} must be a probability, not {self.p}")
+
     def options(self, training: bool) -> dict[str, Any]:
         """p and scale of the op in training and at test time."""
         if training:
-            return {"p": self.p, "scale": 1 / (1 - self.p) if self.inverted else 1.0}
+            # All is dropped where p is 1, whatever the scale.
+            return {"p": self.p, "scale": 1 / (1 - self.p) if self.inverted and self.p < 1 else 1.0}
         return {"p": 0.0, "scale": 1.0 if self.inverted else 1 - self.p}
 
     def passes(self, x_shape: Shape, num_classes: int, dtype: str) -> Passes:

@@ -6,7 +6,7 @@ import copy
 import re
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +15,7 @@ from . import arrays, registry
 from .devices import emulating
 from .dispatch import Call, operation
 from .errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
-from .geometry import Shape, finite, integer
+from .geometry import Shape, flag, integer
 from .layers import Layer
 from .loss import Loss
 from .parameters import Parameters
@@ -23,7 +23,7 @@ from .plan import Plan, fusion
 from .plan.graph import VIEW, lower
 from .plan.program import Program
 from .registry import MATH, current_choice
-from .update import Update
+from .update import Update, number
 
 #: Bytes of plans that a network keeps by default. AlexNet's takes some 6.5 MB for each image of its batch.
 PLAN_MEMORY = 4 * 2**30
@@ -45,6 +45,36 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {name: value}
     return {k: v for key, part in value.items() for k, v in _flat(part, f"{name} {key}".strip()).items()}
+
+
+def _named_layers(layers: Any) -> tuple[Layer, ...]:
+    """Layers in a tuple, after a check of their names."""
+    found = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+    for layer in found:
+        if not isinstance(layer, Layer):
+            raise OptionError(f"layers must be a sequence of convkit.layers, and not hold {layer!r}")
+        if not isinstance(layer.name, str) or not layer.name:
+            raise OptionError(f"a layer's name must be a str, and not empty: {layer!r}")
+    names = [layer.name for layer in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(f"every layer needs a name of its own; more than once: {', '.join(twice)}")
+    return found
+
+
+def _image_shape(shape: Any) -> Shape:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        raise OptionError(f"input_shape must be (C, H, W), not {shape!r}")
+    C, H, W = (integer("an extent of input_shape", extent, 1) for extent in shape)
+    return C, H, W
+
+
+def _is_bool_array(value: Any) -> bool:
+    return getattr(value, "dtype", None) == np.bool_ and getattr(value, "size", 0) == 1
+
+
+def _require_hook(name: str, hook: Any) -> None:
+    if hook is not None and not callable(hook):
+        raise OptionError(f"{name} must be a function or None, not {hook!r}")
 
 
 def _require_device(device: str) -> None:
@@ -99,8 +129,11 @@ class Network:
         exchange between processes, while the rest of the pass goes on.
     before_update : callable, optional
         A step calls ``before_update(grads, finite)`` when all gradients are final; for clipping and checks.
+        `grads` are those of the parameters that the step updates; what it writes into them counts.
         `finite` is an int32 array (1,): with 0 in it, or where False is returned, the step changes nothing.
-        Either hook keeps updates apart from gradients, so that `grads` holds them; a copy has neither.
+        Either hook keeps updates apart from gradients, so that `net.grads` holds them (in float16 and
+        bfloat16 they are then rounded once more); a copy has neither.
+        Neither may run the network, or load a state. An error in one ends the step before its update.
     """
 
     def __init__(
@@ -121,17 +154,13 @@ class Network:
             raise unknown("dtype", dtype, arrays.DTYPES)
         if math is not None and math not in MATH:
             raise unknown("math", math, MATH)
-        self.layers = tuple(layers)
-        self.input_shape = tuple(input_shape)
+        self.layers = _named_layers(layers)
+        self.input_shape = _image_shape(input_shape)
         self.num_classes = integer("num_classes", num_classes, 1)
         self.seed = integer("seed", seed, 0)
         self.dtype, self.math, self.device = dtype, math, device
         if self.seed >= 2**64:
             raise OptionError(f"seed must be below 2^64, not {self.seed}")
-        names = [layer.name for layer in self.layers]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise OptionError(f"every layer needs a name of its own; more than once: {', '.join(twice)}")
         self._params = Parameters("params", self._initialised())
         self._grads = Parameters("grads", self._like_params())
         self._velocities = Parameters("velocities", self._like_params())
@@ -154,6 +183,7 @@ class Network:
         self._last: tuple[Any, Plan] | None = None  # of the last forward pass, for backward
         self._stepped: Any = None  # key of the plan that `_planned` is of
         self._turn = threading.RLock()
+        self._in_hook = False
 
     # -- attributes -----------------------------------------------------------------------------------
     @property
@@ -197,7 +227,8 @@ class Network:
         if not isinstance(value, Update):
             raise OptionError(f"update must be a convkit.Update, not {value!r}")
         value.require(self.params)
-        self._update = value
+        with self._turn:  # a step reads it more than once
+            self._update = value
 
     @property
     def plan_memory(self) -> int:
@@ -212,13 +243,17 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        own = ("_plans", "_last", "_stepped", "_turn")
+        own = ("_plans", "_last", "_stepped", "_turn", "_in_hook")
         hooks = {"on_gradient": None, "before_update": None}
         return {**{k: v for k, v in self.__dict__.items() if k not in own}, **hooks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget_plans()
+
+    def __copy__(self) -> Network:
+        """As `copy.deepcopy`: two networks with the same arrays would train each other."""
+        return copy.deepcopy(self)
 
     def gpu_arrays(self) -> list[Any]:
         """What `operation` asks for: an array on the network's own GPU, or none."""
@@ -231,6 +266,15 @@ class Network:
         """Each parameter has a random stream of its own: adding a layer leaves the others as they were."""
         found: dict[str, np.ndarray] = {}
         shape: Shape = (1, *self.input_shape)
+        for layer in self.layers:  # all are checked before any memory is taken
+            layer.passes(shape, self.num_classes, self.dtype)
+            shape = layer.output_shape(shape, self.num_classes)
+        if shape != (1, self.num_classes):
+            raise ShapeError(
+                f"the last layer must make (N, {self.num_classes}), one value for each class, not "
+                f"{('N', *shape[1:])}"
+            )
+        shape = (1, *self.input_shape)
         for index, layer in enumerate(self.layers):
             parameters = layer.parameters(shape, self.num_classes)
             fan_in = int(np.prod(parameters["w"][0][1:])) if "w" in parameters else 1
@@ -240,11 +284,6 @@ class Network:
                 arrays.assign(array, init.fill(stream, w_shape, fan_in))
                 found[f"{layer.name}.{name}"] = array
             shape = layer.output_shape(shape, self.num_classes)
-        if shape != (1, self.num_classes):
-            raise ShapeError(
-                f"the last layer must make (N, {self.num_classes}), one value for each class, not "
-                f"{('N', *shape[1:])}"
-            )
         return found
 
     def use(self, layer: str, **names: str | None) -> None:
@@ -258,7 +297,8 @@ class Network:
             Name of a layer.
         **names
             `op=name`, such as `conv2d_fprop="mine"`; None takes a choice back. A name that does not fit the
-            layer's problem is an error when the network is planned.
+            layer's problem is an error when the network is planned. An op that is several in one
+            (`linear_dgrad_wgrad_sgd`) runs where its implementation fits, and else its parts do.
 
         Raises
         ------
@@ -269,7 +309,7 @@ class Network:
         --------
         >>> net.use("conv2", conv2d_fprop="mine", conv2d_wgrad="mine")
         """
-        known = {own.name: own for own in self.layers}
+        known = [own.name for own in self.layers]
         if layer not in known:
             raise unknown("layer", layer, known)
         ops = self._ops_of(layer)
@@ -277,7 +317,7 @@ class Network:
             if op not in ops:
                 raise unknown(f"op of {layer}", op, ops)
             if name is not None:
-                found = {i.name for i in registry.implementations(op, layout=None)}
+                found = [i.name for i in registry.implementations(op, layout=None)]
                 if name not in found:
                     raise unknown(f"implementation of {op}", name, found)
         with self._turn:
@@ -315,6 +355,9 @@ class Network:
             plan = self._plans.pop(key, None) or self._new_plan(batch)
             self._plans[key] = plan
             self._limit_plans()
+            if not self._in_hook:
+                plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
+                plan.fused = self.on_gradient is None and self.before_update is None
             return plan
 
     def _key(self, batch: int) -> tuple[Any, ...]:
@@ -367,6 +410,7 @@ class Network:
         logits : array, (N, num_classes)
             A new array of the kind of x.
         """
+        training = flag("training", training)
         with self._turn:
             plan, kind = self._load(x)
             self._begin(plan, training)
@@ -390,6 +434,7 @@ class Network:
             Gradient of the images, a new array of the kind of dlogits.
         """
         with self._turn:
+            self._require_idle()
             if self._last is None:
                 raise OptionError("forward comes first, and nothing between it and backward")
             setting, plan = self._last
@@ -409,7 +454,8 @@ class Network:
 
         `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it,
         unless there are hooks (`on_gradient`, `before_update`). Where the loss is not finite, weights and
-        velocities stay as they are.
+        velocities stay as they are; dropout's counters go on. Only the loss is looked at: an infinite
+        gradient behind a finite loss (of a -inf that a ReLU made 0) is for `before_update` to find.
 
         Parameters
         ----------
@@ -434,10 +480,9 @@ class Network:
             phases = plan.phases()
             plan.run(phases["forward"])
             plan.run(phases["loss"])
-            plan.run(phases["backward"], behind=None if plan.fused else self._tell(plan))
-            go_on = self.before_update is None or self.before_update(self.grads, plan.finite) is not False
+            wanted = self._run_backward(plan, phases["backward"])
             # An update that does not know the flag is asked for by the host, which waits for it.
-            if go_on and (plan.guarded or plan.results()[3]):
+            if wanted and (plan.guarded or plan.results()[3]):
                 plan.run(phases["update"])
             return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
 
@@ -462,17 +507,41 @@ class Network:
             plan.run(plan.loss)
             return self._result(plan, plan.x.shape[0])
 
-    def _tell(self, plan: Plan) -> Callable[[Call], None] | None:
-        """What is called behind a call that makes gradients: `on_gradient` for each, in turn."""
-        hook = self.on_gradient
-        if hook is None:
-            return None
+    def _run_backward(self, plan: Plan, calls: list[Call]) -> bool:
+        """The backward pass of a step with its hooks; whether they let the update happen."""
+        if plan.fused:  # there are none
+            plan.run(calls)
+            return True
+        on_gradient, before_update = self.on_gradient, self.before_update
+        self._in_hook = True
+        try:
+            plan.run(calls, behind=on_gradient and self._tell(plan, on_gradient))
+            return before_update is None or self._asked(plan, before_update)
+        finally:
+            self._in_hook = False
+
+    def _tell(self, plan: Plan, on_gradient: Callable[[str, Any], None]) -> Callable[[Call], None]:
+        """What is called behind a call that makes gradients: the hook for each that is wanted, in turn."""
 
         def behind(call: Call) -> None:
             for name in plan.made_by(call):
-                hook(name, self.grads[name])
+                if name not in plan.frozen:
+                    on_gradient(name, self.grads[name])
 
         return behind
+
+    def _asked(self, plan: Plan, before_update: Callable[[Parameters, Any], Any]) -> bool:
+        """Whether the hook lets the update happen; it is given no gradient that is not computed any more."""
+        grads = {name: gradient for name, gradient in self.grads.items() if name not in plan.frozen}
+        answer = before_update(Parameters("grads", grads), plan.finite)
+        # What a comparison of arrays gives is a bool of NumPy's or CuPy's. A number, such as a norm, says
+        # nothing.
+        return bool(answer) if isinstance(answer, bool) or _is_bool_array(answer) else True
+
+    def _require_idle(self) -> None:
+        """Refuse to run or change the network from one of its hooks, whose step is under way."""
+        if self._in_hook:
+            raise OptionError("a hook cannot run the network whose step calls it, nor load a state into it")
 
     @staticmethod
     def _result(plan: Plan, total: int) -> Loss:
@@ -490,11 +559,12 @@ class Network:
         plan : Plan
             Its `phases`, run in their order, are the step.
         """
-        rate = self.update.lr if lr is None else finite("lr", lr, 0)
+        _require_hook("on_gradient", self.on_gradient)
+        _require_hook("before_update", self.before_update)
+        rate = self.update.lr if lr is None else number("lr", lr)
         N = int(getattr(x, "shape", (0,))[0]) if getattr(x, "shape", ()) else 0
         first, total = (0, N) if shard is None else self._shard(shard, N)
         plan = self._load_labelled(x, labels)
-        plan.fused = self.on_gradient is None and self.before_update is None
         self._compare_plan(plan, N)
         self._begin(plan, True, first, total)
         plan.set_total(total)
@@ -523,7 +593,6 @@ class Network:
 
     def _set_update(self, plan: Plan, lr: float) -> None:
         """Give a plan's updates what the update rule says of their parameters."""
-        plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
         plan.set_rates(self._rules(lr))
 
     def _rules(self, lr: float = 0.0) -> dict[str, dict[str, Any]]:
@@ -535,9 +604,7 @@ class Network:
     def _begin(self, plan: Plan, training: bool, first: int = 0, total: int | None = None) -> None:
         """Point the plan's dropouts at counters that no step has used."""
         self._last = None  # until a forward pass has succeeded
-        end = plan.set_dropout(training, self.seed, self.dropout_offset, first, total)
-        if training:
-            self.dropout_offset = end
+        self.dropout_offset = plan.set_dropout(training, self.seed, self.dropout_offset, first, total)
 
     def _labels(self, labels: Any) -> np.ndarray:
         arrays.kind_of("labels", labels)
@@ -551,6 +618,7 @@ class Network:
         return values
 
     def _load(self, x: Any) -> tuple[Plan, arrays.Kind]:
+        self._require_idle()
         kind = arrays.kind_of("x", x)
         shape = tuple(getattr(x, "shape", ()))
         if len(shape) != 4 or shape[1:] != self.input_shape:
@@ -643,6 +711,7 @@ class Network:
         params = self._checked_part("params", state["params"])
         velocities = self._checked_part("velocities", state["velocities"])
         with self._turn:
+            self._require_idle()
             for own, loaded in ((self.params, params), (self.velocities, velocities)):
                 for name, values in loaded.items():
                     arrays.assign(own[name], values)

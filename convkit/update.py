@@ -97,15 +97,15 @@ class Update:
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
         for name in _NUMBERS:
-            put(name, _number(name, getattr(self, name)))
+            put(name, number(name, getattr(self, name)))
         if self.bias_lr_fixed is not None:
-            put("bias_lr_fixed", _number("bias_lr_fixed", self.bias_lr_fixed))
+            put("bias_lr_fixed", number("bias_lr_fixed", self.bias_lr_fixed))
         put("lr_in_velocity", flag("lr_in_velocity", self.lr_in_velocity))
         if not isinstance(self.rates, Mapping):
             raise OptionError(f"rates must be a mapping of names to learning rates, not {self.rates!r}")
         put(
             "rates",
-            Rates({_name("rates", n): _number(f"rates[{n!r}]", rate) for n, rate in self.rates.items()}),
+            Rates({_name("rates", n): number(f"rates[{n!r}]", rate) for n, rate in self.rates.items()}),
         )
         if not isinstance(self.frozen, (tuple, list)):
             raise OptionError(f"frozen must be a tuple of names or patterns, not {self.frozen!r}")
@@ -183,7 +183,8 @@ def _is_bias(name: str) -> bool:
     return name.rpartition(".")[2] == "b"
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """`value` as a finite float of at least 0."""
     if isinstance(value, (str, bytes, bool, np.bool_)):  # which float() takes
         raise OptionError(f"{name} must be a number, not {value!r}")
     return finite(name, value, 0)

@@ -517,6 +517,10 @@ class ndarray:
         stream.synchronize()
         return self._host.copy()
 
+    def __bool__(self) -> bool:
+        """Of one element, which is copied to the host; of several an error, as NumPy's."""
+        return bool(self.get())
+
     def set(self, values: np.ndarray) -> None:
         assert isinstance(values, np.ndarray) and values.dtype == self.dtype and values.shape == self.shape
         assert self._host.flags.c_contiguous or self._host.flags.f_contiguous

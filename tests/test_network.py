@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import pickle
 import re
 import sys
+import threading
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -684,6 +686,777 @@ def test_the_small_alexnet_learns():
 
 
 # ---------------------------------------------------------------------------------------------------
+# Hooks
+# ---------------------------------------------------------------------------------------------------
+def by_hand(net: ck.Network, x=X, labels=Y) -> dict[str, np.ndarray]:
+    """The gradients of a step of training, by forward and backward of a copy."""
+    twin = copy.deepcopy(net)
+    logits = twin.forward(x, training=True)
+    _, probs = ck.softmax_xent_fprop(logits, labels)
+    twin.backward(ck.softmax_xent_dgrad(probs, labels))
+    return dict(twin.grads)
+
+
+def test_on_gradient_is_told_of_each_final_gradient_once():
+    net = tiny()
+    for frozen in ((), ("fc8.*", "fc6.b"), ("conv1.*",), ("*",)):
+        net.update = ck.Update(frozen=frozen)
+        want, seen = by_hand(net), []
+
+        def hook(name, gradient, net=net, want=want, seen=seen):
+            assert gradient is net.grads[name] and np.array_equal(gradient, want[name])
+            seen.append(name)
+
+        net.on_gradient = hook
+        net.step(X, Y)
+        order = ["fc8.b", "fc8.w", "fc6.b", "fc6.w", "conv1.b", "conv1.w"]
+        assert seen == [name for name in order if not net.update.is_frozen(name)]
+
+
+def test_what_a_hook_writes_counts():
+    """Written by the one hook or by the other: the update is made of it."""
+
+    def halve(name, gradient):
+        gradient *= 0.5
+
+    def halve_all(grads, finite):
+        for gradient in grads.values():
+            gradient *= 0.5
+
+    nets = [tiny() for _ in range(3)]
+    nets[0].on_gradient, nets[1].before_update = halve, halve_all
+    want = {name: gradient * np.float32(0.5) for name, gradient in by_hand(nets[2]).items()}
+    for net in nets[:2]:
+        before = {name: w.copy() for name, w in net.params.items()}
+        net.step(X, Y, lr=0.25)
+        rules = {name: net.update.options(name, 0.25, "conv1") for name in net.params}
+        for name, w in before.items():
+            new, v = ck.sgd_momentum(w, want[name], np.zeros_like(w), **rules[name])
+            assert np.array_equal(net.params[name], new) and np.array_equal(net.velocities[name], v)
+    nets[2].step(X, Y, lr=0.25)
+    assert not same(nets[0], nets[2])
+
+
+def test_clipping():
+    """To a norm over all gradients that the step uses; not over what is left of those now frozen."""
+    net, norms = tiny(), []
+
+    def clip(grads, finite):
+        norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads.values()))
+        norms.append(norm)
+        for g in grads.values():
+            g *= min(1, 0.1 / norm)
+
+    net.before_update = clip
+    net.update = ck.Update(momentum=0, weight_decay=0)
+    net.grads["fc8.w"].fill(1e6)
+    for frozen in ((), ("fc8.w",)):
+        net.update = replace(net.update, frozen=frozen)
+        net.grads["fc8.w"][...] = 1e6
+        used = {name: g for name, g in by_hand(net).items() if name not in frozen}
+        before = {name: w.copy() for name, w in net.params.items()}
+        net.step(X, Y, lr=1)
+        assert norms[-1] == pytest.approx(np.sqrt(sum((g.astype(float) ** 2).sum() for g in used.values())))
+        moved = np.sqrt(sum(((net.params[n] - w).astype(float) ** 2).sum() for n, w in before.items()))
+        assert moved == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [False, np.False_, np.zeros(1, bool), np.array(False), "flag"],
+    ids=["False", "numpy", "array (1,)", "array ()", "flag"],
+)
+def test_before_update_can_forbid_the_update(answer):
+    net = tiny()
+    net.step(X, Y)
+    before, offset = values(net), net.dropout_offset
+
+    def hook(grads, finite):
+        assert finite.shape == (1,) and finite.dtype == np.int32 and finite[0] == 1
+        if isinstance(answer, str):
+            finite[...] = 0
+            return None
+        return answer
+
+    net.before_update = hook
+    loss = net.step(X, Y)
+    assert not changed(before, net) and net.dropout_offset == 2 * offset
+    assert loss.finite is (not isinstance(answer, str))
+
+
+@pytest.mark.parametrize("answer", [None, True, np.True_, 0, 0.0, np.float32(0), "", [], np.zeros(3)])
+def test_what_else_a_hook_returns_forbids_nothing(answer):
+    """A norm, say, which may be 0."""
+    net, plain = tiny(), tiny()
+    net.before_update = lambda grads, finite: answer
+    plain.before_update = lambda grads, finite: None
+    assert net.step(X, Y) == plain.step(X, Y) and same(net, plain)
+
+
+@pytest.mark.parametrize("which", ["on_gradient", "before_update"])
+def test_an_error_in_a_hook_ends_the_step_before_its_update(which):
+    net, plain = tiny(), tiny()
+    for each in (net, plain):
+        each.step(X, Y)
+    before = values(net)
+
+    def hook(first, second):
+        raise RuntimeError("no")
+
+    setattr(net, which, hook)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="^no$"):
+            net.step(X, Y)
+    assert not changed(before, net)
+    setattr(net, which, None)
+    plain.dropout_offset = net.dropout_offset  # the counters were used
+    assert net.step(X, Y) == plain.step(X, Y) and same(net, plain)
+    assert np.array_equal(net.forward(X), plain.forward(X))
+
+
+@pytest.mark.parametrize("which", ["on_gradient", "before_update"])
+def test_a_hook_cannot_run_its_network(which):
+    """What runs would overwrite the activations of the step that calls it."""
+    net, plain, other = tiny(), tiny(), tiny()
+    state, seen = net.state(), []
+    acts = (
+        lambda: net.forward(X), lambda: net.evaluate(X, Y), lambda: net.step(X, Y),
+        lambda: net.load_step(X, Y), lambda: net.forward(X[:2]), lambda: net.load_state(state),
+        lambda: net.backward(np.ones((4, 10), np.float32)),
+    )  # fmt: skip
+
+    def hook(first, second):
+        for act in acts:
+            with pytest.raises(ck.OptionError, match="a hook cannot run the network"):
+                act()
+        # These do no harm, and hold from the next step on.
+        other.step(X, Y)
+        copy.deepcopy(net).forward(X)
+        net.state(), net.plan(4), net.plan(2)
+        net.update = ck.Update(lr=0.5, frozen=("fc8.*",))
+        net.on_gradient = net.before_update = None
+        net.plan_memory = 0
+        seen.append(first)
+
+    setattr(net, which, hook)
+    setattr(plain, which, lambda first, second: None)
+    assert net.step(X, Y) == plain.step(X, Y) and same(net, plain) and seen
+    before = values(net)
+    net.step(X, Y)
+    assert not [name for name in changed(before, net) if "fc8" in name] and changed(before, net)
+
+
+def test_hooks_are_called_in_no_other_pass():
+    net, seen = tiny(), []
+    net.on_gradient = lambda name, gradient: seen.append(name)
+    net.before_update = lambda grads, finite: seen.append("update")
+    logits = net.forward(X)
+    net.backward(logits)
+    net.evaluate(X, Y)
+    net.plan(4)
+    assert not seen
+    net.step(X, Y)
+    assert seen[-1] == "update" and len(seen) == 7
+    for bad in (3, "print", []):
+        for which in ("on_gradient", "before_update"):
+            net = tiny()
+            setattr(net, which, bad)
+            with pytest.raises(ck.OptionError, match=f"step: {which} must be a function or None, not"):
+                net.step(X, Y)
+            assert net.dropout_offset == 0
+
+
+def ops_of_a_step(net: ck.Network) -> list[str]:
+    return [f"{c.layer} {c.op.name}" for calls in net.plan(4).phases().values() for c in calls]
+
+
+def test_hooks_that_are_gone_leave_the_step_as_it_was():
+    net = tiny()
+    fused = ops_of_a_step(net)
+    for which in ("on_gradient", "before_update"):
+        setattr(net, which, lambda first, second: None)
+        apart = ops_of_a_step(net)
+        assert "fc8 linear_wgrad" in apart and not [op for op in apart if "wgrad_sgd" in op]
+        net.step(X, Y)
+        for twin in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert twin.on_gradient is None and twin.before_update is None and ops_of_a_step(twin) == fused
+        setattr(net, which, None)
+        assert ops_of_a_step(net) == fused
+        net.step(X, Y)
+
+
+def test_a_copy_of_any_kind_learns_on_its_own():
+    net = tiny()
+    net.step(X, Y)
+    before = values(net)
+    twin = copy.copy(net)
+    assert same(net, twin) and type(copy.copy(small())) is ck.AlexNet
+    twin.step(X, Y)
+    twin.use("fc8", linear_fprop="reference")
+    assert not changed(before, net) and "reference" not in str(net.plan(4)).partition("loss")[0]
+
+
+def test_hooks_and_shards_on_a_gpu(monkeypatch, compiler):
+    """They are given CuPy arrays on the network's own GPU, which is current; the flag stays there."""
+    module = fake_cupy.module(watch_races=True)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+
+    def host(array):
+        with module.cuda.Device(1):
+            return array.get()
+
+    net, plain, seen = tiny(device="cuda:1"), tiny(device="cuda:1"), []
+
+    def on_gradient(name, gradient):
+        assert gradient.device.id == module.cuda.runtime.getDevice() == 1
+        seen.append(name)
+
+    def before_update(grads, finite):
+        assert finite.device.id == module.cuda.runtime.getDevice() == 1 and len(grads) == 6
+        seen.append("update")
+        if len(seen) > 7:
+            finite.fill(0)
+
+    net.on_gradient, net.before_update = on_gradient, before_update
+    plain.on_gradient = lambda name, gradient: None
+    first = net.step(X, Y)
+    assert first == plain.step(X, Y) and len(seen) == 7
+    before = {name: host(w) for name, w in net.params.items()}
+    assert all(np.array_equal(w, host(plain.params[name])) for name, w in before.items())
+    net.step(X, Y)  # which the hook forbids
+    net.before_update = lambda grads, finite: module.asarray(np.array([False]))
+    net.step(X, Y)
+    net.on_gradient = net.before_update = None
+    with module.cuda.Device(1):
+        labels = module.asarray(Y + 7)  # of which some are no class; the host does not look
+    assert not net.step(X, labels).finite and not net.step(spoiled(np.nan), Y).finite
+    for name, w in before.items():
+        assert np.array_equal(host(net.params[name]), w), name
+    parts = [net.evaluate(X[i : i + 2], Y[i : i + 2]) for i in (0, 2)]
+    assert sum(parts) / 2 == pytest.approx(net.evaluate(X, Y), rel=1e-6)
+    plain.dropout_offset = net.dropout_offset = 0
+    parts = [copy.deepcopy(net).step(X[i : i + 2], Y[i : i + 2], shard=(i, 4)) for i in (0, 2)]
+    assert sum(parts) == pytest.approx(plain.step(X, Y), rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Frozen parameters
+# ---------------------------------------------------------------------------------------------------
+FROZEN = [
+    ("conv1.*",), ("*.b",), ("*.w",), ("fc6.w",), ("fc8.*",), ("fc*",), ("conv1.*", "fc6.*"),
+    ("conv1.w", "fc8.b"), ("conv1.b", "fc6.b", "fc8.w"), ("*",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen", FROZEN, ids=",".join)
+def test_freezing_some_leaves_the_others_their_bits(frozen, dtype):
+    """With the same ops: gradients are not fused with updates."""
+    x = X.astype(tiny(dtype=dtype).params["fc8.w"].dtype)
+    net, free = tiny(dtype=dtype), tiny(dtype=dtype)
+    for each in (net, free):
+        each.on_gradient = lambda name, gradient: None
+        each.update = ck.Update(bias_decay=0.1)
+        each.step(x, Y)
+    before = values(net)
+    net.update = replace(net.update, frozen=frozen)
+    assert net.step(x, Y) == free.step(x, Y)
+    for name, w in values(net).items():
+        still = net.update.is_frozen(name.split()[1])
+        assert np.array_equal(w, before[name] if still else values(free)[name]), name
+
+
+def test_freezing_and_thawing_keeps_the_velocities():
+    net = tiny()
+    net.step(X, Y)
+    velocity = net.velocities["fc6.w"].copy()
+    assert velocity.any()
+    net.update = replace(net.update, frozen=("fc6.*",))
+    for _ in range(2):
+        net.step(X, Y)
+    assert np.array_equal(net.velocities["fc6.w"], velocity)
+    net.update = ck.Update(lr=0)
+    w = net.params["fc6.w"].copy()
+    net.step(X, Y)
+    # With a rate of 0, what it moves by is momentum times what the velocity was.
+    np.testing.assert_allclose(net.params["fc6.w"] - w, 0.9 * velocity, rtol=1e-3, atol=1e-7)
+    assert net.plan(4).frozen == frozenset()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Shards
+# ---------------------------------------------------------------------------------------------------
+def shards_of(sizes: list[int]) -> list[tuple[int, int]]:
+    return [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [1, 4, 3], [8], [7, 1]], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_shards_with_summed_gradients_are_the_whole_batch(sizes, dtype):
+    rng = np.random.default_rng(2)
+    x, labels = rng.standard_normal((8, 3, 12, 12)).astype(dtype), rng.integers(0, 10, 8)
+    whole, workers = tiny(dtype=dtype), [tiny(dtype=dtype) for _ in sizes]
+    for _ in range(3):  # with momentum, and further counters
+        sums = {name: np.zeros_like(g) for name, g in whole.grads.items()}
+
+        def add(name, gradient, sums=sums):
+            sums[name] += gradient
+
+        def put(name, gradient, sums=sums):
+            gradient[...] = sums[name]
+
+        parts = []
+        for exchange in (add, put):  # one process stands for all: first the sum, then the step
+            for net, (first, size) in zip(workers, shards_of(sizes), strict=True):
+                net.on_gradient = exchange
+                net.before_update = (lambda grads, finite: False) if exchange is add else None
+                offset = net.dropout_offset
+                here = slice(first, first + size)
+                loss = net.step(x[here], labels[here], shard=(first, 8))
+                if exchange is add:
+                    net.dropout_offset = offset
+                    parts.append(loss)
+        loss = whole.step(x, labels)
+        assert sum(parts) == pytest.approx(loss, rel=1e-5 if dtype == "float32" else 1e-12)
+        for count in ("errors", "top5_errors", "images"):
+            assert sum(getattr(part, count) for part in parts) == getattr(loss, count)
+        for net in workers:
+            assert net.dropout_offset == whole.dropout_offset
+            assert same(net, workers[0])
+        for name, w in values(whole).items():
+            np.testing.assert_allclose(
+                values(workers[0])[name],
+                w,
+                rtol=0,
+                atol=(1e-5 if dtype == "float32" else 1e-13) * abs(w).max(),
+            )
+
+
+def test_shards_drop_what_the_whole_batch_drops():
+    """Bit for bit, in each of two dropouts, of images whose elements are no multiple of 4."""
+
+    def of() -> ck.Network:
+        stack = (
+            layers.Dropout("d1"), layers.MaxPool("pool", 1, 1), layers.Dropout("d2", inverted=False),
+            layers.Flatten("f"), layers.Linear("fc", None, layers.Normal(0.1), layers.Constant(0)),
+        )  # fmt: skip
+        return ck.Network(stack, (3, 5, 5), 4, seed=5)
+
+    x = np.random.default_rng(0).standard_normal((12, 3, 5, 5)).astype(np.float32)
+    labels = np.zeros(12, int)
+
+    def dropped(net: ck.Network, *batch, **options) -> list[np.ndarray]:
+        net.step(*batch, **options)
+        calls = [c for c in net.plan(len(batch[0])).forward if c.op.name == "dropout_fprop"]
+        return [c.outputs[0].copy() for c in calls]
+
+    whole = of()
+    workers = {(0, 4): of(), (4, 1): of(), (4, 8): of(), (8, 3): of()}
+    for _ in range(2):
+        all_ = dropped(whole, x, labels)
+        for (first, size), net in workers.items():
+            here = slice(first, first + size)
+            net.params["fc.w"][...] = whole.params["fc.w"]
+            for got, want in zip(dropped(net, x[here], labels[here], shard=(first, 12)), all_, strict=True):
+                assert np.array_equal(got, want[here]) and (got == 0).any()
+            assert net.dropout_offset == whole.dropout_offset
+    with pytest.raises(
+        ck.OptionError, match="step: a shard cannot begin with image 5: .* d1 has 75 for each"
+    ):
+        whole.step(x[5:], labels[5:], shard=(5, 12))
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ((0, 3), r"shard \(0, 3\): 4 images from 0 on are more than 3"),
+        ((1, 4), "are more than 4"),
+        ((4, 4), "are more than 4"),
+        ((-4, 8), r"shard\[0\] must be at least 0"),
+        ((0, 0), r"shard\[1\] must be at least 1"),
+        ((0, 8.0), r"shard\[1\] must be an integer"),
+        ((True, 8), r"shard\[0\] must be an integer"),
+        ((0,), r"shard must be \(first, total\)"),
+        (4, r"shard must be \(first, total\)"),
+        ("04", r"shard must be \(first, total\)"),
+        ((0, 2**62), "no dropout counters are left"),
+    ],
+)
+def test_a_shard_that_cannot_be_changes_nothing(shard, message):
+    net, plain = tiny(), tiny()
+    before = values(net)
+    with pytest.raises(ck.OptionError, match=message):
+        net.step(X, Y, shard=shard)
+    assert not changed(before, net) and net.dropout_offset == 0
+    assert net.step(X, Y) == plain.step(X, Y) and same(net, plain)
+
+
+def test_a_whole_batch_behind_a_shard_counts_as_a_whole():
+    net, plain = tiny(), tiny()
+    for each, shard in ((net, (0, 8)), (plain, None)):
+        each.update = ck.Update(frozen=("*",))
+        each.step(X, Y, shard=shard)
+        each.update = ck.Update()
+        each.dropout_offset = 100
+    assert net.step(X, Y) == plain.step(X, Y) and same(net, plain)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Steps that change nothing
+# ---------------------------------------------------------------------------------------------------
+def spoiled(value: float, x: np.ndarray = X) -> np.ndarray:
+    bad = x.copy()
+    bad[2] = value
+    return bad
+
+
+@contextlib.contextmanager
+def own_rule(monkeypatch, net: ck.Network, everywhere: bool):
+    """A user's update rule that knows no flag, for all or for one layer."""
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    calls = []
+
+    @ck.implements("sgd_momentum", name="own", rank=-1000)
+    def own(
+        problem, w, dw, v, w_new, v_new, *, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity
+    ):
+        calls.append(problem)
+        v_new[...] = momentum * v - lr * (dw + weight_decay * w)
+        w_new[...] = w + v_new
+
+    if everywhere:
+        with ck.use(sgd_momentum="own"):
+            yield calls
+    else:
+        net.use("fc8", sgd_momentum="own")
+        yield calls
+        net.use("fc8", sgd_momentum=None)
+
+
+def and_again(net: ck.Network, bad: np.ndarray, good: np.ndarray) -> None:
+    """A bad step leaves every bit, and the next one is as if it had not been."""
+    net.step(good, Y)
+    assert all(v.any() for v in net.velocities.values())
+    twin = copy.deepcopy(net)
+    twin.on_gradient = net.on_gradient  # a gradient that is stored may be rounded
+    before = values(net)
+    loss = net.step(bad, Y)
+    assert not loss.finite and not np.isfinite(loss) and not changed(before, net)
+    assert net.dropout_offset == 2 * twin.dropout_offset  # its counters are used
+    twin.dropout_offset = net.dropout_offset
+    good_loss = net.step(good, Y)
+    assert good_loss.finite and good_loss == twin.step(good, Y)
+    assert same(net, twin) and changed(before, net) == before.keys()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("hook", [False, True], ids=["fused", "hook"])
+def test_a_step_of_no_use_changes_nothing(value, dtype, hook):
+    net = tiny(dtype=dtype, update=ck.Update(bias_decay=0.1))
+    if hook:
+        net.on_gradient = lambda name, gradient: None
+    good = X.astype(net.params["fc8.w"].dtype)
+    and_again(net, spoiled(value, good), good)
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["ck.use", "net.use"])
+def test_a_step_of_no_use_changes_nothing_by_a_rule_without_the_flag(monkeypatch, everywhere):
+    net = tiny(update=ck.Update(bias_decay=0.1))
+    with own_rule(monkeypatch, net, everywhere) as calls:
+        net.step(X, Y)
+        assert len(calls) == (6 if everywhere else 2) and not net.plan(4).guarded
+        twin = copy.deepcopy(net)
+        before = values(net)
+        assert not net.step(spoiled(np.nan), Y).finite and not changed(before, net)
+        twin.dropout_offset = net.dropout_offset
+        assert net.step(X, Y) == twin.step(X, Y) and same(net, twin) and changed(before, net) == before.keys()
+        before = values(net)
+        net.before_update = lambda grads, finite: finite.fill(0)
+        net.step(X, Y)
+        assert not changed(before, net)
+    net.before_update = None
+    assert net.plan(4).guarded
+
+
+def test_an_emulated_step_of_no_use_changes_nothing(compiler):
+    net = tiny(update=ck.Update(bias_decay=0.1))
+    with ck.emulate():
+        and_again(net, spoiled(np.nan), X)
+
+
+# ---------------------------------------------------------------------------------------------------
+# A layer's own implementations
+# ---------------------------------------------------------------------------------------------------
+def chosen(net: ck.Network, op: str, batch: int = 4) -> dict[str, str]:
+    calls = [call for calls in net.plan(batch).phases().values() for call in calls]
+    return {call.layer.partition("+")[0]: call.implementation.name for call in calls if call.op.name == op}
+
+
+def test_one_layer_runs_what_it_is_told():
+    net = tiny()
+    usual = chosen(net, "linear_fprop")["fc6"]
+    assert usual != "reference"
+    net.use("fc6", linear_fprop="reference", linear_bgrad="reference")
+    assert chosen(net, "linear_fprop") == {"fc6": "reference", "fc8": usual}
+    assert "reference" not in chosen(net, "linear_bgrad")["fc8"]
+    row = next(line for line in str(net.plan(4)).splitlines() if line.startswith("fc6"))
+    assert row.split()[1:3] == ["linear_fprop", "reference"]
+    # It comes before `convkit.use`, which holds for the others.
+    with ck.use(linear_fprop="gemm"):
+        assert chosen(net, "linear_fprop") == {"fc6": "reference", "fc8": "gemm"}
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert chosen(twin, "linear_fprop") == {"fc6": "reference", "fc8": usual}
+        twin.use("fc6", linear_fprop=None)
+        assert chosen(twin, "linear_fprop")["fc6"] == usual
+    assert chosen(net, "linear_fprop", 3)["fc6"] == "reference"
+    net.use("fc6", linear_fprop=None)
+    assert chosen(net, "linear_fprop")["fc6"] == usual and chosen(net, "linear_bgrad")["fc6"] == "reference"
+    net.use("fc6", linear_bgrad=None)
+    assert ops_of_a_step(net) == ops_of_a_step(tiny())
+    net.use("conv1", sgd_momentum="reference")
+    assert {n for n, i in chosen(net, "sgd_momentum").items() if i == "reference"} == {"conv1.w", "conv1.b"}
+
+
+def test_backward_runs_what_forward_ran_though_another_is_chosen():
+    net, plain = tiny(), tiny()
+    dlogits = np.ones((4, 10), np.float32)
+    for each in (net, plain):
+        each.forward(X)
+    net.use("fc6", linear_dgrad="reference")
+    assert np.array_equal(net.backward(dlogits), plain.backward(dlogits))
+
+
+@pytest.mark.parametrize(
+    ("layer", "names", "message"),
+    [
+        ("fc9", {"linear_fprop": "gemm"}, "unknown layer 'fc9'"),
+        (["fc6"], {"linear_fprop": "gemm"}, r"unknown layer \['fc6'\]"),
+        ("fc6", {"conv2d_fprop": "direct"}, "unknown op of fc6 'conv2d_fprop'"),
+        ("fc6", {"linear_fporp": "gemm"}, "did you mean 'linear_fprop'"),
+        ("flatten", {"relu_fprop": "reference"}, "unknown op of flatten"),
+        (
+            "fc6",
+            {"linear_fprop": "gmem"},
+            "unknown implementation of linear_fprop 'gmem'; did you mean 'gemm'",
+        ),
+        ("fc6", {"linear_fprop": ["gemm"]}, "unknown implementation of linear_fprop"),
+        ("fc6", {"linear_dgrad": "gemm", "linear_fprop": "none"}, "unknown implementation"),
+    ],
+)
+def test_a_choice_that_cannot_be_changes_nothing(layer, names, message):
+    net = tiny()
+    with pytest.raises(ck.OptionError, match=message):
+        net.use(layer, **names)
+    assert ops_of_a_step(net) == ops_of_a_step(tiny()) and chosen(net, "linear_fprop") == chosen(
+        tiny(), "linear_fprop"
+    )
+
+
+def test_a_choice_that_does_not_fit_is_an_error_when_planned():
+    net = tiny(dtype="float64")
+    net.use("conv1", conv2d_fprop="winograd")
+    with pytest.raises(ck.NoImplementation, match="winograd"):
+        net.plan(4)
+    net.use("conv1", conv2d_fprop=None)
+    net.plan(4)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Evaluation, and what a step says
+# ---------------------------------------------------------------------------------------------------
+def test_evaluation_changes_nothing_and_says_what_a_step_says():
+    net = tiny()
+    net.step(X, Y)
+    before, state = values(net), net.state()
+    grads = {name: g.copy() for name, g in net.grads.items()}
+    first = net.evaluate(X, Y)
+    assert net.evaluate(X, Y) == first and not changed(before, net)
+    assert net.dropout_offset == state["dropout_offset"] and net.state()["plan"] == state["plan"]
+    assert all(np.array_equal(g, net.grads[name]) for name, g in grads.items())
+    losses, _ = ck.softmax_xent_fprop(net.forward(X), Y)
+    assert first == pytest.approx(losses.mean(), rel=1e-6)
+    rank = ck.label_rank(net.forward(X), Y)
+    assert (first.errors, first.top5_errors, first.images) == ((rank > 0).sum(), (rank > 4).sum(), 4)
+    # Without dropout a step's loss is the same, as it is before the update.
+    plain = ck.Network([n for n in net.layers if n.name != "drop6"], (3, 12, 12), 10, seed=1)
+    loss = plain.evaluate(X, Y)
+    assert loss == plain.step(X, Y) and vars(loss) == vars(plain.evaluate(X, Y)) | {"errors": loss.errors}
+    # In between, training goes on as if nothing had been.
+    twin = copy.deepcopy(net)
+    net.evaluate(X[:3], Y[:3])
+    net.forward(X)
+    net.evaluate(X, Y)
+    with pytest.raises(ck.OptionError, match="forward comes first"):
+        net.backward(np.ones((4, 10), np.float32))
+    assert net.step(X, Y) == twin.step(X, Y) and same(net, twin)
+    for wrong in ((X[:0], Y[:0]), (X, Y[:2]), (X, Y + 10), (X[:, :1], Y)):
+        with pytest.raises(ck.ConvkitError):
+            net.evaluate(*wrong)
+
+
+def test_a_loss_is_a_number():
+    loss = tiny().step(X, Y)
+    assert isinstance(loss, float) and json.loads(json.dumps({"loss": loss})) == {"loss": float(loss)}
+    for twin in (
+        copy.copy(loss),
+        copy.deepcopy(loss),
+        *(pickle.loads(pickle.dumps(loss, p)) for p in range(2, 6)),
+    ):
+        assert type(twin) is type(loss) and twin == loss and vars(twin) == vars(loss)
+    assert f"{loss:.3f}" == f"{float(loss):.3f}" and type(loss + 1) is float
+    assert loss.images == 4 and loss.finite and 0 <= loss.top5_errors <= loss.errors <= 4
+    assert {loss: 1}[float(loss)] == 1 and min(loss, 1e9) is loss
+
+
+# ---------------------------------------------------------------------------------------------------
+# Whatever is called between
+# ---------------------------------------------------------------------------------------------------
+def test_a_step_does_not_depend_on_what_ran_between():
+    """Other batch sizes, passes, plans that are thrown away, errors."""
+    net, plain = tiny(), tiny()
+    rng = np.random.default_rng(9)
+
+    def bad():
+        with pytest.raises(ck.ConvkitError):
+            net.step(X, Y + 10)
+        with pytest.raises(ck.ConvkitError):
+            net.step(X, Y, lr="0.1")
+
+    acts = (
+        lambda: net.forward(X), lambda: net.forward(X[:1]), lambda: net.evaluate(X[:2], Y[:2]),
+        lambda: net.backward(net.forward(X)), lambda: setattr(net, "plan_memory", 0),
+        lambda: net.plan(7), bad, lambda: setattr(net, "update", replace(net.update)),
+        lambda: net.forward(X[:0]), lambda: net.evaluate(spoiled(np.nan), Y),
+        lambda: net.load_state(net.state()),
+    )  # fmt: skip
+    for _ in range(8):
+        for i in rng.integers(0, len(acts), 3):
+            acts[i]()
+        size = int(rng.integers(1, 5))
+        assert net.step(X[:size], Y[:size]) == plain.step(X[:size], Y[:size])
+    assert same(net, plain)
+
+
+@pytest.mark.parametrize("lr", ["0.1", True, None, -1, float("nan"), [0.1]])
+def test_a_learning_rate_is_a_number(lr):
+    net, plain = tiny(), tiny()
+    if lr is not None:
+        with pytest.raises(ck.OptionError, match="step: lr must be a"):
+            net.step(X, Y, lr=lr)
+        assert net.dropout_offset == 0
+    assert net.step(X, Y) == plain.step(X, Y, lr=0.01)
+
+
+def test_counters_of_dropout_end():
+    net = tiny()
+    net.load_state({**net.state(), "dropout_offset": 2**63 - 17})
+    net.step(X, Y)
+    before = values(net)
+    with pytest.raises(ck.OptionError, match="no dropout counters are left"):
+        net.step(X, Y)
+    assert net.dropout_offset == 2**63 - 1 and not changed(before, net)
+    net.forward(X)
+
+
+def test_threads_that_train_and_test_take_turns():
+    """Whatever their order, as many steps are made, and each evaluation sees whole weights."""
+    net, plain, wrong = tiny(), tiny(), []
+    known = {plain.evaluate(X, Y)}
+    for _ in range(12):
+        plain.step(X, Y)
+        known.add(plain.evaluate(X, Y))
+
+    def train():
+        for _ in range(6):
+            net.step(X, Y)
+
+    def test():
+        wrong.extend(loss for loss in (net.evaluate(X, Y) for _ in range(12)) if loss not in known)
+
+    threads = [threading.Thread(target=work) for work in (train, train, test, test)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and same(net, plain)
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        ([3], "layers must be a sequence of convkit.layers, and not hold 3"),
+        (3, "layers must be a sequence of convkit.layers, and not hold 3"),
+        ([layers.Relu], "layers must be a sequence"),
+        ([layers.Relu("")], "a layer's name must be a str, and not empty"),
+        ([layers.Relu(7)], "a layer's name must be a str"),
+        ([layers.Linear("fc", None, layers.He(), layers.He())], r"x must have 2 dimensions"),
+        ([layers.Flatten("f"), layers.Lrn("n")], "x must have 4 dimensions"),
+        ([layers.Lrn("n", size=0)], "size must be at least 1"),
+        ([layers.MaxPool("p", 20)], "the window spans 20 pixels"),
+    ],
+)
+def test_layers_that_cannot_be(stack, message):
+    """Said when the network is made, and not by its first step."""
+    with pytest.raises(ck.ConvkitError, match=message):
+        ck.Network(stack, (3, 12, 12), 10)
+
+
+@pytest.mark.parametrize("shape", [3, (3, 12), (3, 12, 0), (3.0, 12, 12), "abc", None])
+def test_images_that_cannot_be(shape):
+    with pytest.raises(ck.OptionError, match="input_shape"):
+        ck.Network([layers.Flatten("f")], shape, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.Conv("c", 0, 3, None, None), "filters of c must be at least 1"),
+        (lambda: layers.Conv("c", 2.5, 3, None, None), "filters of c must be an integer"),
+        (lambda: layers.Conv("c", 4, 0, None, None), "window of c must be at least 1"),
+        (lambda: layers.Conv("c", 4, 3, None, None, groups=0), "groups of c must be at least 1"),
+        (lambda: layers.Linear("l", -1, None, None), "filters of l must be at least 1"),
+        (lambda: layers.Dropout("d", 1.5), "p of d must be a probability, not 1.5"),
+        (lambda: layers.Dropout("d", -0.1), "p of d must be a finite number of at least 0"),
+        (lambda: layers.Dropout("d", float("nan")), "p of d must be a finite number"),
+        (lambda: layers.Dropout("d", "half"), "p of d must be a number"),
+    ],
+)
+def test_a_layer_that_cannot_be(make, message):
+    with pytest.raises(ck.OptionError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_a_dropout_of_everything(inverted):
+    init = layers.Normal(0.1)
+    stack = (layers.Flatten("f"), layers.Dropout("d", 1.0, inverted), layers.Linear("fc", None, init, init))
+    net = ck.Network(stack, (3, 12, 12), 10)
+    w = net.params["fc.w"].copy()
+    net.update = ck.Update(weight_decay=0)
+    assert net.step(X, Y).finite and np.array_equal(net.params["fc.w"], w) and net.velocities["fc.b"].any()
+
+
+def test_an_implementation_of_the_same_name_is_noticed_by_the_next_step(monkeypatch):
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    seen = []
+
+    def register(which: str) -> None:
+        @ck.implements("relu_fprop", name="again", rank=-1)
+        def again(problem, x, y):
+            seen.append(which)
+            np.maximum(x, 0, out=y)
+
+    net, plain = tiny(), tiny()
+    for which in ("first", "second"):
+        register(which)
+        with ck.use(relu_fprop="again"):
+            seen.clear()
+            assert net.step(X, Y) == pytest.approx(plain.step(X, Y), rel=1e-5)
+        assert set(seen) == {which}
+
+
 # What the documentation shows
 # ---------------------------------------------------------------------------------------------------
 def test_the_examples_of_the_documentation_run(capsys):

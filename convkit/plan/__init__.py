@@ -25,6 +25,9 @@ from .program import Program
 
 Array = Any
 
+#: End of dropout's counters.
+COUNTERS = 2**63
+
 
 class Plan:
     """One network, one batch size, one choice of implementations.
@@ -122,8 +125,8 @@ class Plan:
         size = max((call.workspace_bytes for call in calls), default=0)
         if self._scratch is None or self._scratch.nbytes < size:
             self._scratch = self._memory.new((size,), "uint8", instead=self._scratch)
-            for call in calls:
-                call.options["workspace"] = self._scratch[: call.workspace_bytes]
+        for call in calls:
+            call.options["workspace"] = self._scratch[: call.workspace_bytes]
 
     # -- running ----------------------------------------------------------------------------------------
     def phases(self) -> dict[str, list[Call]]:
@@ -229,32 +232,37 @@ class Plan:
         Raises
         ------
         OptionError
-            Where an image begins between two counters, each of which is for four elements.
+            Where an image begins between two counters, each of which is for four elements, and where there
+            are not enough counters left. Nothing is changed then.
         """
         N = max(1, self.x.shape[0])
         total = N if total is None else total
-        if wrong := [f"{name} has {size // N}" for name, size in self._dropouts() if first * (size // N) % 4]:
-            raise OptionError(
-                f"a shard cannot begin with image {first}: dropout counts elements in fours, and {wrong[0]} "
-                "for each image; begin with a multiple of 4"
-            )
-        backward = {c.layer: c for c in self.backward if c.op.name == "dropout_dgrad"}
-        for call in self.forward:
-            layer = self._layers.get(call.layer)
-            if not isinstance(layer, Dropout):
-                continue
-            size = prod(call.problem.shape("x")) // N  # of an image
-            options = {**layer.options(training), "seed": seed, "offset": offset + first * size // 4}
-            for twin in (call, backward.get(call.layer)):
-                if twin is not None:
-                    twin.options.update(options)
-            offset += -(-size * total // 4)
+        chosen = []
+        for layer, calls in self._dropouts():
+            size = prod(calls[0].problem.shape("x")) // N  # of an image
+            if first * size % 4:
+                raise OptionError(
+                    f"a shard cannot begin with image {first}: dropout counts elements in fours, and "
+                    f"{layer.name} has {size} for each image; begin with a multiple of 4"
+                )
+            here = offset + first * size // 4 if training else 0  # at test time nothing is drawn
+            chosen.append((calls, {**layer.options(training), "offset": here, "seed": seed}))
+            offset += -(-size * total // 4) if training else 0
+        if offset >= COUNTERS:
+            raise OptionError(f"no dropout counters are left: this step would end with counter {offset}")
+        for calls, options in chosen:
+            for call in calls:
+                call.options.update(options)
         return offset
 
-    def _dropouts(self) -> list[tuple[str, int]]:
-        """Name and elements of each dropout."""
-        names = {name for name, layer in self._layers.items() if isinstance(layer, Dropout)}
-        return [(call.layer, prod(call.problem.shape("x"))) for call in self.forward if call.layer in names]
+    def _dropouts(self) -> list[tuple[Dropout, list[Call]]]:
+        """Each dropout in the order of the forward pass, with its call there and that of its gradient."""
+        found: dict[str, list[Call]] = {}
+        for call in (*self.forward, *self.backward, *self.input_gradient):
+            if call.op.name in ("dropout_fprop", "dropout_dgrad"):
+                found.setdefault(call.layer, []).append(call)
+        layers = {name: layer for name, layer in self._layers.items() if isinstance(layer, Dropout)}
+        return [(layers[name], calls) for name, calls in found.items() if name in layers]
 
     def set_total(self, total: int) -> None:
         """Take the mean loss over so many images, of which the plan's may be a part."""

@@ -210,11 +210,11 @@ def _linear(
 ) -> tuple[Node, list[Node]]:
     """Both gradients and the update as one node, with the ReLU's below; and the nodes that it stands for."""
     gone, dx, relu = [wgrad, dgrad], dgrad.tensors["dx"], False
-    for mask in found:
-        if mask.op == "relu_dgrad" and mask.tensors["dy"] == dx and mask.tensors["y"] == wgrad.tensors["x"]:
-            if not choices.named(mask.layers, "relu_dgrad"):
-                gone, dx, relu = [*gone, mask], mask.tensors["dx"], True
-            break
+    readers = [node for node in found if dx in node.reads]
+    if len(readers) == 1 and (mask := readers[0]).op == "relu_dgrad":
+        relu = mask.tensors["y"] == wgrad.tensors["x"] and not choices.named(mask.layers, "relu_dgrad")
+    if relu:
+        gone, dx = [*gone, mask], mask.tensors["dx"]
     one = replace(
         wgrad, op="linear_dgrad_wgrad_sgd", options={"relu": relu, **rule.options},
         tensors={
