@@ -11,6 +11,7 @@ A device is "cpu", or a GPU with its number, "cuda:1"; "cuda" alone is CuPy's cu
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Kind:
             return array
 
 
-NUMPY = Kind("numpy")
+NUMPY, TORCH = Kind("numpy"), Kind("torch")
 
 
 def _from_dlpack(module: str) -> Any:
@@ -134,6 +135,8 @@ def kind_of(name: str, value: Any) -> Kind:
         )
     module = _library(value)
     if module == "torch":
+        if _plain_torch(value):
+            return TORCH
         _refuse_torch(name, value)
     try:
         code, index = _dlpack_device(value, module)
@@ -158,6 +161,21 @@ def _unreadable(name: str, value: Any, error: Exception) -> DtypeError:
         " ".join(str(error).split()) or type(error).__name__
     )  # of one line, whatever the library has said
     return DtypeError(f"{name}, a {type(value).__module__} array, cannot be read: {reason}")
+
+
+def _plain_torch(value: Any) -> bool:
+    """Whether it is a tensor on the CPU that `_refuse_torch` has nothing against: in half a microsecond."""
+    torch = sys.modules["torch"]
+    return type(value) is torch.Tensor and not (
+        value.is_cuda
+        or not value.is_cpu
+        or value.requires_grad
+        or value.is_nested
+        or value.layout is not torch.strided
+        or value.is_quantized
+        or torch._is_functional_tensor(value)
+        or _dual(torch)
+    )
 
 
 def _refuse_torch(name: str, value: Any) -> None:
@@ -237,6 +255,19 @@ def _torch_view(name: str, value: Any, kind: Kind, write: bool) -> Any:
         return value.numpy()
 
 
+def plain(value: Any) -> np.ndarray | None:
+    """The memory of a NumPy array, or of a tensor of PyTorch's on the CPU; None where there is more to it."""
+    if type(value) is np.ndarray:
+        return value
+    torch = sys.modules.get("torch")
+    try:
+        if torch is None or not _plain_torch(value) or value.is_neg():
+            return None
+        return _torch_view("", value, TORCH, False)  # type: ignore[no-any-return]
+    except Exception:  # whatever a library raises: `view` says what
+        return None
+
+
 def foreign(value: Any) -> bool:
     """Whether it is an array of a library other than NumPy and CuPy."""
     return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not _is_cupy(value)
@@ -304,8 +335,8 @@ def empty(
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
         raise OutOfMemory(f"no memory for an array of shape {shape}, {dtype}: {gib:.1f} GiB") from error
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count * kind.itemsize].view(kind).reshape(shape)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw.data)) % 64  # `raw.ctypes.data` takes 2 us
+    return np.ndarray(shape, kind, raw, start)
 
 
 def assign(target: np.ndarray, values: Any) -> None:

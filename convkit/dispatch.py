@@ -1,8 +1,7 @@
 """The path that every op takes: arrays in -> checks -> an implementation -> arrays out.
 
-`Arguments.run` ends in a `Call`: an implementation bound to its problem and its memory. Normally the
-call runs at once. Inside `record()` it is kept instead, which is how a network is planned once and run
-many times: the same op functions, with the same checks, build the plan.
+`Arguments.run` ends in a `Call`: an implementation bound to its problem and its memory, which it runs. A
+network's plan makes its calls itself, and runs them many times.
 """
 
 from __future__ import annotations
@@ -10,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from . import arrays, devices, layouts
+from . import arrays, bound, devices, layouts
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
 from .geometry import Pointwise, Problem
 from .layouts import Tensor
@@ -85,12 +82,12 @@ class Call:
         """
         if self.problem.empty and not (self.op.updates and any(a.size for a in self.outputs)):
             return self._zero
-        launch, tensors, options = self._launch(), (*self.inputs, *self.outputs), self.options
+        launch, tensors, options = self.launch(), (*self.inputs, *self.outputs), self.options
         if not self.implementation.workspace or "workspace" in options:
             return lambda: launch(*tensors, **options)
         return functools.partial(self._with_workspace, launch)
 
-    def _launch(self) -> Callable[..., None]:
+    def launch(self) -> Callable[..., None]:
         """The implementation without its first argument; what it prepares is kept for the executor."""
         prepare = self.implementation.prepare
         if prepare is None:
@@ -116,46 +113,14 @@ class Call:
             launch(*tensors, **self.options, workspace=arrays.empty((size,), "uint8", "cuda"))
 
 
-#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
-#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
-KEPT_WORKSPACE = 64 << 20
-_kept = threading.local()
-
-
 @contextlib.contextmanager
 def _workspace(size: int) -> Iterator[np.ndarray]:
-    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
-    memory, _kept.memory = getattr(_kept, "memory", None), None
-    if memory is None or memory.size < size:
-        del memory  # before more is taken
-        memory = arrays.empty((size,), "uint8")
+    """Scratch memory on the CPU, in whatever state."""
+    memory = bound.take(size)
     try:
         yield memory[:size]
     finally:
-        if memory.size <= KEPT_WORKSPACE:
-            _kept.memory = memory
-
-
-_recording: ContextVar[list[Call] | None] = ContextVar("convkit_recording", default=None)
-
-
-@contextlib.contextmanager
-def record() -> Iterator[list[Call]]:
-    """Collect the calls of the ops in the block instead of running them.
-
-    The ops must be given `out=` and contiguous NumPy arrays, which the calls then refer to.
-    """
-    calls: list[Call] = []
-    token = _recording.set(calls)
-    try:
-        yield calls
-    finally:
-        _recording.reset(token)
-
-
-def recording() -> bool:
-    """Whether ops are being recorded, so that the values in their arrays mean nothing yet."""
-    return _recording.get() is not None
+        bound.keep(memory)
 
 
 def operation(function: F) -> F:
@@ -163,6 +128,7 @@ def operation(function: F) -> F:
 
     An error that leaves one begins with the op's name. On a GPU the work is queued where `arrays.queue` says;
     the arrays that a method works on besides its arguments are what its object's `gpu_arrays` returns.
+    A call of an op like one before it is short: see `bound`.
     """
     method = next(iter(inspect.signature(function).parameters), "") == "self"
 
@@ -180,19 +146,22 @@ def operation(function: F) -> F:
             error.op = error.op or function.__name__
             raise
 
+    if not method and bound.bindable(function):
+        return bound.quick(function, wrapper)  # type: ignore[no-any-return]
     return wrapper  # type: ignore[return-value]
 
 
 def in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
     """Refuse integers outside [0, end).
 
-    Their values mean nothing yet while a plan is recorded; and on a GPU, reading them would have to wait
-    for it: there, kernels take care not to read out of bounds (see `softmax_xent_fprop` for labels).
+    Not on a GPU, where reading them would have to wait for it: there, kernels take care not to read out of
+    bounds (see `softmax_xent_fprop` for labels).
     """
-    if recording() or values.size == 0 or not isinstance(values, np.ndarray):
+    if values.size == 0 or not isinstance(values, np.ndarray):
         return
     if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:
         return
+    bound.ranged(name, end)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= end:
         raise OptionError(
@@ -262,7 +231,7 @@ class Arguments:
         math: str | None = None,
         **options: Any,
     ) -> Any:
-        """Check shapes, choose an implementation, run or record it; returns the output or a tuple."""
+        """Check shapes, choose an implementation, run it; returns the output or a tuple."""
         for name, array in self.views.items():
             if array is not None and array.shape != problem.shape(name):
                 raise ShapeError(f"{name} must have shape {problem.shape(name)}, not {array.shape}")
@@ -295,16 +264,9 @@ class Arguments:
         if isinstance(problem, Pointwise) and outputs[0].size != problem.size:
             size = replace(problem, dims=outputs[0].shape)  # with the spare channels
         call = Call(self.op, implementation, size, inputs, outputs, options)
-        calls = _recording.get()
-        if calls is not None:
-            if any(a is not b for a, b in zip(given, outputs, strict=True)):
-                raise OptionError("a recorded op needs out=, contiguous and apart from its inputs")
-            if any(arrays.foreign(a) for a in self._out_objects(out)):  # PyTorch would not hear of later runs
-                raise OptionError("a recorded op needs out= of NumPy or CuPy")
-            calls.append(call)
-        else:
-            arrays.written(self._out_objects(out))
-            call.run()
+        arrays.written(self._out_objects(out))
+        call.run()
+        bound.leave(call)
         results = []
         for name, array, filled, wanted in zip(
             self.op.outputs, given, outputs, self._out_objects(out), strict=True
@@ -354,8 +316,6 @@ class Arguments:
             ready = arrays.contiguous(array, problem.dtype_of(name))
         except MemoryError as error:
             raise OutOfMemory(f"no memory for a contiguous copy of {name}, {array.shape}: {error}") from error
-        if recording() and array.size and not arrays.overlap(ready, array):
-            raise OptionError(f"a recorded op needs {name} contiguous and of its own dtype")
         if isinstance(ready, np.ndarray):
             ready = ready.view()
             ready.flags.writeable = False  # an implementation that writes to an input fails

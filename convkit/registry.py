@@ -181,6 +181,9 @@ class Implementation:
     flags : tuple of str
         Which flags of the op `run` takes by keyword. By default those that its signature names, or all
         where it has ``**options``.
+    compiled : bool
+        Its work is done by compiled code, which takes inputs as const and knows nothing of NumPy's warnings:
+        dispatch then spares a call the protection of its inputs, and `np.errstate`.
     source : str
         File that it comes from.
     """
@@ -199,6 +202,7 @@ class Implementation:
     workspace: Callable[[Any], int] | None = None
     prepare: Callable[[Any], Callable[..., None]] | None = None
     flags: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ puts a tuple there
+    compiled: bool = False
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -252,7 +256,7 @@ def _flags_taken(op: str, run: Callable[..., None]) -> tuple[str, ...]:
 _IMPLEMENTATIONS: dict[tuple[str, str, str, str], Implementation] = {}
 _LOCK = threading.RLock()
 _loaded: set[str] = set()
-_generation = 0
+_generation, _counted = 0, 0
 
 
 def generation() -> int:
@@ -260,13 +264,16 @@ def generation() -> int:
 
     What was worked out for a choice among them holds as long as it is the same.
     """
+    if len(_IMPLEMENTATIONS) != _counted:  # somebody took one out by hand
+        _changed()
     return _generation
 
 
 def _changed() -> None:
-    global _generation
+    global _generation, _counted
     with _LOCK:
         _generation += 1
+        _counted = len(_IMPLEMENTATIONS)
 
 
 def add(implementation: Implementation) -> Implementation:
@@ -474,7 +481,9 @@ class Choice:
     max_error: float = 1e-5
 
 
-_choice: ContextVar[Choice] = ContextVar("convkit_choice", default=Choice())  # noqa: B039 (frozen)
+#: The choice where `use` has set none.
+DEFAULT = Choice()
+_choice: ContextVar[Choice] = ContextVar("convkit_choice", default=DEFAULT)
 
 
 def current_choice() -> Choice:

@@ -457,8 +457,8 @@ def test_both_entries_give_the_same_bits(size, dtype):
     found = []
     for entry in kernel.header.launches:
         inputs, outputs = question("lrn_maxpool2d_fprop", problem)
-        arguments = runner.arguments(problem, [*inputs.values(), *outputs.values()], {})
-        emulator.compile(translation_unit(kernel, problem), entry.entry).launch(grid, block, arguments)
+        given = arguments(runner, problem, [*inputs.values(), *outputs.values()], {})
+        emulator.compile(translation_unit(kernel, problem), entry.entry).launch(grid, block, given)
         judge("lrn_maxpool2d_fprop", problem, inputs, outputs)
         found.append({name: a.tobytes() for name, a in outputs.items()})
     assert found[0] == found[1]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from blocks import block, physical, unblock
 
+import convkit as ck
 from convkit import check, native, registry
 from convkit.cpu import philox
 from convkit.geometry import LRN, ChannelSum, LrnMaxPool2d, Pointwise, Pool2d, Reorder, SoftmaxXent
 
 F = np.float32
-NAMES = ("rows", "vectors", "registers", "transpose")
+NAMES = ("rows", "two_passes", "vectors", "registers", "transpose")
 RNG = np.random.default_rng(5)
 
 pytestmark = pytest.mark.skipif(native.kernels_missing() is not None, reason=str(native.kernels_missing()))
@@ -204,3 +205,19 @@ def test_softmax_keeps_what_is_small(isa):
     wanted = np.log1p(np.exp(logits[:, 1:].astype(np.float64)).sum(axis=1))
     np.testing.assert_allclose(loss[:2], wanted[:2], rtol=2e-6, atol=2e-15)  # 1 + 2e-10 in float64
     np.testing.assert_allclose(probs[2, 1], np.exp(np.float64(F(-87.2))), rtol=2e-6)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_two_passes_are_the_two_ops(rectified):
+    """So that a network's bits do not depend on which of them its plan takes."""
+    lrn, pool = {"size": 3, "alpha": 0.5}, {"window": 3, "padding": 1}
+    x = RNG.standard_normal((2, 5, 9, 8)).astype(F)
+    y, argmax = ck.lrn_maxpool2d_fprop(x, lrn=lrn, pool=pool, impl="two_passes")
+    between = ck.lrn_fprop(x, **lrn, impl="rows")
+    for got, want in zip((y, argmax), ck.maxpool2d_fprop(between, **pool, impl="rows"), strict=True):
+        assert np.array_equal(got, want)
+    dy = RNG.standard_normal(y.shape).astype(F)
+    dx = ck.lrn_maxpool2d_dgrad(dy, argmax, x, lrn=lrn, pool=pool, relu=rectified, impl="two_passes")
+    gradient = ck.maxpool2d_dgrad(dy, argmax, x.shape, **pool, impl="rows")
+    want = ck.lrn_dgrad(gradient, x, **lrn, impl="rows")
+    assert np.array_equal(dx, ck.relu_dgrad(want, x, impl="vectors") if rectified else want)

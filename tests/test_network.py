@@ -7,10 +7,12 @@ import copy
 import io
 import json
 import pickle
+import re
 import sys
 import threading
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -1453,3 +1455,15 @@ def test_an_implementation_of_the_same_name_is_noticed_by_the_next_step(monkeypa
             seen.clear()
             assert net.step(X, Y) == pytest.approx(plain.step(X, Y), rel=1e-5)
         assert set(seen) == {which}
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the documentation shows
+# ---------------------------------------------------------------------------------------------------
+def test_the_examples_of_the_documentation_run(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(code, scope)
+    assert "conv1+relu1" in capsys.readouterr().out
+    assert scope["loss"].finite and scope["net"].update.frozen == ("conv1.*",)

@@ -9,10 +9,10 @@ from dataclasses import replace
 import fake_cupy
 import numpy as np
 import pytest
+from calls import call_of
 
 import convkit as ck
 from convkit import devices, executors, kernel, registry
-from convkit.dispatch import record
 from convkit.executors import Kept
 from convkit.geometry import Pointwise
 from convkit.registry import OPS, Implementation
@@ -68,9 +68,8 @@ class Seen:
 def recorded(op=ck.relu_fprop, *inputs, **options):
     """One call of an op on X, bound to memory of its own."""
     inputs = inputs or (X,)
-    with devices.nulled(), record() as calls:
-        op(*inputs, **options)
-    return calls[0]
+    with devices.nulled():
+        return call_of(lambda: op(*inputs, **options))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -224,9 +223,8 @@ def test_each_device_has_its_own(cuda, monkeypatch):
     for device in (0, 1):
         with cuda.cupy.cuda.Device(device):
             arrays.append(cuda.cupy.asarray(X))
-    with record() as calls:
-        for x in arrays:
-            ck.relu_fprop(x, out=x)
+    calls = [call_of(lambda x=x: ck.relu_fprop(x, out=x)) for x in arrays]
+    launched.clear()
     for number in (0, 1, 0, 1):
         ck.relu_fprop(arrays[number])
         calls[number].run()
@@ -340,9 +338,7 @@ def prepared_relu(scale=1):
 def test_an_implementation_of_any_device_may_prepare():
     implementation, problems = prepared_relu()
     out = np.empty_like(X)
-    with record() as calls:
-        ck.relu_fprop(X, out=out)
-    call = replace(calls[0], implementation=implementation)
+    call = replace(call_of(lambda: ck.relu_fprop(X, out=out)), implementation=implementation)
     for _ in range(3):
         out.fill(7)
         call.run()

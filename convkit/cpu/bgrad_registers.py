@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
 
 from ..geometry import ChannelSum
-from ..registry import implements
-from .native_call import NATIVE, STORAGE, call
+from .native_call import STORAGE, compiled, kernel
 
-Array = np.ndarray
-
-
-@implements("conv2d_bgrad", name="registers", dtypes=STORAGE, **NATIVE)
-def conv2d_bgrad(g: ChannelSum, dy: Array, db: Array) -> None:
-    call("channel_sums", g.dtype, g.N, g.K, g.P * g.Q, dy, db)
+Launch = Callable[..., None]
 
 
-@implements("conv2d_bgrad", name="registers", layout="nChw16c", **NATIVE)
-def conv2d_bgrad_blocked(g: ChannelSum, dy: Array, db: Array) -> None:
-    call("channel_sums_blocked", g.N, g.K, g.P * g.Q, dy, db)
+@compiled("conv2d_bgrad", name="registers", dtypes=STORAGE)
+def conv2d_bgrad(g: ChannelSum) -> Launch:
+    return kernel("channel_sums", g.dtype, g.N, g.K, g.P * g.Q)
 
 
-@implements("linear_bgrad", name="registers", dtypes=STORAGE, **NATIVE)
-def linear_bgrad(g: ChannelSum, dy: Array, db: Array) -> None:
-    call("column_sums", g.dtype, g.N, g.K, dy, db)
+@compiled("conv2d_bgrad", name="registers", layout="nChw16c")
+def conv2d_bgrad_blocked(g: ChannelSum) -> Launch:
+    return kernel("channel_sums_blocked", g.N, g.K, g.P * g.Q)
+
+
+@compiled("linear_bgrad", name="registers", dtypes=STORAGE)
+def linear_bgrad(g: ChannelSum) -> Launch:
+    return kernel("column_sums", g.dtype, g.N, g.K)

@@ -19,9 +19,10 @@ from .. import layouts, native
 from ..geometry import Conv2d, window_span
 from . import threads
 from .native_call import excess
-from .storage import accelerates
+from .storage import prepares
 
 Array = np.ndarray
+Launch = Callable[..., None]
 BLOCKED = layouts.NCHW16C
 
 #: Relative RMS error of Winograd's tiles of 7 x 7 against float64; see native/kernels/winograd_transform.hpp.
@@ -108,35 +109,56 @@ def _register(
 
         return {
             "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
-            "missing": native.kernels_missing, "when": fits, "workspace": workspace,
+            "compiled": True, "missing": native.kernels_missing, "when": fits, "workspace": workspace,
         }  # fmt: skip
 
-    def kernel(way: str) -> Callable[..., None]:
-        return getattr(native.kernels(), f"conv2d_{way}_{algorithm}")  # type: ignore[no-any-return]
+    def bind(way: str, g: Conv2d) -> tuple[Any, ...]:
+        run = getattr(native.kernels(), f"conv2d_{way}_{algorithm}")
+        return run, numbers(g), *flags, threads.count
 
     if "fprop" in ways:
 
-        @accelerates("conv2d_fprop", **declared("fprop"))
-        def fprop(
-            g: Conv2d, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
-        ) -> None:
-            kernel("fprop")(numbers(g), *flags, x, w, b, y, relu, workspace, threads.count())
+        @prepares("conv2d_fprop", **declared("fprop"))
+        def fprop(g: Conv2d) -> Launch:
+            run, extents, x_blocked, y_blocked, count = bind("fprop", g)
+
+            def launch(
+                x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
+            ) -> None:
+                run(extents, x_blocked, y_blocked, x, w, b, y, relu, workspace, count())
+
+            return launch
 
     if "dgrad" in ways:
 
-        @accelerates("conv2d_dgrad", **declared("dgrad"))
-        def dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
-            kernel("dgrad")(numbers(g), *flags, dy, w, None, dx, workspace, threads.count())
+        @prepares("conv2d_dgrad", **declared("dgrad"))
+        def dgrad(g: Conv2d) -> Launch:
+            run, extents, x_blocked, y_blocked, count = bind("dgrad", g)
 
-        @accelerates("conv2d_dgrad_relu", **declared("dgrad"))
-        def dgrad_relu(g: Conv2d, dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
-            kernel("dgrad")(numbers(g), *flags, dy, w, x, dx, workspace, threads.count())
+            def launch(dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
+                run(extents, x_blocked, y_blocked, dy, w, None, dx, workspace, count())
+
+            return launch
+
+        @prepares("conv2d_dgrad_relu", **declared("dgrad"))
+        def dgrad_relu(g: Conv2d) -> Launch:
+            run, extents, x_blocked, y_blocked, count = bind("dgrad", g)
+
+            def launch(dy: Array, w: Array, x: Array, dx: Array, *, workspace: Array) -> None:
+                run(extents, x_blocked, y_blocked, dy, w, x, dx, workspace, count())
+
+            return launch
 
     if "wgrad" in ways:
 
-        @accelerates("conv2d_wgrad", **declared("wgrad"))
-        def wgrad(g: Conv2d, x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
-            kernel("wgrad")(numbers(g), *flags, x, dy, dw, workspace, threads.count())
+        @prepares("conv2d_wgrad", **declared("wgrad"))
+        def wgrad(g: Conv2d) -> Launch:
+            run, extents, x_blocked, y_blocked, count = bind("wgrad", g)
+
+            def launch(x: Array, dy: Array, dw: Array, *, workspace: Array) -> None:
+                run(extents, x_blocked, y_blocked, x, dy, dw, workspace, count())
+
+            return launch
 
 
 def _asked(algorithm: str) -> Callable[..., str | None]:

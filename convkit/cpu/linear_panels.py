@@ -10,103 +10,117 @@ The two ops that update weights have no function in `ops`: a plan uses them. `w_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .. import native
 from ..geometry import Linear
-from ..registry import implements
 from . import keep, threads
+from .native_call import STORAGE, compiled, kernels
 
 Array = np.ndarray
-
-_DECLARED: dict[str, Any] = {
-    "name": "panels",
-    "dtypes": ("float32", "bfloat16", "float16"),
-    "rank": 20,
-    "missing": native.kernels_missing,
-}
-
-
-def _problem(g: Linear) -> tuple[str, tuple[int, int, int]]:
-    return g.dtype, (g.N, g.C, g.K)
-
-
-def _kernel(name: str) -> Any:
-    return getattr(native.kernels(), name)
+Launch = Callable[..., None]
 
 
 def _fprop_workspace(g: Linear) -> int:
-    return int(_kernel("linear_fprop_workspace")((g.N, g.C, g.K)))
+    return int(kernels().linear_fprop_workspace((g.N, g.C, g.K)))
 
 
 def _dgrad_workspace(g: Linear) -> int:
-    return int(_kernel("linear_backward_workspace")((g.N, g.C, g.K)))
+    return int(kernels().linear_backward_workspace((g.N, g.C, g.K)))
 
 
-@implements("linear_fprop", workspace=_fprop_workspace, **_DECLARED)
-def linear_fprop(
-    g: Linear, x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
-) -> None:
-    _kernel("linear_fprop")(*_problem(g), x, w, b, y, relu, workspace, threads.count())
+@compiled("linear_fprop", name="panels", dtypes=STORAGE, workspace=_fprop_workspace)
+def linear_fprop(g: Linear) -> Launch:
+    run, dtype, extents, count = kernels().linear_fprop, g.dtype, (g.N, g.C, g.K), threads.count
+
+    def launch(
+        x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
+    ) -> None:
+        run(dtype, extents, x, w, b, y, relu, workspace, count())
+
+    return launch
 
 
-def _backward(
-    g: Linear,
-    dy: Array,
-    *,
-    w: Array | None = None,
-    x: Array | None = None,
-    v: Array | None = None,
-    dx: Array | None = None,
-    dw: Array | None = None,
-    w_new: Array | None = None,
-    v_new: Array | None = None,
-    relu: bool = False,
-    workspace: Array | None = None,
-    finite: Array | None = None,
-    **sgd: Any,
-) -> None:
-    """Whatever of dx, dw and the new weights is wanted."""
-    kernel = _kernel("linear_backward")
-    if keep.forbidden(finite):
-        assert w is not None and v is not None and w_new is not None and v_new is not None
-        if dx is not None:
-            _backward(g, dy, w=w, x=x, dx=dx, relu=relu, workspace=workspace)
-        keep.copy((w, v), (w_new, v_new))
-    else:
-        kernel(*_problem(g), dy, w, x, v, dx, dw, w_new, v_new, relu, sgd, workspace, threads.count())
+def _backward(g: Linear) -> Launch:
+    """Binds the kernel of whatever of dx, dw and the new weights is wanted: None where it is not."""
+    run, dtype, extents, count = kernels().linear_backward, g.dtype, (g.N, g.C, g.K), threads.count
+
+    def launch(
+        *arrays: Array | None, relu: bool = False, sgd: dict[str, Any], workspace: Array | None = None
+    ) -> None:
+        """`arrays`: dy, w, x, v, dx, dw, w_new, v_new."""
+        run(dtype, extents, *arrays, relu, sgd, workspace, count())
+
+    return launch
 
 
-@implements("linear_dgrad", workspace=_dgrad_workspace, **_DECLARED)
-def linear_dgrad(g: Linear, dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
-    _backward(g, dy, w=w, dx=dx, workspace=workspace)
+@compiled("linear_dgrad", name="panels", dtypes=STORAGE, workspace=_dgrad_workspace)
+def linear_dgrad(g: Linear) -> Launch:
+    run = _backward(g)
+
+    def launch(dy: Array, w: Array, dx: Array, *, workspace: Array) -> None:
+        run(dy, w, None, None, dx, None, None, None, sgd={}, workspace=workspace)
+
+    return launch
 
 
-@implements("linear_wgrad", **_DECLARED)
-def linear_wgrad(g: Linear, x: Array, dy: Array, dw: Array) -> None:
-    _backward(g, dy, x=x, dw=dw)
+@compiled("linear_wgrad", name="panels", dtypes=STORAGE)
+def linear_wgrad(g: Linear) -> Launch:
+    run = _backward(g)
+
+    def launch(x: Array, dy: Array, dw: Array) -> None:
+        run(dy, None, x, None, None, dw, None, None, sgd={})
+
+    return launch
 
 
-@implements("linear_wgrad_sgd", **_DECLARED)
-def linear_wgrad_sgd(
-    g: Linear, x: Array, dy: Array, w: Array, v: Array, w_new: Array, v_new: Array, **sgd: Any
-) -> None:
-    _backward(g, dy, w=w, x=x, v=v, w_new=w_new, v_new=v_new, **sgd)
+@compiled("linear_wgrad_sgd", name="panels", dtypes=STORAGE)
+def linear_wgrad_sgd(g: Linear) -> Launch:
+    run = _backward(g)
+
+    def launch(
+        x: Array,
+        dy: Array,
+        w: Array,
+        v: Array,
+        w_new: Array,
+        v_new: Array,
+        *,
+        finite: Array | None = None,
+        **sgd: Any,
+    ) -> None:
+        if keep.forbidden(finite):
+            keep.copy((w, v), (w_new, v_new))
+            return
+        run(dy, w, x, v, None, None, w_new, v_new, sgd=sgd)
+
+    return launch
 
 
-@implements("linear_dgrad_wgrad_sgd", workspace=_dgrad_workspace, **_DECLARED)
-def linear_dgrad_wgrad_sgd(
-    g: Linear,
-    dy: Array,
-    w: Array,
-    x: Array,
-    v: Array,
-    dx: Array,
-    w_new: Array,
-    v_new: Array,
-    relu: bool = False,
-    **sgd: Any,
-) -> None:
-    _backward(g, dy, w=w, x=x, v=v, dx=dx, w_new=w_new, v_new=v_new, relu=relu, **sgd)
+@compiled("linear_dgrad_wgrad_sgd", name="panels", dtypes=STORAGE, workspace=_dgrad_workspace)
+def linear_dgrad_wgrad_sgd(g: Linear) -> Launch:
+    run = _backward(g)
+
+    def launch(
+        dy: Array,
+        w: Array,
+        x: Array,
+        v: Array,
+        dx: Array,
+        w_new: Array,
+        v_new: Array,
+        relu: bool = False,
+        *,
+        workspace: Array,
+        finite: Array | None = None,
+        **sgd: Any,
+    ) -> None:
+        if keep.forbidden(finite):
+            run(dy, w, x, None, dx, None, None, None, relu=relu, sgd={}, workspace=workspace)
+            keep.copy((w, v), (w_new, v_new))
+            return
+        run(dy, w, x, v, dx, None, w_new, v_new, relu=relu, sgd=sgd, workspace=workspace)
+
+    return launch

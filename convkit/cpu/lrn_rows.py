@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from ..geometry import LRN
-from ..registry import implements
-from .native_call import NATIVE, STORAGE, call, kernels
+from .native_call import STORAGE, compiled, kernel, kernels
 
-Array = np.ndarray
+Launch = Callable[..., None]
 
 
 def shape(g: LRN) -> Any:
@@ -29,21 +27,21 @@ def across_channels(g: LRN) -> str | None:
     return None if g.region == "across_channels" else "takes windows across channels only"
 
 
-@implements("lrn_fprop", name="rows", dtypes=STORAGE, when=across_channels, **NATIVE)
-def lrn_fprop(g: LRN, x: Array, y: Array) -> None:
-    call("lrn_fprop", g.dtype, shape(g), x, y)
+@compiled("lrn_fprop", name="rows", dtypes=STORAGE, when=across_channels)
+def lrn_fprop(g: LRN) -> Launch:
+    return kernel("lrn_fprop", g.dtype, shape(g))
 
 
-@implements("lrn_dgrad", name="rows", dtypes=STORAGE, when=across_channels, **NATIVE)
-def lrn_dgrad(g: LRN, dy: Array, x: Array, dx: Array) -> None:
-    call("lrn_dgrad", g.dtype, shape(g), dy, x, dx)
+@compiled("lrn_dgrad", name="rows", dtypes=STORAGE, when=across_channels)
+def lrn_dgrad(g: LRN) -> Launch:
+    return kernel("lrn_dgrad", g.dtype, shape(g))
 
 
-@implements("lrn_fprop", name="rows", layout="nChw16c", when=across_channels, **NATIVE)
-def lrn_fprop_blocked(g: LRN, x: Array, y: Array) -> None:
-    call("lrn_fprop_blocked", shape(g), x, y)
+@compiled("lrn_fprop", name="rows", layout="nChw16c", when=across_channels)
+def lrn_fprop_blocked(g: LRN) -> Launch:
+    return kernel("lrn_fprop_blocked", shape(g))
 
 
-@implements("lrn_dgrad", name="rows", layout="nChw16c", when=across_channels, **NATIVE)
-def lrn_dgrad_blocked(g: LRN, dy: Array, x: Array, dx: Array) -> None:
-    call("lrn_dgrad_blocked", shape(g), dy, x, dx)
+@compiled("lrn_dgrad", name="rows", layout="nChw16c", when=across_channels)
+def lrn_dgrad_blocked(g: LRN) -> Launch:
+    return kernel("lrn_dgrad_blocked", shape(g))

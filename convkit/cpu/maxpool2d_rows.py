@@ -6,13 +6,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from ..geometry import Pool2d, window_span
-from ..registry import implements
-from .native_call import NATIVE, STORAGE, call, excess, kernels
+from .native_call import STORAGE, compiled, excess, kernel, kernels
 
-Array = np.ndarray
+Launch = Callable[..., None]
 
 
 def shape(g: Pool2d) -> Any:
@@ -26,7 +23,7 @@ def _shape(module: Any, g: Pool2d) -> Any:
     return module.Pool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
 
 
-def _rings(way: str) -> Callable[[Pool2d], str | None]:
+def rings(way: str) -> Callable[[Pool2d], str | None]:
     """`when` of a pass on maps: it keeps the rows that a window reaches, in scratch memory of each thread."""
 
     def when(g: Pool2d) -> str | None:
@@ -39,21 +36,21 @@ def _rings(way: str) -> Callable[[Pool2d], str | None]:
     return when
 
 
-@implements("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=_rings("fprop"), **NATIVE)
-def maxpool2d_fprop(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
-    call("maxpool2d_fprop", g.dtype, shape(g), x, y, argmax)
+@compiled("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=rings("fprop"))
+def maxpool2d_fprop(g: Pool2d) -> Launch:
+    return kernel("maxpool2d_fprop", g.dtype, shape(g))
 
 
-@implements("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=_rings("dgrad"), **NATIVE)
-def maxpool2d_dgrad(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
-    call("maxpool2d_dgrad", g.dtype, shape(g), dy, argmax, dx)
+@compiled("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=rings("dgrad"))
+def maxpool2d_dgrad(g: Pool2d) -> Launch:
+    return kernel("maxpool2d_dgrad", g.dtype, shape(g))
 
 
-@implements("maxpool2d_fprop", name="rows", layout="nChw16c", **NATIVE)
-def maxpool2d_fprop_blocked(g: Pool2d, x: Array, y: Array, argmax: Array) -> None:
-    call("maxpool2d_fprop_blocked", shape(g), x, y, argmax)
+@compiled("maxpool2d_fprop", name="rows", layout="nChw16c")
+def maxpool2d_fprop_blocked(g: Pool2d) -> Launch:
+    return kernel("maxpool2d_fprop_blocked", shape(g))
 
 
-@implements("maxpool2d_dgrad", name="rows", layout="nChw16c", **NATIVE)
-def maxpool2d_dgrad_blocked(g: Pool2d, dy: Array, argmax: Array, dx: Array) -> None:
-    call("maxpool2d_dgrad_blocked", shape(g), dy, argmax, dx)
+@compiled("maxpool2d_dgrad", name="rows", layout="nChw16c")
+def maxpool2d_dgrad_blocked(g: Pool2d) -> Launch:
+    return kernel("maxpool2d_dgrad_blocked", shape(g))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 from .. import native
 from ..geometry import Problem
+from ..registry import Implementation, add
 from . import threads
 
 #: Storage types of the kernels that are templates of it.
@@ -33,6 +35,35 @@ def kernels() -> Any:
     return native.kernels()
 
 
-def call(function: str, *arguments: Any, **options: Any) -> None:
-    """Run a kernel on every thread."""
-    getattr(kernels(), function)(*arguments, **options, threads=threads.count())
+def kernel(function: str, *bound: Any) -> Callable[..., None]:
+    """A kernel with its first arguments; the further ones are its arrays. It runs on every thread."""
+    run, count = getattr(kernels(), function), threads.count
+
+    def launch(*arguments: Any) -> None:
+        run(*bound, *arguments, count())
+
+    return launch
+
+
+Prepare = Callable[[Any], Callable[..., None]]
+
+
+def compiled(op: str, *, name: str, **declared: Any) -> Callable[[Prepare], Prepare]:
+    """Decorator: register an implementation in C++ by its `prepare`, which binds a kernel to a problem.
+
+    Parameters
+    ----------
+    op, name, **declared
+        As in `registry.implements`.
+    """
+
+    def decorate(prepare: Prepare) -> Prepare:
+        def run(problem: Any, *arrays: Any, **options: Any) -> None:
+            prepare(problem)(*arrays, **options)
+
+        source = prepare.__code__.co_filename
+        fields = {**NATIVE, **declared}
+        add(Implementation(op, name, run, prepare=prepare, compiled=True, source=source, **fields))
+        return prepare
+
+    return decorate

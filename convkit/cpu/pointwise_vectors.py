@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from ..geometry import Pointwise
-from ..registry import implements
 from . import keep
-from .native_call import NATIVE, STORAGE, call
+from .native_call import STORAGE, compiled, kernel
 from .philox import threshold
 
 Array = np.ndarray
+Launch = Callable[..., None]
 
 
-@implements("relu_fprop", name="vectors", dtypes=STORAGE, **NATIVE)
-def relu_fprop(g: Pointwise, x: Array, y: Array) -> None:
-    call("relu_fprop", g.dtype, g.size, x, y)
+@compiled("relu_fprop", name="vectors", dtypes=STORAGE)
+def relu_fprop(g: Pointwise) -> Launch:
+    return kernel("relu_fprop", g.dtype, g.size)
 
 
-@implements("relu_dgrad", name="vectors", dtypes=STORAGE, **NATIVE)
-def relu_dgrad(g: Pointwise, dy: Array, y: Array, dx: Array) -> None:
-    call("relu_dgrad", g.dtype, g.size, dy, y, dx)
+@compiled("relu_dgrad", name="vectors", dtypes=STORAGE)
+def relu_dgrad(g: Pointwise) -> Launch:
+    return kernel("relu_dgrad", g.dtype, g.size)
 
 
-@implements("dropout_fprop", name="vectors", dtypes=STORAGE, **NATIVE)
-def dropout_fprop(g: Pointwise, x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
-    call("dropout", g.dtype, g.size, x, y, seed, offset, threshold(p), scale)
+@compiled("dropout_dgrad", name="vectors", dtypes=STORAGE)
+@compiled("dropout_fprop", name="vectors", dtypes=STORAGE)
+def dropout(g: Pointwise) -> Launch:
+    run = kernel("dropout", g.dtype, g.size)
+
+    def launch(x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
+        run(x, y, seed, offset, threshold(p), scale)
+
+    return launch
 
 
-@implements("dropout_dgrad", name="vectors", dtypes=STORAGE, **NATIVE)
-def dropout_dgrad(g: Pointwise, dy: Array, dx: Array, p: float, seed: int, offset: int, scale: float) -> None:
-    call("dropout", g.dtype, g.size, dy, dx, seed, offset, threshold(p), scale)
+@compiled("sgd_momentum", name="vectors", dtypes=STORAGE)
+def sgd_momentum(g: Pointwise) -> Launch:
+    run = kernel("sgd_momentum", g.dtype, g.size)
 
+    def launch(
+        w: Array,
+        dw: Array,
+        v: Array,
+        w_new: Array,
+        v_new: Array,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dampening: float,
+        nesterov: bool,
+        lr_in_velocity: bool,
+        finite: Array | None = None,
+    ) -> None:
+        if keep.forbidden(finite):
+            keep.copy((w, v), (w_new, v_new))
+            return
+        run(w, dw, v, w_new, v_new, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity)
 
-@implements("sgd_momentum", name="vectors", dtypes=STORAGE, **NATIVE)
-def sgd_momentum(
-    g: Pointwise,
-    w: Array,
-    dw: Array,
-    v: Array,
-    w_new: Array,
-    v_new: Array,
-    *,
-    finite: Array | None = None,
-    **options: Any,
-) -> None:
-    if keep.forbidden(finite):
-        keep.copy((w, v), (w_new, v_new))
-    else:
-        call("sgd_momentum", g.dtype, g.size, w, dw, v, w_new, v_new, **options)
+    return launch

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..geometry import Reorder
 from ..layouts import NHWC
 from ..registry import ALL_DTYPES, implements
-from .native_call import NATIVE, call
+from .native_call import compiled, kernel
 
 Array = np.ndarray
+Launch = Callable[..., None]
 
 
-@implements("reorder", name="transpose", layout="NCHW>nChw16c", **NATIVE)
-def reorder_block(g: Reorder, x: Array, y: Array) -> None:
-    call("reorder_block", g.N, g.C, g.H * g.W, x, y)
+@compiled("reorder", name="transpose", layout="NCHW>nChw16c")
+def reorder_block(g: Reorder) -> Launch:
+    return kernel("reorder_block", g.N, g.C, g.H * g.W)
 
 
-@implements("reorder", name="transpose", layout="nChw16c>NCHW", **NATIVE)
-def reorder_unblock(g: Reorder, x: Array, y: Array) -> None:
-    call("reorder_unblock", g.N, g.C, g.H * g.W, x, y)
+@compiled("reorder", name="transpose", layout="nChw16c>NCHW")
+def reorder_unblock(g: Reorder) -> Launch:
+    return kernel("reorder_unblock", g.N, g.C, g.H * g.W)
 
 
 @implements("reorder", name="numpy", layout="NCHW>NHWC", dtypes=ALL_DTYPES)

@@ -23,6 +23,7 @@ from ..registry import ALL_DTYPES, OPS, Implementation, add
 from . import keep
 
 Run = Callable[..., None]
+Prepare = Callable[[Any], Run]
 
 
 def accumulator(problem: Problem) -> np.dtype:
@@ -30,49 +31,109 @@ def accumulator(problem: Problem) -> np.dtype:
     return np.dtype(np.float64 if problem.dtype == "float64" else np.float32)  # type: ignore[attr-defined]
 
 
-def accelerates(
-    op: str, *, name: str, rank: int = 0, float64: bool = True, **declared: Any
-) -> Callable[[Run], Run]:
+def accelerates(op: str, *, name: str, **declared: Any) -> Callable[[Run], Run]:
     """Decorator: register a function for float32 (and float64) as an implementation for every dtype.
 
     Parameters
     ----------
-    op, name, rank, **declared
+    op, name, **declared
+        As in `prepares`.
+
+    Returns
+    -------
+    decorator
+        It returns a function for every dtype.
+    """
+
+    def decorate(run: Run) -> Run:
+        added = _add(lambda problem: functools.partial(run, problem), run, op, name=name, **declared)
+        return functools.update_wrapper(added.run, run)
+
+    return decorate
+
+
+def prepares(op: str, *, name: str, **declared: Any) -> Callable[[Prepare], Prepare]:
+    """Decorator: the same for a function that binds a problem, as `Implementation.prepare` does.
+
+    Parameters
+    ----------
+    op, name, **declared
         As in `registry.implements`. `workspace` must count in `accumulator(problem)`.
     float64 : bool
         Whether it takes float64; the C++ kernels do not.
     """
+
+    def decorate(prepare: Prepare) -> Prepare:
+        _add(prepare, prepare, op, name=name, **declared)
+        return prepare
+
+    return decorate
+
+
+def _add(
+    bind: Prepare,
+    home: Callable[..., Any],
+    op: str,
+    *,
+    name: str,
+    rank: int = 0,
+    float64: bool = True,
+    compiled: bool = False,
+    **declared: Any,
+) -> Implementation:
     declared_op = OPS[op]
     arity = len(declared_op.inputs)
     old_of = [declared_op.inputs.index(name) for name in declared_op.updates.values()]
+    # What makes more than new values (a dx beside them) has to look at the flag itself.
+    flags = declared_op.flags if len(old_of) == len(declared_op.outputs) else ()
     dtypes = ALL_DTYPES if float64 else tuple(d for d in ALL_DTYPES if d != "float64")
 
-    def decorate(run: Run) -> Run:
-        @functools.wraps(run)
-        def stored(problem: Any, *arrays: Any, **options: Any) -> None:
-            inputs, outputs = arrays[:arity], arrays[arity:]
-            if keep.forbidden(options.pop("finite", None)):  # no bit is lost in a wider type and back
-                keep.copy(tuple(inputs[i] for i in old_of), outputs)
-                return
-            if problem.dtype in ("float32", "float64"):
-                run(problem, *map(_read_only, inputs), *outputs, **options)
-                return
-            narrow = np_dtype(problem.dtype)
-            widened = [_read_only(_widened(array, narrow)) for array in inputs]
-            computed = [np.empty(a.shape, np.float32) if a.dtype == narrow else a for a in outputs]
-            run(replace(problem, dtype="float32"), *widened, *computed, **options)
-            for output, value in zip(outputs, computed, strict=True):
-                if output is not value:
-                    output[...] = value  # the one rounding
+    def prepare(problem: Any) -> Run:
+        if problem.dtype in ("float32", "float64"):
+            run = bind(problem)
+            if compiled:
+                return run
 
-        source = run.__code__.co_filename
-        # What makes more than new values (a dx beside them) has to look at the flag itself.
-        flags = declared_op.flags if len(old_of) == len(declared_op.outputs) else ()
-        made = {"dtypes": dtypes, "rank": rank, "flags": flags, "source": source, **declared}
-        add(Implementation(op, name, stored, **made))
-        return stored
+            def protected(*arrays: Any, **options: Any) -> None:
+                run(*map(_read_only, arrays[:arity]), *arrays[arity:], **options)
 
-    return decorate
+            return protected
+        narrow, wide = np_dtype(problem.dtype), bind(replace(problem, dtype="float32"))
+
+        def widened(*arrays: Any, **options: Any) -> None:
+            outputs = arrays[arity:]
+            with np.errstate(all="ignore"):
+                inputs = [_read_only(_widened(array, narrow)) for array in arrays[:arity]]
+                computed = [np.empty(a.shape, np.float32) if a.dtype == narrow else a for a in outputs]
+                wide(*inputs, *computed, **options)
+                for output, value in zip(outputs, computed, strict=True):
+                    if output is not value:
+                        output[...] = value  # the one rounding
+
+        return widened
+
+    def guarded(problem: Any) -> Run:
+        run = prepare(problem)
+        if not flags:
+            return run
+
+        def launch(*arrays: Any, finite: Any = None, **options: Any) -> None:
+            if keep.forbidden(finite):  # no bit is lost in a wider type and back
+                keep.copy(tuple(arrays[i] for i in old_of), arrays[arity:])
+                return
+            run(*arrays, **options)
+
+        return launch
+
+    def stored(problem: Any, *arrays: Any, **options: Any) -> None:
+        guarded(problem)(*arrays, **options)
+
+    implementation = Implementation(
+        op, name, stored, dtypes=dtypes, rank=rank, prepare=guarded, compiled=compiled, flags=flags,
+        source=home.__code__.co_filename, **declared,
+    )  # fmt: skip
+    add(implementation)
+    return implementation
 
 
 def _widened(array: np.ndarray | None, narrow: np.dtype) -> np.ndarray | None:
@@ -82,6 +143,9 @@ def _widened(array: np.ndarray | None, narrow: np.dtype) -> np.ndarray | None:
 def _read_only(array: np.ndarray | None) -> np.ndarray | None:
     if array is None:
         return None
-    view = array.view() if array.flags.aligned else array.copy()
+    flags = array.flags
+    if flags.aligned and not flags.writeable:
+        return array
+    view = array.view() if flags.aligned else array.copy()
     view.flags.writeable = False
     return view

@@ -46,12 +46,20 @@ _tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _limit: ContextVar[int | None] = ContextVar("convkit_threads", default=None)
 
 
+#: The variables of the environment as the system has them: `os.environ.get` takes a microsecond for one that
+#: is not set. Windows, and other Pythons, may keep them in another way; then it is asked.
+_encoded: dict[bytes, bytes] | None = getattr(os.environ, "_data", None) if os.name == "posix" else None
+_KEY = VARIABLE.encode()
+
+
 def count() -> int:
     """How many threads work: threadpoolctl's limit, else CONVKIT_NUM_THREADS, else this process's CPUs."""
     return _limit.get() or _unlimited()
 
 
 def _unlimited() -> int:
+    if _encoded is not None and _KEY not in _encoded:
+        return _cpus()
     asked = os.environ.get(VARIABLE, "").strip()
     if asked:
         if not (asked.isascii() and asked.isdigit() and 1 <= int(asked) <= 4096):

@@ -165,10 +165,13 @@ class Plan:
 
     def results(self) -> tuple[float, int, int, bool]:
         """Of the last loss phase: sum of the losses, top-1 errors, top-5 errors, whether all is finite."""
-        memory = self._results
-        parts = _parts(memory if isinstance(memory, np.ndarray) else memory.get())
-        (total,), (first, five), (finite,) = (parts[name].tolist() for name in ("total", "errors", "finite"))
-        return total, first, five, bool(finite)
+        return _read(self._results)
+
+    def results_later(self) -> Callable[[], tuple[float, int, int, bool]]:
+        """`results` of what is queued by now, to be read at any time; only the reading waits for a GPU."""
+        with arrays.on(self.x):
+            own = self._results.copy()
+        return lambda: _read(own)
 
     def calls(self) -> list[Call]:
         """Every call that the plan has, each once; in an order in which they may run."""
@@ -317,6 +320,12 @@ def _read_only(array: Array) -> Array:
         array = array.view()
         array.flags.writeable = False
     return array
+
+
+def _read(memory: Array) -> tuple[float, int, int, bool]:
+    parts = _parts(memory if isinstance(memory, np.ndarray) else memory.get())
+    (total,), (first, five), (finite,) = (parts[name].tolist() for name in ("total", "errors", "finite"))
+    return total, first, five, bool(finite)
 
 
 def _parts(memory: Array) -> dict[str, Array]:

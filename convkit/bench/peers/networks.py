@@ -107,10 +107,11 @@ class ConvkitNet:
             plan = net.load_step(self.x, self.labels, lr=LR)
             for calls in plan.phases().values():
                 plan.run(calls)
+            results, images = plan.results_later(), plan.x.shape[0]
 
         def read() -> float:
             with arrays.queue(net.gpu_arrays()):
-                return plan.results()[0] / len(self.x)
+                return results()[0] / images
 
         return read
 
