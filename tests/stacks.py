@@ -214,7 +214,10 @@ def check_passes(
 
 
 def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Where = nullcontext) -> None:
-    """A step is forward, loss, backward and the update rule, one by one; the second has a velocity."""
+    """A step is forward, loss, backward and the update rule, one by one; the second has a velocity.
+
+    What is frozen keeps its bits.
+    """
     for lr in (0.05, 0.02):
         plain = Interpreter(net, "float64")
         velocities = {name: v.astype(np.float64) for name, v in net.velocities.items()}
@@ -227,7 +230,10 @@ def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Whe
         assert loss.images == len(x) and loss.finite
         first = next(iter(net.params), "").rpartition(".")[0]
         for name, gradient in plain.grads.items():
-            options = net.update.options(name, lr, first)
-            w, v = ck.sgd_momentum(plain.params[name], gradient, velocities[name], **options)
+            options, w, v = net.update.options(name, lr, first), plain.params[name], velocities[name]
+            if options["lr"] is None:
+                assert np.array_equal(net.params[name], w) and np.array_equal(net.velocities[name], v), name
+                continue
+            w, v = ck.sgd_momentum(w, gradient, v, **options)
             close(name, net.params[name], w, rtol)
             close(f"v({name})", net.velocities[name], v, rtol, lr * _least(plain.grads))
