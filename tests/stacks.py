@@ -218,7 +218,7 @@ def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Whe
 
     What is frozen keeps its bits.
     """
-    for lr in (0.05, 0.02):
+    for lr in (0.004, 0.002):
         plain = Interpreter(net, "float64")
         velocities = {name: v.astype(np.float64) for name, v in net.velocities.items()}
         logits = plain.forward(x, True)
@@ -236,4 +236,6 @@ def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Whe
                 continue
             w, v = ck.sgd_momentum(w, gradient, v, **options)
             close(name, net.params[name], w, rtol)
-            close(f"v({name})", net.velocities[name], v, rtol, lr * _least(plain.grads))
+            # Where softmax is sure, its gradient is a difference of numbers near 1.
+            least = max(_least(plain.grads), 1e-3)
+            close(f"v({name})", net.velocities[name], v, rtol, lr * least)
