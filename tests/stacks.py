@@ -214,8 +214,11 @@ def check_passes(
 
 
 def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Where = nullcontext) -> None:
-    """A step is forward, loss, backward and the update rule, one by one; the second has a velocity."""
-    for lr in (0.05, 0.02):
+    """A step is forward, loss, backward and the update rule, one by one; the second has a velocity.
+
+    What is frozen keeps its bits.
+    """
+    for lr in (0.004, 0.002):
         plain = Interpreter(net, "float64")
         velocities = {name: v.astype(np.float64) for name, v in net.velocities.items()}
         logits = plain.forward(x, True)
@@ -227,7 +230,12 @@ def check_step(net: ck.Network, x: Array, labels: Array, rtol: float, where: Whe
         assert loss.images == len(x) and loss.finite
         first = next(iter(net.params), "").rpartition(".")[0]
         for name, gradient in plain.grads.items():
-            options = net.update.options(name, lr, first)
-            w, v = ck.sgd_momentum(plain.params[name], gradient, velocities[name], **options)
+            options, w, v = net.update.options(name, lr, first), plain.params[name], velocities[name]
+            if options["lr"] is None:
+                assert np.array_equal(net.params[name], w) and np.array_equal(net.velocities[name], v), name
+                continue
+            w, v = ck.sgd_momentum(w, gradient, v, **options)
             close(name, net.params[name], w, rtol)
-            close(f"v({name})", net.velocities[name], v, rtol, lr * _least(plain.grads))
+            # Where softmax is sure, its gradient is a difference of numbers near 1.
+            least = max(_least(plain.grads), 1e-3)
+            close(f"v({name})", net.velocities[name], v, rtol, lr * least)

@@ -1457,6 +1457,7 @@ def test_an_implementation_of_the_same_name_is_noticed_by_the_next_step(monkeypa
         assert set(seen) == {which}
 
 
+# ---------------------------------------------------------------------------------------------------
 # What the documentation shows
 # ---------------------------------------------------------------------------------------------------
 def test_the_examples_of_the_documentation_run(capsys):

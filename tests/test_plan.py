@@ -465,7 +465,9 @@ RTOL = {"float32": 2e-4, "float64": 1e-9}
 
 
 def compare(seed: int, dtype: str, where: Where = nullcontext) -> None:
-    """A random network, forward and backward in training and at test time, and two steps of training.
+    """A random network, forward and backward in training and at test time, and steps of training.
+
+    Two steps as they are, two with some parameters frozen, two with a hook besides.
 
     In float32, where two values differ by less than rounding, a ReLU or a pool may decide either way. So a
     network that differs gets one more try, with other images.
@@ -479,6 +481,10 @@ def compare(seed: int, dtype: str, where: Where = nullcontext) -> None:
         try:
             for training in (True, False):
                 check_passes(net, x, dlogits, training, RTOL[dtype], where)
+            check_step(net, x, labels, RTOL[dtype], where)
+            net.update = ck.Update(frozen=tuple(name for name in net.params if rng.random() < 0.4))
+            check_step(net, x, labels, RTOL[dtype], where)
+            net.on_gradient = lambda name, gradient: None
             check_step(net, x, labels, RTOL[dtype], where)
             check_passes(net, x, dlogits, True, RTOL[dtype], where)
             return
