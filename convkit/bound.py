@@ -8,8 +8,10 @@ with its type, and the choice of `use`. The next call of that key checks what a 
 - values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
 - that implementations, instruction set, emulator and recording are what they were.
 
-Whatever is unusual (a subclass, an array of a library that is not known, a layout, an option of an unknown
-type) is no bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+Whatever is unusual (a subclass, an array of a library that is not known, an option of an unknown type) is no
+bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+
+A `layouts.Tensor` of NumPy's counts by its data; layout and logical shape are in the key (`_laid_out`).
 
 NumPy's arrays come first: their call is a few microseconds. CuPy's and PyTorch's go through `_elsewhere`,
 which looks at each array as the whole way does, with device and stream; under a key of the same kind.
@@ -32,8 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, devices, native, registry
+from . import arrays, devices, layouts, native, registry
 from .errors import ConvkitError
+from .layouts import Tensor
 from .registry import OPS, Op
 
 if TYPE_CHECKING:
@@ -62,6 +65,10 @@ _overlap = np.may_share_memory
 
 _lock = threading.Lock()
 _caches: dict[str, dict[Any, Bound]] = {}
+
+
+#: Layout and logical shape of a `Tensor`.
+Wrapping = tuple[layouts.Layout, tuple[int, ...]]
 
 
 class Unusual(Exception):
@@ -119,7 +126,7 @@ class Bound:
             "_op",
             "_options",
         ),
-        *("_outputs", "_ranges", "_several", "_workspace"),
+        *("_outputs", "_ranges", "_several", "_wrapped", "_workspace"),
     )
 
     def __init__(
@@ -136,6 +143,8 @@ class Bound:
         self._workspace = call.workspace_bytes if implementation.workspace else None
         self._outputs = tuple((a.shape, a.dtype, a.nbytes <= SMALL) for a in call.outputs)
         self._several = len(self._outputs) > 1
+        #: For each output, layout and logical shape where the call's result is a `Tensor`.
+        self._wrapped: tuple[Wrapping | None, ...] = ()
         self._ranges = tuple((op.inputs.index(name), end) for name, end in ranges)
         #: Inputs that are not given as the implementation takes them, and the dtypes that it takes.
         self._copies = tuple(
@@ -444,6 +453,8 @@ def _first(
         return result  # the op made an input, on a stream that later calls need not be on
     else:
         bound = OnGpu(call, inputs, trace.ranges, device)
+    several = result if bound._several else (result,)
+    bound._wrapped = tuple((one.layout, one.shape) if type(one) is Tensor else None for one in several)
     with _lock:
         if len(cache) >= KEPT and key not in cache:
             del cache[next(iter(cache))]
@@ -472,13 +483,18 @@ def _elsewhere(
     values: dict[str, Any],
 ) -> Any:
     """A call whose arrays are not all NumPy's, or that is unusual."""
-    run = functools.partial(whole, **dict(zip(op.inputs, inputs)), **options, **values, out=out)
+
+    def run() -> Any:
+        return whole(**dict(zip(op.inputs, inputs)), **options, **values, out=out)
+
     if any(inputs[i] is None for i in needed):
         return run()
     several = len(op.outputs) > 1
     wanted = (out,) if not several else (None,) * len(op.outputs) if out is None else out
     if type(wanted) not in (tuple, list) or len(wanted) != len(op.outputs) or devices.emulating():
         return run()
+    if Tensor in map(type, (*inputs, *wanted)):
+        return _laid_out(op, cache, key_of, run, inputs, out, wanted, options, values)
     given = [a for a in (*inputs, *wanted) if a is not None]
     known = (
         getattr(sys.modules.get("torch"), "Tensor", None),
@@ -511,6 +527,72 @@ def _elsewhere(
     if seen is None:
         return run()
     return _first(cache, key, views, targets, run, kind.device)
+
+
+#: Names of the layouts of the table. One that is made elsewhere goes the whole way: its hash takes long.
+_ROWS = {id(row): row.name for row in (*layouts.ACTIVATIONS.values(), *layouts.WEIGHTS.values())}
+
+
+def _laid_out(
+    op: Op,
+    cache: dict[Any, Bound],
+    key_of: Callable[..., Any],
+    run: Callable[[], Any],
+    inputs: tuple[Any, ...],
+    out: Any,
+    wanted: Any,
+    options: dict[str, Any],
+    values: dict[str, Any],
+) -> Any:
+    """A call some of whose arrays are each a `Tensor`: those count by their data.
+
+    What the memory's shape does not tell is in the key: layout and logical shape.
+    """
+    memory: list[Any] = []
+    key: Any = [Tensor]
+    try:
+        for one in (*inputs, *wanted):
+            if type(one) is Tensor:
+                key += (_ROWS.get(id(one.layout)), typed(one.shape))
+                if key[-2] is None:
+                    return run()
+                one = one.data
+            else:
+                key.append(one is None)  # an output that is not given follows the inputs' layout
+            if one is not None and type(one) is not np.ndarray:
+                return run()
+            memory.append(one)
+        views, targets = tuple(memory[: len(inputs)]), None if out is None else tuple(memory[len(inputs) :])
+        key = (*key, key_of(*views, **options))
+    except (Unusual, RecursionError):
+        return run()
+    for name, value in values.items():
+        if not _VALID[name](value):
+            return run()
+    several = len(op.outputs) > 1
+    if not several and targets is not None:
+        targets = targets[0]
+    bound = cache.get(key)
+    if bound is not None:
+        try:
+            result = bound.run(views, targets, values)
+        except ConvkitError as error:
+            error.op = error.op or op.name
+            raise
+        if result is not MISS:
+            if not several:
+                return out if out is not None else _wrap(result, bound._wrapped[0])
+            return tuple(
+                [
+                    _wrap(array, how) if one is None else one
+                    for array, one, how in zip(result, wanted, bound._wrapped, strict=True)
+                ]
+            )
+    return _first(cache, key, views, targets, run)
+
+
+def _wrap(array: Any, how: Wrapping | None) -> Any:
+    return array if how is None else Tensor(array, *how)
 
 
 def _again(
@@ -581,7 +663,7 @@ def {name}({signature}):
         return whole({arguments})
     inputs = ({inputs},)
     try:
-        if {usual}:
+        if {usual} and (out is None or type(out) is not Tensor):
             chosen = choice()
             key = (None if chosen is DEFAULT else chosen, {key})
     except (Unusual, RecursionError):
@@ -621,7 +703,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
         "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
         "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
-        "op": op, "elsewhere": _elsewhere,
+        "op": op, "elsewhere": _elsewhere, "Tensor": Tensor,
     }  # fmt: skip
     needed = (p.name for p in parameters if p.name in op.inputs and p.default is p.empty)
     names["needed"] = tuple(op.inputs.index(name) for name in needed)
