@@ -5,6 +5,7 @@ runs it. It leaves behind a `Bound`, under a key: shape, dtype and contiguity of
 with its type, and the choice of `use`. The next call of that key checks what a key cannot hold, and runs:
 
 - `out`: its shape, dtype, order and writeability, and that it shares no memory with another array;
+- the flag `finite`, whose value is read when the call runs: that it shares no memory with `out`;
 - values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
 - that implementations, instruction set, emulator and recording are what they were.
 
@@ -96,6 +97,21 @@ def typed(value: Any) -> Any:
     raise Unusual
 
 
+_INT32 = np.dtype(np.int32)
+
+
+def flagged(value: Any) -> bool:
+    """A key of a flag, an input that need not be given: that there is one. Each call reads its own."""
+    if (
+        type(value) is np.ndarray
+        and value.dtype == _INT32
+        and value.shape == (1,)
+        and value.flags.num & IN_ORDER == IN_ORDER
+    ):
+        return True
+    raise Unusual
+
+
 # ---------------------------------------------------------------------------------------------------
 # A bound call
 # ---------------------------------------------------------------------------------------------------
@@ -117,6 +133,7 @@ class Bound:
             "_copies",
             "_device",
             "_executor",
+            "_flags",
             "_generation",
             "_inplace",
             "_kernels",
@@ -139,7 +156,9 @@ class Bound:
         self._kernels = native._choice
         self._generation = registry.generation()
         self._launch = call.launch()
-        self._options = dict(call.options)
+        #: Inputs that this kind of call is given by keyword, as the op's flags.
+        self._flags = tuple(name for name in op.flags if call.options.get(name) is not None)
+        self._options = {n: value for n, value in call.options.items() if n not in op.flags}
         self._workspace = call.workspace_bytes if implementation.workspace else None
         self._outputs = tuple((a.shape, a.dtype, a.nbytes <= SMALL) for a in call.outputs)
         self._several = len(self._outputs) > 1
@@ -193,6 +212,11 @@ class Bound:
         else:
             return MISS
         options = {**self._options, **values} if values else self._options
+        for name in self._flags:
+            flag = options[name]
+            if out is not None and any(_overlap(flag, one) for one in outputs):
+                return MISS
+            options[name] = _read_only(flag)
         if self._locked:
             # As `dispatch.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
             inputs = tuple(map(_read_only, inputs))
@@ -487,7 +511,7 @@ def _elsewhere(
     def run() -> Any:
         return whole(**dict(zip(op.inputs, inputs)), **options, **values, out=out)
 
-    if any(inputs[i] is None for i in needed):
+    if any(inputs[i] is None for i in needed) or any(options[name] is not None for name in op.flags):
         return run()
     several = len(op.outputs) > 1
     wanted = (out,) if not several else (None,) * len(op.outputs) if out is None else out
@@ -703,11 +727,11 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
         "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
         "typed": typed, "cache": cache, "recording": recording, "whole": whole, "first": _first,
-        "op": op, "elsewhere": _elsewhere, "Tensor": Tensor,
+        "op": op, "elsewhere": _elsewhere, "Tensor": Tensor, "flagged": flagged,
     }  # fmt: skip
     needed = (p.name for p in parameters if p.name in op.inputs and p.default is p.empty)
     names["needed"] = tuple(op.inputs.index(name) for name in needed)
-    signature, arguments, usual, key, options, values = [], [], [], [], [], []
+    signature, arguments, usual, key, options, values, flags = [], [], [], [], [], [], []
     for p in parameters:
         keyword = p.kind is p.KEYWORD_ONLY
         if keyword and "*" not in signature:
@@ -731,12 +755,18 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
             usual.append(VALUES[p.name])
             values.append(f"{p.name!r}: {p.name}")
             continue
+        elif p.name in op.flags:
+            key.append(f"None if {p.name} is None else flagged({p.name})")
+            flags.append(p.name)
         elif p.default is p.empty:
             key.append(f"typed({p.name})")
         else:
             key.append(f"{p.name} if {p.name} is {default} else typed({p.name})")
         if p.name not in op.inputs:
             options.append(f"{p.name!r}: {p.name}")
+    changing = f"{{{', '.join(values)}}}" if values else ""
+    for flag in flags:
+        changing = f"{changing} if {flag} is None else {{{', '.join(values)}, {flag!r}: {flag}}}"
     source = _TEMPLATE.format(
         name=name,
         signature=", ".join(signature),
@@ -747,7 +777,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any], recording: Ca
         parameters=", ".join(p.name for p in parameters if p.name not in {*op.inputs, *VALUES, "out"}),
         options=f"{{{', '.join(options)}}}",
         values=f"{{{', '.join(values)}}}",
-        changing=f", {{{', '.join(values)}}}" if values else "",
+        changing=", " + changing if changing else "",
     )
     exec(compile(source, f"<bound call of {name}>", "exec"), names)
     made = names[name]

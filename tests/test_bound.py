@@ -491,6 +491,88 @@ def test_torch_in_a_later_call(need):
             call()
 
 
+FLAGS: dict[str, Callable[[dict], Any]] = {
+    "1": lambda given: np.ones(1, np.int32),
+    "0": lambda given: np.zeros(1, np.int32),
+    "none": lambda given: None,
+    "0 again": lambda given: np.zeros(1, np.int32),
+    "read-only": lambda given: memory(np.zeros(1, np.int32), "read-only"),
+    "misaligned": lambda given: memory(np.zeros(1, np.int32), "misaligned"),
+    "strided": lambda given: np.zeros(4, np.int32)[1::4],
+    "two of them": lambda given: np.zeros(2, np.int32),
+    "of no dimension": lambda given: np.zeros((), np.int32),
+    "of another dtype": lambda given: np.zeros(1, np.int64),
+    "swapped": lambda given: np.zeros(1, ">i4"),
+    "a subclass": lambda given: memory(np.zeros(1, np.int32), "subclass"),
+    "a list": lambda given: [0],
+    "a number": lambda given: 0,
+    "in the weights": lambda given: given["w"].reshape(-1)[3:4].view(np.int32),
+    "in the last weight of a row": lambda given: given["w"][1, 3:].view(np.int32),
+    "in the gradient": lambda given: next(iter(given.values())).reshape(-1)[:1].view(np.int32),
+}
+
+
+@pytest.mark.parametrize("place", ["new", "in place", "apart"])
+@pytest.mark.parametrize("impl", [None, "reference"])
+@pytest.mark.parametrize("op", [name for name, op in OPS.items() if op.flags])
+def test_the_flag_of_a_later_call(op, impl, place, hits):
+    bits = []
+    for kind in [*FLAGS] * 2:
+
+        def make(kind=kind):
+            given = drawn(op, "float32", np.random.default_rng(0))
+            flag = FLAGS[kind](given)
+            outs = {"in place": (given["w"], given["v"]), "apart": (np.ones(MATRIX, np.float32),) * 2}
+            out = tuple(a if place == "in place" else a.copy() for a in outs.get(place, ())) or None
+            if out and len(OPS[op].outputs) == 3:
+                out = (None, *out)
+            call = functools.partial(getattr(ck, op), **given, **RULE, impl=impl)
+            return lambda: call(finite=flag, out=out), [
+                *given.values(),
+                *(a for a in out or () if a is not None),
+            ]
+
+        bits.append(both(make))
+    assert bits[0] == bits[2] == bits[len(FLAGS)]
+    assert bits[1] == bits[3]
+    assert bits[0] != bits[1]
+    assert len(hits) > 8
+
+
+def test_a_flag_that_lies_in_the_results_is_read_before_they_are_written(hits):
+    """As int32, 1e-45 is 1 and 0.0 is 0."""
+    for bits in (1, 0, 1):
+        for _ in range(2):
+
+            def make(bits=bits):
+                memory = np.ones(6, np.float32)
+                flag = memory[5:].view(np.int32)
+                flag[0] = bits
+                w, v = memory[:4], np.ones(4, np.float32)
+                out = (memory[2:6], v)
+                return lambda: ck.sgd_momentum(w, w, v, lr=0.5, finite=flag, out=out), [memory, v]
+
+            both(make)
+            with contextlib.suppress(ck.ConvkitError):
+                ck.sgd_momentum(*np.ones((3, 4), np.float32), lr=0.5, finite=np.ones(1, np.int32))
+    assert len(hits) > 3
+
+
+def test_a_flag_beside_other_arrays(need):
+    torch = need("torch")
+    w, flag = np.ones((2, 2), np.float32), np.zeros(1, np.int32)
+    tensor = torch.ones(2, 2)
+    for value in (0, 1, 0):
+        for given in (flag, torch.from_numpy(flag)):
+            for kind in (w, tensor):
+                flag[0] = value
+                new, _ = ck.sgd_momentum(kind, kind, kind, lr=0.5, finite=given)
+                assert (np.asarray(new) == 1).all() == (value == 0)
+                laid = Tensor(np.ones((1, 2, 1, 1), np.float32), layouts.NHWC, (1, 1, 2, 1))
+                new, _ = ck.sgd_momentum(laid, laid, laid, lr=0.5, finite=flag)
+                assert (new.data == 1).all() == (value == 0)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Tensors of layouts
 # ---------------------------------------------------------------------------------------------------
