@@ -5,11 +5,14 @@ runs it. It leaves behind a `Bound`, under a key: shape, dtype and contiguity of
 with its type, and the choice of `use`. The next call of that key checks what a key cannot hold, and runs:
 
 - `out`: its shape, dtype, order and writeability, and that it shares no memory with another array;
+- the flag `finite`, whose value is read when the call runs: that it shares no memory with `out`;
 - values: labels and argmax in range, and the options of `VALUES`, which change from call to call;
 - that implementations, instruction set and emulator are what they were.
 
-Whatever is unusual (a subclass, an array of a library that is not known, a layout, an option of an unknown
-type) is no bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+Whatever is unusual (a subclass, an array of a library that is not known, an option of an unknown type) is no
+bound call, and nothing is refused here: the whole way says what is wrong, in its own words.
+
+A `layouts.Tensor` of NumPy's counts by its data; layout and logical shape are in the key (`_laid_out`).
 
 NumPy's arrays come first: their call is a few microseconds. CuPy's and PyTorch's go through `_elsewhere`,
 which looks at each array as the whole way does, with device and stream; under a key of the same kind.
@@ -32,8 +35,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, devices, native, registry
+from . import arrays, devices, layouts, native, registry
 from .errors import ConvkitError
+from .layouts import Tensor
 from .registry import OPS, Op
 
 if TYPE_CHECKING:
@@ -64,6 +68,10 @@ _lock = threading.Lock()
 _caches: dict[str, dict[Any, Bound]] = {}
 
 
+#: Layout and logical shape of a `Tensor`.
+Wrapping = tuple[layouts.Layout, tuple[int, ...]]
+
+
 class Unusual(Exception):
     """An option has no key."""
 
@@ -89,6 +97,21 @@ def typed(value: Any) -> Any:
     raise Unusual
 
 
+_INT32 = np.dtype(np.int32)
+
+
+def flagged(value: Any) -> bool:
+    """A key of a flag, an input that need not be given: that there is one. Each call reads its own."""
+    if (
+        type(value) is np.ndarray
+        and value.dtype == _INT32
+        and value.shape == (1,)
+        and value.flags.num & IN_ORDER == IN_ORDER
+    ):
+        return True
+    raise Unusual
+
+
 # ---------------------------------------------------------------------------------------------------
 # A bound call
 # ---------------------------------------------------------------------------------------------------
@@ -110,6 +133,7 @@ class Bound:
             "_copies",
             "_device",
             "_executor",
+            "_flags",
             "_generation",
             "_inplace",
             "_kernels",
@@ -119,7 +143,7 @@ class Bound:
             "_op",
             "_options",
         ),
-        *("_outputs", "_ranges", "_several", "_workspace"),
+        *("_outputs", "_ranges", "_several", "_wrapped", "_workspace"),
     )
 
     def __init__(
@@ -132,10 +156,14 @@ class Bound:
         self._kernels = native._choice
         self._generation = registry.generation()
         self._launch = call.launch()
-        self._options = dict(call.options)
+        #: Inputs that this kind of call is given by keyword, as the op's flags.
+        self._flags = tuple(name for name in op.flags if call.options.get(name) is not None)
+        self._options = {n: value for n, value in call.options.items() if n not in op.flags}
         self._workspace = call.workspace_bytes if implementation.workspace else None
         self._outputs = tuple((a.shape, a.dtype, a.nbytes <= SMALL) for a in call.outputs)
         self._several = len(self._outputs) > 1
+        #: For each output, layout and logical shape where the call's result is a `Tensor`.
+        self._wrapped: tuple[Wrapping | None, ...] = ()
         self._ranges = tuple((op.inputs.index(name), end) for name, end in ranges)
         #: Inputs that are not given as the implementation takes them, and the dtypes that it takes.
         self._copies = tuple(
@@ -184,6 +212,11 @@ class Bound:
         else:
             return MISS
         options = {**self._options, **values} if values else self._options
+        for name in self._flags:
+            flag = options[name]
+            if out is not None and any(_overlap(flag, one) for one in outputs):
+                return MISS
+            options[name] = _read_only(flag)
         if self._locked:
             # As `dispatch.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
             inputs = tuple(map(_read_only, inputs))
@@ -444,6 +477,8 @@ def _first(
         return result  # the op made an input, on a stream that later calls need not be on
     else:
         bound = OnGpu(call, inputs, trace.ranges, device)
+    several = result if bound._several else (result,)
+    bound._wrapped = tuple((one.layout, one.shape) if type(one) is Tensor else None for one in several)
     with _lock:
         if len(cache) >= KEPT and key not in cache:
             del cache[next(iter(cache))]
@@ -472,13 +507,18 @@ def _elsewhere(
     values: dict[str, Any],
 ) -> Any:
     """A call whose arrays are not all NumPy's, or that is unusual."""
-    run = functools.partial(whole, **dict(zip(op.inputs, inputs)), **options, **values, out=out)
-    if any(inputs[i] is None for i in needed):
+
+    def run() -> Any:
+        return whole(**dict(zip(op.inputs, inputs)), **options, **values, out=out)
+
+    if any(inputs[i] is None for i in needed) or any(options[name] is not None for name in op.flags):
         return run()
     several = len(op.outputs) > 1
     wanted = (out,) if not several else (None,) * len(op.outputs) if out is None else out
     if type(wanted) not in (tuple, list) or len(wanted) != len(op.outputs) or devices.emulating():
         return run()
+    if Tensor in map(type, (*inputs, *wanted)):
+        return _laid_out(op, cache, key_of, run, inputs, out, wanted, options, values)
     given = [a for a in (*inputs, *wanted) if a is not None]
     known = (
         getattr(sys.modules.get("torch"), "Tensor", None),
@@ -511,6 +551,72 @@ def _elsewhere(
     if seen is None:
         return run()
     return _first(cache, key, views, targets, run, kind.device)
+
+
+#: Names of the layouts of the table. One that is made elsewhere goes the whole way: its hash takes long.
+_ROWS = {id(row): row.name for row in (*layouts.ACTIVATIONS.values(), *layouts.WEIGHTS.values())}
+
+
+def _laid_out(
+    op: Op,
+    cache: dict[Any, Bound],
+    key_of: Callable[..., Any],
+    run: Callable[[], Any],
+    inputs: tuple[Any, ...],
+    out: Any,
+    wanted: Any,
+    options: dict[str, Any],
+    values: dict[str, Any],
+) -> Any:
+    """A call some of whose arrays are each a `Tensor`: those count by their data.
+
+    What the memory's shape does not tell is in the key: layout and logical shape.
+    """
+    memory: list[Any] = []
+    key: Any = [Tensor]
+    try:
+        for one in (*inputs, *wanted):
+            if type(one) is Tensor:
+                key += (_ROWS.get(id(one.layout)), typed(one.shape))
+                if key[-2] is None:
+                    return run()
+                one = one.data
+            else:
+                key.append(one is None)  # an output that is not given follows the inputs' layout
+            if one is not None and type(one) is not np.ndarray:
+                return run()
+            memory.append(one)
+        views, targets = tuple(memory[: len(inputs)]), None if out is None else tuple(memory[len(inputs) :])
+        key = (*key, key_of(*views, **options))
+    except (Unusual, RecursionError):
+        return run()
+    for name, value in values.items():
+        if not _VALID[name](value):
+            return run()
+    several = len(op.outputs) > 1
+    if not several and targets is not None:
+        targets = targets[0]
+    bound = cache.get(key)
+    if bound is not None:
+        try:
+            result = bound.run(views, targets, values)
+        except ConvkitError as error:
+            error.op = error.op or op.name
+            raise
+        if result is not MISS:
+            if not several:
+                return out if out is not None else _wrap(result, bound._wrapped[0])
+            return tuple(
+                [
+                    _wrap(array, how) if one is None else one
+                    for array, one, how in zip(result, wanted, bound._wrapped, strict=True)
+                ]
+            )
+    return _first(cache, key, views, targets, run)
+
+
+def _wrap(array: Any, how: Wrapping | None) -> Any:
+    return array if how is None else Tensor(array, *how)
 
 
 def _again(
@@ -579,7 +685,7 @@ def {name}({signature}):
     key = None
     inputs = ({inputs},)
     try:
-        if {usual}:
+        if {usual} and (out is None or type(out) is not Tensor):
             chosen = choice()
             key = (None if chosen is DEFAULT else chosen, {key})
     except (Unusual, RecursionError):
@@ -617,11 +723,11 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any]) -> Any:
         "ndarray": np.ndarray, "isfinite": math.isfinite, "choice": registry._choice.get,
         "DEFAULT": registry.DEFAULT, "ConvkitError": ConvkitError, "Unusual": Unusual, "MISS": MISS,
         "typed": typed, "cache": cache, "whole": whole, "first": _first,
-        "op": op, "elsewhere": _elsewhere,
+        "op": op, "elsewhere": _elsewhere, "Tensor": Tensor, "flagged": flagged,
     }  # fmt: skip
     needed = (p.name for p in parameters if p.name in op.inputs and p.default is p.empty)
     names["needed"] = tuple(op.inputs.index(name) for name in needed)
-    signature, arguments, usual, key, options, values = [], [], [], [], [], []
+    signature, arguments, usual, key, options, values, flags = [], [], [], [], [], [], []
     for p in parameters:
         keyword = p.kind is p.KEYWORD_ONLY
         if keyword and "*" not in signature:
@@ -645,12 +751,18 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any]) -> Any:
             usual.append(VALUES[p.name])
             values.append(f"{p.name!r}: {p.name}")
             continue
+        elif p.name in op.flags:
+            key.append(f"None if {p.name} is None else flagged({p.name})")
+            flags.append(p.name)
         elif p.default is p.empty:
             key.append(f"typed({p.name})")
         else:
             key.append(f"{p.name} if {p.name} is {default} else typed({p.name})")
         if p.name not in op.inputs:
             options.append(f"{p.name!r}: {p.name}")
+    changing = f"{{{', '.join(values)}}}" if values else ""
+    for flag in flags:
+        changing = f"{changing} if {flag} is None else {{{', '.join(values)}, {flag!r}: {flag}}}"
     source = _TEMPLATE.format(
         name=name,
         signature=", ".join(signature),
@@ -661,7 +773,7 @@ def quick(function: Callable[..., Any], whole: Callable[..., Any]) -> Any:
         parameters=", ".join(p.name for p in parameters if p.name not in {*op.inputs, *VALUES, "out"}),
         options=f"{{{', '.join(options)}}}",
         values=f"{{{', '.join(values)}}}",
-        changing=f", {{{', '.join(values)}}}" if values else "",
+        changing=", " + changing if changing else "",
     )
     exec(compile(source, f"<bound call of {name}>", "exec"), names)
     made = names[name]

@@ -21,9 +21,10 @@ import pytest
 import threadpoolctl
 
 import convkit as ck
-from convkit import arrays, bound, devices, native, registry
+from convkit import arrays, bound, devices, layouts, native, registry
 from convkit.arrays import np_dtype
 from convkit.errors import OptionError
+from convkit.layouts import Tensor
 from convkit.registry import ALL_DTYPES, OPS
 
 LRN, POOL = {"size": 3}, {"window": 2, "stride": 2}
@@ -162,7 +163,13 @@ def outcome(call: Callable[[], Any]) -> Any:
     except Exception as error:
         return type(error), str(error)
     several = result if isinstance(result, tuple) else (result,)
-    return type(result), [(type(a), a.dtype, a.shape, a.flags.c_contiguous, a.tobytes()) for a in several]
+    return type(result), [traits(a) for a in several]
+
+
+def traits(a: Any) -> tuple[Any, ...]:
+    if isinstance(a, Tensor):
+        return Tensor, a.layout, a.shape, *traits(a.data)
+    return type(a), a.dtype, a.shape, a.flags.c_contiguous, a.tobytes()
 
 
 @contextlib.contextmanager
@@ -482,6 +489,213 @@ def test_torch_in_a_later_call(need):
     for call in (lambda: ck.relu_fprop(tensor), lambda: ck.relu_fprop(x, out=tensor)):
         with pytest.raises(ck.ConvkitError, match="requires grad"):
             call()
+
+
+FLAGS: dict[str, Callable[[dict], Any]] = {
+    "1": lambda given: np.ones(1, np.int32),
+    "0": lambda given: np.zeros(1, np.int32),
+    "none": lambda given: None,
+    "0 again": lambda given: np.zeros(1, np.int32),
+    "read-only": lambda given: memory(np.zeros(1, np.int32), "read-only"),
+    "misaligned": lambda given: memory(np.zeros(1, np.int32), "misaligned"),
+    "strided": lambda given: np.zeros(4, np.int32)[1::4],
+    "two of them": lambda given: np.zeros(2, np.int32),
+    "of no dimension": lambda given: np.zeros((), np.int32),
+    "of another dtype": lambda given: np.zeros(1, np.int64),
+    "swapped": lambda given: np.zeros(1, ">i4"),
+    "a subclass": lambda given: memory(np.zeros(1, np.int32), "subclass"),
+    "a list": lambda given: [0],
+    "a number": lambda given: 0,
+    "in the weights": lambda given: given["w"].reshape(-1)[3:4].view(np.int32),
+    "in the last weight of a row": lambda given: given["w"][1, 3:].view(np.int32),
+    "in the gradient": lambda given: next(iter(given.values())).reshape(-1)[:1].view(np.int32),
+}
+
+
+@pytest.mark.parametrize("place", ["new", "in place", "apart"])
+@pytest.mark.parametrize("impl", [None, "reference"])
+@pytest.mark.parametrize("op", [name for name, op in OPS.items() if op.flags])
+def test_the_flag_of_a_later_call(op, impl, place, hits):
+    bits = []
+    for kind in [*FLAGS] * 2:
+
+        def make(kind=kind):
+            given = drawn(op, "float32", np.random.default_rng(0))
+            flag = FLAGS[kind](given)
+            outs = {"in place": (given["w"], given["v"]), "apart": (np.ones(MATRIX, np.float32),) * 2}
+            out = tuple(a if place == "in place" else a.copy() for a in outs.get(place, ())) or None
+            if out and len(OPS[op].outputs) == 3:
+                out = (None, *out)
+            call = functools.partial(getattr(ck, op), **given, **RULE, impl=impl)
+            return lambda: call(finite=flag, out=out), [
+                *given.values(),
+                *(a for a in out or () if a is not None),
+            ]
+
+        bits.append(both(make))
+    assert bits[0] == bits[2] == bits[len(FLAGS)]
+    assert bits[1] == bits[3]
+    assert bits[0] != bits[1]
+    assert len(hits) > 8
+
+
+def test_a_flag_that_lies_in_the_results_is_read_before_they_are_written(hits):
+    """As int32, 1e-45 is 1 and 0.0 is 0."""
+    for bits in (1, 0, 1):
+        for _ in range(2):
+
+            def make(bits=bits):
+                memory = np.ones(6, np.float32)
+                flag = memory[5:].view(np.int32)
+                flag[0] = bits
+                w, v = memory[:4], np.ones(4, np.float32)
+                out = (memory[2:6], v)
+                return lambda: ck.sgd_momentum(w, w, v, lr=0.5, finite=flag, out=out), [memory, v]
+
+            both(make)
+            with contextlib.suppress(ck.ConvkitError):
+                ck.sgd_momentum(*np.ones((3, 4), np.float32), lr=0.5, finite=np.ones(1, np.int32))
+    assert len(hits) > 3
+
+
+def test_a_flag_beside_other_arrays(need):
+    torch = need("torch")
+    w, flag = np.ones((2, 2), np.float32), np.zeros(1, np.int32)
+    tensor = torch.ones(2, 2)
+    for value in (0, 1, 0):
+        for given in (flag, torch.from_numpy(flag)):
+            for kind in (w, tensor):
+                flag[0] = value
+                new, _ = ck.sgd_momentum(kind, kind, kind, lr=0.5, finite=given)
+                assert (np.asarray(new) == 1).all() == (value == 0)
+                laid = Tensor(np.ones((1, 2, 1, 1), np.float32), layouts.NHWC, (1, 1, 2, 1))
+                new, _ = ck.sgd_momentum(laid, laid, laid, lr=0.5, finite=flag)
+                assert (new.data == 1).all() == (value == 0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tensors of layouts
+# ---------------------------------------------------------------------------------------------------
+def in_layout(layout: str, seed: int = 0, C: int = 17, dtype: str = "float32", N: int = 2) -> Tensor:
+    values = np.random.default_rng(seed).standard_normal((N, C, 3, 3)).astype(np_dtype(dtype))
+    return Tensor.of(values, layout)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "nChw16c"])
+def test_later_calls_in_a_layout_are_bound(layout, hits):
+    def to(x):
+        return ck.reorder(x.logical(), out=Tensor.empty(x.shape, "float32", layout))
+
+    def back(x):
+        return ck.reorder(x, out=np.empty(x.shape, np.float32))
+
+    def in_place(x):
+        result = ck.relu_fprop(x, out=x)
+        assert result is x
+        return result
+
+    def pooled(x):  # several results, one of them given
+        argmax = Tensor.empty((2, 17, 1, 1), "uint8", layout)
+        y, found = ck.maxpool2d_fprop(x, window=3, impl="reference" if layout == "NHWC" else None)
+        assert ck.maxpool2d_fprop(x, window=3, out=(None, argmax))[1] is argmax
+        assert found.data.tobytes() == argmax.data.tobytes()
+        return y, argmax
+
+    calls = {"reorder": (to, back), "relu_fprop": (ck.relu_fprop, in_place)}
+    if layout == "nChw16c":
+        calls["maxpool2d_fprop"] = (pooled,)
+        calls["lrn_fprop"] = (ck.lrn_fprop,)
+    for op, kinds in calls.items():
+        for call in kinds:
+            bound.clear()
+            for step in range(3):
+
+                def make(step=step, call=call):
+                    x = in_layout(layout, step)
+                    return lambda: call(x), [x.data]
+
+                del hits[:]
+                got = both(make)
+                assert not isinstance(got[1], str), got
+                assert hits == ([op] * (2 if call is pooled else 1) if step else [])
+
+
+TENSORS: dict[str, Callable[[Tensor], tuple[Any, Any]]] = {
+    "of other channels": lambda x: (x, Tensor(x.data.copy(), x.layout, (2, 18, 3, 3))),
+    "of other channels, in place": lambda x: (x, Tensor(x.data, x.layout, (2, 18, 3, 3))),
+    "input and output of other channels": lambda x: (
+        Tensor(x.data, x.layout, (2, 18, 3, 3)),
+        in_layout("nChw16c", C=18),
+    ),
+    "in another layout": lambda x: (x, in_layout("NHWC")),
+    "in the logical order": lambda x: (x, np.zeros(x.shape, np.float32)),
+    "of the memory": lambda x: (x, np.zeros(x.data.shape, np.float32)),
+    "both of the memory": lambda x: (x.data, np.zeros(x.data.shape, np.float32)),
+    "read-only": lambda x: (x, Tensor(frozen(x.data.shape), x.layout, x.shape)),
+    "strided": lambda x: (x, Tensor(memory(x.data.copy(), "strided"), x.layout, x.shape)),
+    "misaligned": lambda x: (x, Tensor(memory(x.data, "misaligned"), x.layout, x.shape)),
+    "of a subclass": lambda x: (x, Tensor(memory(x.data, "subclass"), x.layout, x.shape)),
+    "of another dtype": lambda x: (x, Tensor(np.zeros(x.data.shape), x.layout, x.shape)),
+    "in place": lambda x: (x, x),
+    "a view of the input": lambda x: (x, Tensor(x.data[:], x.layout, x.shape)),
+    "across the input": lambda x: (Tensor(x.data[:1], x.layout, (1, 17, 3, 3)), across_tensor(x)),
+    "a tuple": lambda x: (x, (x,)),
+    "of a list": lambda x: (Tensor(x.data, x.layout, list(x.shape)), None),
+    "of numbers that are no integers": lambda x: (Tensor(x.data, x.layout, (2.0, 17, 3, 3)), None),
+    "of a layout of its own": lambda x: (
+        Tensor(x.data, layouts.Layout("nChw16c", (0, 1, 2, 3), 16), x.shape),
+        x,
+    ),
+    "of a layout that is not in the table": lambda x: (
+        Tensor(np.zeros((2, 3, 17, 3), np.float32), layouts.Layout("NHCW", (0, 2, 1, 3)), x.shape),
+        x,
+    ),
+    "not given": lambda x: (x, None),
+}
+
+
+def across_tensor(x: Tensor) -> Tensor:
+    flat = x.data.reshape(-1)
+    return Tensor(flat[16 : 16 + flat.size // 2].reshape(1, 2, 3, 3, 16), x.layout, (1, 17, 3, 3))
+
+
+@pytest.mark.parametrize("op", ["relu_fprop", "lrn_fprop", "reorder"])
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_of_a_later_call(kind, op):
+    call = getattr(ck, op)
+    for N in (1, 2):
+        x, y = in_layout("nChw16c", N=N), in_layout("nChw16c", N=N)
+        for given in (x, x.logical()):
+            for out in (y, y.logical(), None):
+                for _ in range(2):
+                    with contextlib.suppress(ck.ConvkitError):
+                        call(given, out=out)
+
+    def make():
+        x = in_layout("nChw16c")
+        x, out = TENSORS[kind](x)
+        given = [a.data if isinstance(a, Tensor) else a for a in (x, out) if not isinstance(a, tuple)]
+        return lambda: call(x, out=out), [a for a in given if a is not None]
+
+    for _ in range(2):
+        both(make)
+
+
+def test_options_of_a_later_call_in_a_layout(hits):
+    x = in_layout("nChw16c")
+    for alpha in (1, 1.0, True, np.nan, "1", np.float32(1), [], 1):
+        for _ in range(2):
+            both(lambda alpha=alpha: (lambda: ck.lrn_fprop(x, alpha=alpha), [x.data]))
+    assert hits
+    for seed in (0, 1, 2**64, True):
+        for _ in range(2):
+            both(lambda seed=seed: (lambda: ck.dropout_fprop(x, p=0.5, seed=seed), [x.data]))
+    w = Tensor.of(np.ones((4, 4, 3, 3), np.float32), "KRSC")
+    del hits[:]
+    for lr in (0.5, 0.25, 1, np.nan, True, 0.5):
+        for _ in range(2):
+            both(lambda lr=lr: (lambda: ck.sgd_momentum(w, w, w, lr=lr), [w.data]))
+    assert hits
 
 
 # ---------------------------------------------------------------------------------------------------

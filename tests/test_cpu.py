@@ -28,6 +28,7 @@ from convkit.geometry import (
     ChannelSum,
     Conv2d,
     Linear,
+    LossSummary,
     LrnMaxPool2d,
     Pointwise,
     Pool2d,
@@ -96,6 +97,7 @@ CASES = [
     ("softmax_xent_fprop", SoftmaxXent(40, 300), {}),
     ("softmax_xent_dgrad", SoftmaxXent(40, 300), {}),
     ("label_rank", SoftmaxXent(40, 300), {}),
+    ("loss_summary", LossSummary(1000), {}),
     ("sgd_momentum", FLAT, SGD),
 ]
 #: A plan's alone: no implementation but the reference takes users' arrays.
@@ -477,6 +479,7 @@ BIG = [
     ("softmax_xent_fprop", SoftmaxXent(1000, 1000), {}),
     ("softmax_xent_dgrad", SoftmaxXent(1000, 1000), {}),
     ("label_rank", SoftmaxXent(1000, 1000), {}),
+    ("loss_summary", LossSummary(1_000_000), {}),
     ("sgd_momentum", Pointwise((1000, 1001)), SGD),
 ]
 

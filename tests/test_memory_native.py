@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from blocks import block, physical, unblock
@@ -9,7 +11,16 @@ from blocks import block, physical, unblock
 import convkit as ck
 from convkit import check, native, registry
 from convkit.cpu import philox
-from convkit.geometry import LRN, ChannelSum, LrnMaxPool2d, Pointwise, Pool2d, Reorder, SoftmaxXent
+from convkit.geometry import (
+    LRN,
+    ChannelSum,
+    LossSummary,
+    LrnMaxPool2d,
+    Pointwise,
+    Pool2d,
+    Reorder,
+    SoftmaxXent,
+)
 
 F = np.float32
 NAMES = ("rows", "two_passes", "vectors", "registers", "transpose")
@@ -191,6 +202,33 @@ def test_a_label_in_any_lane_has_its_rank(K, isa):
     order = np.argsort(-logits[:K], axis=1, kind="stable")
     assert np.array_equal(got[:K], [list(row).index(label) for row, label in zip(order, labels)])
     assert (got[K:] == K).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("N", [0, 1, 7, 8, 9, 64, 1031])
+def test_a_summary_has_the_same_bits_everywhere(N, dtype):
+    """Loss n is part of sum n % 8; what is not finite is found in any place."""
+    rng = np.random.default_rng(N)
+    loss, rank = rng.lognormal(0, 9, N).astype(dtype), rng.integers(0, 9, N, np.int32)
+    sums = np.zeros(8)
+    for n, value in enumerate(loss):
+        sums[n % 8] += float(value)
+    sums = sums[:4] + sums[4:]
+    sums = sums[:2] + sums[2:]
+    total, errors, finite = np.full(1, np.nan), np.full(2, -1), np.full(1, -1, np.int32)
+    for isa in native.isas():
+        with native.using(isa):
+            summary = functools.partial(run("loss_summary", "vectors"), LossSummary(N, dtype))
+            summary(loss, rank, total, errors, finite)
+            assert total[0] == sums[0] + sums[1]
+            assert [*errors, *finite] == [(rank >= 1).sum(), (rank >= 5).sum(), 1]
+            for place in range(0, N, 13):
+                for bad in (np.nan, np.inf, -np.inf):
+                    other = loss.copy()
+                    other[place] = bad
+                    summary(other, rank, total, errors, finite)
+                    assert np.array_equal(total, [bad], equal_nan=True)
+                    assert finite[0] == 0
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -1,11 +1,12 @@
-"""Softmax, cross-entropy and the label's rank in C++: native/kernels/softmax.hpp."""
+"""Softmax, cross-entropy, the label's rank and a batch's summary in C++: native/kernels/softmax.hpp."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from ..geometry import SoftmaxXent
-from .native_call import STORAGE, compiled, kernel
+from ..geometry import LossSummary, SoftmaxXent
+from .native_call import STORAGE, compiled, kernel, kernels
 
 Launch = Callable[..., None]
 
@@ -23,3 +24,8 @@ def softmax_xent_dgrad(g: SoftmaxXent) -> Launch:
 @compiled("label_rank", name="vectors", dtypes=STORAGE)
 def label_rank(g: SoftmaxXent) -> Launch:
     return kernel("label_rank", g.dtype, g.N, g.K)
+
+
+@compiled("loss_summary", name="vectors", dtypes=("float32", "float64"))
+def loss_summary(g: LossSummary) -> Launch:
+    return partial(kernels().loss_summary, g.dtype == "float64", g.N)

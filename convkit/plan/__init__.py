@@ -25,6 +25,8 @@ from .program import Program
 
 Array = Any
 
+#: Lists of calls for which functions are kept.
+MOST_LISTS = 64
 #: End of dropout's counters.
 COUNTERS = 2**63
 
@@ -187,7 +189,7 @@ class Plan:
         Parameters
         ----------
         calls : list of Call
-            A list of the plan's own: what is worked out for it is kept.
+            What is worked out for it is kept, so that it pays to pass the plan's own lists.
         behind : callable, optional
             Called with each call that makes the gradient of a parameter, behind it.
         """
@@ -203,6 +205,8 @@ class Plan:
         executor = devices.current() if self.program.chooser.device == "cuda" else None
         kept = self._bare.get(id(calls))
         if kept is None or kept[0] is not calls or kept[1] is not executor or len(kept[2]) != len(calls):
+            if len(self._bare) >= MOST_LISTS:
+                self._bare.clear()  # lists that are not the plan's own
             self._bare[id(calls)] = kept = calls, executor, [call.bare() for call in calls]
         return kept[2]
 

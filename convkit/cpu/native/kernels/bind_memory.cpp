@@ -190,6 +190,15 @@ void bind_pointwise(py::module_& m) {
       });
     });
   }, py::arg("dtype"), N, K, py::arg("logits"), py::arg("labels"), py::arg("rank"), threads);
+  m.def("loss_summary", [](bool wide, int64_t N, Object loss, Object rank, Object total, Object errors, Object finite) {
+    const auto run = [&](auto l) {
+      unlocked([&, loss = in<decltype(l)>(loss), rank = in<int32_t>(rank), total = out<double>(total),
+                errors = out<int64_t>(errors), finite = out<int32_t>(finite)] {
+        loss_summary(N, loss, rank, total, errors, finite);
+      });
+    };
+    wide ? run(double{}) : run(float{});
+  }, py::arg("wide"), N, py::arg("loss"), py::arg("rank"), py::arg("total"), py::arg("errors"), py::arg("finite"));
 }
 
 void bind_sums(py::module_& m) {

@@ -109,6 +109,32 @@ void label_rank(int64_t N, int64_t K, const S* logits, const int64_t* labels, in
   });
 }
 
+template <class L>
+void loss_summary(int64_t N, const L* loss, const int32_t* rank, double* total, int64_t* errors, int32_t* finite) {
+  constexpr int SUMS = 8;
+  double sums[SUMS] = {};
+  bool good = true;
+  int64_t first = 0, fifth = 0;
+  const auto add = [&](int64_t n, int s) {
+    sums[s] += double(loss[n]);
+    good &= loss[n] - loss[n] == 0;  // infinity - infinity is NaN
+    first += rank[n] >= 1;
+    fifth += rank[n] >= 5;
+  };
+  int64_t n = 0;
+  for (; n + SUMS <= N; n += SUMS)
+    for (int s = 0; s < SUMS; ++s) add(n + s, s);
+  for (int s = 0; n + s < N; ++s) add(n + s, s);
+  for (int step = SUMS / 2; step > 0; step /= 2)
+    for (int s = 0; s < step; ++s) sums[s] += sums[s + step];
+  *total = sums[0];
+  errors[0] = first;
+  errors[1] = fifth;
+  *finite = good;
+}
+template void loss_summary(int64_t, const float*, const int32_t*, double*, int64_t*, int32_t*);
+template void loss_summary(int64_t, const double*, const int32_t*, double*, int64_t*, int32_t*);
+
 #define CK_SOFTMAX(S)                                                                                              \
   template void softmax_xent_fprop(int64_t, int64_t, const S*, const int64_t*, float*, S*, int);                   \
   template void softmax_xent_dgrad(int64_t, int64_t, const S*, const int64_t*, const float*, S*, int);             \
