@@ -93,11 +93,11 @@ def typed(value: Any) -> Any:
     if kind is list:
         return list, *map(typed, value)
     if kind is dict:
-        return dict, tuple(value), typed(tuple(value.values()))
+        return dict, tuple(value), *map(typed, value.values())
     raise Unusual
 
 
-_INT32 = np.dtype(np.int32)
+_INT32, _UINT8 = np.dtype(np.int32), np.dtype(np.uint8)
 
 
 def flagged(value: Any) -> bool:
@@ -359,6 +359,8 @@ def _within(values: Any, end: int) -> bool:
     """Whether integers all lie in [0, end)."""
     if values.size > FEW:
         low, high = values.min(), values.max()
+    elif values.dtype is _UINT8:  # an argmax: its bytes are its values
+        return max(values.tobytes()) < end
     else:
         listed = values.reshape(-1).tolist()
         low, high = min(listed), max(listed)

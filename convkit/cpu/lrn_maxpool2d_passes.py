@@ -56,8 +56,7 @@ def lrn_maxpool2d_dgrad(g: LrnMaxPool2d) -> Launch:
         dy: Array, argmax: Array, x: Array, dx: Array, relu: bool = False, *, workspace: Array
     ) -> None:
         number = count()
-        run.maxpool2d_dgrad(dtype, pool, dy, argmax, workspace, number)
-        run.lrn_dgrad(dtype, lrn, workspace, x, dx, number)
+        run.lrn_maxpool2d_dgrad(dtype, lrn, pool, dy, argmax, x, dx, workspace, number)
         if relu:
             run.relu_dgrad(dtype, size, dx, x, dx, number)
 

@@ -23,13 +23,18 @@ LinearShape shape(const Extents& e) { return {e[0], e[1], e[2]}; }
 // Options of ops.sgd_momentum, by name.
 Sgd sgd_of(const py::dict& o) {
   if (o.empty()) return {};
-  const auto number = [&](const char* name) { return py::cast<double>(o[name]); };
-  return {float(number("lr")),
-          float(number("momentum")),
-          float(number("weight_decay")),
-          float(1 - number("dampening")),
-          py::cast<bool>(o["nesterov"]),
-          py::cast<bool>(o["lr_in_velocity"])};
+  // A name is made a Python string once: the six of a call would take as long as a small update.
+  static const auto name = [](const char* text) { return py::str(text).release(); };
+  static const py::handle lr = name("lr"), momentum = name("momentum"), weight_decay = name("weight_decay"),
+                          dampening = name("dampening"), nesterov = name("nesterov"),
+                          lr_in_velocity = name("lr_in_velocity");
+  const auto number = [&](py::handle key) { return py::cast<double>(o[key]); };
+  return {float(number(lr)),
+          float(number(momentum)),
+          float(number(weight_decay)),
+          float(1 - number(dampening)),
+          py::cast<bool>(o[nesterov]),
+          py::cast<bool>(o[lr_in_velocity])};
 }
 
 void fprop(const std::string& dtype, const Extents& extents, const py::object& x, const py::object& w,

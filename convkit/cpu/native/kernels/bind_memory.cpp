@@ -107,6 +107,21 @@ void bind_pool(py::module_& m) {
       });
     });
   }, py::arg("dtype"), py::arg("g"), py::arg("dy"), py::arg("argmax"), py::arg("dx"), threads);
+  // Both passes in one call: `between`, of x's shape, is scratch memory.
+  m.def("lrn_maxpool2d_dgrad", [](const std::string& dtype, const Lrn& lrn, const Pool& pool, Object dy, Object argmax,
+                                  Object x, Object dx, Object between, int threads) {
+    with_storage(dtype, [&](auto s) {
+      with_index(argmax, [&](auto i) {
+        using S = decltype(s);
+        unlocked([&, dy = in<S>(dy), argmax = in<decltype(i)>(argmax), x = in<S>(x), dx = out<S>(dx),
+                  between = out<S>(between)] {
+          maxpool2d_dgrad_maps(pool, dy, argmax, between, threads);
+          lrn_dgrad_maps(lrn, between, x, dx, threads);
+        });
+      });
+    });
+  }, py::arg("dtype"), py::arg("lrn"), py::arg("pool"), py::arg("dy"), py::arg("argmax"), py::arg("x"), py::arg("dx"),
+     py::arg("between"), threads);
   m.def("lrn_maxpool2d_fprop_blocked",
         [](const Lrn& lrn, const Pool& pool, Object x, Object y, Object argmax, int threads) {
     with_index(argmax, [&](auto i) {
