@@ -151,12 +151,14 @@ def operation(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def in_range(name: str, values: np.ndarray, end: int, meaning: str) -> None:
+def in_range(name: str, values: Any, end: int, meaning: str) -> None:
     """Refuse integers outside [0, end).
 
     Not on a GPU, where reading them would have to wait for it: there, kernels take care not to read out of
     bounds (see `softmax_xent_fprop` for labels).
     """
+    if isinstance(values, Tensor) and isinstance(values.data, np.ndarray):
+        values = values.logical()  # in padding channels stands anything
     if values.size == 0 or not isinstance(values, np.ndarray):
         return
     if values.dtype.itemsize == 1 and values.dtype.kind == "u" and end > 255:

@@ -193,6 +193,8 @@ class Tensor:
     shape: Shape
 
     def __post_init__(self) -> None:
+        if row_of(self.layout.name) != self.layout:  # implementations go by the name
+            raise OptionError(f"{self.layout} is not the layout of that name")
         wanted = self.layout.physical(self.shape)
         if tuple(self.data.shape) != wanted:
             raise OptionError(

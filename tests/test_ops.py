@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -1231,6 +1232,21 @@ def test_reorder_there_and_back():
     assert np.array_equal(tensors.data, blocked(x).data)
     assert np.array_equal(ck.reorder(tensors, out=np.empty_like(x)), x)
     assert np.array_equal(ck.reorder(x), x)
+
+
+def test_positions_in_a_tensor_are_checked_and_layouts_are_those_of_the_table():
+    need_kernels()
+    x = blocked(random(1, 2, 20, 5, 6).astype(F))
+    y, argmax = ck.maxpool2d_fprop(x)
+    dx = ck.maxpool2d_dgrad(y, argmax, x.shape)
+    argmax.data[:, -1, ..., 4:] = 200  # padding channels
+    assert np.array_equal(ck.maxpool2d_dgrad(y, argmax, x.shape).logical(), dx.logical())
+    argmax.data[0, 0, 0, 0, 3] = 9
+    for _ in range(2):
+        with pytest.raises(OptionError, match="argmax must each be a position in the window"):
+            ck.maxpool2d_dgrad(y, argmax, x.shape)
+    with pytest.raises(OptionError, match="is not the layout of that name"):
+        Tensor(x.data, replace(x.layout, axes=(0, 1, 3, 2)), (2, 20, 6, 5))
 
 
 def test_nhwc_is_a_layout():
