@@ -93,7 +93,15 @@ def typed(value: Any) -> Any:
     if kind is list:
         return list, *map(typed, value)
     if kind is dict:
-        return dict, tuple(value), *map(typed, value.values())
+        # What is usual is spelt out: a call of `typed` for each takes half as long again as the kernel.
+        return (
+            dict,
+            *value,
+            *[
+                v if type(v) is int else (float, v) if type(v) is float and v else typed(v)
+                for v in value.values()
+            ],
+        )
     raise Unusual
 
 

@@ -23,28 +23,11 @@ from .plan import Plan, fusion
 from .plan.graph import VIEW, lower
 from .plan.program import Program
 from .registry import MATH, current_choice
+from .state import FORMAT, checked, copies, differences
 from .update import Update, number
 
 #: Bytes of plans that a network keeps by default. AlexNet's takes some 6.5 MB for each image of its batch.
 PLAN_MEMORY = 4 * 2**30
-#: Version of what `Network.state` returns.
-STATE_FORMAT = 1
-_STATE_KEYS = ("format", "dtype", "shapes", "params", "velocities", "seed", "dropout_offset", "plan")
-#: Lines of an error or a warning that lists differences.
-_LISTED = 6
-
-
-def _some(lines: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    more = len(lines) - _LISTED
-    return "".join(f"\n  {line}" for line in lines[:_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A nested dict as one level: its leaves, by the words that lead to them."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name} {key}".strip()).items()}
 
 
 def _named_layers(layers: Any) -> tuple[Layer, ...]:
@@ -660,11 +643,11 @@ class Network:
         """
         with self._turn:
             return {
-                "format": STATE_FORMAT,
+                "format": FORMAT,
                 "dtype": self.dtype,
                 "shapes": {name: tuple(w.shape) for name, w in self.params.items()},
-                "params": _copies(self.params),
-                "velocities": _copies(self.velocities),
+                "params": copies(self.params),
+                "velocities": copies(self.velocities),
                 "seed": self.seed,
                 "dropout_offset": self.dropout_offset,
                 "plan": copy.deepcopy(self._planned),
@@ -692,67 +675,15 @@ class Network:
         DtypeError
             Where dtypes differ.
         """
-        if not isinstance(state, Mapping):
-            raise OptionError(f"a state is a dict, as Network.state returns it, not {type(state).__name__}")
-        if "format" in state and state["format"] != STATE_FORMAT:
-            raise OptionError(f"the state has format {state['format']!r}; this convkit reads {STATE_FORMAT}")
-        self._check_names("the state", state, _STATE_KEYS)
-        if state["dtype"] != self.dtype:
-            raise DtypeError(f"the state is {state['dtype']}, but the network is {self.dtype}")
-        seed = integer("seed", state["seed"], 0, 2**64 - 1)
-        offset = integer("dropout_offset", state["dropout_offset"], 0, 2**63 - 1)
-        plan = state["plan"]
-        if plan is not None and not isinstance(plan, Mapping):
-            raise OptionError(f"plan must be a dict or None, not {plan!r}")
-        if not isinstance(state["shapes"], Mapping):
-            raise OptionError(f"shapes must be a dict, not {type(state['shapes']).__name__}")
-        self._check_names("shapes", state["shapes"], self.params)
-        self._check_shapes("shapes", state["shapes"])
-        params = self._checked_part("params", state["params"])
-        velocities = self._checked_part("velocities", state["velocities"])
+        loaded = checked(state, self.params, self.dtype)
         with self._turn:
             self._require_idle()
-            for own, loaded in ((self.params, params), (self.velocities, velocities)):
-                for name, values in loaded.items():
+            for own, part in ((self.params, loaded.params), (self.velocities, loaded.velocities)):
+                for name, values in part.items():
                     arrays.assign(own[name], values)
-            self.seed, self.dropout_offset = seed, offset
-            self._planned = self._resumed = copy.deepcopy(None if plan is None else dict(plan))
+            self.seed, self.dropout_offset = loaded.seed, loaded.dropout_offset
+            self._planned = self._resumed = copy.deepcopy(loaded.plan)
             self._last = self._stepped = None
-
-    @staticmethod
-    def _check_names(where: str, found: Mapping[str, Any], wanted: Any) -> None:
-        lines = [f"{name!r} is missing" for name in wanted if name not in found]
-        lines += [f"{name!r} is not known" for name in found if name not in wanted]
-        if lines:
-            raise OptionError(f"{where} does not fit this network:{_some(lines)}")
-
-    def _check_shapes(self, where: str, shapes: Mapping[str, Any]) -> None:
-        found = {name: tuple(s) if isinstance(s, (list, tuple)) else s for name, s in shapes.items()}
-        lines = [
-            f"{name} has shape {found[name]}, but the network's has {tuple(w.shape)}"
-            for name, w in self.params.items()
-            if found[name] != tuple(w.shape)
-        ]
-        if lines:
-            raise ShapeError(f"{where} of the state do not fit this network:{_some(lines)}")
-
-    def _checked_part(self, part: str, found: Any) -> dict[str, np.ndarray]:
-        """The arrays of a part of a state, after all checks."""
-        if not isinstance(found, Mapping):
-            raise OptionError(f"{part} must be a dict of arrays, not {type(found).__name__}")
-        self._check_names(part, found, self.params)
-        values = {name: self._restored(f'{part}["{name}"]', found[name]) for name in self.params}
-        self._check_shapes(part, {name: array.shape for name, array in values.items()})
-        for name, array in values.items():
-            if (dtype := arrays.dtype_name(f'{part}["{name}"]', array)) != self.dtype:
-                raise DtypeError(f'{part}["{name}"] has dtype {dtype}, but the network is {self.dtype}')
-        return values
-
-    def _restored(self, name: str, value: Any) -> np.ndarray:
-        array = arrays.view(name, value)
-        kind = arrays.np_dtype(self.dtype)
-        # NumPy's files keep of bfloat16 that it has two bytes.
-        return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array
 
     def _compare_plan(self, plan: Plan, batch: int) -> None:
         """Note what a step runs; warn where it is not what a loaded state was made with.
@@ -766,24 +697,9 @@ class Network:
         if before is None or now is None or before.get("batch") != batch:
             return
         self._resumed = None
-        old, new = _flat(before), _flat(now)
-        lines = [
-            f"{name}: {new.get(name, '-')}, was {old.get(name, '-')}"
-            for name in {**old, **new}
-            if old.get(name) != new.get(name)
-        ]
-        if lines:
+        if found := differences(before, now):
             warnings.warn(
-                f"this step does not run as the loaded state's last, so its bits may differ:{_some(lines)}",
+                f"this step does not run as the loaded state's last, so its bits may differ:{found}",
                 UserWarning,
                 stacklevel=5,  # the caller of `step`, which `operation` wraps
             )
-
-
-def _copies(parameters: Parameters) -> dict[str, np.ndarray]:
-    """Copies in host memory."""
-    found = {}
-    for name, array in parameters.items():
-        found[name] = np.empty(array.shape, array.dtype)
-        arrays.assign(found[name], array)
-    return found

@@ -646,10 +646,6 @@ TENSORS: dict[str, Callable[[Tensor], tuple[Any, Any]]] = {
         Tensor(x.data, layouts.Layout("nChw16c", (0, 1, 2, 3), 16), x.shape),
         x,
     ),
-    "of a layout that is not in the table": lambda x: (
-        Tensor(np.zeros((2, 3, 17, 3), np.float32), layouts.Layout("NHCW", (0, 2, 1, 3)), x.shape),
-        x,
-    ),
     "not given": lambda x: (x, None),
 }
 
