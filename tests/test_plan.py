@@ -16,7 +16,7 @@ from strategies import seeded
 
 import convkit as ck
 from convkit import layers as L
-from convkit import native
+from convkit import layouts, native, registry
 from convkit.geometry import ChannelSum, Pointwise
 from convkit.plan import fusion
 from convkit.plan.graph import Graph, Node, lower
@@ -522,3 +522,58 @@ def test_a_plan_of_emulated_kernels_computes_what_its_layers_say(compiler):
 def test_many_plans_of_emulated_kernels_compute_what_their_layers_say(compiler):
     for seed in range(20_000, 20_040):
         compare(seed, "float32", ck.emulate)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Layouts
+# ---------------------------------------------------------------------------------------------------
+IN_NHWC = (
+    *("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "conv2d_bgrad"),
+    *("lrn_fprop", "lrn_dgrad", "maxpool2d_fprop", "maxpool2d_dgrad"),
+)
+
+
+def plant_in_nhwc(op: str) -> None:
+    """The reference, computing in NHWC."""
+    declared, of = layouts.declared("NHWC"), registry.OPS[op]
+    (reference,) = (i for i in ck.implementations(op, device="cpu") if i.name == "reference")
+
+    def run(problem, *arrays, **options):
+        names = (*of.inputs, *of.outputs)
+        plain = [
+            None if a is None else declared.of(name).unpack(a, problem.shape(name))
+            for name, a in zip(names, arrays, strict=True)
+        ]
+        outputs = [np.empty(a.shape, a.dtype) for a in plain[len(of.inputs) :]]
+        reference.run(problem, *plain[: len(of.inputs)], *outputs, **options)
+        for name, made, array in zip(of.outputs, outputs, arrays[len(of.inputs) :], strict=True):
+            declared.of(name).pack(made, array)
+
+    registry.add(registry.Implementation(op, "nhwc", run, dtypes=("float64",), layout="NHWC"))
+
+
+def test_a_plan_takes_whatever_layout_is_declared(monkeypatch):
+    """Between copies into it and back where these cost less than they save; the results are the same."""
+    registry.builtin()
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    stack = (
+        *(conv("conv1", 6), L.Relu("relu1"), L.Lrn("norm1"), conv("conv2", 6, groups=2), L.Relu("relu2")),
+        *(L.MaxPool("pool2"), conv("conv3", 5), L.Relu("relu3"), L.Flatten("flatten"), linear("fc")),
+    )
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((2, 3, 9, 9)), np.array([1, 2])
+    plain, net = (ck.Network(stack, (3, 9, 9), 10, dtype="float64", seed=1) for _ in range(2))
+    wanted = plain.step(x, labels)
+    for op in IN_NHWC:
+        plant_in_nhwc(op)
+    calls = [call for calls in net.plan(2).phases().values() for call in calls]
+    picked = {f"{call.layer} {call.op.name}": call.implementation.label for call in calls}
+    for layer, op in (("conv1+relu1", "conv2d_fprop"), ("norm1", "lrn_dgrad"), ("pool2", "maxpool2d_dgrad")):
+        assert picked[f"{layer} {op}"] == "nhwc NHWC"
+    moved = [(call.layer, call.implementation.layout) for call in calls if call.op.name == "reorder"]
+    assert moved == [
+        ("conv1+relu1", "NCHW>NHWC"), ("flatten", "NHWC>NCHW"), ("flatten", "NCHW>NHWC")
+    ]  # fmt: skip
+    assert net.step(x, labels) == pytest.approx(wanted, rel=1e-13)
+    for name, w in plain.params.items():
+        np.testing.assert_allclose(net.params[name], w, rtol=1e-10, atol=1e-13, err_msg=name)
