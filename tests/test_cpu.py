@@ -15,7 +15,6 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from blocks import BLOCKED, block, physical
 from conftest import need
 
 import convkit as ck
@@ -137,9 +136,7 @@ def inputs_of(op, problem, seed=0):
 def outputs_of(op, problem, layout="NCHW"):
     found = []
     for name in registry.OPS[op].outputs:
-        shape = problem.shape(name)
-        if layouts.of(layout, name).name == BLOCKED:
-            shape = physical(shape)
+        shape = layouts.of(layout, name).physical(problem.shape(name))
         output = arrays.empty(shape, problem.dtype_of(name))
         output.fill(np.nan if output.dtype.kind not in "iu" else 255)
         found.append(output)
@@ -150,7 +147,7 @@ def memory_of(implementation, inputs):
     """The inputs in the implementation's layout."""
     names = registry.OPS[implementation.op].inputs
     return [
-        block(a) if layouts.of(implementation.layout, name).name == BLOCKED else a
+        row.packed(a) if (row := layouts.of(implementation.layout, name)).axes else a
         for name, a in zip(names, inputs, strict=True)
     ]
 
