@@ -300,7 +300,7 @@ class Network:
             if op not in ops:
                 raise unknown(f"op of {layer}", op, ops)
             if name is not None:
-                found = [i.name for i in registry.implementations(op, layout=None)]
+                found = sorted({i.name for i in registry.implementations(op, layout=None)})
                 if name not in found:
                     raise unknown(f"implementation of {op}", name, found)
         with self._turn:

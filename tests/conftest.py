@@ -38,6 +38,16 @@ def _need():
 
 
 @pytest.fixture(scope="session")
+def kernels() -> None:
+    """For tests of the CPU's C++ kernels: skipped where they are not built, except in CI."""
+    from convkit import native
+
+    if (missing := native.kernels_missing()) is not None:
+        assert not os.environ.get("CI"), missing
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
 def compiler() -> None:
     """For tests that emulate kernels: skipped without a C++ compiler, except in CI, which must have one."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]

@@ -855,11 +855,8 @@ def test_emulation_is_noticed(compiler, hits):
     assert hits == ["relu_fprop"]
 
 
-def test_threads_are_asked_for_in_each_call(monkeypatch):
-    asked = []
-    module = native.kernels()
-    if module is None:
-        pytest.skip("no C++ kernels")
+def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
+    asked, module = [], native.kernels()
 
     class Watched:
         def relu_fprop(self, *arguments):

@@ -16,14 +16,13 @@ from strategies import seeded
 
 import convkit as ck
 from convkit import layers as L
-from convkit import layouts, native, registry
+from convkit import layouts, registry
 from convkit.geometry import ChannelSum, Pointwise
 from convkit.plan import fusion
 from convkit.plan.graph import Graph, Node, lower
 from convkit.plan.program import Program
 
 INIT = L.Normal(0.1)
-needs_kernels = pytest.mark.skipif(native.kernels_missing() is not None, reason="no native kernels")
 
 
 def conv(name: str, filters: int = 16, **options) -> L.Conv:
@@ -272,7 +271,7 @@ FUSED = {
 }  # fmt: skip
 
 
-@needs_kernels
+@pytest.mark.usefixtures("kernels")
 def test_a_plan_applies_every_pattern():
     calls = step_of(whole())
     assert set(calls) >= {*FUSED, "conv2+relu2 conv2d_dgrad_relu", "fc8 linear_dgrad_wgrad_sgd"}
