@@ -583,6 +583,7 @@ def test_the_layers_of_alexnet(kernel):
         LRN: (LRN.of((2, 96, 55, 55), groups=2, k=2.0), LRN.of((2, 256, 27, 27), groups=2, k=2.0)),
         Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
         SoftmaxXent: (SoftmaxXent(128, 1000),),
+        LossSummary: (LossSummary(128),),
         ChannelSum: (ChannelSum(2, 96, 55, 55, 4),),
         LrnMaxPool2d: tuple(
             lrn_pool((2, *shape), {"ceil_mode": True}, groups=groups, k=2.0)
