@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, devices, layouts, native, registry
+from . import arrays, devices, layouts, registry
 from .errors import ConvkitError
 from .layouts import Tensor
 from .registry import OPS, Op
@@ -144,7 +144,6 @@ class Bound:
             "_flags",
             "_generation",
             "_inplace",
-            "_kernels",
             "_launch",
             "_locked",
             "_made",
@@ -161,7 +160,6 @@ class Bound:
         self._device = device
         self._executor: Any = None
         self._op = op
-        self._kernels = native._choice
         self._generation = registry.generation()
         self._launch = call.launch()
         #: Inputs that this kind of call is given by keyword, as the op's flags.
@@ -193,11 +191,7 @@ class Bound:
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
         """The op's result, or MISS where this call is not one of its kind."""
-        if (
-            self._kernels is not native._choice
-            or self._generation != registry.generation()
-            or devices._emulator.get() is not None
-        ):
+        if self._generation != registry.generation() or devices._instead.get() is not None:
             return MISS
         for i, end in self._ranges:
             if not _within(inputs[i], end):
@@ -316,11 +310,7 @@ class OnGpu(Bound):
             self._executor = devices.current()
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
-        if (
-            self._kernels is not native._choice
-            or self._generation != registry.generation()
-            or self._executor is not devices.current()
-        ):
+        if self._generation != registry.generation() or self._executor is not devices.current():
             return MISS
         if self._copies:
             inputs = self._ready(inputs)
@@ -473,13 +463,13 @@ def _first(
 ) -> Any:
     """Run a call the whole way, and keep it bound."""
     trace = Trace()
-    before = registry.generation(), native._choice
+    before = registry.generation()
     with _traced(trace):
         result = run()
     call = trace.call
     if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not _usual(out)):
         return result
-    if before != (registry.generation(), native._choice):
+    if before != registry.generation():
         return result  # worked out while something changed, and so for one or for the other
     if device == "cpu":
         bound = Bound(call, inputs, trace.ranges)

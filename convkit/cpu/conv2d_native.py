@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import layouts, native
+from .. import layouts
 from ..geometry import Conv2d, window_span
-from . import threads
+from . import extension, threads
 from .native_call import excess
 from .storage import prepares
 
@@ -91,7 +91,7 @@ def _register(
 
     def declared(way: str) -> dict[str, Any]:
         def workspace(g: Conv2d) -> int:
-            kernels = native.kernels()
+            kernels = extension.kernels()
             assert kernels is not None
             return int(getattr(kernels, f"conv2d_{way}_{algorithm}_workspace")(numbers(g), *flags))
 
@@ -105,15 +105,15 @@ def _register(
             return excess(workspace(g), g, "x", "w", "y")
 
         def fits(g: Conv2d) -> str | None:
-            return decided(native.isa(), g)
+            return decided(extension.isa(), g)
 
         return {
             "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
-            "compiled": True, "missing": native.kernels_missing, "when": fits, "workspace": workspace,
+            "compiled": True, "missing": extension.kernels_missing, "when": fits, "workspace": workspace,
         }  # fmt: skip
 
     def bind(way: str, g: Conv2d) -> tuple[Any, ...]:
-        run = getattr(native.kernels(), f"conv2d_{way}_{algorithm}")
+        run = getattr(extension.kernels(), f"conv2d_{way}_{algorithm}")
         return run, numbers(g), *flags, threads.count
 
     if "fprop" in ways:
@@ -165,7 +165,7 @@ def _asked(algorithm: str) -> Callable[..., str | None]:
     """`when` of an algorithm that says itself what it cannot do."""
 
     def when(g: Conv2d, way: str, layout: str) -> str | None:
-        return getattr(native.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))  # type: ignore[no-any-return]
+        return getattr(extension.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))  # type: ignore[no-any-return]
 
     return when
 
