@@ -147,6 +147,7 @@ class Bound:
             "_launch",
             "_locked",
             "_made",
+            "_kernels",
             "_op",
             "_options",
         ),
@@ -161,6 +162,7 @@ class Bound:
         self._executor: Any = None
         self._op = op
         self._generation = registry.generation()
+        self._kernels = devices.cpu_kernels
         self._launch = call.launch()
         #: Inputs that this kind of call is given by keyword, as the op's flags.
         self._flags = tuple(name for name in op.flags if call.options.get(name) is not None)
@@ -191,7 +193,11 @@ class Bound:
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
         """The op's result, or MISS where this call is not one of its kind."""
-        if self._generation != registry.generation() or devices._instead.get() is not None:
+        if (
+            self._kernels is not devices.cpu_kernels
+            or self._generation != registry.generation()
+            or devices._instead.get() is not None
+        ):
             return MISS
         for i, end in self._ranges:
             if not _within(inputs[i], end):
@@ -310,7 +316,11 @@ class OnGpu(Bound):
             self._executor = devices.current()
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
-        if self._generation != registry.generation() or self._executor is not devices.current():
+        if (
+            self._kernels is not devices.cpu_kernels
+            or self._generation != registry.generation()
+            or self._executor is not devices.current()
+        ):
             return MISS
         if self._copies:
             inputs = self._ready(inputs)
@@ -463,13 +473,13 @@ def _first(
 ) -> Any:
     """Run a call the whole way, and keep it bound."""
     trace = Trace()
-    before = registry.generation()
+    before = registry.generation(), devices.cpu_kernels
     with _traced(trace):
         result = run()
     call = trace.call
     if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not _usual(out)):
         return result
-    if before != registry.generation():
+    if before != (registry.generation(), devices.cpu_kernels):
         return result  # worked out while something changed, and so for one or for the other
     if device == "cpu":
         bound = Bound(call, inputs, trace.ranges)

@@ -868,8 +868,7 @@ def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
         def __getattr__(self, name):
             return getattr(module, name)
 
-    monkeypatch.setattr(extension, "_choice", (Watched(), extension.isa(), ""))
-    registry.changed()
+    monkeypatch.setattr(devices, "cpu_kernels", (Watched(), extension.isa(), ""))
     monkeypatch.setenv("CONVKIT_NUM_THREADS", "3")
     ck.relu_fprop(X)
     ck.relu_fprop(X)

@@ -20,7 +20,7 @@ import pytest
 from cudnn_stand_in import frontend as stand_in
 from test_cudnn import SOURCE, build
 
-from convkit import cli
+from convkit import cli, devices
 from convkit.cli import doctor
 from convkit.cpu import extension, threads
 from convkit.cuda import host_compiler, nvrtc, sass
@@ -164,21 +164,21 @@ def test_the_extension(monkeypatch):
     for reason, expected, file in cases:
         monkeypatch.setattr(extension, "why_missing", lambda reason=reason: reason)
         monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name, file=file: file or None)
-        row = doctor.extension()
+        row = doctor.cpp_extension()
         assert (state(row), row.found) == (expected, reason.partition("; ")[0].partition(": run")[0])
         assert "pip install -e ." in row.advice
     monkeypatch.setattr(extension, "load", lambda: SimpleNamespace(__file__="/x/_native.so"))
-    assert state(doctor.extension()) == "ok" and doctor.extension().path == "/x/_native.so"
+    assert state(doctor.cpp_extension()) == "ok" and doctor.cpp_extension().path == "/x/_native.so"
 
 
 @pytest.fixture
 def isas(monkeypatch):
     """The C++ kernels as they are told to be: reasons by instruction set, and which of them is used."""
-    monkeypatch.setattr(extension, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
 
     def pretend(used: str, **reasons: str) -> doctor.Row:
         choice = (None, used, reasons.get("none", "")) if used == "none" else (SimpleNamespace(), used, "")
-        monkeypatch.setattr(extension, "_choice", choice)
+        monkeypatch.setattr(devices, "cpu_kernels", choice)
         monkeypatch.setattr(extension, "unusable", lambda: {k: v for k, v in reasons.items() if k != "none"})
         return one("C++ kernels", doctor.cpu_kernels)
 
@@ -201,7 +201,7 @@ def test_instruction_sets(isas, monkeypatch):
 
 def test_values_that_cannot_be_obeyed(monkeypatch, tmp_path):
     """They are the row's own errors, and the variable is named."""
-    monkeypatch.setattr(extension, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
     monkeypatch.setenv("CONVKIT_ISA", "v33")
     monkeypatch.setenv("CONVKIT_NUM_THREADS", "many")
     monkeypatch.setenv("CONVKIT_KERNELS", str(tmp_path / "gone"))
@@ -741,7 +741,7 @@ def test_the_table_fits(three):
 def test_a_quick_look_imports_nothing_heavy():
     """In a process of its own, whose modules are counted at the end."""
     code = (
-        "import sys; from convkit import doctor; doctor._in_children = lambda names, imports: {};"
+        "import sys; from convkit.cli import doctor; doctor._in_children = lambda names, imports: {};"
         "doctor.rows(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -805,7 +805,7 @@ def rows(*, imports: bool = False) -> list[Row]:
 
 
 _CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from convkit import doctor; "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from convkit.cli import doctor; "
     "doctor.child(sys.argv[3:], imports=sys.argv[2] == '1')"
 )
 
