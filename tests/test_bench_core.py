@@ -353,7 +353,7 @@ def test_a_part_that_is_looked_at_is_that_of_the_whole(loaded):
             assert got and trial.same(got, whole) and trial.same(whole, got), contender_.name
             assert all(got[name].shape == whole[name].shape for name in whole)
             layouts.add(contender_.layout)
-    assert len(layouts) > 1 or not ck.native.isas()
+    assert len(layouts) > 1 or not ck.cpu.extension.isas()
 
 
 def test_one_that_is_held_up_between_two_clocks_is_not_accused(loaded, clock, monkeypatch):

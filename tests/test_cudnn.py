@@ -947,4 +947,4 @@ def test_an_argmax_that_contradicts_itself():
 
 
 def test_chains_are_ops_of_convkit():
-    assert set(chains.OPS) <= set(ck.registry.OPS)
+    assert set(chains.OPS) <= set(ck.op.OPS)
