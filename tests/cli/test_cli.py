@@ -281,7 +281,7 @@ def nothing_runs(monkeypatch):
 
     monkeypatch.setattr(command, "_measured", ran)
     monkeypatch.setattr(check, "check_these", ran)
-    monkeypatch.setattr("convkit.cli._profile", ran)
+    monkeypatch.setattr("convkit.cli.alexnet._profile", ran)
 
 
 def test_malformed_values_of_conv_are_named_with_their_key(capsys, nothing_runs):
