@@ -61,8 +61,8 @@ int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, "580.65.06", n)
 @pytest.fixture(autouse=True)
 def nothing_here(monkeypatch):
     """No driver, whatever this machine has, and nothing of the environment."""
-    monkeypatch.setattr(gpu_driver, "DRIVERS", ("libcuda-of-nobody.so.1",))
-    monkeypatch.setattr(gpu_driver, "MANAGEMENT", ("libnvidia-ml-of-nobody.so.1",))
+    monkeypatch.setattr(gpu_driver, "DRIVERS", ("libcuda-absent.so.1",))
+    monkeypatch.setattr(gpu_driver, "MANAGEMENT", ("libnvidia-ml-absent.so.1",))
     for name in [name for name in os.environ if name.startswith(("CONVKIT_", "CUDA_VISIBLE_"))]:
         monkeypatch.delenv(name)
 
@@ -465,7 +465,7 @@ def no_cudnn(monkeypatch):
         "cudnn",
         distributions=("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend"),
     )
-    monkeypatch.setattr(library, "SONAMES", ("libcudnn-of-nobody.so",))
+    monkeypatch.setattr(library, "SONAMES", ("libcudnn-absent.so",))
     monkeypatch.setattr(library, "wheels", lambda: iter(()))
 
 

@@ -34,6 +34,7 @@ from onnx.reference.op_run import OpRun  # noqa: E402
 import convkit as ck  # noqa: E402
 import convkit.onnx as backend  # noqa: E402
 from convkit.arrays import DTYPES  # noqa: E402
+from convkit.onnx.messages import type_of  # noqa: E402
 
 ROOT = Path(ck.__file__).parents[1]
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -262,11 +263,10 @@ def one_node(op_type, inputs, outputs=1, opset=21, domain="", **attributes):
     names = [f"x{i}" for i in range(len(inputs))]
     made = [f"y{i}" for i in range(outputs)]
     node = helper.make_node(op_type, names, made, name="the_node", domain=domain, **attributes)
-    infos = [
-        helper.make_tensor_value_info(n, backend._elem_type(n, x.dtype), x.shape)
-        for n, x in zip(names, inputs)
-    ]
-    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made]  # nobody reads it
+    infos = [helper.make_tensor_value_info(n, type_of(n, x.dtype), x.shape) for n, x in zip(names, inputs)]
+    results = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made
+    ]  # not read by anything
     graph = helper.make_graph([node], "one", infos, results)
     imports = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
@@ -700,7 +700,7 @@ def test_gemm_widens_large_weights_in_parts(monkeypatch):
     """As much memory as the parts take, and the same bits."""
     inputs = [awkward(np.float16, shape, "normal", i) for i, shape in enumerate([(3, 8), (8, 50), (3, 50)])]
     (whole,) = run_node("Gemm", inputs, alpha=0.5)
-    monkeypatch.setattr(backend, "WIDENED", 8 * 16)
+    monkeypatch.setattr("convkit.onnx.operators.linear.WIDENED", 8 * 16)
     taken = []
     linear = ck.ops.linear_fprop
     monkeypatch.setattr(ck.ops, "linear_fprop", lambda x, w, b=None: taken.append(len(w)) or linear(x, w, b))
