@@ -11,7 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..cuda.emulate import emulate
+from ..devices import on_gpu
 from ..errors import OptionError, unknown
+from ..network.alexnet import AlexNet
+from ..network.presets import diff, preset
+from ..registry import OPS, use
 from ._output import printable, require_writable, table, write
 
 if TYPE_CHECKING:
@@ -67,9 +72,6 @@ def run(args: argparse.Namespace) -> int:
     """Profile a network on photographs, or print how two presets differ."""
     if args.diff:
         return _diff(*args.diff)
-    from ..network.alexnet import AlexNet
-    from ..network.presets import preset
-    from ..registry import use
     from ..train import photos
 
     where = _on_device(args.device)
@@ -102,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _diff(a: str, b: str) -> int:
-    from ..network.presets import diff
-
     rows = diff(a, b)
     if not rows:
         print(f"{a} and {b} do not differ")
@@ -117,8 +117,6 @@ def _diff(a: str, b: str) -> int:
 # ---------------------------------------------------------------------------------------------------
 def _choices(pairs: Sequence[str]) -> dict[str, Any]:
     """Implementations by op, of `--impl OP=NAME`."""
-    from ..registry import OPS
-
     chosen: dict[str, Any] = {}
     for text in pairs:
         op, equals, name = text.partition("=")
@@ -134,9 +132,6 @@ def _choices(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _on_device(device: str) -> contextlib.AbstractContextManager[Any]:
     """A block in which a network runs on the device."""
-    from ..cuda.emulate import emulate
-    from ..devices import on_gpu
-
     if device == "cpu":
         return contextlib.nullcontext()
     if device == "emulator":

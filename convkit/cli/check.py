@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cuda.emulate import emulate
 from ..errors import OptionError, unknown
+from ..geometry import integer
+from ..registry import OPS, Implementation, implementations, register
 from ._output import case_bar
 
 if TYPE_CHECKING:
     from ..check import Verdict
-    from ..registry import Implementation
 
 #: Failures of one implementation that are printed.
 _SHOWN = 3
@@ -60,8 +62,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what was named; 1 where something fails."""
     from .. import check
-    from ..cuda.emulate import emulate
-    from ..geometry import integer
 
     emulated = args.emulate or args.sanitize or args.counters
     chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
@@ -95,8 +95,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(targets: Sequence[str], device: str) -> list[Implementation]:
     """Implementations of these files, else all of the device; of these ops; of these names."""
-    from ..registry import OPS, implementations, register
-
     files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
     pool = (
         [i for path in dict.fromkeys(files) for i in register(path)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..cpu import extension, threads
+from ..registry import implementations
 from ._output import table
 
 
@@ -18,9 +20,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row for each implementation."""
-    from ..cpu import extension
-    from ..registry import implementations
-
     rows = [
         (i.op, i.name, i.device, i.layout, " ".join(i.dtypes), f"{i.error:g}", i.rank,
          (i.missing and i.missing()) or "ready")
@@ -36,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_cpu() -> None:
     """The instruction sets that the CPU's kernels are built for, one a line, and the threads."""
-    from ..cpu import extension, threads
-
     reason = extension.kernels_missing()
     print(f"C++ kernels: {extension.isa()}{f' ({reason})' if reason else ''}")
     for isa, reason in extension.unusable().items():

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..cuda import header
+from ..cuda.source import translation_unit
 from ..errors import unknown
 
 
@@ -25,7 +27,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the translation unit of one kernel."""
     from .. import check
-    from ..cuda import header, source
 
     files = {path.stem: path for path in header.builtin_files()}
     path = Path(args.kernel)
@@ -38,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     if dtype not in file.header.dtypes:
         raise unknown(f"dtype of {file.stem}", dtype, file.header.dtypes)
     case = next(iter(check.cases(file.header.op))).of(dtype)
-    print(source.translation_unit(file, case.problem))
+    print(translation_unit(file, case.problem))
     return 0
