@@ -264,9 +264,7 @@ def one_node(op_type, inputs, outputs=1, opset=21, domain="", **attributes):
     made = [f"y{i}" for i in range(outputs)]
     node = helper.make_node(op_type, names, made, name="the_node", domain=domain, **attributes)
     infos = [helper.make_tensor_value_info(n, type_of(n, x.dtype), x.shape) for n, x in zip(names, inputs)]
-    results = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made
-    ]  # not read by anything
+    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made]
     graph = helper.make_graph([node], "one", infos, results)
     imports = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
@@ -615,6 +613,26 @@ def run_node(op_type, inputs, opset=21, domain="", outputs=1, **attributes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return backend.load(model).run(inputs)
+
+
+def test_a_row_is_all_that_an_operator_needs(monkeypatch):
+    monkeypatch.setattr("convkit.onnx.table.OPERATORS", table := dict(backend.OPERATORS))
+    monkeypatch.setattr("convkit.onnx.node.OPERATORS", table)
+    x = normal(2, 3)
+    with pytest.raises(ck.NoImplementation, match="operator ThresholdedRelu.*is not covered"):
+        run_node("ThresholdedRelu", [x], alpha=0.5)
+
+    @backend.operator("ThresholdedRelu", since=10, ranks=(2,))
+    def thresholded_relu(x, *, alpha=1.0):
+        return np.where(x > alpha, x, 0)
+
+    (y,) = run_node("ThresholdedRelu", [x], alpha=0.5)
+    np.testing.assert_array_equal(y, x * (x > 0.5))
+    assert "ThresholdedRelu" in backend.known_operators()
+    with pytest.raises(ck.NoImplementation, match="only inputs of 2 dimensions"):
+        run_node("ThresholdedRelu", [x[0]], alpha=0.5)
+    with pytest.raises(ck.NoImplementation, match="is not covered"):
+        run_node("ThresholdedRelu", [x], opset=9)
 
 
 def rounded_once(got, exact, dtype, slack=0.0):
