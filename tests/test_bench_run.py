@@ -23,8 +23,8 @@ from convkit.check.cases import Case
 from convkit.check.tolerance import expected
 from convkit.cli import main
 from convkit.errors import ConvkitError, OptionError
-from convkit.geometry import Conv2d
-from convkit.registry import OPS
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
 
 SMALL = "2,8,9,9,16,3,3,pad=1"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import convkit as ck
 from convkit import check, registry
 from convkit.cpu import extension
-from convkit.geometry import Conv2d
+from convkit.ops.conv2d import Conv2d
 
 #: Each op with its strategy, and examples for each instruction set.
 OPS = {

@@ -16,7 +16,8 @@ from ..devices import on_gpu
 from ..errors import OptionError, unknown
 from ..network.alexnet import AlexNet
 from ..network.presets import diff, preset
-from ..registry import OPS, use
+from ..op import OPS
+from ..registry import use
 from ._output import printable, require_writable, table, write
 
 if TYPE_CHECKING:

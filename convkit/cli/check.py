@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cuda.emulate import emulate
+from ..discovery import register
 from ..errors import OptionError, unknown
-from ..geometry import integer
-from ..registry import OPS, Implementation, implementations, register
+from ..op import OPS
+from ..options import integer
+from ..registry import Implementation, implementations
 from ._output import case_bar
 
 if TYPE_CHECKING:

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ... import ops
 from ...errors import OptionError, ShapeError
-from ...geometry import Pool2d, output_extent, window_span
+from ...ops.conv2d import conv2d_fprop
+from ...ops.lrn import lrn_fprop
+from ...ops.maxpool2d import Pool2d, maxpool2d_fprop
+from ...ops.relu import relu_fprop
+from ...ops.window import output_extent, window_span
 from ..table import operator
 
 Array = np.ndarray
@@ -67,7 +70,7 @@ def conv(
     if kernel_shape and tuple(kernel_shape) != w.shape[2:]:
         raise ShapeError(f"kernel_shape {tuple(kernel_shape)} is not that of the weights, {w.shape}")
     options = _window(x.shape[2:], w.shape[2:], auto_pad, strides, pads, dilations)
-    y = ops.conv2d_fprop(_lift(x), _lift(w), b, groups=group, **options)
+    y = conv2d_fprop(_lift(x), _lift(w), b, groups=group, **options)
     return _lower(y, x)
 
 
@@ -97,7 +100,7 @@ def max_pool(
     image = _lift(x)
     if x.dtype in (np.int8, np.uint8):  # exact in float32
         image = image.astype(np.float32)
-    y, argmax = ops.maxpool2d_fprop(image, **options)
+    y, argmax = maxpool2d_fprop(image, **options)
     if image.dtype != x.dtype:
         y = np.maximum(y, np.iinfo(x.dtype).min)  # -inf: a window that sees padding alone
 
@@ -153,9 +156,9 @@ def average_pool(
 @operator("LRN")
 def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
     image = x if x.ndim == 4 else x.reshape(*x.shape[:2], 1, prod(x.shape[2:]))
-    return ops.lrn_fprop(image, size=size, alpha=alpha, beta=beta, k=bias).reshape(x.shape)
+    return lrn_fprop(image, size=size, alpha=alpha, beta=beta, k=bias).reshape(x.shape)
 
 
 @operator("Relu")
 def relu(x):
-    return ops.relu_fprop(x)
+    return relu_fprop(x)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import arrays, ops
+from ... import arrays
 from ...errors import DtypeError, ShapeError
+from ...ops.linear import linear_fprop
 from ..table import operator
 
 Array = np.ndarray
@@ -27,7 +28,7 @@ def _linear(x: Array, w: Array, b: Array | None = None) -> Array:
     if x.shape[1] != w.shape[1]:
         raise ShapeError(f"matrices of shapes {x.shape} and {w.shape[::-1]} have no product")
     if 0 not in (*x.shape, *w.shape):
-        return ops.linear_fprop(x, w, b)
+        return linear_fprop(x, w, b)
     y = np.zeros((len(x), len(w)), arrays.DTYPES[arrays.dtype_name("x", x)])
     return y if b is None else y + b
 

@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
-from ... import arrays, ops
+from ... import arrays
 from ...errors import DtypeError, OptionError, ShapeError
+from ...ops.softmax_xent import softmax_xent_fprop
 from ..table import operator
 from .shapes import flatten
 
@@ -16,7 +17,7 @@ Array = np.ndarray
 
 
 def _softmax(rows: Array) -> Array:
-    return ops.softmax_xent_fprop(rows, np.zeros(len(rows), np.int64))[1] if rows.size else rows
+    return softmax_xent_fprop(rows, np.zeros(len(rows), np.int64))[1] if rows.size else rows
 
 
 def _log_softmax(rows: Array) -> Array:
@@ -24,7 +25,7 @@ def _log_softmax(rows: Array) -> Array:
     if not rows.size:
         return rows
     largest = rows.argmax(axis=1)
-    loss, _ = ops.softmax_xent_fprop(rows, largest)
+    loss, _ = softmax_xent_fprop(rows, largest)
     wide = rows.astype(loss.dtype)
     return (wide - wide.max(axis=1, keepdims=True) - loss[:, None]).astype(rows.dtype)
 
@@ -102,7 +103,7 @@ REDUCTION = {"reduction": ("none", "sum", "mean")}
 def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(scores)
     loss = _reduced(
-        lambda safe: ops.softmax_xent_fprop(rows, safe)[0], scores, labels, weights, ignore_index, reduction
+        lambda safe: softmax_xent_fprop(rows, safe)[0], scores, labels, weights, ignore_index, reduction
     )
     return loss, lambda: _from_class_rows(_log_softmax(rows), scores.shape)
 

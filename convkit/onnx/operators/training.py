@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import ops
 from ...errors import OptionError
+from ...ops.sgd import sgd_momentum
 from ..table import TRAINING, operator
 
 
@@ -39,7 +39,7 @@ def momentum(rate, step, *tensors, alpha, beta, mode, norm_coefficient):
     if n == 0 or len(tensors) != 3 * n:
         raise OptionError(f"{len(tensors)} tensors are not as many weights as gradients as velocities")
     updated = [
-        ops.sgd_momentum(
+        sgd_momentum(
             *(w, dw, v),
             lr=rate.item(),
             momentum=alpha,
