@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from c_library import build
 from cudnn_stand_in import frontend as stand_in
 from cudnn_stand_in.frontend import Plan
 from hypothesis import given
@@ -54,18 +53,6 @@ PLANS = {
 # ---------------------------------------------------------------------------------------------------
 # The libraries
 # ---------------------------------------------------------------------------------------------------
-def build(source: Path, target: Path, *options: str) -> Path:
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    compiler = next((name for name in names if shutil.which(name.split()[0])), None)
-    if compiler is None:
-        assert not os.environ.get("CI"), "CI must have a C compiler"
-        pytest.skip("no C compiler")
-    command = [*compiler.split(), "-std=c99", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", *options]
-    done = subprocess.run([*command, str(source), "-o", str(target), "-lm"], capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    return target
-
-
 @pytest.fixture(scope="session")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(SOURCE, tmp_path_factory.mktemp("cudnn") / "libcudnn.so.9")

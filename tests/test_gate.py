@@ -15,6 +15,7 @@ from blocks import BLOCKED, block, unblock
 
 from convkit import check
 from convkit.check import check_these, tolerance
+from convkit.cli import check as command
 from convkit.errors import OptionError
 from convkit.op import OPS
 from convkit.ops import window
@@ -1166,9 +1167,9 @@ def test_philox_words_are_those_that_are_published():
 # check(), the table and the command
 # ---------------------------------------------------------------------------------------------------
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    check.add_arguments(parser)
-    return check.main(parser.parse_args([str(a) for a in arguments]))
+    commands = argparse.ArgumentParser().add_subparsers()
+    command.add(commands)
+    return command.run(commands.choices["check"].parse_args([str(a) for a in arguments]))
 
 
 def test_unknown_names():
