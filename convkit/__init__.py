@@ -31,7 +31,6 @@ from .ops.reorder import reorder
 from .ops.sgd import sgd_momentum
 from .ops.softmax_xent import SoftmaxXent, label_rank, softmax_xent_dgrad, softmax_xent_fprop
 from .registry import implementations, implements, use
+from .version import __version__
 
 Pointwise = Elementwise  # its name before
-
-__version__ = "0.1.0"

@@ -188,7 +188,7 @@ def _document(
     """Everything measured, for JSON."""
     import numpy
 
-    from .. import __version__
+    from ..version import __version__
 
     return {
         "convkit": __version__,

@@ -18,7 +18,7 @@ from .row import BROKEN, LIMIT, MISSING, OK, Row
 
 
 def convkit() -> Row:
-    from ... import __version__
+    from ...version import __version__
 
     folder = str(Path(__file__).resolve().parents[2])
     return Row("convkit", OK, f"{__version__} ({folder})", version=__version__, path=folder)

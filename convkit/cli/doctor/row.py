@@ -56,7 +56,7 @@ def broken(found: Iterable[Row]) -> list[Row]:
 
 def document(found: Sequence[Row]) -> dict[str, Any]:
     """For JSON: "convkit", "ok" (nothing is broken), "counts" by state, "rows" with the fields of `Row`."""
-    from ... import __version__
+    from ...version import __version__
 
     return {
         "convkit": __version__,
