@@ -65,7 +65,7 @@ class Verdict:
     got, expected : float
         The worst element, and what it should be.
     unrun : bool
-        Judged by what it declares, since nobody could run it.
+        Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
     """
