@@ -138,7 +138,7 @@ def _choose() -> Chosen:
 
 
 def _of(isa: str, asked_by: str) -> Chosen:
-    """The choice of one instruction set by name; an error that begins with `asked_by` where it cannot be used."""
+    """The choice of one instruction set by name; an error begins with `asked_by` where it cannot be used."""
     usable = f"usable here: {', '.join((*isas(), NONE))}"
     if isa == NONE:
         return _OFF
