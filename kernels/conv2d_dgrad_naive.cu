@@ -2,7 +2,6 @@
 //   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h - pad_top = h and
 //   q*stride_w + s*dilation_w - pad_left = w: the definition, for every geometry, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element of dx, and asks of each tap whether it hits. It gathers: what a window
 //          has read from an element comes back to it, with no two threads writing the same place.
 // Traffic  every multiply-add loads its two operands, 8 bytes. dy comes from L1 and L2 for all but the first of the

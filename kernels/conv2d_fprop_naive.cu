@@ -3,7 +3,6 @@
 //                                          q*stride_w + s*dilation_w - pad_left] * w[k,c,r,s]
 //   with g = k / (K/groups): the definition, for every geometry, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one output element; neighbouring threads make neighbouring q, so that
 //          reads of x and writes of y coalesce where stride_w is 1, and reads of w are broadcasts.
 // Traffic  every multiply-add loads its two operands, 8 bytes. x comes from L1 and L2 for all but the

@@ -3,7 +3,6 @@
 //                                                                q*stride_w + s*dilation_w - pad_left]
 //   with g = k / (K/groups): the definition, for every geometry, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element of dw. It sums each row of an output map by itself before it adds it to
 //          the total: a plain sum over a batch of 400,000 pixels would lose digits that a split one keeps.
 // Traffic  every multiply-add loads its two operands, 8 bytes; dy is a broadcast within a filter.

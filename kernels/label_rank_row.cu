@@ -2,7 +2,6 @@
 //   rank[n] = number of k with logits[n,k] > own, or logits[n,k] == own and k < label, where label = labels[n] and
 //   own = logits[n,label]; K where a logit of the row is NaN, or label is not one of 0 to K - 1
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes a row, in one pass. A thread counts what stands before the label among every THREADS-th
 //          element, and the block adds up the counts, which are integers: any order gives the same. A second
 //          barrier carries whether any thread has met a NaN.

@@ -1,7 +1,6 @@
 // linear_bgrad_reduce
 //   db[k] = sum over n of dy[n,k]
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes 32 columns: each of its WARPS warps adds up every WARPS-th row, UNROLL loads at a time, and a
 //          fixed tree through shared memory adds up the warps. So a sum passes some N/(WARPS*UNROLL) + 8 roundings.
 // Traffic  dy once, in runs of 32 elements (128 bytes in fp32, 64 in the 16-bit types); db written once.

@@ -2,7 +2,6 @@
 //   total = sum of loss[n];  errors[0], errors[1] = rows with rank[n] >= 1, and with rank[n] >= 5
 //   finite = 1 where every loss[n] is finite, else 0
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   one block makes it all, so that nothing is left to add up and no atomic is needed. A thread adds up every
 //          THREADS-th loss in double, a fixed tree the threads: the order depends on N alone.
 // Traffic  8 bytes for each row, once; 28 bytes out.

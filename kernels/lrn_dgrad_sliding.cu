@@ -3,7 +3,6 @@
 //   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/size * sum of x[i]^2 over i in [j - behind, j + ahead],
 //   all at one pixel, as far as i and j are in c's group of channels
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   as lrn_fprop_sliding: a thread owns a pixel and walks SEGMENT channels, UNROLL at a time. Three windows
 //          slide in registers: of x, which runs ahead; of t; and of dy * d^-beta, which waits for the sum of t. Both
 //          sums are taken afresh for each channel. d is made again from x rather than kept by the forward pass: that
@@ -19,16 +18,24 @@
 // dtypes = ["float32", "float16", "bfloat16"]
 // tile   = { THREADS = 256, SEGMENT = 64, UNROLL = 4 }
 // tune   = { THREADS = [128, 256], SEGMENT = [32, 64, 128], UNROLL = [2, 4] }
-// grid   = ["ceil_div(N*H*W, THREADS) * groups * ceil_div(C // groups, SEGMENT)"]
+// grid   = ["ceil_div(N*H*W, THREADS) * PARTS"]
 // block  = ["THREADS"]
 // when   = "within == 0 and C*H*W < 2147483648 and (size == 3 or size == 5 or size == 7)"
 // rank   = 20
+// [let]
+// SEGMENTS = "ceil_div(C // groups, SEGMENT)"
+// PARTS    = "groups * SEGMENTS"
+// [dividers]
+// by_channels = "C // groups"
+// by_segments = "SEGMENTS"
+// by_parts    = "PARTS"
+// by_pixels   = "H*W"
 // ///
 
 #include "lrn.cuh"
 
 // Threads that an SM is to hold: enough loads in flight, and the compiler keeps its registers below 65536 / RESIDENT.
-constexpr int RESIDENT = 1024;
+constexpr int RESIDENT = 1280;
 
 // STEPS channels are loaded at once. powf is long: unrolled, it would take all registers.
 template <int SIZE, bool THREE_QUARTERS, int STEPS = THREE_QUARTERS ? UNROLL : 2>

@@ -3,7 +3,6 @@
 //   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/taps * sum of x^2 over the window of j: neighbouring
 //   channels of its group, or pixels of its map (region "within_channel"). For every size and region.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element. The first launch writes t and dy * d^-beta, as floats, into the workspace,
 //          so that d is made once for each element and not once for each pair; the second one adds up t.
 // Traffic  first launch: x `taps` times, all but once from L1 and L2; dy once; 8 bytes written. Second launch: t
@@ -23,6 +22,12 @@
 //     { entry = "lrn_dgrad_window_terms", grid = ["ceil_div(N*C*H*W, THREADS)"], block = ["THREADS"] },
 //     { entry = "lrn_dgrad_window", grid = ["ceil_div(N*C*H*W, THREADS)"], block = ["THREADS"] },
 // ]
+// [dividers]
+// by_channels = "C // groups"
+// by_pixels   = "H*W"
+// by_C        = "C"
+// by_H        = "H"
+// by_W        = "W"
 // ///
 
 #include "lrn.cuh"

@@ -2,7 +2,6 @@
 //   y[n,c,h,w] = x[n,c,h,w] * d^-beta,  d = k + alpha/size * sum of x[n,j,h,w]^2 over j in [c - behind, c + ahead],
 //   as far as j is in c's group of channels
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a thread owns a pixel and walks SEGMENT channels of it, UNROLL at a time; neighbouring threads own
 //          neighbouring pixels, so that every access of a warp is one run of memory. The values of the window stay in
 //          registers. Their squares are added afresh for each channel: `size` multiply-adds, which are free here; a
@@ -20,16 +19,24 @@
 // dtypes = ["float32", "float16", "bfloat16"]
 // tile   = { THREADS = 256, SEGMENT = 32, UNROLL = 8 }
 // tune   = { THREADS = [128, 256], SEGMENT = [16, 32, 64, 128], UNROLL = [4, 8] }
-// grid   = ["ceil_div(N*H*W, THREADS) * groups * ceil_div(C // groups, SEGMENT)"]
+// grid   = ["ceil_div(N*H*W, THREADS) * PARTS"]
 // block  = ["THREADS"]
 // when   = "within == 0 and C*H*W < 2147483648 and (size == 3 or size == 5 or size == 7)"
 // rank   = 20
+// [let]
+// SEGMENTS = "ceil_div(C // groups, SEGMENT)"
+// PARTS    = "groups * SEGMENTS"
+// [dividers]
+// by_channels = "C // groups"
+// by_segments = "SEGMENTS"
+// by_parts    = "PARTS"
+// by_pixels   = "H*W"
 // ///
 
 #include "lrn.cuh"
 
 // Threads that an SM is to hold: enough loads in flight, and the compiler keeps its registers below 65536 / RESIDENT.
-constexpr int RESIDENT = 1280;
+constexpr int RESIDENT = 1536;
 
 // STEPS channels are loaded at once. powf is long: unrolled, it would take all registers.
 template <int SIZE, bool THREE_QUARTERS, int STEPS = THREE_QUARTERS ? UNROLL : 2>

@@ -2,7 +2,6 @@
 //   z = x * d^-3/4, d = k + alpha/size * sum of x^2 over a window of channels, as lrn_fprop has it; y and argmax = the
 //   maximum of z over 3 x 3 pixels at stride 2 and where it is, as maxpool2d_fprop has them. z is not stored.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a lane owns two columns of 2 * ROWS + 1 rows of pixels, which make ROWS outputs below each other, and walks
 //          SEGMENT channels. The channels of its windows stay in registers: the loop is unrolled `size` times, so that
 //          the newest channel takes the place of the oldest, and nothing moves. The third column of a pooling window
@@ -28,9 +27,17 @@
 // rank   = 20
 //
 // [let]
-// segments = "groups * ceil_div(C // groups, SEGMENT)"
-// blocks   = "segments * ceil_div(N * ceil_div(P, ROWS) * (Q + 1), THREADS // 32 * 31)"
+// segments = "ceil_div(C // groups, SEGMENT)"
+// parts    = "groups * segments"
+// blocks   = "parts * ceil_div(N * ceil_div(P, ROWS) * (Q + 1), THREADS // 32 * 31)"
 // inside   = "pad_top == 0 and pad_left == 0 and 2*P < H and 2*Q < W and P >= ROWS"
+//
+// [dividers]
+// by_channels = "C // groups"
+// by_segments = "segments"
+// by_parts    = "parts"
+// by_bands    = "ceil_div(P, ROWS)"
+// by_slots    = "Q + 1"
 //
 // [[launch]]
 // entry = "lrn_maxpool2d_fprop_sliding"
@@ -44,6 +51,7 @@
 // ///
 
 #include "convkit.cuh"
+#include "divider.cuh"
 #include "storage.cuh"
 
 // Threads that an SM is to hold: as many as leave the registers for the windows of 14 pixels.
@@ -62,15 +70,16 @@ struct Patch {
 // Slots are numbered along the columns of a row of patches, then along the rows of patches, then along the images. A
 // row has Q + 1 slots, the last of which has no output, and lends its first column to the one before it. So does
 // lane 31: the slot is lane 0 of the next warp as well.
-__device__ __forceinline__ Patch patch_of_lane(const LrnMaxPool2d& g, long long block) {
-  const int lane = threadIdx.x % 32, bands = (g.P + ROWS - 1) / ROWS;
-  const long long slots = static_cast<long long>(g.N) * bands * (g.Q + 1);
+template <class Geometry>
+__device__ __forceinline__ Patch patch_of_lane(const Geometry& g, long long block) {
+  const int lane = threadIdx.x % 32;
+  const long long slots = g.N * g.by_bands.divisor * g.by_slots.divisor;
   const long long slot = (block * (THREADS / 32) + threadIdx.x / 32) * 31 + lane;
   const long long held = min(slot, slots - 1);  // lanes behind the last slot repeat it, and store nothing
-  const int band = static_cast<int>(held / (g.Q + 1) % bands);
+  const int band = static_cast<int>(held / g.by_slots % g.by_bands);
   Patch patch;
-  patch.n = held / (g.Q + 1) / bands;
-  patch.q = static_cast<int>(held % (g.Q + 1));
+  patch.n = held / g.by_slots / g.by_bands;
+  patch.q = static_cast<int>(held % g.by_slots);
   // The last band begins early rather than end beyond the image; what the one before it makes, it does not store.
   patch.p = max(min(band * ROWS, g.P - ROWS), 0);
   patch.row = 2 * patch.p - g.pad_top;
@@ -178,17 +187,16 @@ __device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch,
   }
 }
 
-template <bool EDGES>
-__device__ __forceinline__ void lrn_maxpool(const LrnMaxPool2d& g, const storage_t* __restrict__ x,
+template <bool EDGES, class Geometry>
+__device__ __forceinline__ void lrn_maxpool(const Geometry& g, const storage_t* __restrict__ x,
                                             storage_t* __restrict__ y, unsigned char* __restrict__ argmax) {
   // Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side.
-  const int channels = g.C / g.groups, segments = ceil_div(channels, SEGMENT);
-  const unsigned parts = static_cast<unsigned>(segments) * g.groups;
-  const int part = static_cast<int>(blockIdx.x % parts);
-  const int each = ceil_div(channels, segments);
-  const int begin = part / segments * channels, end = begin + channels;
-  const int first = begin + part % segments * each, last = min(first + each, end);
-  const Patch patch = patch_of_lane(g, blockIdx.x / parts);
+  const int channels = static_cast<int>(g.by_channels.divisor), segments = static_cast<int>(g.by_segments.divisor);
+  const int part = static_cast<int>(blockIdx.x % g.by_parts);
+  const int each = (channels + segments - 1) / g.by_segments;
+  const int begin = part / g.by_segments * channels, end = begin + channels;
+  const int first = begin + part % g.by_segments * each, last = min(first + each, end);
+  const Patch patch = patch_of_lane(g, blockIdx.x / g.by_parts);
   if (g.size == 5)
     slide<5, EDGES>(g, patch, first, last, begin, end, x, y, argmax);
   else

@@ -3,7 +3,6 @@
 // argmax is compared, never an index: a window whose argmax is no position in it, or one in the padding, gives its
 // gradient to no pixel.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   gather: a thread asks each window that its pixel lies in, so that no two threads write one address: no
 //          atomics, and a fixed order of summation. A thread makes ROWS pixels below each other; the windows of its
 //          column are found once, those of a row follow from the row before without a division. 3 x 3 at stride 2, AlexNet's,
@@ -22,9 +21,16 @@
 // grid   = ["ceil_div(N*C * ceil_div(H, ROWS) * W, THREADS)"]
 // block  = ["THREADS"]
 // rank   = 10
+// [dividers]
+// by_columns    = "W"
+// by_strips     = "ceil_div(H, ROWS)"
+// by_stride_h   = "stride_h"
+// by_stride_w   = "stride_w"
+// by_dilation_h = "dilation_h"
+// by_dilation_w = "dilation_w"
 // ///
 
-#include "pool.cuh"
+#include "maxpool2d.cuh"
 
 // Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
 constexpr int RESIDENT = 1024;
@@ -82,7 +88,7 @@ __device__ __forceinline__ void gather_3x3_stride_2(const Pool2d& g, const Strip
 extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_dgrad_gather(GEOMETRY(Pool2d), const storage_t* __restrict__ dy,
                                 const void* __restrict__ argmax, storage_t* __restrict__ dx) {
-  const Strip strip = strip_of_thread(g, g.H, g.W, ROWS);
+  const Strip strip = strip_of_thread(g, ROWS);
   if (!strip.any) return;
   if (g.R == 3 && g.S == 3 && g.stride_h == 2 && g.stride_w == 2 && g.dilation_h == 1 && g.dilation_w == 1) {
     gather_3x3_stride_2(g, strip, dy, static_cast<const unsigned char*>(argmax), dx);
@@ -93,10 +99,10 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   // the pixel, window q - 1 `rest + stride` before it, and so on, as far as a window spans.
   const int span_h = (g.R - 1) * g.dilation_h, span_w = (g.S - 1) * g.dilation_w;
   const int from_left = strip.column + g.pad_left;
-  const int last_q = min(from_left / g.stride_w, g.Q - 1);
+  const int last_q = min(from_left / g.by_stride_w, g.Q - 1);
   const int rest_w = from_left - last_q * g.stride_w;
   const int from_top = strip.row + g.pad_top;
-  int last_p = from_top / g.stride_h, phase = from_top % g.stride_h;
+  int last_p = from_top / g.by_stride_h, phase = from_top % g.by_stride_h;
 
   const long long windows = strip.plane * g.P * g.Q;
   const int end = min(strip.row + ROWS, g.H);
@@ -104,11 +110,11 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     float sum = 0.0f;
     int p = min(last_p, g.P - 1);
     for (int i = phase + (last_p - p) * g.stride_h; p >= 0 && i <= span_h; --p, i += g.stride_h) {
-      if (g.dilation_h > 1 && i % g.dilation_h) continue;  // the pixel lies between two taps
-      const int r = g.dilation_h > 1 ? i / g.dilation_h : i;
+      if (i % g.by_dilation_h) continue;  // the pixel lies between two taps
+      const int r = i / g.by_dilation_h;
       for (int q = last_q, j = rest_w; q >= 0 && j <= span_w; --q, j += g.stride_w) {
-        if (g.dilation_w > 1 && j % g.dilation_w) continue;
-        const int s = g.dilation_w > 1 ? j / g.dilation_w : j;
+        if (j % g.by_dilation_w) continue;
+        const int s = j / g.by_dilation_w;
         const long long window = windows + static_cast<long long>(p) * g.Q + q;
         if (load_argmax(g, argmax, window) == static_cast<unsigned>(r * g.S + s)) sum += to_float(dy[window]);
       }

@@ -2,7 +2,6 @@
 //   y[n,c,p,q] = max over r,s of x[n, c, p*stride_h + r*dilation_h - pad_top, q*stride_w + s*dilation_w - pad_left]
 //   argmax = r*S + s of the first maximum. Pixels outside the image take no part; the first NaN wins.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a thread makes ROWS outputs below each other, so that the divisions of its index are paid once; neighbouring
 //          threads make neighbouring q. The 3 x 3 window is unrolled: its nine loads are issued before the first
 //          comparison waits. Pixels that windows share come from L1.
@@ -20,9 +19,10 @@
 // grid   = ["ceil_div(N*C * ceil_div(P, ROWS) * Q, THREADS)"]
 // block  = ["THREADS"]
 // rank   = 10
+// dividers = { by_columns = "Q", by_strips = "ceil_div(P, ROWS)" }
 // ///
 
-#include "pool.cuh"
+#include "maxpool2d.cuh"
 
 // Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
 constexpr int RESIDENT = 1536;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void pool(const Pool2d& g, const Strip& strip, const 
 extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_fprop_window(GEOMETRY(Pool2d), const storage_t* __restrict__ x, storage_t* __restrict__ y,
                                 void* __restrict__ argmax) {
-  const Strip strip = strip_of_thread(g, g.P, g.Q, ROWS);
+  const Strip strip = strip_of_thread(g, ROWS);
   if (!strip.any) return;
   if (g.R == 3 && g.S == 3 && g.dilation_h == 1 && g.dilation_w == 1)
     pool<3>(g, strip, x, y, argmax);

@@ -1,7 +1,6 @@
 // relu_dgrad_vectorized
 //   dx[i] = y[i] <= 0 ? 0 : dy[i], so dy[i] where y is NaN
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart, and
 //          issues all its loads, here of two arrays, before its first store.
 // Traffic  reads dy and y once, writes dx once: 12 bytes for each element in fp32, 6 in the 16-bit types.

@@ -1,7 +1,6 @@
 // relu_fprop_vectorized
 //   y[i] = max(x[i], 0), NaN where x is NaN
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   a block makes THREADS * ELEMENTS elements, a thread ELEMENTS of them in packs of 16 bytes that lie THREADS
 //          packs apart. No loop over the grid: the scheduler balances blocks better than a fixed partition, and
 //          nothing is worth keeping from one pass to the next. All loads of a thread are issued before its first

@@ -5,7 +5,6 @@
 //   nesterov:                                                             w' = w - lr * (gradient + momentum * v')
 //   where finite is given and holds 0:  v' = v, w' = w, bit for bit
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart, and
 //          issues the loads of all three arrays before its first store.
 // Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the 16-bit

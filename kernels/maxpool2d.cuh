@@ -1,7 +1,8 @@
-// pool.cuh: what the max-pooling kernels share: argmax, and which part of a plane a thread makes.
+// maxpool2d.cuh: what the max-pool kernels share: argmax, and which part of a plane a thread makes.
 // A Geometry has the members of Pool2d: it is Pool2d itself, or LrnMaxPool2d.
 #pragma once
 
+#include "divider.cuh"
 #include "storage.cuh"
 
 // argmax is a position in the window, in the smallest unsigned type that holds R*S of them (geometry.Pool2d). The
@@ -29,7 +30,8 @@ __device__ __forceinline__ void store_argmax(const Geometry& g, void* argmax, lo
 }
 
 // A strip is `rows` pixels of one column of one plane: index -> (plane, first row, column). Indices run along the
-// columns first, so that neighbouring threads make neighbouring pixels; the divisions are paid once per strip.
+// columns first, so that neighbouring threads make neighbouring pixels. The header's dividers say how many there are:
+// by_columns, columns of a plane; by_strips, strips of a column.
 struct Strip {
   long long plane;  // n*C + c
   int row, column;
@@ -37,14 +39,13 @@ struct Strip {
 };
 
 template <class Geometry>
-__device__ __forceinline__ Strip strip_of_thread(const Geometry& g, int height, int width, int rows) {
+__device__ __forceinline__ Strip strip_of_thread(const Geometry& g, int rows) {
   const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int strips = (height + rows - 1) / rows;
-  const long long line = i / width;
+  const long long line = i / g.by_columns;
   Strip strip;
-  strip.column = static_cast<int>(i % width);
-  strip.row = static_cast<int>(line % strips) * rows;
-  strip.plane = line / strips;
+  strip.column = static_cast<int>(i % g.by_columns);
+  strip.row = static_cast<int>(line % g.by_strips) * rows;
+  strip.plane = line / g.by_strips;
   strip.any = strip.plane < static_cast<long long>(g.N) * g.C;
   return strip;
 }
