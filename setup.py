@@ -41,9 +41,9 @@ COMPILE += ["-ffp-contract=fast"]
 COMPILE += ["-Wno-psabi"]
 
 
-#: Instruction sets that the kernels are compiled for, each into a module of its own;
-#: `convkit/cpu/extension.py` loads the widest that the machine has. x86-64-v2: SSE4; v3: AVX2 and FMA; v4: AVX-512. (`probe.cpp` asks
-#: the CPU for all that belongs to each.)
+#: Instruction sets that the kernels are compiled for, each into a module of its own, of which
+#: `convkit/cpu/extension.py` loads the widest that the machine has. x86-64-v2: SSE4; v3: AVX2 and FMA;
+#: v4: AVX-512. (`probe.cpp` asks the CPU for all that belongs to each.)
 ISAS = {
     "x86_64": {
         "v2": ["-march=x86-64-v2"],

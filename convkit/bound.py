@@ -31,17 +31,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import arrays, devices, layouts, registry
+from .call import Call, keep, take
 from .errors import ConvkitError
 from .layouts import Tensor
-from .registry import OPS, Op
-
-if TYPE_CHECKING:
-    from .dispatch import Call
+from .op import OPS, Op
 
 #: Bound calls that are kept for each op; the oldest goes first.
 KEPT = 1024
@@ -60,6 +58,8 @@ FEW = 64
 IN_ORDER, FILLABLE = 0x101, 0x501
 #: What a bound call returns where it is not for it.
 MISS: Any = object()
+
+_NO_SCRATCH = arrays.empty((0,), "uint8")
 
 #: Whether the extents of two arrays of NumPy's overlap, as `arrays.overlap` has it.
 _overlap = np.may_share_memory
@@ -147,6 +147,7 @@ class Bound:
             "_launch",
             "_locked",
             "_made",
+            "_kernels",
             "_op",
             "_options",
         ),
@@ -161,6 +162,7 @@ class Bound:
         self._executor: Any = None
         self._op = op
         self._generation = registry.generation()
+        self._kernels = devices.cpu_kernels
         self._launch = call.launch()
         #: Inputs that this kind of call is given by keyword, as the op's flags.
         self._flags = tuple(name for name in op.flags if call.options.get(name) is not None)
@@ -191,7 +193,11 @@ class Bound:
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
         """The op's result, or MISS where this call is not one of its kind."""
-        if self._generation != registry.generation() or devices._instead.get() is not None:
+        if (
+            self._kernels is not devices.cpu_kernels
+            or self._generation != registry.generation()
+            or devices._instead.get() is not None
+        ):
             return MISS
         for i, end in self._ranges:
             if not _within(inputs[i], end):
@@ -220,7 +226,7 @@ class Bound:
                 return MISS
             options[name] = _read_only(flag)
         if self._locked:
-            # As `dispatch.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
+            # As `call.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
             inputs = tuple(map(_read_only, inputs))
             with np.errstate(all="ignore"):
                 self._start(inputs, outputs, options)
@@ -310,7 +316,11 @@ class OnGpu(Bound):
             self._executor = devices.current()
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
-        if self._generation != registry.generation() or self._executor is not devices.current():
+        if (
+            self._kernels is not devices.cpu_kernels
+            or self._generation != registry.generation()
+            or self._executor is not devices.current()
+        ):
             return MISS
         if self._copies:
             inputs = self._ready(inputs)
@@ -366,38 +376,6 @@ def _within(values: Any, end: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Scratch memory
-# ---------------------------------------------------------------------------------------------------
-#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
-#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
-KEPT_WORKSPACE = 64 << 20
-_NO_SCRATCH = arrays.empty((0,), "uint8")
-
-
-class _Local(threading.local):
-    memory: Any = None
-    trace: Trace | None = None
-
-
-_local = _Local()
-
-
-def take(size: int) -> np.ndarray:
-    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
-    memory, _local.memory = _local.memory, None
-    if memory is None or memory.size < size:
-        del memory  # before more is taken
-        memory = arrays.empty((size,), "uint8")
-    return memory  # type: ignore[no-any-return]
-
-
-def keep(memory: np.ndarray) -> None:
-    """Give back what `take` returned."""
-    if memory.size <= KEPT_WORKSPACE:
-        _local.memory = memory
-
-
-# ---------------------------------------------------------------------------------------------------
 # What a first call leaves behind
 # ---------------------------------------------------------------------------------------------------
 class Trace:
@@ -406,6 +384,13 @@ class Trace:
     def __init__(self) -> None:
         self.call: Call | None = None
         self.ranges: list[tuple[str, int]] = []
+
+
+class _Local(threading.local):
+    trace: Trace | None = None
+
+
+_local = _Local()
 
 
 @contextmanager
@@ -463,13 +448,13 @@ def _first(
 ) -> Any:
     """Run a call the whole way, and keep it bound."""
     trace = Trace()
-    before = registry.generation()
+    before = registry.generation(), devices.cpu_kernels
     with _traced(trace):
         result = run()
     call = trace.call
     if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not _usual(out)):
         return result
-    if before != registry.generation():
+    if before != (registry.generation(), devices.cpu_kernels):
         return result  # worked out while something changed, and so for one or for the other
     if device == "cpu":
         bound = Bound(call, inputs, trace.ranges)

@@ -20,6 +20,11 @@ from .errors import NoImplementation, OptionError
 _instead: ContextVar[Any] = ContextVar("convkit_executor", default=None)
 
 
+#: What the CPU backend computes with, once it is chosen: see `cpu.extension`. What has been bound for one
+#: choice is not for another.
+cpu_kernels: Any = None
+
+
 def _no_gpu() -> Any:
     raise NoImplementation("CUDA kernels need convkit.cuda")
 

@@ -1,16 +1,17 @@
 // conv2d_dgrad_implicit_gemm
-//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h = h + pad_top and
-//   q*stride_w + s*dilation_w = w + pad_left: a GEMM of gemm_m = C/groups channels, gemm_n = pixels of dx, gemm_k = the
-//   taps (k, r, s) that can hit them.
+//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h = h +
+//   pad_top and q*stride_w + s*dilation_w = w + pad_left: a GEMM of gemm_m = C/groups channels, gemm_n =
+//   pixels of dx, gemm_k = the taps (k, r, s) that can hit them.
 //
-// Tiling   a block makes TILE_M channels x TILE_N pixels of one group and one residue class, and a thread 8 x 16 of them.
-//          A residue class is the pixels whose padded rows and columns are equal modulo the strides. They are hit by the
-//          same taps, r * dilation_h = row (mod stride_h), and by no others. So each class is a dense convolution with
-//          stride 1 over dy, and no multiply-add meets a tap that cannot hit; a class that none can hit is written as
-//          zeros. A stride of 1 has one class. TILE_M is 64, since AlexNet's conv2 has 48 channels to a group. Few tiles
-//          are split over the taps as in fprop.
-// Threads  2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a patch of
-//          16 x 32:
+// Tiling   a block makes TILE_M channels x TILE_N pixels of one group and one residue class, and a thread 8 x
+//          16 of them. A residue class is the pixels whose padded rows and columns are equal modulo the
+//          strides. They are hit by the same taps, r * dilation_h = row (mod stride_h), and by no others. So
+//          each class is a dense convolution with stride 1 over dy, and no multiply-add meets a tap that
+//          cannot hit; a class that none can hit is written as zeros. A stride of 1 has one class. TILE_M is
+//          64, since AlexNet's conv2 has 48 channels to a group. Few tiles are split over the taps as in
+//          fprop.
+// Threads  2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
 //
 //             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127     128-255
 //          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
@@ -20,27 +21,39 @@
 //            16-31  the same lanes, for the next 16 rows                 ---'
 //            32-63                                                             warp 1     warp 3
 //
-//          To fetch a step's 8 taps x 64 channels of w, 8 lanes walk along the taps and the block takes 16 channels at a
-//          time; for its 8 taps x 256 pixels, each thread takes two pixels and all 8 taps.
+//          To fetch a step's 8 taps x 64 channels of w, 8 lanes walk along the taps and the block takes 16
+//          channels at a time; for its 8 taps x 256 pixels, each thread takes two pixels and all 8 taps.
 // Traffic  dy is read ceil(C/groups / TILE_M) * R*S / (stride_h*stride_w) times, mostly from L1 and L2, w
-//          ceil(N*H*W / TILE_N) times from L2, dx is written once; with a stride above 1 in pieces of 4 bytes, which the
-//          classes' blocks, neighbours in time, complete in L2.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1263 instructions are FFMA (.811: a thread of this tile gathers
-//          twice as many elements as one of fprop's); 255 registers, no spills.
+//          ceil(N*H*W / TILE_N) times from L2, dx is written once; with a stride above 1 in pieces of 4
+//          bytes, which the classes' blocks, neighbours in time, complete in L2.
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1261 instructions are FFMA (.812: a thread of this
+// tile
+//          fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves the
+//          loads of global memory down: to the use of the nearest are 55 instructions, of half of them some
+//          370, which hides an access to L2 only in part. Predicted at batch 128, in % of the FP32 peak, .77
+//          of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks), conv4
+//          and conv5 74.
 //
 // /// kernel
 // op      = "conv2d_dgrad"
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
-// tune    = { TILE_M = [64, 96, 128], TILE_N = [128, 256], TILE_K = [8, 16], THREAD_M = [8, 12], THREAD_N = [8, 16], FILL = [132, 264] }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 96, 128]
+// TILE_N   = [128, 256]
+// TILE_K   = [8, 16]
+// THREAD_M = [8, 12]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
 // [let]
 // SIZE      = "N*C*H*W"
 // TILES_M   = "ceil_div(C//groups, TILE_M)"
 // CLASSES_H = "min(stride_h, H)"
 // CLASSES_W = "min(stride_w, W)"
-// BLOCKS    = "ceil_div(N*ceil_div(H, stride_h)*ceil_div(W, stride_w), TILE_N) * TILES_M * groups * CLASSES_H * CLASSES_W"
+// CLASS     = "N * ceil_div(H, stride_h) * ceil_div(W, stride_w)"
+// BLOCKS    = "ceil_div(CLASS, TILE_N) * TILES_M * groups * CLASSES_H * CLASSES_W"
 // SLICES    = "max(1, min((K//groups*R*S)//DEPTH, FILL//BLOCKS))"
 // # A class has as many rows of pixels as the first one, or one less; and columns likewise.
 // [dividers]
@@ -67,8 +80,9 @@
 
 #include "gemm_tile.cuh"
 
-// A tap (k, r, s), relative to the element of dy that the first pixel's first tap would meet. `row` and `column` are
-// unsigned, so that what is above the map or left of it becomes a huge number, and one comparison covers both ends.
+// A tap (k, r, s), relative to the element of dy that the first pixel's first tap would meet. `row` and
+// `column` are unsigned, so that what is above the map or left of it becomes a huge number, and one
+// comparison covers both ends.
 struct alignas(16) Tap {
   long long offset;  // in bytes
   unsigned row, column;
@@ -89,8 +103,8 @@ constexpr int TAPS_APART = TILE_N > THREADS ? 1 : THREADS / TILE_N, TAP_PASSES =
 static_assert(TILE_N % THREADS == 0 || THREADS % TILE_N == 0, "TILE_N and THREADS: one divides the other");
 static_assert(TILE_K % TAPS_APART == 0, "THREADS: at most TILE_K * TILE_N");
 
-// One axis of a residue class: the pixels first, first + stride, ... of dx, and the taps that hit them, which are
-// tap, tap + apart, ... Pixel number i of them meets tap number t at row origin + i - shift(t) of dy.
+// One axis of a residue class: the pixels first, first + stride, ... of dx, and the taps that hit them, which
+// are tap, tap + apart, ... Pixel number i of them meets tap number t at row origin + i - shift(t) of dy.
 struct Axis {
   int first, count;      // pixels
   int tap, apart, taps;  // taps
@@ -146,7 +160,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   __shared__ long long taps_of_w[2 * CHUNK];  // bytes from tap (0, 0, 0) of a channel; -1 beyond the end
   __shared__ Block block;
 
-  // ---- The tile of this block: channel tiles are neighbours, then groups, then residue classes, then pixels. ----
+  // ---- The tile of this block ----
+  // Channel tiles are neighbours, then groups, then residue classes, then pixels.
   if (threadIdx.x == 0) {
     block.channels = g.C / g.by_groups;
     block.filters = g.K / g.by_groups;
@@ -177,8 +192,9 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   __syncthreads();
   if (block.first_n >= block.hits(g.N)) return;  // a smaller class than the first: the whole block leaves
 
-  // ---- The table: where taps are, in dy and in w. Beyond the last one they are outside. The number of taps differs
-  //      between classes, so that the host has no dividers for it. ----
+  // ---- The table: where taps are, in dy and in w ----
+  // Beyond the last one they are outside. The number of taps differs between classes, so that the host has no
+  // dividers for it.
   const auto make_taps = [&](unsigned chunk) {
     for (unsigned i = threadIdx.x; i < CHUNK; i += THREADS) {
       const unsigned number = chunk * CHUNK + i;
@@ -200,14 +216,16 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   };
 
-  // ---- Fetching a step's weights: a[k][m]. Of channels beyond the last one, the last one is read. ----
+  // ---- Fetching a step's weights: a[k][m] ----
+  // Of channels beyond the last one, the last one is read.
   Address channels[CHANNEL_PASSES];
   float w_stage[OCTETS][CHANNEL_PASSES];
 #pragma unroll
   for (int pass = 0; pass < CHANNEL_PASSES; ++pass) {
     // Filter k of the group begins k * channels * window behind its first one.
     const int m = threadIdx.x / 8 + pass * CHANNELS_APART;
-    const long long first = block.first_c + static_cast<long long>(block.group) * (block.filters - 1) * block.channels;
+    const long long first =
+        block.first_c + static_cast<long long>(block.group) * (block.filters - 1) * block.channels;
     channels[pass] = address_of(w + (first + (m < block.rows ? m : block.rows - 1)) * block.window);
   }
   const auto fetch_w = [&](unsigned step) {
@@ -228,15 +246,17 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
         a[octet * 8 * STRIDE_A + pass * CHANNELS_APART] = w_stage[octet][pass];
   };
 
-  // ---- Fetching a step's elements of dy: b[k][n], what tap k meets at pixel n. Neighbouring threads have neighbouring
-  //      pixels. A pixel beyond the last one reads what the last one reads, and is not written. ----
+  // ---- Fetching a step's elements of dy: b[k][n], what tap k meets at pixel n ----
+  // Neighbouring threads have neighbouring pixels. A pixel beyond the last one reads what the last one reads,
+  // and is not written.
   Address origins[PIXELS];
   unsigned row[PIXELS], column[PIXELS];
   float dy_stage[TAP_PASSES][PIXELS];
 #pragma unroll
   for (int i = 0; i < PIXELS; ++i) {
     const long long last = block.hits(g.N) - 1, beyond = block.first_n + threadIdx.x % TILE_N + i * THREADS;
-    const long long j = beyond < last ? beyond : last, line = j / block.by_u_count, n = line / block.by_v_count;
+    const long long j = beyond < last ? beyond : last, line = j / block.by_u_count,
+                    n = line / block.by_v_count;
     const int p = block.v.origin + static_cast<int>(line - n * block.v.count);
     const int q = block.u.origin + static_cast<int>(j - line * block.u.count);
     row[i] = p;
@@ -264,8 +284,9 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
       for (int i = 0; i < PIXELS; ++i) b[pass * TAPS_APART * STRIDE_B + i * THREADS] = dy_stage[pass][i];
   };
 
-  // ---- The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One
-  //      step beyond the end is fetched, as zeros, so that the loop has no branch. ----
+  // ---- The main loop ----
+  // Registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One step
+  // beyond the end is fetched, as zeros, so that the loop has no branch.
   float sum[THREAD_M][THREAD_N] = {};
   make_taps(0);
   __syncthreads();
@@ -274,8 +295,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   unsigned buffer = 0;
 #pragma unroll 1
   for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
-    // The half of the table that this overwrites was last read in front of the last step's barrier. What it puts there is
-    // first read behind the barrier of this chunk's last step.
+    // The half of the table that this overwrites was last read before the last step's barrier. What it
+    // puts there is first read after the barrier of this chunk's last step.
     make_taps(chunk);
     const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
 #pragma unroll 1
@@ -290,11 +311,12 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   }
 
-  // ---- Writing: pixels of the class, which lie the strides apart. ----
+  // ---- Writing: pixels of the class, which lie the strides apart ----
   const auto place = [&](int column_of_tile, long long (&offset)[4]) {
     const long long j = block.first_n + column_of_tile, line = j / block.by_u_count;
     long long n = line / block.by_v_count;
-    int i = static_cast<int>(line - n * block.v.count), column_of_class = static_cast<int>(j - line * block.u.count);
+    int i = static_cast<int>(line - n * block.v.count),
+        column_of_class = static_cast<int>(j - line * block.u.count);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const long long h = block.v.first + static_cast<long long>(i) * g.stride_h;

@@ -2,11 +2,12 @@
 //   y[n,k,p,q] = b[k] + sum_{c,r,s} x[n,c,h,w] * w[k,c,r,s]  (+ ReLU): a GEMM of gemm_m = K/groups filters,
 //   gemm_n = N*P*Q pixels, gemm_k = C/groups*R*S taps, whose right factor is never stored.
 //
-// Tiling   a block makes TILE_M filters x TILE_N pixels of one group, and a thread 8 x 16 of them. Pixels run on across
-//          images, so that a 13 x 13 map fills its tiles. Blocks with the same pixels are neighbours and share them in
-//          L2. Where there are fewer tiles than an H200 has places for blocks (a batch of 1), grid z splits the taps, and
-//          a second launch adds up the slices in their order.
-// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a patch of 16 x 32:
+// Tiling   a block makes TILE_M filters x TILE_N pixels of one group, and a thread 8 x 16 of them. Pixels run
+//          on across images, so that a 13 x 13 map fills its tiles. Blocks with the same pixels are
+//          neighbours and share them in L2. Where there are fewer tiles than an H200 has places for blocks (a
+//          batch of 1), grid z splits the taps, and a second launch adds up the slices in their order.
+// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
 //
 //             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127
 //          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
@@ -16,22 +17,34 @@
 //            16-31  the same lanes, for the next 16 rows                 ---'
 //            32-63  warp 1          64-95  warp 2          96-127  warp 3
 //
-//          To fetch a step's 8 taps x 128 filters, 8 lanes walk along the taps and the block takes 16 filters at a time;
-//          for its 8 taps x 128 pixels, each thread takes one pixel and all 8 taps.
-// Traffic  x is read ceil(K/groups / TILE_M) * R*S / (stride_h*stride_w) times, the taps of one row and of the rows
-//          beside it mostly from L1, the rest from L2; w ceil(N*P*Q / TILE_N) times from L2. y is written once, 128 bits
-//          at a time where its rows' alignment permits. DRAM sees little more than the compulsory bytes.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1212 instructions are FFMA (.845; 48 are 128-bit shared loads);
-//          245 registers, no spills.
+//          To fetch a step's 8 taps x 128 filters, 8 lanes walk along the taps and the block takes 16 filters
+//          at a time; for its 8 taps x 128 pixels, each thread takes one pixel and all 8 taps.
+// Traffic  x is read ceil(K/groups / TILE_M) * R*S / (stride_h*stride_w) times, the taps of one row and of
+//          the rows beside it mostly from L1, the rest from L2; w ceil(N*P*Q / TILE_N) times from L2. y is
+//          written once, 128 bits at a time where its rows' alignment permits. DRAM sees little more than the
+//          compulsory bytes.
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1209 instructions are FFMA (.847; 48 are 128-bit
+// shared
+//          loads); 255 registers, no spills. From a load of global memory to its use are 1054 instructions or
+//          more, so that a step hides its latency. Predicted at batch 128, in % of the FP32 peak: .80 of it
+//          in a full tile, the rest lost at edges and in the last wave of 264 blocks. conv1 57 (96 of 128
+//          rows are used; TILE_M = 96, THREAD_M = 12, THREAD_N = 8 uses them all), conv2 74, conv3 77, conv4
+//          51 (192 of 256 rows), conv5 51 (1.3 waves).
 //
 // /// kernel
 // op      = "conv2d_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
-// tune    = { TILE_M = [64, 96, 128], TILE_N = [128, 256], TILE_K = [8, 16], THREAD_M = [8, 12], THREAD_N = [8, 16], FILL = [132, 264] }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 96, 128]
+// TILE_N   = [128, 256]
+// TILE_K   = [8, 16]
+// THREAD_M = [8, 12]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
 // [let]
 // SIZE    = "N*K*P*Q"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
@@ -58,8 +71,8 @@
 
 #include "gemm_tile.cuh"
 
-// A tap (c, r, s), relative to the pixel under the corner of the filter. `row` and `column` are unsigned, so that what is
-// above the image or left of it becomes a huge number, and one comparison covers both ends.
+// A tap (c, r, s), relative to the pixel under the corner of the filter. `row` and `column` are unsigned, so
+// that what is above the image or left of it becomes a huge number, and one comparison covers both ends.
 struct alignas(16) Tap {
   long long offset;  // in bytes
   unsigned row, column;
@@ -100,7 +113,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   __shared__ Tap table[2 * CHUNK];
   __shared__ Block block;
 
-  // ---- The tile of this block: filter tiles are neighbours, then groups, then pixels. ----
+  // ---- The tile of this block ----
+  // Filter tiles are neighbours, then groups, then pixels.
   if (threadIdx.x == 0) {
     block.channels = g.C / g.by_groups;
     block.filters = g.K / g.by_groups;
@@ -115,7 +129,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   }
   __syncthreads();
 
-  // ---- The table: where taps are. Beyond the last one they are outside. ----
+  // ---- The table: where taps are ----
+  // Beyond the last one they are outside.
   const auto make_taps = [&](unsigned chunk) {
     for (unsigned i = threadIdx.x; i < CHUNK; i += THREADS) {
       const unsigned k = chunk * CHUNK + i;
@@ -131,7 +146,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   };
 
-  // ---- Fetching a step's filters: a[k][m]. Of filters beyond the last one, the last one is read. ----
+  // ---- Fetching a step's filters: a[k][m] ----
+  // Of filters beyond the last one, the last one is read.
   Address filters[FILTER_PASSES];
   int taps_left = static_cast<int>(block.range.count) - static_cast<int>(threadIdx.x % 8);
   float filter_stage[OCTETS][FILTER_PASSES];
@@ -160,17 +176,20 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
         a[octet * 8 * STRIDE_A + pass * FILTERS_APART] = filter_stage[octet][pass];
   };
 
-  // ---- Fetching a step's pixels: b[k][n], the element that tap k meets at pixel n. Neighbouring threads have
-  //      neighbouring pixels. A pixel beyond the last one reads what the last one reads, and is not written. ----
+  // ---- Fetching a step's elements of x: b[k][n], what tap k meets at pixel n ----
+  // Neighbouring threads have neighbouring pixels. A pixel beyond the last one reads what the last one reads,
+  // and is not written.
   Address corners[PIXELS];
   unsigned top[PIXELS], left[PIXELS];
   float pixel_stage[TAP_PASSES][PIXELS];
 #pragma unroll
   for (int i = 0; i < PIXELS; ++i) {
     const long long pixels = g.by_pixels.divisor, last = pixels * g.N - 1;
-    const long long beyond = block.first_n + threadIdx.x % TILE_N + i * THREADS, j = beyond < last ? beyond : last;
+    const long long beyond = block.first_n + threadIdx.x % TILE_N + i * THREADS,
+                    j = beyond < last ? beyond : last;
     const long long n = j / g.by_pixels, pixel = j - n * pixels, p = pixel / g.by_Q, q = pixel - p * g.Q;
-    const int h = static_cast<int>(p) * g.stride_h - g.pad_top, column = static_cast<int>(q) * g.stride_w - g.pad_left;
+    const int h = static_cast<int>(p) * g.stride_h - g.pad_top,
+              column = static_cast<int>(q) * g.stride_w - g.pad_left;
     top[i] = h;
     left[i] = column;
     corners[i] = address_of(x + (n * g.C + block.group * block.channels) * block.area +
@@ -196,8 +215,9 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
       for (int i = 0; i < PIXELS; ++i) to[pass * TAPS_APART * STRIDE_B + i * THREADS] = pixel_stage[pass][i];
   };
 
-  // ---- The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One
-  //      step beyond the end is fetched, as zeros, so that the loop has no branch. ----
+  // ---- The main loop ----
+  // Registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One step
+  // beyond the end is fetched, as zeros, so that the loop has no branch.
   float sum[THREAD_M][THREAD_N] = {};
   make_taps(0);
   __syncthreads();
@@ -206,8 +226,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   unsigned buffer = 0;
 #pragma unroll 1
   for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
-    // The half of the table that this overwrites was last read in front of the last step's barrier. What it puts there is
-    // first read behind the barrier of this chunk's last step.
+    // The half of the table that this overwrites was last read before the last step's barrier. What it
+    // puts there is first read after the barrier of this chunk's last step.
     make_taps(chunk);
     const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
 #pragma unroll 1
@@ -222,7 +242,7 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   }
 
-  // ---- Writing: bias and ReLU, unless there are slices to add first. ----
+  // ---- Writing: bias and ReLU, unless there are slices to add first ----
   const long long pixels = g.by_pixels.divisor;
   const auto place = [&](int column, long long (&offset)[4]) {
     const long long j = block.first_n + column;

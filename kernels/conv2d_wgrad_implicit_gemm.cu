@@ -1,13 +1,14 @@
 // conv2d_wgrad_implicit_gemm
-//   dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]: a GEMM of gemm_m = K/groups filters, gemm_n = C/groups*R*S
-//   taps, gemm_k = N*P*Q pixels, split among blocks.
+//   dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]: a GEMM of gemm_m = K/groups filters, gemm_n =
+//   C/groups*R*S taps, gemm_k = N*P*Q pixels, split among blocks.
 //
-// Tiling   a block makes TILE_M filters x TILE_N taps over a range of pixels, and a thread 8 x 16 of them. There are few
-//          tiles (3 in conv1, 54 in conv3) and up to 400,000 pixels: grid z cuts the pixels into slices until FILL
-//          blocks are busy, none shorter than DEPTH, and a second launch adds up the slices in their order. So there are
-//          no atomics, the bits are the same every time, and the rounding error grows with the slice and not with the
-//          batch.
-// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a patch of 16 x 32:
+// Tiling   a block makes TILE_M filters x TILE_N taps over a range of pixels, and a thread 8 x 16 of them.
+//          There are few tiles (3 in conv1, 54 in conv3) and up to 400,000 pixels: grid z cuts the pixels
+//          into slices until FILL blocks are busy, none shorter than DEPTH, and a second launch adds up the
+//          slices in their order. So there are no atomics, the bits are the same every time, and the rounding
+//          error grows with the slice and not with the batch.
+// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
 //
 //             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127
 //          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
@@ -17,19 +18,30 @@
 //            16-31  the same lanes, for the next 16 rows                 ---'
 //            32-63  warp 1          64-95  warp 2          96-127  warp 3
 //
-//          To fetch a step's 8 pixels x 128 filters of dy, and its 8 pixels x 128 taps of x, 8 lanes walk along the
-//          pixels and the block takes 16 filters or taps at a time.
-// Traffic  dy is read ceil(C/groups*R*S / TILE_N) times, x ceil(K/groups / TILE_M) * R*S / (stride_h*stride_w) times,
-//          both in runs of 8 pixels (a sector), the repeats from L1 and L2; dw is written and read once per slice, in L2.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1214 instructions are FFMA (.843); 224 registers, no spills.
+//          To fetch a step's 8 pixels x 128 filters of dy, and its 8 pixels x 128 taps of x, 8 lanes walk
+//          along the pixels and the block takes 16 filters or taps at a time.
+// Traffic  dy is read ceil(C/groups*R*S / TILE_N) times, x ceil(K/groups / TILE_M) * R*S /
+//          (stride_h*stride_w) times, both in runs of 8 pixels (a sector), the repeats from L1 and L2; dw is
+//          written and read once per slice, in L2.
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1212 instructions are FFMA (.845); 215 registers, no
+//          spills. From a load of global memory to its use are 1045 instructions or more, so that a step
+//          hides its latency. Predicted at batch 128, in % of the FP32 peak, .80 of it in a full tile: conv1
+//          57 (96 of 128 rows, 363 of 384 columns), conv2 74, conv3 65 (4 slices, 216 of 264 places), conv4
+//          49 (192 of 256 rows), conv5 74.
 //
 // /// kernel
 // op      = "conv2d_wgrad"
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
-// tune    = { TILE_M = [64, 96, 128], TILE_N = [128, 256], TILE_K = [8, 16], THREAD_M = [8, 12], THREAD_N = [8, 16], FILL = [132, 264] }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 96, 128]
+// TILE_N   = [128, 256]
+// TILE_K   = [8, 16]
+// THREAD_M = [8, 12]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
 // [let]
 // SIZE    = "K*(C//groups)*R*S"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
@@ -57,9 +69,10 @@
 
 #include "gemm_tile.cuh"
 
-// A pixel of dy, as the pixel of x under the corner of its filter; or a tap (c, r, s), relative to that corner. The sum
-// of the two is an element of x, inside the image if row < H and column < W. `row` and `column` are unsigned, so that
-// what is above the image or left of it becomes a huge number, and one comparison covers both ends.
+// A pixel of dy, as the pixel of x under the corner of its filter; or a tap (c, r, s), relative to that
+// corner. The sum of the two is an element of x, inside the image if row < H and column < W. `row` and
+// `column` are unsigned, so that what is above the image or left of it becomes a huge number, and one
+// comparison covers both ends.
 struct alignas(16) Place {
   long long offset;  // in bytes
   unsigned row, column;
@@ -85,7 +98,8 @@ struct Block {
   int rows, columns;  // filters from first_k on, and taps from first_n on, that there are
 };
 
-static_assert(sizeof(GemmShared) + 2 * CHUNK * (sizeof(Place) + 8) + TILE_N * sizeof(Place) + sizeof(Block) <= 48 * 1024,
+static_assert(sizeof(GemmShared) + 2 * CHUNK * (sizeof(Place) + 8) + TILE_N * sizeof(Place) + sizeof(Block) <=
+                  48 * 1024,
               "TILE_K: static shared memory ends at 48 KB");
 
 extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
@@ -98,7 +112,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   __shared__ Place taps[TILE_N];
   __shared__ Block block;
 
-  // ---- The tile of this block: filter tiles are neighbours, then taps, then groups. ----
+  // ---- The tile of this block ----
+  // Filter tiles are neighbours, then taps, then groups.
   if (threadIdx.x == 0) {
     block.channels = g.C / g.by_groups;
     block.filters = g.K / g.by_groups;
@@ -114,7 +129,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   }
   __syncthreads();
 
-  // ---- The taps of the tile's columns. One beyond the last reads what the last reads, and is not written. ----
+  // ---- The taps of the tile's columns ----
+  // One beyond the last reads what the last reads, and is not written.
   for (int i = threadIdx.x; i < TILE_N; i += THREADS) {
     const unsigned t = block.first_n + (i < block.columns ? i : block.columns - 1);
     const unsigned c = t / g.by_S / g.by_R, r = t / g.by_S % g.by_R, s = t % g.by_S;
@@ -125,7 +141,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     taps[i] = tap;
   }
 
-  // ---- The table: where pixels are, in x and in dy. Beyond the last one they are outside. ----
+  // ---- The table: where pixels are, in x and in dy ----
+  // Beyond the last one they are outside.
   const auto make_pixels = [&](unsigned chunk) {
     const long long pixels = g.by_pixels.divisor;
     for (unsigned i = threadIdx.x; i < CHUNK; i += THREADS) {
@@ -148,7 +165,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   };
 
-  // ---- Fetching a step's gradients: a[k][m]. Of filters beyond the last one, the last one is read. ----
+  // ---- Fetching a step's gradients: a[k][m] ----
+  // Of filters beyond the last one, the last one is read.
   Address maps[FILTER_PASSES];
   float dy_stage[OCTETS][FILTER_PASSES];
 #pragma unroll
@@ -175,7 +193,7 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
         a[octet * 8 * STRIDE_A + pass * APART] = dy_stage[octet][pass];
   };
 
-  // ---- Fetching a step's elements of x: b[k][n], the element that the tap of column n meets at pixel k. ----
+  // ---- Fetching a step's elements of x: b[k][n], what the tap of column n meets at pixel k ----
   const Address first_map = address_of(x + static_cast<long long>(block.group) * block.channels * block.area);
   float x_stage[OCTETS][TAP_PASSES];
   const auto fetch_x = [&](unsigned step) {
@@ -196,11 +214,13 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
 #pragma unroll
     for (int octet = 0; octet < OCTETS; ++octet)
 #pragma unroll
-      for (int pass = 0; pass < TAP_PASSES; ++pass) b[octet * 8 * STRIDE_B + pass * APART] = x_stage[octet][pass];
+      for (int pass = 0; pass < TAP_PASSES; ++pass)
+        b[octet * 8 * STRIDE_B + pass * APART] = x_stage[octet][pass];
   };
 
-  // ---- The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One
-  //      step beyond the end is fetched, as zeros, so that the loop has no branch. ----
+  // ---- The main loop ----
+  // Registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One step
+  // beyond the end is fetched, as zeros, so that the loop has no branch.
   float sum[THREAD_M][THREAD_N] = {};
   make_pixels(0);
   __syncthreads();
@@ -209,8 +229,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   unsigned buffer = 0;
 #pragma unroll 1
   for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
-    // The half of the table that this overwrites was last read in front of the last step's barrier. What it puts there is
-    // first read behind the barrier of this chunk's last step.
+    // The half of the table that this overwrites was last read before the last step's barrier. What it
+    // puts there is first read after the barrier of this chunk's last step.
     make_pixels(chunk);
     const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
 #pragma unroll 1
@@ -225,7 +245,7 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     }
   }
 
-  // ---- Writing. ----
+  // ---- Writing ----
   const auto place = [&](int column, long long (&offset)[4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) offset[e] = column + e < block.columns ? block.first_n + column + e : -1;

@@ -1,8 +1,10 @@
-// gemm_matrix.cuh: how the fully connected kernels fetch a step of a matrix, and put it into a[k][m] or b[k][n].
+// gemm_matrix.cuh: how the fully connected kernels fetch a step of a matrix, and put it into a[k][m] or
+// b[k][n].
 //
-// A row of the matrix runs along gemm_k (AlongK) or across it, along m or n (AcrossK). A thread fetches VECTOR floats at a
-// time: 4 where every row begins at a multiple of 16 bytes, else 1. Both give the same sums, bit by bit. Elements beyond
-// the end of k are zeros. Rows and columns beyond the matrix are zeros or repeat its last ones, and are not written.
+// A row of the matrix runs along gemm_k (AlongK) or across it, along m or n (AcrossK). A thread fetches
+// VECTOR floats at a time: 4 where every row begins at a multiple of 16 bytes, else 1. Both give the same
+// sums, bit by bit. Elements beyond the end of k are zeros. Rows and columns beyond the matrix are zeros or
+// repeat its last ones, and are not written.
 //
 //   fetch()      global memory -> registers, and on to the next step
 //   store(to)    registers -> shared memory
@@ -29,7 +31,8 @@ __device__ __forceinline__ void read_floats(const float* from, bool inside, floa
 // ROWS rows (m or n), each TILE_K long: 8 / VECTOR lanes walk along k.
 template <int ROWS, int STRIDE, int VECTOR>
 struct AlongK {
-  static constexpr int LANES = 8 / VECTOR, APART = THREADS / LANES, OCTETS = TILE_K / 8, PASSES = ROWS / APART;
+  static constexpr int LANES = 8 / VECTOR, APART = THREADS / LANES, OCTETS = TILE_K / 8,
+                       PASSES = ROWS / APART;
   static_assert(ROWS % APART == 0, "TILE_M and TILE_N: multiples of THREADS / 2");
 
   const float* at;

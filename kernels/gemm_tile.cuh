@@ -1,14 +1,16 @@
-// gemm_tile.cuh: what the FFMA GEMM kernels share: the tile, the thread map, the multiply-adds of a step, split-K, and
-// the writing of the sums. The main loop, and where the elements of A and B come from, are in each kernel's own file.
+// gemm_tile.cuh: what the FFMA GEMM kernels share: the tile, the thread map, the multiply-adds of a step,
+// split-K, and the writing of the sums. The main loop, and where the elements of A and B come from, are in
+// each kernel's own file.
 //
 //   sum[m][n] = sum over k of A[m][k] * B[k][n]       gemm_m x gemm_n x gemm_k, in true fp32
 //
-// A block makes a TILE_M x TILE_N tile of the result and takes TILE_K of gemm_k in a step. A thread keeps THREAD_M x
-// THREAD_N sums in registers. A kernel's header declares these five numbers in its `tile`.
+// A block makes a TILE_M x TILE_N tile of the result and takes TILE_K of gemm_k in a step. A thread keeps
+// THREAD_M x THREAD_N sums in registers. A kernel's header declares these five numbers in its `tile`.
 //
-// Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8 (in n), and each
-//              has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4 times across, each time with the
-//              same lanes:
+// Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8 (in n),
+// and each
+//              has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4 times across, each
+//              time with the same lanes:
 //
 //                            n   0-3   4-7   8-11  12-15 16-19 20-23 24-27 28-31
 //                   m   0- 3     L0    L1    L2    L3    L4    L5    L6    L7
@@ -16,9 +18,11 @@
 //                       8-11     L16   L17   L18   L19   L20   L21   L22   L23
 //                      12-15     L24   L25   L26   L27   L28   L29   L30   L31
 //
-// Shared       a[k][m] and b[k][n]. One 128-bit read of b by a warp touches 8 neighbouring quads of floats: all 32 banks
-// memory       once. One of a touches 4 quads, which the other lanes share by broadcast. So there are no conflicts. The
-//              4 floats of padding to a row let 4 rows and 8 k's be stored at once: bank 4 k + row, all different.
+// Shared       a[k][m] and b[k][n]. One 128-bit read of b by a warp touches 8 neighbouring quads of floats:
+// all 32 banks memory       once. One of a touches 4 quads, which the other lanes share by broadcast. So
+// there are no conflicts. The
+//              4 floats of padding to a row let 4 rows and 8 k's be stored at once: bank 4 k + row, all
+//              different.
 //
 // Everything here is compiled for NVRTC, nvcc and the emulator. Offsets into tensors are 64 bits wide.
 #pragma once
@@ -26,9 +30,9 @@
 #include "convkit.cuh"
 #include "divider.cuh"
 
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // The tile
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 constexpr int SUMS = THREAD_M * THREAD_N;  // of a thread
 constexpr int THREADS = TILE_M * TILE_N / SUMS;
 constexpr int WARP_M = 4 * THREAD_M, WARP_N = 8 * THREAD_N;
@@ -40,23 +44,24 @@ static_assert(TILE_N % WARP_N == 0, "TILE_N: a multiple of a warp's 8 * THREAD_N
 static_assert(TILE_K == 8 || TILE_K == 16 || TILE_K == 32, "TILE_K: 8, 16 or 32");
 static_assert(THREADS <= 1024, "at most 1024 threads");
 
-// Occupancy. An SM has 65536 registers, so that T resident threads have 65536 / T each, in multiples of 8. A thread needs
-// one for each sum, THREAD_M + THREAD_N for the factors of one k, and some 50 for the next step's elements and for
-// addresses. __launch_bounds__(THREADS, MIN_BLOCKS) tells the compiler how many it may use.
-constexpr int RESIDENT = SUMS <= 64 && THREADS >= 256 ? 512    // 128 registers
-                         : SUMS <= 96                 ? 384    // 168; 64 sums too, if few threads fetch much each
-                                                      : 256;   // 255, the most that a thread can have
+// Occupancy. An SM has 65536 registers, so that T resident threads have 65536 / T each, in multiples of 8. A
+// thread needs one for each sum, THREAD_M + THREAD_N for the factors of one k, and some 50 for the next
+// step's elements and for addresses. __launch_bounds__(THREADS, MIN_BLOCKS) tells the compiler how many it
+// may use.
+constexpr int RESIDENT = SUMS <= 64 && THREADS >= 256 ? 512  // 128 registers
+                         : SUMS <= 96 ? 384   // 168; 64 sums too, if few threads fetch much each
+                                      : 256;  // 255, the most that a thread can have
 constexpr int MIN_BLOCKS = RESIDENT < THREADS ? 1 : RESIDENT / THREADS;
 
-// Two buffers, so that a step needs one barrier: what a step overwrites was last read two steps ago, and the barrier of
-// the step between stands behind those reads.
+// Two buffers, so that a step needs one barrier: what a step overwrites was last read two steps ago, and the
+// barrier of the step between stands behind those reads.
 struct GemmShared {
   alignas(16) float a[2][TILE_K * STRIDE_A];
   alignas(16) float b[2][TILE_K * STRIDE_B];
 };
 
-// An address as a number: a base that stays in registers and an offset in bytes that is added, two instructions to an
-// element. Of pointers the compiler makes more: 35 in fprop's loop of 1211 on sm_90a.
+// An address as a number: a base that stays in registers and an offset in bytes that is added, two
+// instructions to an element. Of pointers the compiler makes more: 35 in fprop's loop of 1211 on sm_90a.
 using Address = unsigned long long;
 
 __device__ __forceinline__ Address address_of(const float* p) { return reinterpret_cast<Address>(p); }
@@ -72,10 +77,11 @@ __device__ __forceinline__ int tile_column(int j) {
   return warp * WARP_N + j * 32 + lane * 4;
 }
 
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // One step: sum += a^T * b, for TILE_K of k. 6 shared reads of 128 bits feed 8 x 16 multiply-adds.
-// ------------------------------------------------------------------------------------------------------------------
-__device__ __forceinline__ void multiply_step(const float* a, const float* b, float (&sum)[THREAD_M][THREAD_N]) {
+// -----------------------------------------------------------------------------------------------------------
+__device__ __forceinline__ void multiply_step(const float* a, const float* b,
+                                              float (&sum)[THREAD_M][THREAD_N]) {
   a += tile_row(0);
   b += tile_column(0);
 #pragma unroll
@@ -100,10 +106,11 @@ __device__ __forceinline__ void multiply_step(const float* a, const float* b, fl
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------
-// Split-K: blocks of different blockIdx.z sum different ranges of k, into slices of the workspace. A second launch adds
-// up the slices in their order. With one slice there is no second launch, and blocks write the output itself.
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
+// Split-K: blocks of different blockIdx.z sum different ranges of k, into slices of the workspace. A second
+// launch adds up the slices in their order. With one slice there is no second launch, and blocks write the
+// output itself.
+// -----------------------------------------------------------------------------------------------------------
 struct KRange {
   long long first;  // k
   long long count;
@@ -136,9 +143,9 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Writing the sums
-// ------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // A zero where a number is negative. Written so that a NaN passes: fmaxf would return the zero.
 __device__ __forceinline__ float relu_of(float v) { return v < 0.0f ? 0.0f : v; }
 
@@ -146,9 +153,9 @@ struct NoEpilogue {
   __device__ __forceinline__ float operator()(int, int, float sum) const { return sum; }
 };
 
-// Rows of the output are `length` apart, and `rows` of the tile's exist. place(n, offsets) says where in a row columns
-// n to n + 3 of the tile are, or -1 for one that does not exist. epilogue(m, n, sum) makes the output of a sum. Four
-// neighbours are written by one 128-bit store where their address permits.
+// Rows of the output are `length` apart, and `rows` of the tile's exist. place(n, offsets) says where in a
+// row columns n to n + 3 of the tile are, or -1 for one that does not exist. epilogue(m, n, sum) makes the
+// output of a sum. Four neighbours are written by one 128-bit store where their address permits.
 template <class Place, class Epilogue>
 __device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
                                            const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {

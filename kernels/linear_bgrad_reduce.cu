@@ -1,11 +1,13 @@
 // linear_bgrad_reduce
 //   db[k] = sum over n of dy[n,k]
 //
-// Tiling   a block makes 32 columns: each of its WARPS warps adds up every WARPS-th row, UNROLL loads at a time, and a
-//          fixed tree through shared memory adds up the warps. So a sum passes some N/(WARPS*UNROLL) + 8 roundings.
+// Tiling   a block makes 32 columns: each of its WARPS warps adds up every WARPS-th row, UNROLL loads at a
+//          time, and a fixed tree through shared memory adds up the warps. So a sum passes some
+//          N/(WARPS*UNROLL) + 8 roundings.
 // Traffic  dy once, in runs of 32 elements (128 bytes in fp32, 64 in the 16-bit types); db written once.
-// Bound    latency for AlexNet's 128 rows (2 MB for fc6, which the L2 holds): predicted about 4 us. DRAM bandwidth for
-//          thousands of rows: predicted 70 % of the read rate, if K / 32 blocks fill the GPU; fewer blocks, less.
+// Bound    latency for AlexNet's 128 rows (2 MB for fc6, which the L2 holds): predicted about 4 us. DRAM
+//          bandwidth for thousands of rows: predicted 70 % of the read rate, if K / 32 blocks fill the GPU;
+//          fewer blocks, less.
 //
 // /// kernel
 // op     = "linear_bgrad"

@@ -5,8 +5,8 @@
 // Tiling   none: a thread makes one element of dx, and neighbouring threads neighbouring elements.
 // Traffic  every multiply-add loads its two operands, 8 bytes: dy as a broadcast, w
 //          coalesced.
-// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place is the
-//          test bench.
+// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place
+//          is the test bench.
 //
 // /// kernel
 // op     = "linear_dgrad"

@@ -1,10 +1,12 @@
 // linear_fprop_gemm
 //   y[n,k] = b[k] + sum_c x[n,c] * w[k,c]  (+ ReLU): a GEMM of gemm_m = N, gemm_n = K, gemm_k = C.
 //
-// Tiling   a block makes TILE_M x TILE_N elements, and a thread 8 x 16 of them. With a batch of 128 there are 32 tiles at
-//          most: grid z splits gemm_k into slices of DEPTH or more until FILL blocks are busy, and a second launch adds
-//          them up in their order, then the bias and ReLU. A batch of 1 uses one row of a tile in 128.
-// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a patch of 16 x 32:
+// Tiling   a block makes TILE_M x TILE_N elements, and a thread 8 x 16 of them. With a batch of 128 there are
+//          32 tiles at most: grid z splits gemm_k into slices of DEPTH or more until FILL blocks are busy,
+//          and a second launch adds them up in their order, then the bias and ReLU. A batch of 1 uses one row
+//          of a tile in 128.
+// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
 //
 //             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127
 //          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
@@ -14,22 +16,30 @@
 //            16-31  the same lanes, for the next 16 rows                 ---'
 //            32-63  warp 1          64-95  warp 2          96-127  warp 3
 //
-//          To fetch a step's 8 c's x 128 rows of x, and of w, 2 lanes walk along c, 4 floats each, and the block takes
-//          64 rows at a time.
-// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM; the slices are written and read once, in L2.
-//          Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the same sums, bit by bit.
-// Bound    FP32 FMA at a batch of 128, DRAM below some 30. @DENS@
-//          Predicted at batch 128, in % of the FP32 peak: fc6 and fc7 75, fc8 65 (short sums). At batch 1 below 1: the
-//          tile is mostly empty, while w, read once, sets the floor.
+//          To fetch a step's 8 c's x 128 rows of x, and of w, 2 lanes walk along c, 4 floats each, and the
+//          block takes 64 rows at a time.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM; the slices are written and read
+//          once, in L2. Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the
+//          same sums, bit by bit.
+// Bound    FP32 FMA at a batch of 128, DRAM below some 30. On sm_90a .909 of the main loop's instructions are
+//          FFMA where loads are 128 bits wide; 221 registers, no spills. The compiler moves the loads down:
+//          to the use of the nearest are 311 instructions of some 1120. Predicted at batch 128, in % of the
+//          FP32 peak: fc6 and fc7 75, fc8 65 (short sums). At batch 1 below 1: the tile is mostly empty,
+//          while w, read once, sets the floor.
 //
 // /// kernel
 // op      = "linear_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
-// tune    = { TILE_M = [64, 128], TILE_K = [8, 16], THREAD_N = [8, 16], FILL = [132, 264], DEPTH = [64, 128, 256] }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 128]
+// TILE_K   = [8, 16]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
+// DEPTH    = [64, 128, 256]
 // [let]
 // SIZE    = "N*K"
 // TILES_M = "ceil_div(N, TILE_M)"
@@ -60,20 +70,23 @@ struct Block {
   int rows, columns;  // of the output from there on
 };
 
-// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One step
-// beyond the end is fetched, as zeros, so that the loop has no branch.
+// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply.
+// One step beyond the end is fetched, as zeros, so that the loop has no branch.
 template <int VECTOR, class Geometry>
-__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* x, const float* w,
-                                         GemmShared& shared, float (&sum)[THREAD_M][THREAD_N]) {
+__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* x,
+                                         const float* w, GemmShared& shared,
+                                         float (&sum)[THREAD_M][THREAD_N]) {
   const int count = static_cast<int>(block.range.count);
   const unsigned steps = block.range.steps;
   AlongK<TILE_M, STRIDE_A, VECTOR> left(x + block.first_m * g.C + block.range.first, g.C, block.rows, count);
-  AlongK<TILE_N, STRIDE_B, VECTOR> right(w + block.first_n * g.C + block.range.first, g.C, block.columns, count);
+  AlongK<TILE_N, STRIDE_B, VECTOR> right(w + block.first_n * g.C + block.range.first, g.C, block.columns,
+                                         count);
 
   left.fetch();
   right.fetch();
   unsigned buffer = 0;
-  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36 registers.
+  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36
+  // registers.
 #pragma unroll 1
   for (unsigned step = 0; step < steps;) {
     const unsigned end = steps < step + 32 ? steps : step + 32;
@@ -130,8 +143,8 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
 // Adds up the slices, if there are several.
 extern "C" __launch_bounds__(256) __global__
     void linear_fprop_gemm_reduce(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ w,
-                           const float* __restrict__ b, float* __restrict__ y, float* __restrict__ workspace,
-                           const int relu) {
+                                  const float* __restrict__ b, float* __restrict__ y,
+                                  float* __restrict__ workspace, const int relu) {
   add_slices(workspace, y, static_cast<long long>(g.N) * g.K, g.by_slices.divisor, [&](long long i, float v) {
     if (b) v += b[i % g.by_K];
     return relu ? relu_of(v) : v;

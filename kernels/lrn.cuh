@@ -10,8 +10,9 @@ struct Powers {
   float over_d;  // d^-beta / d
 };
 
-// With THREE_QUARTERS beta is 0.75, and d^-0.75 = d^-1/2 * (d^1/2)^-1/2 costs two reciprocal roots. Of an infinite d,
-// d^1/2 comes out as 0 * inf; fminf takes that NaN for the largest number, and the product is 0, as it should be.
+// With THREE_QUARTERS beta is 0.75, and d^-0.75 = d^-1/2 * (d^1/2)^-1/2 costs two reciprocal roots. Of an
+// infinite d, d^1/2 comes out as 0 * inf; fminf takes that NaN for the largest number, and the product is 0,
+// as it should be.
 template <bool THREE_QUARTERS>
 __device__ __forceinline__ Powers powers(float d, float beta) {
   if (THREE_QUARTERS) {
@@ -27,8 +28,8 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
   return beta == 0.75f ? powers<true>(d, beta) : powers<false>(d, beta);
 }
 
-// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its image: as
-// far as they are in its group of channels or, for the region within a channel, in its map.
+// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its
+// image: as far as they are in its group of channels or, for the region within a channel, in its map.
 template <class Geometry, class Value>
 __device__ __forceinline__ float window_sum_at(const Geometry& g, long long i, int c, int h, int w,
                                                int behind, int ahead, Value value) {
@@ -70,8 +71,8 @@ struct Walk {
   bool any;         // false for the threads behind the last pixel
 };
 
-// Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side: the
-// channels that both read come from DRAM once.
+// Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by
+// side: the channels that both read come from DRAM once.
 template <int SEGMENT_CHANNELS, class Geometry>
 __device__ __forceinline__ Walk walk_of_thread(const Geometry& g) {
   const int channels = static_cast<int>(g.by_channels.divisor);

@@ -1,17 +1,17 @@
 // lrn_maxpool2d_fprop_band
-//   z = x * d^-beta, as lrn_fprop has it (either region); y and argmax = the maximum of z over each window and where it
-//   is, as maxpool2d_fprop has them. z is not stored.
+//   z = x * d^-beta, as lrn_fprop has it (either region); y and argmax = the maximum of z over each window
+//   and where it is, as maxpool2d_fprop has them. z is not stored.
 //
-// Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice for. It
-//          normalises the rows of pixels that these windows see into shared memory, each pixel once, and pools from
-//          there. Any region, size and beta, any pooling window, as long as the rows that one of them sees fit into
-//          48 KB.
-// Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands see are
-//          normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
-// Bound    issue: the divisions of an index, and a load for each tap: some 150 instructions for each pixel, against 33
-//          that fit into its time. Predicted: 20 % of the copy rate for windows of 5 channels. It takes what
-//          lrn_maxpool2d_fprop_sliding does not, and is for saving z's memory: where lrn_fprop_sliding fits, that and
-//          maxpool2d_fprop_window, one after the other, should be faster.
+// Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice
+//          for. It normalises the rows of pixels that these windows see into shared memory, each pixel once,
+//          and pools from there. Any region, size and beta, any pooling window, as long as the rows that one
+//          of them sees fit into 48 KB.
+// Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands
+//          see are normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
+// Bound    issue: the divisions of an index, and a load for each tap: some 150 instructions for each pixel,
+//          against 33 that fit into its time. Predicted: 20 % of the copy rate for windows of 5 channels. It
+//          takes what lrn_maxpool2d_fprop_sliding does not, and is for saving z's memory: where
+//          lrn_fprop_sliding fits, that and maxpool2d_fprop_window, one after the other, should be faster.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
@@ -45,7 +45,8 @@
 #include "lrn.cuh"
 #include "maxpool2d.cuh"
 
-// Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 64. Without a figure the
+// compiler uses fewer, and spills.
 constexpr int RESIDENT = 1024;
 
 // First tap of a window that begins at `start` to lie at or behind 0.

@@ -1,17 +1,22 @@
 // maxpool2d_dgrad_gather
 //   dx[n,c,h,w] = sum of dy[n,c,p,q] over the windows (p, q) whose argmax says that pixel (h, w) won
-// argmax is compared, never an index: a window whose argmax is no position in it, or one in the padding, gives its
-// gradient to no pixel.
+// argmax is compared, never an index: a window whose argmax is no position in it, or one in the padding,
+// gives its gradient to no pixel.
 //
-// Tiling   gather: a thread asks each window that its pixel lies in, so that no two threads write one address: no
-//          atomics, and a fixed order of summation. A thread makes ROWS pixels below each other; the windows of its
-//          column are found once, those of a row follow from the row before without a division. 3 x 3 at stride 2, AlexNet's,
-//          has a path of its own, in which a thread loads each of its windows once for all of its pixels.
-// Traffic  argmax and dy are read once from DRAM, dx written once: in fp32 4 + 5/(stride_h*stride_w) bytes for each
-//          pixel. From L1, argmax ceil(R/stride_h) * ceil(S/stride_w) times at most, dy once for each window won.
-// Bound    3 x 3 at stride 2: DRAM bandwidth in fp32, issue in the 16-bit types: 26 instructions for each pixel (counted in
-//          the code for sm_90a), against some 35 that fit into the time of its bytes in fp32, and 17 in 16 bits.
-//          Predicted: 75 % of the copy rate in fp32, 50 % in the 16-bit types. Other windows: issue, 30 % and less.
+// Tiling   gather: a thread looks at each window that its pixel lies in. So no two threads write one address:
+// no
+//          atomics, and a fixed order of summation. A thread makes ROWS pixels below each other;
+//          the windows of its column are found once, those of a row follow from the row before without a
+//          division. 3 x 3 at stride 2, AlexNet's, has a path of its own, in which a thread loads each of its
+//          windows once for all of its pixels.
+// Traffic  argmax and dy are read once from DRAM, dx written once: in fp32 4 + 5/(stride_h*stride_w) bytes
+//          for each pixel. From L1, argmax ceil(R/stride_h) * ceil(S/stride_w) times at most, dy once for
+//          each window won.
+// Bound    3 x 3 at stride 2: DRAM bandwidth in fp32, issue in the 16-bit types: 21 instructions for each
+// pixel in fp32 and 26 in
+//          16 bits (counted in the main loop for sm_90a), against some 35 and 17 that fit into the time of
+//          its bytes. Predicted: 75 % of the copy rate in fp32, 50 % in the 16-bit types. Other windows:
+//          issue, 30 % and less.
 //
 // /// kernel
 // op     = "maxpool2d_dgrad"
@@ -32,11 +37,12 @@
 
 #include "maxpool2d.cuh"
 
-// Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 64. Without a figure the
+// compiler uses fewer, and spills.
 constexpr int RESIDENT = 1024;
 
-// A window: the position that won, and its gradient. NOBODY is no position.
-constexpr unsigned NOBODY = 0xffffffffu;
+// A window: the position that won, and its gradient. NO_WINNER is no position.
+constexpr unsigned NO_WINNER = 0xffffffffu;
 struct Window {
   unsigned winner;
   float gradient;
@@ -45,7 +51,7 @@ struct Window {
 __device__ __forceinline__ Window window_at(const storage_t* __restrict__ dy,
                                             const unsigned char* __restrict__ argmax, long long i,
                                             bool exists) {
-  if (!exists) return {NOBODY, 0.0f};
+  if (!exists) return {NO_WINNER, 0.0f};
   return {argmax[i], to_float(dy[i])};
 }
 
@@ -53,9 +59,10 @@ __device__ __forceinline__ float won(const Window& window, unsigned position) {
   return window.winner == position ? window.gradient : 0.0f;
 }
 
-// 3 x 3 windows at stride 2, undilated: AlexNet's. A pixel in an even column of the padded image is column 0 of the
-// window to its right and column 2 of the one to its left; in an odd column, column 1 of one window. The same holds for
-// rows, so that windows p and p - 1 make the rows 2p and 2p + 1: going down, each window is loaded once.
+// 3 x 3 windows at stride 2, undilated: AlexNet's. A pixel in an even column of the padded image is column 0
+// of the window to its right and column 2 of the one to its left; in an odd column, column 1 of one window.
+// The same holds for rows, so that windows p and p - 1 make the rows 2p and 2p + 1: going down, each window
+// is loaded once.
 __device__ __forceinline__ void gather_3x3_stride_2(const Pool2d& g, const Strip& strip,
                                                     const storage_t* __restrict__ dy,
                                                     const unsigned char* __restrict__ argmax,
@@ -95,8 +102,8 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     return;
   }
 
-  // The pixel's distance from the edge of the padded image, as windows * stride + rest. Window q begins `rest` before
-  // the pixel, window q - 1 `rest + stride` before it, and so on, as far as a window spans.
+  // The pixel's distance from the edge of the padded image, as windows * stride + rest. Window q begins
+  // `rest` before the pixel, window q - 1 `rest + stride` before it, and so on, as far as a window spans.
   const int span_h = (g.R - 1) * g.dilation_h, span_w = (g.S - 1) * g.dilation_w;
   const int from_left = strip.column + g.pad_left;
   const int last_q = min(from_left / g.by_stride_w, g.Q - 1);

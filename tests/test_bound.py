@@ -27,7 +27,8 @@ from convkit.cpu import extension
 from convkit.cuda.emulate import Emulator
 from convkit.errors import OptionError
 from convkit.layouts import Tensor
-from convkit.registry import ALL_DTYPES, OPS
+from convkit.op import OPS
+from convkit.registry import ALL_DTYPES
 
 LRN, POOL = {"size": 3}, {"window": 2, "stride": 2}
 RULE = {"lr": 0.5, "momentum": 0.25}
@@ -868,8 +869,7 @@ def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
         def __getattr__(self, name):
             return getattr(module, name)
 
-    monkeypatch.setattr(extension, "_choice", (Watched(), extension.isa(), ""))
-    registry.changed()
+    monkeypatch.setattr(devices, "cpu_kernels", (Watched(), extension.isa(), ""))
     monkeypatch.setenv("CONVKIT_NUM_THREADS", "3")
     ck.relu_fprop(X)
     ck.relu_fprop(X)

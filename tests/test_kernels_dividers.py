@@ -16,7 +16,9 @@ from convkit.cuda.null import nulled
 from convkit.cuda.prepare import Runner
 from convkit.cuda.source import translation_unit
 from convkit.errors import OptionError
-from convkit.geometry import ChannelSum, Conv2d, Pointwise
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
 
 LARGEST = {32: 2**31 - 1, 64: 2**63 - 1}
 
@@ -186,7 +188,9 @@ def test_launches_receive_the_dividers(mine):
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("problem", [Conv2d.of((1, 4, 5, 6), (2, 2, 3, 3), groups=2), Pointwise((3, 4))], ids=str)
+@pytest.mark.parametrize(
+    "problem", [Conv2d.of((1, 4, 5, 6), (2, 2, 3, 3), groups=2), Elementwise((3, 4))], ids=str
+)
 def test_the_struct_in_c_is_the_struct_in_numpy(problem, mine, tmp_path):
     """Offsets, size and values, read back by C++."""
     import ctypes
@@ -196,7 +200,9 @@ def test_the_struct_in_c_is_the_struct_in_numpy(problem, mine, tmp_path):
     struct, kind = dividers.struct(header, problem), f"Divided<{type(problem).__name__}>"
     parts = [(f"g->{name}", float(struct[name])) for name in problem.struct().dtype.names]
     parts += [
-        (f"g->{name}.{part}", float(struct[name][part])) for name in header.dividers for part in dividers.DIVIDER.names
+        (f"g->{name}.{part}", float(struct[name][part]))
+        for name in header.dividers
+        for part in dividers.DIVIDER.names
     ]
     source = tmp_path / "struct.cpp"
     reads = "\n".join(f"out[{i}] = {text};" for i, (text, _) in enumerate(parts))

@@ -21,6 +21,7 @@ import pytest
 import threadpoolctl
 
 import convkit as ck
+from convkit import devices
 from convkit.check import cases
 from convkit.check.verdicts import FIRST, Question, attempt
 from convkit.cli import main
@@ -50,7 +51,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def fresh(monkeypatch):
     """The choice of an instruction set is made anew, and again afterwards."""
-    monkeypatch.setattr(extension, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
     monkeypatch.setattr(extension, "_broken", {})
     monkeypatch.delenv(extension.VARIABLE, raising=False)
 
@@ -89,7 +90,7 @@ def test_none_at_all_can_be_chosen(fresh, monkeypatch):
     assert extension.kernels() is None and extension.isa() == "none"
     assert "switched off" in extension.kernels_missing()
     monkeypatch.delenv(extension.VARIABLE)
-    monkeypatch.setattr(extension, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
     chosen = extension.isa()
     with extension.using("none") as module:
         assert module is None and "switched off" in extension.kernels_missing()
@@ -145,7 +146,7 @@ def test_a_module_that_was_not_built_says_why(fresh, monkeypatch, tmp_path):
     monkeypatch.setattr(extension, "_installed", lambda isa: isa in others)
     assert "c++ does not know -march" in extension.unusable()[widest]
     assert extension.isa() == (others[0] if others else "none")
-    monkeypatch.setattr(extension, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
     monkeypatch.setattr(extension, "_installed", lambda isa: False)
     assert extension.kernels() is None
     assert "c++ does not know -march" in extension.kernels_missing()
@@ -180,7 +181,7 @@ def test_a_bad_choice_does_not_break_the_import_and_is_one_line():
 def test_the_first_use_of_the_kernels_is_quick():
     code = """if True:
         import time, convkit
-        from convkit import native
+        from convkit.cpu import extension as native
         start = time.process_time()
         assert native.kernels() is not None
         print(time.process_time() - start)
@@ -438,8 +439,8 @@ WORK = """if True:
     import os, signal, sys, threading, time
     import numpy as np
     import convkit as ck
-    from convkit import native
-    from convkit.cpu import threads
+    from convkit import devices
+    from convkit.cpu import extension as native, threads
     threads.WORTH_WAKING = 1
     x = np.ones((4, 32, 60, 60), np.float32)
     w = np.ones((64, 32, 3, 3), np.float32)
@@ -497,7 +498,7 @@ def test_the_lock_is_let_go_of():
                 return result
             return call
     if names:
-        native._set((Watched(native.kernels()), native.isa(), ""))
+        devices.cpu_kernels = Watched(native.kernels()), native.isa(), ""
     else:
         native.load = lambda module=Watched(native.load()): module
     def other():

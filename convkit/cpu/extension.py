@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from .. import registry
+from .. import devices
 from ..errors import OptionError, unknown
 
 VARIABLE = "CONVKIT_ISA"
@@ -75,11 +75,9 @@ def _why_not_built(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------
 # Kernels, one module for each instruction set
 # ---------------------------------------------------------------------------------------------------
+#: The module, its instruction set, why there is none: what `devices.cpu_kernels` holds, once it is chosen.
+#: One tuple, so that threads which choose at the same time do no harm.
 Chosen = tuple[ModuleType | None, str, str]
-# (The module, its instruction set, why there is none), once it is chosen. One tuple, so that threads which
-# choose at the same time do no harm.
-_choice: Chosen | None = None
-_first = True  # nothing has been bound for any kernels yet
 _OFF = (None, NONE, "the C++ kernels are switched off")
 _broken: dict[str, str] = {}  # instruction sets whose module could not be loaded, and why
 
@@ -92,7 +90,7 @@ def kernels() -> ModuleType | None:
     OptionError
         If CONVKIT_ISA names an instruction set that is not known, or that cannot be used here.
     """
-    return (_choice or _choose())[0]
+    return (devices.cpu_kernels or _choose())[0]
 
 
 def kernels_missing() -> str | None:
@@ -103,12 +101,12 @@ def kernels_missing() -> str | None:
     OptionError
         As `kernels` does: who misspells CONVKIT_ISA wants to know, not to compute with something slower.
     """
-    return (_choice or _choose())[2] or None
+    return (devices.cpu_kernels or _choose())[2] or None
 
 
 def isa() -> str:
     """The instruction set whose kernels `kernels` returns, or "none"."""
-    return (_choice or _choose())[1]
+    return (devices.cpu_kernels or _choose())[1]
 
 
 def isas() -> tuple[str, ...]:
@@ -124,25 +122,19 @@ def unusable() -> dict[str, str]:
     return {isa: _unusable(isa) for isa in ISAS if isa in _supported() or _installed(isa)}
 
 
-def _set(choice: Chosen) -> Chosen:
-    """From now on these kernels run: what was bound for others is bound anew."""
-    global _choice, _first
-    _choice = choice
-    if not _first:
-        registry.changed()
-    _first = False
-    return choice
-
-
 def _choose() -> Chosen:
     asked = os.environ.get(VARIABLE, "").strip()
     if asked:
-        return _set(_of(asked, VARIABLE))
+        devices.cpu_kernels = _of(asked, VARIABLE)
+        return devices.cpu_kernels
     for isa in isas():
         if (module := _try(isa)) is not None:  # else a narrower one may load
-            return _set((module, isa, ""))
+            devices.cpu_kernels = module, isa, ""
+            return devices.cpu_kernels
     here = [reason for isa, reason in unusable().items() if isa in _supported()]
-    return _set((None, NONE, why_missing() or "; ".join(here) or "there are no C++ kernels for this CPU"))
+    why = why_missing() or "; ".join(here) or "there are no C++ kernels for this CPU"
+    devices.cpu_kernels = None, NONE, why
+    return devices.cpu_kernels
 
 
 def _of(isa: str, who: str) -> Chosen:
@@ -204,11 +196,9 @@ def using(isa: str) -> Iterator[ModuleType | None]:
     OptionError
         If it is not known, or cannot be used here.
     """
-    global _choice
-    before, chosen = _choice, _of(isa, "using")
-    _set(chosen)
+    before, chosen = devices.cpu_kernels, _of(isa, "using")
+    devices.cpu_kernels = chosen
     try:
         yield chosen[0]
     finally:
-        _choice = before
-        registry.changed()
+        devices.cpu_kernels = before

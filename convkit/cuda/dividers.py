@@ -1,7 +1,7 @@
-"""Dividers: numbers by which a kernel divides, as multiplier and shift; `kernels/divider.cuh` has the mathematics.
+"""Dividers: numbers by which a kernel divides, as multiplier and shift.
 
-A header names them under `dividers`. They follow the problem's numbers in the struct that a kernel receives by
-value, so that in the kernel they are members of `g`.
+A header names them under `dividers`. They follow the problem's numbers in the struct that a kernel receives
+by value, so that in the kernel they are members of `g`. `kernels/divider.cuh` has the mathematics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
-from ..geometry import Problem
+from ..op import Problem
 from . import expressions
 from .header import Header
 
@@ -91,5 +91,6 @@ def c_struct(header: Header, problem: Problem) -> str:
     members = " ".join(f"Divider {name};" for name in header.dividers)
     return (
         '#include "divider.cuh"\n'
-        f"template <class Problem> struct Divided;\ntemplate <> struct Divided<{kind}> : {kind} {{ {members} }};"
+        "template <class Problem> struct Divided;\n"
+        f"template <> struct Divided<{kind}> : {kind} {{ {members} }};"
     )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, unknown
-from ..geometry import Problem
+from ..op import OPS, Op, Problem
 from ..paths import kernels_dir
-from ..registry import ALL_DTYPES, MATH, OPS, Op
+from ..registry import ALL_DTYPES, MATH
 from . import expressions
 
 if sys.version_info >= (3, 11):

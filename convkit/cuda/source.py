@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..geometry import Problem
+from ..op import Problem
 from . import dividers
 from .header import KernelFile
 
