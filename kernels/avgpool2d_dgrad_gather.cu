@@ -3,15 +3,14 @@
 // divisor(p,q) is that of avgpool2d_fprop.
 //
 // Tiling   gather: a thread looks at each window that its pixel lies in. So no two threads write one address:
-// no
-//          atomics, and a fixed order of summation. A thread makes ROWS pixels below each other;
-//          the windows of its column are found once.
+//          no atomics, and a fixed order of summation. A thread makes ROWS pixels below each other; the
+//          windows of its column are found once.
 // Traffic  dy is read once from DRAM, dx written once: in fp32 4 + 4/(stride_h*stride_w) bytes for each
 //          pixel. From L1, dy ceil(R/stride_h) * ceil(S/stride_w) times at most.
 // Bound    issue. 3 x 3 at stride 2: a pixel lies in 1.5 rows of windows of some 86 instructions each, and in
-// 2.25 windows
-//          of some 55 (counted in the code for sm_90a): about 290 with its own, against some 35 that fit into
-//          the time of its 5 bytes. Predicted: 12 % of the copy rate in fp32, 6 % in the 16-bit types.
+//          2.25 windows of some 55 (counted in the code for sm_90a): about 290 with its own, against some 35
+//          that fit into the time of its 5 bytes. Predicted: 12 % of the copy rate in fp32, 6 % in the 16-bit
+//          types.
 //
 // /// kernel
 // op     = "avgpool2d_dgrad"

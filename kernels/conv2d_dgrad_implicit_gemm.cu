@@ -13,13 +13,13 @@
 // Threads  2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
 //          patch of 16 x 32:
 //
-//             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127     128-255
-//          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
-//             4- 7  L8   L9   ...  L15   |  for the next     for the        |  warp 0     warp 2
-//             8-11  L16  L17  ...  L23   |  32 columns       next 32        |
-//            12-15  L24  L25  ...  L31   |                                  |
-//            16-31  the same lanes, for the next 16 rows                 ---'
-//            32-63                                                             warp 1     warp 3
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127   |  128-255
+//          m  0- 3  L0    L1    ...  L7     |                         |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again   |
+//             8-11  L16   L17   ...  L23    |                         |  warp 2
+//            12-15  L24   L25   ...  L31    |                         |
+//            16-31  the same lanes again: all this is warp 0          |
+//            32-63  warp 1                                            |  warp 3
 //
 //          To fetch a step's 8 taps x 64 channels of w, 8 lanes walk along the taps and the block takes 16
 //          channels at a time; for its 8 taps x 256 pixels, each thread takes two pixels and all 8 taps.
@@ -27,12 +27,11 @@
 //          ceil(N*H*W / TILE_N) times from L2, dx is written once; with a stride above 1 in pieces of 4
 //          bytes, which the classes' blocks, neighbours in time, complete in L2.
 // Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1261 instructions are FFMA (.812: a thread of this
-// tile
-//          fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves the
-//          loads of global memory down: to the use of the nearest are 55 instructions, of half of them some
-//          370, which hides an access to L2 only in part. Predicted at batch 128, in % of the FP32 peak, .77
-//          of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks), conv4
-//          and conv5 74.
+//          tile fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves
+//          the loads of global memory down: to the use of the nearest are 55 instructions, of half of them
+//          some 370, which hides an access to L2 only in part. Predicted at batch 128, in % of the FP32 peak,
+//          .77 of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks),
+//          conv4 and conv5 74.
 //
 // /// kernel
 // op      = "conv2d_dgrad"

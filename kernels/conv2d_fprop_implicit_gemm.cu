@@ -9,13 +9,15 @@
 // Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
 //          patch of 16 x 32:
 //
-//             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127
-//          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
-//             4- 7  L8   L9   ...  L15   |  for the next     for the        |  warp 0
-//             8-11  L16  L17  ...  L23   |  32 columns       next 32        |
-//            12-15  L24  L25  ...  L31   |                                  |
-//            16-31  the same lanes, for the next 16 rows                 ---'
-//            32-63  warp 1          64-95  warp 2          96-127  warp 3
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
+//          m  0- 3  L0    L1    ...  L7     |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again
+//             8-11  L16   L17   ...  L23    |
+//            12-15  L24   L25   ...  L31    |
+//            16-31  the same lanes again: all this is warp 0
+//            32-63  warp 1
+//            64-95  warp 2
+//           96-127  warp 3
 //
 //          To fetch a step's 8 taps x 128 filters, 8 lanes walk along the taps and the block takes 16 filters
 //          at a time; for its 8 taps x 128 pixels, each thread takes one pixel and all 8 taps.
@@ -24,12 +26,11 @@
 //          written once, 128 bits at a time where its rows' alignment permits. DRAM sees little more than the
 //          compulsory bytes.
 // Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1209 instructions are FFMA (.847; 48 are 128-bit
-// shared
-//          loads); 255 registers, no spills. From a load of global memory to its use are 1054 instructions or
-//          more, so that a step hides its latency. Predicted at batch 128, in % of the FP32 peak: .80 of it
-//          in a full tile, the rest lost at edges and in the last wave of 264 blocks. conv1 57 (96 of 128
-//          rows are used; TILE_M = 96, THREAD_M = 12, THREAD_N = 8 uses them all), conv2 74, conv3 77, conv4
-//          51 (192 of 256 rows), conv5 51 (1.3 waves).
+//          shared loads); 255 registers, no spills. From a load of global memory to its use are 1054
+//          instructions or more, so that a step hides its latency. Predicted at batch 128, in % of the FP32
+//          peak: .80 of it in a full tile, the rest lost at edges and in the last wave of 264 blocks. conv1
+//          57 (96 of 128 rows are used; TILE_M = 96, THREAD_M = 12, THREAD_N = 8 uses them all), conv2 74,
+//          conv3 77, conv4 51 (192 of 256 rows), conv5 51 (1.3 waves).
 //
 // /// kernel
 // op      = "conv2d_fprop"

@@ -7,13 +7,15 @@
 // Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
 //          patch of 16 x 32:
 //
-//             n     0-3  4-7  ...  28-31 |  32-63    64-95   96-127
-//          m  0- 3  L0   L1   ...  L7    |  the same lanes,  the same    ---.
-//             4- 7  L8   L9   ...  L15   |  for the next     for the        |  warp 0
-//             8-11  L16  L17  ...  L23   |  32 columns       next 32        |
-//            12-15  L24  L25  ...  L31   |                                  |
-//            16-31  the same lanes, for the next 16 rows                 ---'
-//            32-63  warp 1          64-95  warp 2          96-127  warp 3
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
+//          m  0- 3  L0    L1    ...  L7     |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again
+//             8-11  L16   L17   ...  L23    |
+//            12-15  L24   L25   ...  L31    |
+//            16-31  the same lanes again: all this is warp 0
+//            32-63  warp 1
+//            64-95  warp 2
+//           96-127  warp 3
 //
 //          To fetch a step's 8 k's x 128 rows of dy, 2 lanes walk along k, 4 floats each, and the block takes
 //          64 rows at a time; for its 8 k's x 128 columns of w, a warp takes a row of w at a time, 4 columns

@@ -11,7 +11,7 @@
 //          y is written once. 8 bytes for each element in fp32, 4 in the 16-bit types, whose accesses are 64
 //          bytes a warp wide: planes of odd size do not allow wider ones.
 // Bound    DRAM bandwidth in fp32: for size 5 and beta 0.75, 39 instructions for each element (counted in the
-// code for sm_90a; 2 of them reciprocal roots, 8 their care for subnormals), against about 50 that
+//          code for sm_90a; 2 of them reciprocal roots, 8 their care for subnormals), against about 50 that
 //          fit into its time. Issue in the 16-bit types: 42 against 26. Predicted: 80 % of the copy rate in
 //          fp32, 55 % in the 16-bit types.
 //

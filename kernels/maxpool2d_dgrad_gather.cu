@@ -4,19 +4,17 @@
 // gives its gradient to no pixel.
 //
 // Tiling   gather: a thread looks at each window that its pixel lies in. So no two threads write one address:
-// no
-//          atomics, and a fixed order of summation. A thread makes ROWS pixels below each other;
-//          the windows of its column are found once, those of a row follow from the row before without a
+//          no atomics, and a fixed order of summation. A thread makes ROWS pixels below each other; the
+//          windows of its column are found once, those of a row follow from the row before without a
 //          division. 3 x 3 at stride 2, AlexNet's, has a path of its own, in which a thread loads each of its
 //          windows once for all of its pixels.
 // Traffic  argmax and dy are read once from DRAM, dx written once: in fp32 4 + 5/(stride_h*stride_w) bytes
 //          for each pixel. From L1, argmax ceil(R/stride_h) * ceil(S/stride_w) times at most, dy once for
 //          each window won.
 // Bound    3 x 3 at stride 2: DRAM bandwidth in fp32, issue in the 16-bit types: 21 instructions for each
-// pixel in fp32 and 26 in
-//          16 bits (counted in the main loop for sm_90a), against some 35 and 17 that fit into the time of
-//          its bytes. Predicted: 75 % of the copy rate in fp32, 50 % in the 16-bit types. Other windows:
-//          issue, 30 % and less.
+//          pixel in fp32 and 26 in 16 bits (counted in the main loop for sm_90a), against some 35 and 17 that
+//          fit into the time of its bytes. Predicted: 75 % of the copy rate in fp32, 50 % in the 16-bit
+//          types. Other windows: issue, 30 % and less.
 //
 // /// kernel
 // op     = "maxpool2d_dgrad"

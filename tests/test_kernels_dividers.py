@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from conftest import need
@@ -19,6 +21,7 @@ from convkit.errors import OptionError
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.elementwise import Elementwise
+from convkit.paths import kernels_dir
 
 LARGEST = {32: 2**31 - 1, 64: 2**63 - 1}
 
@@ -68,7 +71,7 @@ extern "C" __global__ void conv2d_bgrad_mine(GEOMETRY(ChannelSum), const float* 
 
 
 def edges(divisor: int, largest: int) -> list[int]:
-    """Numerators around multiples of the divisor, the first and the last of them, and around powers of two."""
+    """Numerators around multiples of the divisor, the first and the last, and around powers of two."""
     last = largest // divisor * divisor
     some = {0, 1, largest, largest - 1, 2**16, 2**30, 2**31 - 1, last - 1, last, last + 1}
     some |= {m * divisor + off for m in (1, 2, 3, largest // divisor // 2) for off in (-1, 0, 1)}
@@ -206,10 +209,9 @@ def test_the_struct_in_c_is_the_struct_in_numpy(problem, mine, tmp_path):
     ]
     source = tmp_path / "struct.cpp"
     reads = "\n".join(f"out[{i}] = {text};" for i, (text, _) in enumerate(parts))
-    declared = dividers.c_struct(header, problem).replace(
-        '#include "divider.cuh"',
-        "struct Divider { long long divisor; unsigned long long multiplier; unsigned multiplier_32, shift; };",
-    )
+    shared = (kernels_dir() / "divider.cuh").read_text()
+    plain = re.search(r"struct Divider \{.*?\};", shared, re.DOTALL).group()
+    declared = dividers.c_struct(header, problem).replace('#include "divider.cuh"', plain)
     source.write_text(
         f'{problem.c_struct()}\n{declared}\nextern "C" int look({kind}* g, double* out) {{\n{reads}\n'
         f"return sizeof({kind}); }}\n"

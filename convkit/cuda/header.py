@@ -186,7 +186,7 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         types = (FLAG_TYPE,) if key in OPS[op].flags else tuple(OPTION_TYPES)
         if ctype not in types:
             raise unknown(f"type for option {key!r}", ctype, types)
-    named = []
+    named: list[str] = []
     for key in ("let", "dividers"):
         table = block.get(key, {})
         if not isinstance(table, dict) or not all(
