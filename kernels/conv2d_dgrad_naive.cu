@@ -3,7 +3,7 @@
 //   = h and q*stride_w + s*dilation_w - pad_left = w: the definition, for every geometry, to read and to
 //   compare others with.
 //
-// Tiling   none: a thread makes one element of dx, and asks of each tap whether it hits. It gathers: what a
+// Tiling   none: a thread makes one element of dx, and tests for each tap whether it hits. It gathers: what a
 //          window has read from an element comes back to it, with no two threads writing the same place.
 // Traffic  every multiply-add loads its two operands, 8 bytes. dy comes from L1 and L2 for all but the first
 //          of the C/groups * R * S / (stride_h * stride_w) times that it is read.

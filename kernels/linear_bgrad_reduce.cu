@@ -44,7 +44,7 @@ extern "C" __launch_bounds__(32 * WARPS) __global__
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) sum += sums[u];
   partial[warp][lane] = sum;
-  // A barrier before each step and none behind the last: what a thread of warp 0 reads then, it wrote itself.
+  // A barrier before each step and none after the last: what a thread of warp 0 reads then, it wrote itself.
 #pragma unroll
   for (int warps = WARPS / 2; warps > 0; warps /= 2) {
     __syncthreads();
