@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "kernels/unlock.hpp"
 #include "probe.hpp"
+#include "unlock.hpp"
 
 namespace py = pybind11;
 

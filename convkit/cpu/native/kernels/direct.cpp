@@ -218,7 +218,7 @@ Outputs choose(int64_t rows, int64_t columns) {
 Outputs choose(bool wide, int64_t stride, int64_t rows, int64_t columns) {
   if (wide) return stride == 1 ? choose<TILE_V, 1>(rows, columns)
                   : stride == 2 ? choose<TILE_V, 2>(rows, columns) : choose<TILE_V, 0>(rows, columns);
-  return stride == 1 ? choose<1, 1>(rows, columns) : choose<1, 0>(rows, columns);
+  return stride == 1 ? choose<NARROW_V, 1>(rows, columns) : choose<NARROW_V, 0>(rows, columns);
 }
 
 // A part of a map for one tile of k: output rows [p0, p1), columns [q0, q1).
@@ -321,26 +321,28 @@ void run(const Pass& p, const float* in, const float* b, bool relu, const float*
 }
 
 }  // namespace
+}  // namespace direct
 
-const char* refusal(const Conv& g) {
+using namespace direct;
+
+const char* conv2d_direct_refusal(const Conv& g) {
   const bool strided = g.stride_h > 1 || g.stride_w > 1, dilated = g.dilation_h > 1 || g.dilation_w > 1;
   if (strided && dilated) return "takes a stride or a dilation, not both";
   if (least(g.stride_h, g.H) * least(g.stride_w, g.W) > MAX_CLASSES) return "takes strides up to 8 x 8";
   return nullptr;
 }
 
-int64_t fprop_workspace(const Conv& g, Layouts l) { return Pass(g, false, l.x_blocked, l.y_blocked, nullptr, nullptr).bytes; }
-int64_t dgrad_workspace(const Conv& g, Layouts l) { return Pass(g, true, l.y_blocked, l.x_blocked, nullptr, nullptr).bytes; }
+int64_t conv2d_fprop_direct_workspace(const Conv& g, Layouts l) { return Pass(g, false, l.x_blocked, l.y_blocked, nullptr, nullptr).bytes; }
+int64_t conv2d_dgrad_direct_workspace(const Conv& g, Layouts l) { return Pass(g, true, l.y_blocked, l.x_blocked, nullptr, nullptr).bytes; }
 
-void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace,
+void conv2d_fprop_direct(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace,
            int threads) {
   run(Pass(g, false, l.x_blocked, l.y_blocked, w, workspace), x, b, relu, nullptr, y, threads);
 }
 
-void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
+void conv2d_dgrad_direct(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
            int threads) {
   run(Pass(g, true, l.y_blocked, l.x_blocked, w, workspace), dy, nullptr, false, x_mask, dx, threads);
 }
 
-}  // namespace direct
 }  // namespace convkit

@@ -91,7 +91,7 @@ void row_of_taps(const Problem& p, const Maps& x, const Maps& dy, int64_t g, int
           conv.stride_w * BLOCK};
   if (s.x_pixel == BLOCK && s.x_row == s.dy_row) s.columns *= s.rows, s.rows = 1;  // rows follow each other in both
   const auto f = width == KT ? (conv.stride_w == 1 ? image<TILE_V, 1> : image<TILE_V, 0>)
-                             : (conv.stride_w == 1 ? image<1, 1> : image<1, 0>);
+                             : (conv.stride_w == 1 ? image<NARROW_V, 1> : image<NARROW_V, 0>);
   const int64_t channels = least(BLOCK, p.c - block * BLOCK);
   for (int64_t tap = 0; tap < conv.S; ++tap) {
     for (int64_t c = 0; c < channels; c += WGRAD_J) {
@@ -118,10 +118,13 @@ void unpack_weights(const Problem& p, float* dw, int threads) {
 }
 
 }  // namespace
+}  // namespace direct
 
-int64_t wgrad_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+using namespace direct;
 
-void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads) {
+int64_t conv2d_wgrad_direct_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+
+void conv2d_wgrad_direct(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads) {
   const Problem p(g, l, workspace);
   const int64_t k_tiles = tiles_of(p.k), blocks = ceil_div(p.c, BLOCK);
   for (int64_t n = 0; n < g.N; n += p.images) {
@@ -145,5 +148,4 @@ void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw,
   unpack_weights(p, dw, threads);
 }
 
-}  // namespace direct
 }  // namespace convkit

@@ -17,7 +17,6 @@
 #include "frame.hpp"
 
 namespace convkit {
-namespace few_channels {
 namespace {
 
 constexpr int64_t FEW = 4;             // channels at the most
@@ -43,13 +42,13 @@ struct Problem {
 
 }  // namespace
 
-const char* refusal(const Conv& g) {
+const char* conv2d_few_channels_refusal(const Conv& g) {
   return g.groups > 1 || g.C > FEW ? "takes up to 4 channels in, and one group" : nullptr;
 }
 
-int64_t wgrad_workspace(const Conv& g) { return Problem(g, nullptr).bytes; }
+int64_t conv2d_wgrad_few_channels_workspace(const Conv& g) { return Problem(g, nullptr).bytes; }
 
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* workspace, int threads) {
+void conv2d_wgrad_few_channels(const Conv& g, const float* x, const float* dy, float* dw, void* workspace, int threads) {
   const Problem p(g, workspace);
   const Frame& f = p.f;
   const std::vector<int64_t> at = taps_of_x(g, f);
@@ -86,5 +85,4 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* work
   }
 }
 
-}  // namespace few_channels
 }  // namespace convkit

@@ -13,6 +13,9 @@ namespace convkit {
 
 constexpr int KT = TILE_V * LANES;  // output channels of a tile: 32, 16 or 8
 
+// Registers of a tile that only half as many channels are left for. Where a block holds a tile or more, there is none.
+constexpr int NARROW_V = KT > BLOCK ? 1 : TILE_V;
+
 // Output channels are padded to whole blocks; a tile is as wide as fits.
 CK_INLINE int64_t tiles_of(int64_t k) { return ceil_div(round_up(k, BLOCK), KT); }
 CK_INLINE int64_t tile_width(int64_t tile, int64_t k) { return least(KT, round_up(k, BLOCK) - tile * KT); }

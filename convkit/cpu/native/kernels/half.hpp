@@ -7,16 +7,10 @@
 //           bound, half the bytes are nearly half the time; elsewhere a block is widened once as it is packed.
 #pragma once
 
+#include "kernels.hpp"
 #include "simd.hpp"
 
 namespace convkit {
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
 
 typedef std::uint32_t VB __attribute__((vector_size(4 * LANES)));
 typedef std::uint16_t VH __attribute__((vector_size(2 * LANES)));

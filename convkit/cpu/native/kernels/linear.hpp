@@ -9,39 +9,6 @@
 
 namespace convkit {
 
-// The update rule, as ops.sgd_momentum has it.
-struct Sgd {
-  float lr, momentum, weight_decay, undamped;
-  bool nesterov, lr_in_velocity;
-};
-
-struct LinearShape {
-  int64_t N, C, K;
-};
-
-// Floats of scratch memory that linear_fprop wants.
-int64_t linear_fprop_scratch(const LinearShape& g);
-
-template <class S>
-void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
-                  float* scratch);
-
-// One pass backward. What is null is not wanted: dx, dw, or the update (w_new and v_new, which may be w and v).
-template <class S>
-struct LinearBackward {
-  LinearShape g;
-  const S *dy, *w, *x, *v;
-  S *dx, *dw, *w_new, *v_new;
-  bool relu;  // dx is 0 where x <= 0
-  Sgd sgd;
-  float* scratch;  // for dx
-};
-// Floats of scratch memory that linear_backward wants if dx is wanted.
-int64_t linear_backward_scratch(const LinearShape& g);
-
-template <class S>
-void linear_backward(int threads, const LinearBackward<S>& job);
-
 // ---------------------------------------------------------------------------------------------------
 // The product that everything is made of: up to PANEL_V registers of A by up to PANEL_J rows of B
 // ---------------------------------------------------------------------------------------------------

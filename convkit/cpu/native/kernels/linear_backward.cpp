@@ -21,7 +21,7 @@
 //           6.4, together 2.2 to 2.5 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1 (34 GB/s), 31-36 at 16 (where
 //           arithmetic, 10 ms, and traffic, 18, hardly overlap yet), at 128 on one thread 73 % of the FMA probe.
 #include "linear.hpp"
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
 namespace {
@@ -261,13 +261,13 @@ void blocks(int threads, const LinearBackward<S>& job) {
 
 }  // namespace
 
-int64_t linear_backward_scratch(const LinearShape& g) {
+int64_t linear_backward_panels_floats(const LinearShape& g) {
   const int64_t splits = dx_splits(g);
   return splits > 1 ? splits * g.N * g.C : 0;
 }
 
 template <class S>
-void linear_backward(int threads, const LinearBackward<S>& job) {
+void linear_backward_panels(const LinearBackward<S>& job, int threads) {
   if (!(job.dx && (job.dw || job.w_new)) || job.g.N <= SQUARE.images) return blocks(threads, job);
   LinearBackward<S> first = job, second = job;  // one after the other: dx wants the old w
   first.dw = first.w_new = first.v_new = nullptr;
@@ -276,8 +276,8 @@ void linear_backward(int threads, const LinearBackward<S>& job) {
   blocks(threads, second);
 }
 
-template void linear_backward(int, const LinearBackward<float>&);
-template void linear_backward(int, const LinearBackward<BFloat16>&);
-template void linear_backward(int, const LinearBackward<Float16>&);
+template void linear_backward_panels(const LinearBackward<float>&, int);
+template void linear_backward_panels(const LinearBackward<BFloat16>&, int);
+template void linear_backward_panels(const LinearBackward<Float16>&, int);
 
 }  // namespace convkit

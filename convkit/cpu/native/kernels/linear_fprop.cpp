@@ -17,7 +17,7 @@
 // Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one thread, 64
 //           and 97 of 115 GFLOP/s.
 #include "linear.hpp"
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
 namespace {
@@ -238,20 +238,20 @@ void fprop_panels(int threads, const LinearShape& g, const S* x, const S* w, con
 
 }  // namespace
 
-int64_t linear_fprop_scratch(const LinearShape& g) {
+int64_t linear_fprop_panels_floats(const LinearShape& g) {
   return g.N <= DOT_N ? g.N * dot_stride(g.C) : round_up(g.N, PANEL) * g.C;
 }
 
 template <class S>
-void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
-                  float* scratch) {
+void linear_fprop_panels(const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch,
+                         int threads) {
   (g.N <= DOT_N ? fprop_dot<S> : fprop_panels<S>)(threads, g, x, w, b, y, relu, scratch);
 }
 
-template void linear_fprop(int, const LinearShape&, const float*, const float*, const float*, float*, bool, float*);
-template void linear_fprop(int, const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*, bool,
-                           float*);
-template void linear_fprop(int, const LinearShape&, const Float16*, const Float16*, const Float16*, Float16*, bool,
-                           float*);
+template void linear_fprop_panels(const LinearShape&, const float*, const float*, const float*, float*, bool, float*, int);
+template void linear_fprop_panels(const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*, bool,
+                                  float*, int);
+template void linear_fprop_panels(const LinearShape&, const Float16*, const Float16*, const Float16*, Float16*, bool,
+                                  float*, int);
 
 }  // namespace convkit

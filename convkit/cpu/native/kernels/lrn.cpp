@@ -240,7 +240,7 @@ void LrnRows::dgrad(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool 
   g_.root() ? dgrad_row<true>(dy, x, dx, relu) : dgrad_row<false>(dy, x, dx, relu);
 }
 
-void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads) {
+void lrn_fprop_rows_blocked(const Lrn& g, const float* x, float* y, int threads) {
   const int64_t cut = bands(g.N, g.H, 4);
   parallel_for(workers(threads, 8 * g.N * g.image()), g.N * cut, [&](int64_t task) {
     LrnRows rows(g);
@@ -253,7 +253,7 @@ void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads) {
   });
 }
 
-void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads) {
+void lrn_dgrad_rows_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads) {
   const int64_t cut = bands(g.N, g.H, 4);
   parallel_for(workers(threads, 12 * g.N * g.image()), g.N * cut, [&](int64_t task) {
     LrnRows rows(g);

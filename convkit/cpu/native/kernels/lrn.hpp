@@ -19,28 +19,12 @@
 //           N = 16, 24 and 42-60 (a copy: 10-16).
 #pragma once
 
+#include <cmath>
+
 #include "half.hpp"
 #include "local.hpp"
 
 namespace convkit {
-
-struct Lrn {
-  int64_t N, C, H, W, groups, behind, ahead;
-  float k, scale, beta, coefficient;  // scale = alpha/n, coefficient = 2 alpha beta/n
-
-  int64_t blocks() const { return ceil_div(C, BLOCK); }
-  int64_t plane() const { return H * W * BLOCK; }
-  int64_t image() const { return blocks() * plane(); }
-  int64_t group() const { return C / groups; }
-  Lrn clamped() const {  // the window never leaves its group
-    Lrn g = *this;
-    g.behind = least(behind, most(1, group()) - 1);
-    g.ahead = least(ahead, most(1, group()) - 1);
-    return g;
-  }
-  bool five() const { return behind == 2 && ahead == 2; }
-  bool root() const { return beta == 0.75f && k >= 0x1p-100f; }  // what inverse_fourth_root is good for
-};
 
 // A row of pixels of a blocked image: pixel w of block b is at p + b * stride + w * BLOCK.
 template <class T = const float>
@@ -124,14 +108,5 @@ CK_INLINE Power power(V d, float beta) {
   for (int l = 0; l < LANES; ++l) direct[l] = std::pow(d[l], -beta);
   return {direct, direct / d};
 }
-
-void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads);
-void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads);
-
-// NCHW: lrn_maps.cpp
-template <class S>
-void lrn_fprop_maps(const Lrn& g, const S* x, S* y, int threads);
-template <class S>
-void lrn_dgrad_maps(const Lrn& g, const S* dy, const S* x, S* dx, int threads);
 
 }  // namespace convkit

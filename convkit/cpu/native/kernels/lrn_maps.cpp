@@ -133,7 +133,7 @@ void each_piece(const Lrn& g, int64_t bytes, int threads, const Piece& piece) {
 }  // namespace
 
 template <class S>
-void lrn_fprop_maps(const Lrn& given, const S* x, S* y, int threads) {
+void lrn_fprop_rows(const Lrn& given, const S* x, S* y, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 2 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
     const auto piece = !g.root() ? fprop_piece<false, false, S>
@@ -144,7 +144,7 @@ void lrn_fprop_maps(const Lrn& given, const S* x, S* y, int threads) {
 }
 
 template <class S>
-void lrn_dgrad_maps(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
+void lrn_dgrad_rows(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
   const Lrn g = given.clamped();
   each_piece(g, 3 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
     const auto piece = !g.root() ? dgrad_piece<false, false, S>
@@ -155,8 +155,8 @@ void lrn_dgrad_maps(const Lrn& given, const S* dy, const S* x, S* dx, int thread
 }
 
 #define CK_LRN(S)                                                     \
-  template void lrn_fprop_maps(const Lrn&, const S*, S*, int);        \
-  template void lrn_dgrad_maps(const Lrn&, const S*, const S*, S*, int);
+  template void lrn_fprop_rows(const Lrn&, const S*, S*, int);        \
+  template void lrn_dgrad_rows(const Lrn&, const S*, const S*, S*, int);
 CK_LRN(float)
 CK_LRN(BFloat16)
 CK_LRN(Float16)

@@ -25,7 +25,6 @@
 #include "frame.hpp"
 
 namespace convkit {
-namespace narrow_groups {
 namespace {
 
 constexpr int64_t NARROW = 8;  // channels of a group at the most
@@ -277,7 +276,7 @@ int64_t grain(int64_t floats) { return most(1, TASK / most(1, floats)); }
 
 }  // namespace
 
-const char* refusal(const Conv& g) {
+const char* conv2d_narrow_groups_refusal(const Conv& g) {
   if (g.groups == 1 || g.c_group() > NARROW || g.k_group() > NARROW) return "needs groups of up to 8 channels in and out";
   if (g.stride_h > STRIDE || g.stride_w > STRIDE) return "takes strides of up to 16";
   const Backward back(g);
@@ -286,7 +285,7 @@ const char* refusal(const Conv& g) {
   return most_floats > MOST ? "takes groups of up to 16 million pixels" : nullptr;
 }
 
-void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads) {
+void conv2d_fprop_narrow_groups(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads) {
   const Frame f = frame_of_x(g);
   const Plane plane = plane_of_y(g, f);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
@@ -303,7 +302,7 @@ void fprop(const Conv& g, const float* x, const float* w, const float* b, float*
   });
 }
 
-void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
+void conv2d_dgrad_narrow_groups(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
   const Backward plan(g);
   const Frame& f = plan.frame;
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
@@ -334,7 +333,7 @@ void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, 
   });
 }
 
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
+void conv2d_wgrad_narrow_groups(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
   const Frame f = frame_of_x(g);
   const std::vector<int64_t> at = taps_of_x(g, f);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, shares = ceil_div(taps, TAPS);
@@ -368,5 +367,4 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int thread
   });
 }
 
-}  // namespace narrow_groups
 }  // namespace convkit

@@ -5,12 +5,12 @@
 // Activations come in blocks of 16 channels whatever the registers' width: 16 lanes, 2 times 8, or 4 times 4.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#define CK_INLINE inline __attribute__((always_inline))
+#include "integers.hpp"
+
 #define CK_UNROLL _Pragma("GCC unroll 64")
 
 #if defined(__AVX512F__)
@@ -23,12 +23,7 @@
 
 namespace convkit {
 
-using std::int64_t;
-using std::size_t;
-
 constexpr int LANES = CK_LANES;         // floats in a register
-constexpr int BLOCK = 16;               // channels in a block of nChw16c
-constexpr int64_t LINE = 16;            // floats of a cache line
 constexpr int PARTS = BLOCK / LANES;    // registers in a block
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int REGISTERS = 32;
@@ -38,6 +33,8 @@ constexpr int REGISTERS = 16;
 
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef std::int32_t VI __attribute__((vector_size(4 * LANES)));
+constexpr float INFINITE = __builtin_inff();  // INFINITY is of <cmath>, which takes long to compile
+
 // The same at any address of a float.
 typedef float VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -68,18 +65,4 @@ CK_INLINE float sum(V v) {
   }
   return lanes[0];
 }
-
-CK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-CK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-CK_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-CK_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Piece i of `parts` even pieces of [0, total).
-struct Range {
-  int64_t begin, end;
-};
-CK_INLINE Range piece(int64_t i, int64_t parts, int64_t total) {
-  return {i * total / parts, (i + 1) * total / parts};
-}
-
 }  // namespace convkit

@@ -24,7 +24,7 @@
 //           1.9 to 2.9 times as fast as PyTorch's best; the products reach some 80 % of the FMA probe and take two thirds of
 //           the time. Where the two cores are far apart (330 ns for a line to the other and back, instead of 60) conv3 to
 //           conv5 take a tenth to a quarter longer, since their threads share V and M; twice as long before units were
-//           numbered by groups, and a thread kept to its share of them (pool.hpp).
+//           numbered by groups, and a thread kept to its share of them (thread_pool.hpp).
 // Error     Relative RMS 2e-6 to 9e-6 against float64; direct sums have 1e-7 (winograd_transform.hpp).
 #include "winograd.hpp"
 
@@ -116,7 +116,7 @@ void multiply_point(const Shape& s, const float* u, const float* v, float* m, in
   for (int64_t i = 0; i < shares; ++i) {
     const Range t = piece(i, shares, tiles);
     const auto rows = std::make_integer_sequence<int, TILE_J>();
-    const Product f = width == KT ? product_for<TILE_V>(t.end - t.begin, rows) : product_for<1>(t.end - t.begin, rows);
+    const Product f = width == KT ? product_for<TILE_V>(t.end - t.begin, rows) : product_for<NARROW_V>(t.end - t.begin, rows);
     f(u + first * s.c, s.c, v + t.begin * BLOCK, tiles * BLOCK, m + t.begin * BLOCK, m_part);
   }
 }
@@ -354,18 +354,6 @@ int64_t chunk_rows(const Shape& s, int64_t rows) {
   return best;
 }
 
-const char* refusal(const Conv& g) {
-  const Virtual v = virtual_of(g);
-  if (g.dilation_h != 1 || g.dilation_w != 1) return "needs dilation 1";
-  if (g.stride_h != g.stride_w) return "needs one stride for rows and columns";
-  if (v.s > 1 && (g.groups > 1 || g.C * v.s * v.s > 64)) return "takes a stride only without groups, on few channels";
-  if (g.R != g.S || v.R < 3 || v.R > 5) return "needs square filters of 3 x 3 to 5 x 5, as stride 1 has them";
-  // A tile's sums also have pixels that no window sees, whose rounding would be all there is where windows see padding alone.
-  const int64_t rows = (g.P - 1) * v.s + g.R - g.pad_top, columns = (g.Q - 1) * v.s + g.S - g.pad_left;
-  if (rows <= 0 || columns <= 0 || (v.s == 1 && (rows < g.H || columns < g.W))) return "needs windows that reach all pixels";
-  return nullptr;
-}
-
 Virtual virtual_of(const Conv& g) {
   const int64_t s = g.stride_h;
   if (s == 1) return {1, g.c_group(), g.R, g.H, g.W};
@@ -392,10 +380,26 @@ void gather_weights(const Conv& g, const Virtual& v, const float* from, float* d
         }
 }
 
-int64_t fprop_workspace(const Conv& g, Layouts l) { return Pass(g, false, l.x_blocked, l.y_blocked, nullptr).bytes; }
-int64_t dgrad_workspace(const Conv& g, Layouts l) { return Pass(g, true, l.y_blocked, l.x_blocked, nullptr).bytes; }
+}  // namespace winograd
 
-void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace,
+using namespace winograd;
+
+const char* conv2d_winograd_refusal(const Conv& g) {
+  const Virtual v = virtual_of(g);
+  if (g.dilation_h != 1 || g.dilation_w != 1) return "needs dilation 1";
+  if (g.stride_h != g.stride_w) return "needs one stride for rows and columns";
+  if (v.s > 1 && (g.groups > 1 || g.C * v.s * v.s > 64)) return "takes a stride only without groups, on few channels";
+  if (g.R != g.S || v.R < 3 || v.R > 5) return "needs square filters of 3 x 3 to 5 x 5, as stride 1 has them";
+  // A tile's sums also have pixels that no window sees, whose rounding would be all there is where windows see padding alone.
+  const int64_t rows = (g.P - 1) * v.s + g.R - g.pad_top, columns = (g.Q - 1) * v.s + g.S - g.pad_left;
+  if (rows <= 0 || columns <= 0 || (v.s == 1 && (rows < g.H || columns < g.W))) return "needs windows that reach all pixels";
+  return nullptr;
+}
+
+int64_t conv2d_fprop_winograd_workspace(const Conv& g, Layouts l) { return Pass(g, false, l.x_blocked, l.y_blocked, nullptr).bytes; }
+int64_t conv2d_dgrad_winograd_workspace(const Conv& g, Layouts l) { return Pass(g, true, l.y_blocked, l.x_blocked, nullptr).bytes; }
+
+void conv2d_fprop_winograd(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace,
            int threads) {
   Pass p(g, false, l.x_blocked, l.y_blocked, workspace);
   const int64_t taps = p.v.R * p.v.R;
@@ -416,7 +420,7 @@ void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float
   }
 }
 
-void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
+void conv2d_dgrad_winograd(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
            int threads) {
   Pass p(g, true, l.y_blocked, l.x_blocked, workspace);
   const int64_t taps = p.v.R * p.v.R;
@@ -447,5 +451,4 @@ void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const floa
   }
 }
 
-}  // namespace winograd
 }  // namespace convkit

@@ -111,7 +111,7 @@ void accumulate_point(const Shape& s, const float* d, const float* v, float* m, 
   const int64_t part_step = LANES < BLOCK ? LANES : tiles * BLOCK;
   d += k / BLOCK * tiles * BLOCK + k % BLOCK;
   m += k * s.c_blocks() * BLOCK;
-  const auto f = width == KT ? accumulate<TILE_V, WGRAD_J> : accumulate<1, WGRAD_J>;
+  const auto f = width == KT ? accumulate<TILE_V, WGRAD_J> : accumulate<NARROW_V, WGRAD_J>;
   for (int64_t c = 0; c < round_up(s.c, WGRAD_J); c += WGRAD_J)
     f(d, part_step, v + (c / BLOCK * tiles) * BLOCK + c % BLOCK, tiles, m + c * width, first);
 }
@@ -197,13 +197,15 @@ void run(const Problem& p, const float* x, const float* dy, float* dw, int threa
 }
 
 }  // namespace
+}  // namespace winograd
 
-int64_t wgrad_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+using namespace winograd;
 
-void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads) {
+int64_t conv2d_wgrad_winograd_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+
+void conv2d_wgrad_winograd(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads) {
   const Problem p(g, l, workspace);
   (p.v.R == 3 ? run<3> : p.v.R == 4 ? run<4> : run<5>)(p, x, dy, dw, threads);
 }
 
-}  // namespace winograd
 }  // namespace convkit

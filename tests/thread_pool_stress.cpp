@@ -1,6 +1,6 @@
 // Puts the kernels' thread pool under stress; built and run by tests/test_native.py, with ThreadSanitizer too.
 // What tasks share is deliberately not atomic: the pool must order it, and the sanitizer says where it does not.
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 #include <pthread.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 #include <pthread.h>
 #if defined(__linux__)

@@ -19,21 +19,9 @@
 
 namespace convkit {
 
-struct Pool {
-  int64_t N, C, H, W, P, Q, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
-
-  int64_t blocks() const { return ceil_div(C, BLOCK); }
-  int64_t x_image() const { return blocks() * H * W * BLOCK; }
-  int64_t y_image() const { return blocks() * P * Q * BLOCK; }
-  bool spare(int64_t block) const { return (block + 1) * BLOCK > C; }
-  int64_t top(int64_t p) const { return p * stride_h - pad_top; }
-  int64_t left(int64_t q) const { return q * stride_w - pad_left; }
-  int64_t span() const { return (R - 1) * dilation_h + 1; }  // rows that a window reaches over
-  bool usual() const {  // AlexNet's
-    return R == 3 && S == 3 && stride_h == 2 && stride_w == 2 && !pad_top && !pad_left && dilation_h == 1 &&
-           dilation_w == 1;
-  }
-};
+// The usual window has 9 taps: no wider type than the smallest numbers them.
+template <class Index>
+constexpr bool may_be_usual = sizeof(Index) == 1;
 
 // Taps [begin, end) of a window that lie inside, along one axis; `first` is where tap 0 is.
 CK_INLINE Range taps_inside(int64_t first, int64_t dilation, int64_t taps, int64_t extent) {
@@ -119,23 +107,10 @@ struct RowRing {
 
 // Row p of y and argmax, of one block; `spare`: of the last block, some of whose channels do not exist.
 template <class Index>
-void maxpool2d_fprop_row(const Pool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax);
+void maxpool2d_fprop_row(const MaxPool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax);
 
 // Row h of dx, of one block; dy and argmax point at that block's plane.
 template <class Index>
-void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index* argmax, float* dx);
-
-template <class Index>
-void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads);
-template <class Index>
-void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax, float* dx, int threads);
-
-// ---------------------------------------------------------------------------------------------------
-// NCHW: pool2d_maps.cpp
-// ---------------------------------------------------------------------------------------------------
-template <class S, class Index>
-void maxpool2d_fprop_maps(const Pool& g, const S* x, S* y, Index* argmax, int threads);
-template <class S, class Index>
-void maxpool2d_dgrad_maps(const Pool& g, const S* dy, const Index* argmax, S* dx, int threads);
+void maxpool2d_dgrad_row(const MaxPool& g, int64_t h, const float* dy, const Index* argmax, float* dx);
 
 }  // namespace convkit

@@ -3,7 +3,7 @@
 // Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the column modulo the
 //           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
 //           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
-//           Row by row and left to right, so the first of equal values wins; NaN as in pool2d.hpp.
+//           Row by row and left to right, so the first of equal values wins; NaN as in maxpool2d.hpp.
 // Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where windows lie more
 //           than 16 columns apart, and backward where they are wider than a row: scratch stays small for any options.
 //           Whole registers are loaded and stored as long as they stay inside the map: what they spill into the next row is
@@ -16,7 +16,7 @@
 // Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx.
 #include <utility>
 
-#include "pool2d.hpp"
+#include "maxpool2d.hpp"
 
 namespace convkit {
 namespace {
@@ -25,14 +25,14 @@ namespace {
 struct Tap {
   int64_t remainder, offset;
 };
-CK_INLINE Tap tap_at(const Pool& g, int64_t s) {
+CK_INLINE Tap tap_at(const MaxPool& g, int64_t s) {
   const int64_t shift = s * g.dilation_w - g.pad_left;
   const int64_t offset = shift >= 0 ? shift / g.stride_w : -ceil_div(-shift, g.stride_w);
   return {shift - offset * g.stride_w, offset};
 }
 // The first `count` of them, at the front of some scratch; returns what is behind them.
 int64_t tap_floats(int64_t count) { return round_up(count * int64_t(sizeof(Tap) / sizeof(float)), LANES); }
-float* fill_taps(const Pool& g, int64_t count, float* scratch) {
+float* fill_taps(const MaxPool& g, int64_t count, float* scratch) {
   for (int64_t s = 0; s < count; ++s) reinterpret_cast<Tap*>(scratch)[s] = tap_at(g, s);
   return scratch + tap_floats(count);
 }
@@ -68,7 +68,7 @@ CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
 template <bool USUAL>
 class Fprop {
  public:
-  explicit Fprop(const Pool& g)
+  explicit Fprop(const MaxPool& g)
       : g_(g), width_(round_up(g.Q, LANES) + LANES), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
@@ -129,7 +129,7 @@ class Fprop {
       if (q == g_.Q) break;
       const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
       const float* at = row_ + g_.left(q);
-      values[q] = -INFINITY;
+      values[q] = -INFINITE;
       taps[q] = 0;
       if (s.begin == s.end) continue;
       values[q] = at[s.begin * g_.dilation_w];
@@ -167,7 +167,7 @@ class Fprop {
   template <class S, class Index>
   void down(int64_t top, Range r, S* y, Index* argmax, int64_t room) {
     for (int64_t q = 0; q < g_.Q; q += LANES) {
-      Best best{splat(-INFINITY), VI{}};
+      Best best{splat(-INFINITE), VI{}};
       for (int64_t i = r.begin; i < r.end; ++i) {
         const int64_t slot = (top + i * g_.dilation_h) % period_;
         VI tap;
@@ -196,7 +196,7 @@ class Fprop {
     }
   }
 
-  const Pool& g_;
+  const MaxPool& g_;
   int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
   int64_t first_, last_;           // outputs whose windows do not stick out, unless all are done one by one
   int64_t inner_;                  // taps of those
@@ -208,7 +208,7 @@ class Fprop {
 template <bool USUAL>
 class Dgrad {
  public:
-  explicit Dgrad(const Pool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
+  explicit Dgrad(const MaxPool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
     apart_ = g.stride_w > NEAR || g.S > g.W;
     inner_ = apart_ ? 0 : g.S;
     int64_t behind = 0;
@@ -331,7 +331,7 @@ class Dgrad {
     write(row, dx);
   }
 
-  const Pool& g_;
+  const MaxPool& g_;
   bool apart_;     // pixels are done one by one
   int64_t inner_;  // taps of registers
   int64_t part_, before_ = 0, width_, period_;
@@ -343,30 +343,36 @@ class Dgrad {
 }  // namespace
 
 template <class S, class Index>
-void maxpool2d_fprop_maps(const Pool& g, const S* x, S* y, Index* argmax, int threads) {
+void maxpool2d_fprop_rows(const MaxPool& g, const S* x, S* y, Index* argmax, int threads) {
   const auto run = [&](auto usual) {
     parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
       Fprop<decltype(usual)::value> pool(g);
       pool.plane(x + i * g.H * g.W, y + i * g.P * g.Q, argmax + i * g.P * g.Q, local_floats(pool.floats()));
     });
   };
-  g.usual() ? run(std::true_type()) : run(std::false_type());
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual()) return run(std::true_type());
+  }
+  run(std::false_type());
 }
 
 template <class S, class Index>
-void maxpool2d_dgrad_maps(const Pool& g, const S* dy, const Index* argmax, S* dx, int threads) {
+void maxpool2d_dgrad_rows(const MaxPool& g, const S* dy, const Index* argmax, S* dx, int threads) {
   const auto run = [&](auto usual) {
     parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
       Dgrad<decltype(usual)::value> pool(g);
       pool.plane(dy + i * g.P * g.Q, argmax + i * g.P * g.Q, dx + i * g.H * g.W, local_floats(pool.floats()));
     });
   };
-  g.usual() ? run(std::true_type()) : run(std::false_type());
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual()) return run(std::true_type());
+  }
+  run(std::false_type());
 }
 
 #define CK_MAPS(S, Index)                                                               \
-  template void maxpool2d_fprop_maps(const Pool&, const S*, S*, Index*, int);           \
-  template void maxpool2d_dgrad_maps(const Pool&, const S*, const Index*, S*, int);
+  template void maxpool2d_fprop_rows(const MaxPool&, const S*, S*, Index*, int);           \
+  template void maxpool2d_dgrad_rows(const MaxPool&, const S*, const Index*, S*, int);
 #define CK_MAPS_OF(S) CK_MAPS(S, std::uint8_t) CK_MAPS(S, std::uint16_t) CK_MAPS(S, std::uint32_t)
 CK_MAPS_OF(float)
 CK_MAPS_OF(BFloat16)
