@@ -62,7 +62,7 @@ bench-cpu: $(VENV)/stamp-test ## race the other libraries on this CPU (ARGS=--qu
 
 budget: $(VENV)/stamp-test ## compile every kernel for every GPU, write kernels/budget.json (ARGS=--kernel=NAME: only one)
 	@echo "make budget: what every kernel compiles to -> kernels/budget.json"
-	@$(BIN)/python -m convkit.budget --update $(ARGS)
+	@$(BIN)/python -m convkit.cuda.budget --update $(ARGS)
 
 gpu: ## on a GPU: check and time every kernel, with what is installed there (ARGS=--rehearse: without a GPU)
 	@echo "make gpu: every kernel on the GPU, under $(PYTHON); the results go to bench/results"

@@ -4,7 +4,7 @@
 as `convkit/_kernels`; an editable install reads the original (`convkit.paths.kernels_dir`).
 
 **Native extensions** are optional. Where one cannot be built, the install goes on without that one, and
-leaves the reason in `convkit/_native_missing.txt`, which `convkit.native` reads. With
+leaves the reason in `convkit/_native_missing.txt`, which `convkit.cpu.extension` reads. With
 CONVKIT_REQUIRE_NATIVE=1 (as CI sets it) a failed build fails the install.
 
 A wheel has the kernels for every instruction set of its architecture. An editable install, which stays on its
@@ -46,8 +46,8 @@ COMPILE += ["-Wno-psabi"]
 
 
 #: Instruction sets that the kernels are compiled for, narrowest first, each into a module of its own:
-#: `convkit/native.py` loads the widest that the machine has. x86-64-v2: SSE4; v3: AVX2 and FMA; v4: AVX-512.
-#: (`probe.cpp` asks the CPU for all that belongs to each.)
+#: `convkit/cpu/extension.py` loads the widest that the machine has. x86-64-v2: SSE4; v3: AVX2 and FMA;
+#: v4: AVX-512. (`probe.cpp` asks the CPU for all that belongs to each.)
 ISAS = {
     "x86_64": {
         "v2": ["-march=x86-64-v2"],

@@ -482,7 +482,7 @@ class Bench:
 
     def _planned_entry(self, preset: str, batch: int, choose: Callable[[Any], list[Any]]) -> list[Any]:
         """An entry for some calls of a plan, checked call by call against float64."""
-        from convkit.profile import run_and_compare
+        from convkit.bench.profile import run_and_compare
 
         net, plan = self._plan(preset, batch)
         calls = choose(plan)

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from convkit import probe
 from convkit.bench import clocks
 from convkit.bench.conditions import Others
 from convkit.bench.stats import interval, ratio_of
+from convkit.cpu import probe
 
 #: Calls longer than this are not repeated within a turn, nor preceded by an untimed one.
 LONG_CALL = 0.3

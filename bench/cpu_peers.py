@@ -29,14 +29,12 @@ import numpy as np
 import convkit as ck
 from convkit import geometry
 from convkit.bench.peers import Missing, need
-from convkit.bench.peers.networks import (  # noqa: F401 (cpu.py takes some from here)
-    LR,
+from convkit.bench.peers.networks import (
     ConvkitNet,
     JaxNet,
     JaxTools,
     TorchNet,
     TorchTools,
-    describe,
     kcrs,
     nchw,
 )

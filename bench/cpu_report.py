@@ -41,8 +41,8 @@ KINDS = {  # of calls, in the roofline
 
 def machine(threads: int) -> dict[str, Any]:
     """What `convkit.bench` says of a machine, and what a figure of the CPU depends on besides."""
-    from convkit import native
     from convkit.bench import capsule, conditions
+    from convkit.cpu import extension
 
     info = conditions.machine("cpu", threads)
     for name in ("onnx", "scipy"):
@@ -50,9 +50,9 @@ def machine(threads: int) -> dict[str, Any]:
             info["versions"][name] = str(getattr(sys.modules[name], "__version__", "?"))
     if glibc := platform.libc_ver()[1]:
         info["versions"]["glibc"] = glibc
-    kernels = native.kernels()
+    kernels = extension.kernels()
     return {
-        **info, "isas": list(native.isas()), "lanes": kernels.lanes if kernels else None,
+        **info, "isas": list(extension.isas()), "lanes": kernels.lanes if kernels else None,
         "flags": _flags(), "logical_cpus": os.cpu_count(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "source": capsule.commit(),
     }  # fmt: skip

@@ -82,14 +82,15 @@ def install() -> None:
     module.cuda.set_allocator = lambda allocator=None: None
     sys.modules["cupy"] = module
     fake_cupy.KERNEL[0] = 1e-5
-    from convkit import check, devices, presets
+    from convkit import check, devices
     from convkit.bench import clocks
-    from convkit.executors import cuda
+    from convkit.cuda import gpu
+    from convkit.network import presets
 
     for place in (devices, check):
         place.gpu_found = lambda *_: True  # type: ignore[attr-defined]
     clocks.CUDA_FLUSH = 4096
-    cuda.cached_cubin = lambda *_, **__: b"machine code"  # type: ignore[attr-defined]
+    gpu.cached_cubin = lambda *_, **__: b"machine code"  # type: ignore[attr-defined]
     tiny = _tiny()
     presets.PRESETS["tiny"] = tiny
     # PyTorch's LRN knows no bfloat16 on a CPU.
@@ -99,8 +100,8 @@ def install() -> None:
 
 def _tiny() -> Any:
     """A network whose step the emulator does in a second."""
-    from convkit.layers import Constant, Conv, Flatten, Linear, Lrn, MaxPool, Normal, Relu
-    from convkit.presets import Preset
+    from convkit.network.layers import Constant, Conv, Flatten, Linear, Lrn, MaxPool, Normal, Relu
+    from convkit.network.presets import Preset
 
     layers = (
         Conv("conv1", 4, 3, Normal(0.05), Constant(0), padding=1), Relu("relu1"),
@@ -127,9 +128,9 @@ def emulator() -> Iterator[None]:
 def _current() -> Any:
     import fake_cupy
 
-    from convkit import devices
+    from convkit.cuda.emulate import Emulator
 
-    return fake_cupy.current_executor(devices.Emulator())
+    return fake_cupy.current_executor(Emulator())
 
 
 _TOOL = """#!{python}

@@ -24,12 +24,15 @@ import numpy as np
 from gpu_common import REHEARSED, SIZES, Record, clock, emulated, place, torch_here
 
 import convkit as ck
-from convkit import check, nvrtc
+from convkit import check
 from convkit.bench import capsule, conditions
 from convkit.bench.peers import Missing
 from convkit.check.cases import cases
+from convkit.cuda import nvrtc
+from convkit.cuda.header import builtin_files, read
+from convkit.cuda.prepare import Runner
+from convkit.cuda.source import translation_unit
 from convkit.errors import MissingExtra
-from convkit.kernel import Runner, builtin_files, read, translation_unit
 from convkit.registry import implementations
 
 #: Exit status of a process whose CUDA context is of no more use.
@@ -128,9 +131,9 @@ def _stems() -> list[Path]:
 
 
 def _arch() -> str:
-    from convkit.executors import cuda
+    from convkit.cuda import gpu
 
-    return cuda.executor().arch
+    return gpu.executor().arch
 
 
 def compile_kernel(key: str) -> Record:

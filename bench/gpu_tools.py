@@ -19,13 +19,14 @@ import gpu
 import numpy as np
 from gpu_common import REHEARSED, SIZES, Record, emulated
 
-from convkit import check, nvrtc
+from convkit import check
 from convkit.arrays import np_dtype
 from convkit.bench import own, work
 from convkit.bench.peers import Missing
 from convkit.check import inputs as fill
 from convkit.check import tolerance
 from convkit.check.cases import Case, cases
+from convkit.cuda import nvrtc
 from convkit.dispatch import Call
 from convkit.registry import OPS, implementations
 

@@ -5,7 +5,7 @@
     python bench/host.py --json host.json            and keep every sample
 
 A GPU is not needed: the launches of the CUDA path are prepared and packed as on one, and then not made
-(`convkit.executors.null`), with NumPy arrays in the place of CuPy's. What CuPy itself takes for a launch, and
+(`convkit.cuda.null`), with NumPy arrays in the place of CuPy's. What CuPy itself takes for a launch, and
 what its arrays and device switches cost around it, comes on top.
 
 Sections
@@ -155,20 +155,20 @@ def ops(args: argparse.Namespace) -> list[Row]:
     """Each op's public call on a tiny problem, CUDA path."""
     from host_ops import convkit_calls
 
-    from convkit import devices
+    from convkit.cuda.null import nulled
     from convkit.errors import NoImplementation
 
     rows, timed, counter = [], [], Counter()
     for name, call in convkit_calls().items():
         rows.append(row := Row("ops", name))
         try:
-            with devices.nulled(counter):
+            with nulled(counter):
                 row.launches = counter.of(call)
         except NoImplementation:
             row.note = "no CUDA implementation takes it"
         else:
             timed.append((row, call))
-    with devices.nulled():
+    with nulled():
         sample(timed, args.rounds)
     return rows
 
@@ -178,13 +178,13 @@ def step(args: argparse.Namespace) -> list[Row]:
     import numpy as np
 
     import convkit as ck
-    from convkit import devices
+    from convkit.cuda.null import nulled
 
     net = ck.AlexNet(args.preset, seed=0)
     x = np.zeros((args.batch, *net.input_shape), np.float32)
     labels = np.zeros(args.batch, np.int64)
     counter = Counter()
-    with devices.nulled(counter):
+    with nulled(counter):
         plan = net.load_step(x, labels)
         calls = [call for phase in plan.phases().values() for call in phase]
 
@@ -194,7 +194,7 @@ def step(args: argparse.Namespace) -> list[Row]:
 
         each()
         launches = counter.of(each)
-    with devices.nulled():
+    with nulled():
         bare = [call.bare() for call in calls]
 
         def kept() -> None:

@@ -1,9 +1,7 @@
 """convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
 
-from . import layers
-from .alexnet import AlexNet
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
-from .devices import emulate
+from .cuda.emulate import emulate
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from .fused import (
     conv2d_dgrad_relu,
@@ -14,8 +12,11 @@ from .fused import (
     reorder,
 )
 from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
-from .loss import Loss
-from .network import Network
+from .network import layers
+from .network.alexnet import AlexNet
+from .network.loss import Loss
+from .network.network import Network
+from .network.update import Update
 from .ops import (
     conv2d_bgrad,
     conv2d_dgrad,
@@ -40,6 +41,5 @@ from .ops import (
     softmax_xent_fprop,
 )
 from .registry import implementations, implements, register, use
-from .update import Update
 
 __version__ = "0.1.0"

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, devices, layouts, native, registry
+from . import arrays, devices, layouts, registry
 from .errors import ConvkitError
 from .layouts import Tensor
 from .registry import OPS, Op
@@ -144,10 +144,10 @@ class Bound:
             "_flags",
             "_generation",
             "_inplace",
-            "_kernels",
             "_launch",
             "_locked",
             "_made",
+            "_kernels",
             "_op",
             "_options",
         ),
@@ -161,8 +161,8 @@ class Bound:
         self._device = device
         self._executor: Any = None
         self._op = op
-        self._kernels = native._choice
         self._generation = registry.generation()
+        self._kernels = devices.cpu_kernels
         self._launch = call.launch()
         #: Inputs that this kind of call is given by keyword, as the op's flags.
         self._flags = tuple(name for name in op.flags if call.options.get(name) is not None)
@@ -194,9 +194,9 @@ class Bound:
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
         """The op's result, or MISS where this call is not one of its kind."""
         if (
-            self._kernels is not native._choice
+            self._kernels is not devices.cpu_kernels
             or self._generation != registry.generation()
-            or devices._emulator.get() is not None
+            or devices._instead.get() is not None
         ):
             return MISS
         for i, end in self._ranges:
@@ -317,7 +317,7 @@ class OnGpu(Bound):
 
     def run(self, inputs: tuple[Any, ...], out: Any, values: dict[str, Any] | None = None) -> Any:
         if (
-            self._kernels is not native._choice
+            self._kernels is not devices.cpu_kernels
             or self._generation != registry.generation()
             or self._executor is not devices.current()
         ):
@@ -473,13 +473,13 @@ def _first(
 ) -> Any:
     """Run a call the whole way, and keep it bound."""
     trace = Trace()
-    before = registry.generation(), native._choice
+    before = registry.generation(), devices.cpu_kernels
     with _traced(trace):
         result = run()
     call = trace.call
     if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not _usual(out)):
         return result
-    if before != (registry.generation(), native._choice):
+    if before != (registry.generation(), devices.cpu_kernels):
         return result  # worked out while something changed, and so for one or for the other
     if device == "cpu":
         bound = Bound(call, inputs, trace.ranges)

@@ -265,11 +265,12 @@ def generation() -> int:
     What was worked out for a choice among them holds as long as it is the same.
     """
     if len(_IMPLEMENTATIONS) != _counted:  # somebody took one out by hand
-        _changed()
+        changed()
     return _generation
 
 
-def _changed() -> None:
+def changed() -> None:
+    """What was worked out for a choice among implementations no longer holds."""
     global _generation, _counted
     with _LOCK:
         _generation += 1
@@ -300,7 +301,7 @@ def add(implementation: Implementation) -> Implementation:
                 f"for {implementation.device}, from {before.source}; choose another name"
             )
         _IMPLEMENTATIONS[key] = implementation
-        _changed()
+        changed()
     return implementation
 
 
@@ -365,7 +366,7 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
     builtin()
     if path.suffix == ".cu":
-        from .kernel import implementation
+        from .cuda.prepare import implementation
 
         return [add(implementation(path))]
     if path.suffix != ".py":
@@ -384,7 +385,7 @@ def register(path: str | Path) -> list[Implementation]:
         with _LOCK:  # a file that fails half-way leaves nothing behind
             _IMPLEMENTATIONS.clear()
             _IMPLEMENTATIONS.update(before)
-            _changed()
+            changed()
         sys.modules.pop(module_name, None)
         raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
     found = [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
@@ -415,10 +416,10 @@ def _builtin_cpu() -> None:
 
 
 def _builtin_cuda() -> None:
-    from . import kernel
+    from .cuda import header, prepare
 
-    for path in kernel.builtin_files():
-        add(kernel.implementation(path))
+    for path in header.builtin_files():
+        add(prepare.implementation(path))
 
 
 _BUILTIN: dict[str, Callable[[], None]] = {"cpu": _builtin_cpu, "cuda": _builtin_cuda}
@@ -501,7 +502,7 @@ def preserved() -> Iterator[None]:
         for implementation, values in before:
             if vars(implementation) != values:
                 vars(implementation).update(values)
-                _changed()
+                changed()
 
 
 @contextlib.contextmanager

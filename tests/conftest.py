@@ -40,9 +40,9 @@ def _need():
 @pytest.fixture(scope="session")
 def kernels() -> None:
     """For tests of the CPU's C++ kernels: skipped where they are not built, except in CI."""
-    from convkit import native
+    from convkit.cpu import extension
 
-    if (missing := native.kernels_missing()) is not None:
+    if (missing := extension.kernels_missing()) is not None:
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)
 
@@ -60,7 +60,7 @@ def compiler() -> None:
 def cuda_compiler() -> None:
     """For tests that compile kernels to machine code and look into it: the wheels of the extra `[static]`."""
     need("cuda.core")
-    from convkit import nvrtc, sass
+    from convkit.cuda import nvrtc, sass
     from convkit.errors import MissingExtra
 
     try:
@@ -76,16 +76,16 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The executor's module, imported anew on the stand-in for CuPy, and forgotten afterwards."""
     import fake_cupy
 
-    from convkit import executors
+    from convkit.cuda import launch
 
     def forget() -> None:
-        sys.modules.pop("convkit.executors.cuda", None)
-        executors.__dict__.pop("cuda", None)
+        sys.modules.pop("convkit.cuda.gpu", None)
+        launch.__dict__.pop("cuda", None)
 
     module = fake_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", module)
     forget()
-    yield importlib.import_module("convkit.executors.cuda")
+    yield importlib.import_module("convkit.cuda.gpu")
     forget()
 
 

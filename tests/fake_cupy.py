@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from convkit import arrays, executors
+from convkit import arrays
+from convkit.cuda import launch as protocol
 
 #: GPUs, and the number of the current one.
 DEVICES = 2
@@ -689,7 +690,7 @@ class _Driver:
 driver = _Driver()
 
 
-class Executor(executors.Executor):
+class Executor(protocol.Executor):
     """Launches on arrays of the current device, by the emulator."""
 
     def __init__(self, emulator: Any) -> None:

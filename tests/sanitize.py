@@ -35,12 +35,12 @@ def main() -> int:
 
 
 def build_and_run(arguments: list[str]) -> int:
-    from convkit import native
+    from convkit.cpu import extension
 
-    if native.load() is None:
-        print(f"sanitize: {native.why_missing()}", file=sys.stderr)
+    if extension.load() is None:
+        print(f"sanitize: {extension.why_missing()}", file=sys.stderr)
         return 2
-    isa = os.environ.get("CONVKIT_ISA") or (native.isas() or ("generic",))[0]
+    isa = os.environ.get("CONVKIT_ISA") or (extension.isas() or ("generic",))[0]
     print(f"sanitize: building the kernels for {isa} with -fsanitize={SANITIZERS}", flush=True)
     build = ["setup.py", "-q", "build", "--build-base", TARGET, "--build-lib", TARGET / "lib"]
     chosen = {"CONVKIT_SANITIZE": SANITIZERS, "CONVKIT_BUILD_ISAS": isa, "CONVKIT_REQUIRE_NATIVE": "1"}
@@ -76,16 +76,16 @@ def runtime(name: str) -> str:
 
 def check(names: list[str], random: int) -> int:
     import convkit
-    from convkit import native
     from convkit.check import check_these, summary
+    from convkit.cpu import extension
     from convkit.registry import implementations
 
     assert Path(convkit.__file__).is_relative_to(TARGET), convkit.__file__
-    assert native.kernels() is not None, native.kernels_missing()
+    assert extension.kernels() is not None, extension.kernels_missing()
     found = [
         i
         for i in implementations(device="cpu", layout=None)
-        if i.missing is native.kernels_missing and (not names or {i.op, i.name} & set(names))
+        if i.missing is extension.kernels_missing and (not names or {i.op, i.name} & set(names))
     ]
     if not found:
         print(f"sanitize: no implementation in C++ {'named ' + ' '.join(names) if names else 'yet'}")
@@ -96,7 +96,7 @@ def check(names: list[str], random: int) -> int:
     print(summary(verdicts))
     failed = [verdict for verdict in verdicts if not verdict.ok]
     print(*failed[:5], sep="\n")
-    print(f"sanitize: {len(verdicts) - len(failed)} of {len(verdicts)} passed, for {native.isa()}")
+    print(f"sanitize: {len(verdicts) - len(failed)} of {len(verdicts)} passed, for {extension.isa()}")
     return 1 if failed else 0
 
 

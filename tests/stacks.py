@@ -14,7 +14,7 @@ import numpy as np
 from strategies import Pick
 
 import convkit as ck
-from convkit import layers as L
+from convkit.network import layers as L
 
 Array = Any
 Values = dict[str, Array]

@@ -13,9 +13,10 @@ import pytest
 from conftest import need
 
 import convkit as ck
-from convkit import layers, registry
+from convkit import registry
 from convkit.dispatch import Call
-from convkit.presets import PRESETS, PUBLISHED, diff, entries
+from convkit.network import layers
+from convkit.network.presets import PRESETS, PUBLISHED, diff, entries
 
 #: Output maps of conv1, pool1, conv2, pool2, conv3, pool5, and parameters, as published.
 FACTS = {
@@ -291,9 +292,9 @@ def test_a_plan_is_blocked_from_end_to_end():
 
 
 def need_native() -> None:
-    from convkit import native
+    from convkit.cpu import extension
 
-    if (missing := native.kernels_missing()) is not None:
+    if (missing := extension.kernels_missing()) is not None:
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)
 

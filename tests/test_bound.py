@@ -21,8 +21,10 @@ import pytest
 import threadpoolctl
 
 import convkit as ck
-from convkit import arrays, bound, devices, layouts, native, registry
+from convkit import arrays, bound, devices, layouts, registry
 from convkit.arrays import np_dtype
+from convkit.cpu import extension
+from convkit.cuda.emulate import Emulator
 from convkit.errors import OptionError
 from convkit.layouts import Tensor
 from convkit.registry import ALL_DTYPES, OPS
@@ -831,8 +833,8 @@ def test_scratch_memory_of_a_later_call(registry_kept):
 def test_instruction_sets_are_noticed(hits):
     found = []
     given = drawn("conv2d_fprop", "float32", np.random.default_rng(0))
-    for isa in (*native.isas(), native.NONE, *native.isas()):
-        with native.using(isa):
+    for isa in (*extension.isas(), extension.NONE, *extension.isas()):
+        with extension.using(isa):
             del hits[:]
             for _ in range(2):
                 both(lambda: (lambda: ck.conv2d_fprop(**given, padding=1), []))
@@ -856,7 +858,7 @@ def test_emulation_is_noticed(compiler, hits):
 
 
 def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
-    asked, module = [], native.kernels()
+    asked, module = [], extension.kernels()
 
     class Watched:
         def relu_fprop(self, *arguments):
@@ -866,7 +868,7 @@ def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
         def __getattr__(self, name):
             return getattr(module, name)
 
-    monkeypatch.setattr(native, "_choice", (Watched(), native.isa(), ""))
+    monkeypatch.setattr(devices, "cpu_kernels", (Watched(), extension.isa(), ""))
     monkeypatch.setenv("CONVKIT_NUM_THREADS", "3")
     ck.relu_fprop(X)
     ck.relu_fprop(X)
@@ -962,7 +964,7 @@ def cupy(monkeypatch, compiler):
     registry.builtin()
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
     return module
 
 
@@ -1182,12 +1184,12 @@ def draw_out(op: str, given: dict, rng: np.random.Generator) -> Any:
 
 
 def draw_context(rng: np.random.Generator) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    isas = (*native.isas(), native.NONE)
+    isas = (*extension.isas(), extension.NONE)
     choices: tuple[Callable[[], Any], ...] = (
         lambda: ck.use(conv2d_fprop="reference", relu_fprop="reference"),
         lambda: ck.use(max_error=1e-7),
         lambda: threadpoolctl.threadpool_limits(1, user_api="convkit"),
-        functools.partial(native.using, isas[int(rng.integers(len(isas)))]),
+        functools.partial(extension.using, isas[int(rng.integers(len(isas)))]),
     )
     return contextlib.nullcontext if rng.random() < 0.8 else choices[int(rng.integers(len(choices)))]
 

@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import convkit as ck
-from convkit import check, native, registry
+from convkit import check, registry
+from convkit.cpu import extension
 from convkit.cpu.native_call import FLOOR, FOLD
 from convkit.geometry import LRN, Conv2d
 
@@ -27,7 +28,7 @@ def elements(problem) -> int:
     return sum(prod(shape) for shape in problem.shapes.values())
 
 
-@pytest.mark.parametrize("isa", native.isas() or (native.NONE,))
+@pytest.mark.parametrize("isa", extension.isas() or (extension.NONE,))
 def test_workspace_is_bounded_by_the_tensors(isa):
     @settings(max_examples=300)
     @given(st.one_of(strategies.absurd_conv2d(), strategies.conv2d()))
@@ -40,7 +41,7 @@ def test_workspace_is_bounded_by_the_tensors(isa):
                 if i.workspace is not None and i.refusal(problem) is None:
                     assert 0 <= i.workspace(problem) <= FOLD * own + FLOOR, f"{i.label}: {problem}"
 
-    with native.using(isa):
+    with extension.using(isa):
         holds()
 
 
@@ -50,7 +51,7 @@ def memory() -> int:
 
 
 @pytest.mark.parametrize("op", CONVOLUTIONS + POOLS)
-@pytest.mark.parametrize("isa", (native.NONE, *native.isas()))
+@pytest.mark.parametrize("isa", (extension.NONE, *extension.isas()))
 def test_absurd_options_on_small_tensors(op, isa):
     """For real: right, within a second or so for all of them, and without memory to speak of."""
 
@@ -62,14 +63,15 @@ def test_absurd_options_on_small_tensors(op, isa):
         takers = [
             i
             for i in registry.implementations(op, device="cpu", layout=None)
-            if (i.missing is native.kernels_missing) == (isa != native.NONE) and i.refusal(problem) is None
+            if (i.missing is extension.kernels_missing) == (isa != extension.NONE)
+            and i.refusal(problem) is None
         ]
         question = check.Question.of(case, "float32")
         wrong = [v for v in (check.judge(i, question) for i in takers) if not v.ok]
         assert not wrong, "\n".join(map(str, wrong))
 
     before = memory()
-    with native.using(isa):
+    with extension.using(isa):
         holds()
     assert memory() - before < 4 * FLOOR
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from convkit import budget
-from convkit.kernel import builtin_files
+from convkit.cuda import budget
+from convkit.cuda.header import builtin_files
 
 #: Where the 16-bit dtypes are compiled in the quick tests as well.
 QUICK = ("sm_80", "sm_90a")

@@ -13,11 +13,13 @@ import pytest
 import simulated
 from conftest import need
 
-from convkit import check, devices, implements, probe, profile, registry
-from convkit.bench import command, work
+from convkit import check, devices, implements, registry
+from convkit.bench import command, profile, work
 from convkit.cli import main
-from convkit.layers import Constant, Conv, Flatten, Linear, MaxPool, Normal, Relu
-from convkit.presets import PRESETS, Preprocess, Preset
+from convkit.cpu import probe
+from convkit.cuda.emulate import Emulator
+from convkit.network.layers import Constant, Conv, Flatten, Linear, MaxPool, Normal, Relu
+from convkit.network.presets import PRESETS, Preprocess, Preset
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def tiny(monkeypatch):
 def cupy(monkeypatch, compiler):
     module = fake_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
     for place in (devices, check):
         monkeypatch.setattr(place, "gpu_found", lambda *_: True)
     return module

@@ -9,8 +9,9 @@ import pytest
 from blocks import blocked
 
 import convkit as ck
-from convkit import check, layouts, native
+from convkit import check, layouts
 from convkit.arrays import empty
+from convkit.cpu import extension
 from convkit.geometry import Conv2d
 from convkit.registry import implementations, select
 
@@ -20,7 +21,7 @@ OPS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_dgrad_relu", "conv2d_wgrad")
 
 @pytest.fixture(autouse=True)
 def kernels():
-    missing = native.kernels_missing()
+    missing = extension.kernels_missing()
     if missing is not None:
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)
@@ -38,20 +39,20 @@ def failures(verdicts) -> str:
     return "\n".join(str(v) for v in verdicts if not v.ok)
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_gate(isa, algorithm):
-    with native.using(isa):
+    with extension.using(isa):
         verdicts = check.check_these(mine(algorithm=algorithm), quick=True)
     assert not failures(verdicts)
     assert sum(not v.declined for v in verdicts) > 35
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("op", OPS)
 def test_gate_on_real_layers(isa, op):
-    with native.using(isa):
+    with extension.using(isa):
         verdicts = check.check_these(mine(op))
     assert not failures(verdicts)
     assert any("2012 conv3" in v.case and not v.declined for v in verdicts)
@@ -62,12 +63,12 @@ def channels(draw: int) -> int:
     return (1, 3, 15, 16, 17, 31, 32, 33, 48, 50)[draw]
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 def test_many_channels_in_random_geometries(isa):
     # The gate's own random geometries have few channels; these fill several blocks and tiles, with tails.
     rng = np.random.default_rng(0)
     found = 0
-    with native.using(isa):
+    with extension.using(isa):
         while found < 40:
             groups = int(rng.choice([1, 1, 2]))
             C, K = (channels(i) * groups for i in rng.integers(0, 10, 2))
@@ -130,7 +131,7 @@ def test_an_image_has_the_same_bits_in_any_batch(name):
     np.testing.assert_array_equal(ck.conv2d_fprop(x[3:4], w, padding=1, impl=name)[0], whole[3])
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("name", ["winograd", "direct", "few_channels", "narrow_groups"])
 def test_error_of_weight_gradients_does_not_grow_with_the_pixels(isa, name):
     # A sum over so many pixels, taken in one go, was 2e-5 (winograd) and 4e-6 (direct) away.
@@ -146,7 +147,7 @@ def test_error_of_weight_gradients_does_not_grow_with_the_pixels(isa, name):
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal(problem.shape(t), np.float32) for t in ("x", "dy"))
     dw, exact = np.empty(problem.shape("dw"), np.float32), np.empty(problem.shape("dw"))
-    with native.using(isa):
+    with extension.using(isa):
         i.run(problem, x, dy, dw, workspace=empty((i.workspace(problem),), "uint8"))
     for r in range(3):
         for s in range(3):

@@ -13,14 +13,17 @@ import simulated
 from conftest import need
 
 import convkit as ck
-from convkit import arrays, check, devices, layers, profile
-from convkit.bench import clocks
+from convkit import arrays, check, devices
+from convkit.bench import clocks, profile
 from convkit.bench.peers import networks
 from convkit.cli import main
+from convkit.cuda.emulate import Emulator
+from convkit.cuda.header import builtin_files, read
+from convkit.cuda.launch import KernelError
+from convkit.cuda.source import translation_unit
 from convkit.errors import MissingExtra
-from convkit.executors import KernelError
 from convkit.geometry import Pointwise
-from convkit.kernel import builtin_files, read, translation_unit
+from convkit.network import layers
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 9, 7), np.float32)
@@ -112,7 +115,7 @@ def registry_as_before():
 def cupy(monkeypatch, compiler):
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
     monkeypatch.setattr(devices, "gpu_found", lambda: True)
     monkeypatch.setattr(check, "gpu_found", lambda: True)
     return module

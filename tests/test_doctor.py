@@ -20,11 +20,12 @@ import pytest
 from cudnn_stand_in import frontend as stand_in
 from test_cudnn import SOURCE, build
 
-from convkit import cli, doctor, native, nvrtc, sass
-from convkit.cpu import threads
+from convkit import cli, devices
+from convkit.cli import doctor
+from convkit.cpu import extension, threads
+from convkit.cuda import host_compiler, nvrtc, sass
 from convkit.cudnn import library
 from convkit.errors import ConvkitError
-from convkit.executors import host
 
 ROOT = Path(__file__).resolve().parent.parent
 #: libcuda and libnvidia-ml in one; how they behave is said by variables of the environment.
@@ -159,26 +160,26 @@ def test_the_extension(monkeypatch):
             False,
         ),
     )
-    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(extension, "load", lambda: None)
     for reason, expected, file in cases:
-        monkeypatch.setattr(native, "why_missing", lambda reason=reason: reason)
+        monkeypatch.setattr(extension, "why_missing", lambda reason=reason: reason)
         monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name, file=file: file or None)
-        row = doctor.extension()
+        row = doctor.cpp_extension()
         assert (state(row), row.found) == (expected, reason.partition("; ")[0].partition(": run")[0])
         assert "pip install -e ." in row.advice
-    monkeypatch.setattr(native, "load", lambda: SimpleNamespace(__file__="/x/_native.so"))
-    assert state(doctor.extension()) == "ok" and doctor.extension().path == "/x/_native.so"
+    monkeypatch.setattr(extension, "load", lambda: SimpleNamespace(__file__="/x/_native.so"))
+    assert state(doctor.cpp_extension()) == "ok" and doctor.cpp_extension().path == "/x/_native.so"
 
 
 @pytest.fixture
 def isas(monkeypatch):
     """The C++ kernels as they are told to be: reasons by instruction set, and which of them is used."""
-    monkeypatch.setattr(native, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
 
     def pretend(used: str, **reasons: str) -> doctor.Row:
         choice = (None, used, reasons.get("none", "")) if used == "none" else (SimpleNamespace(), used, "")
-        monkeypatch.setattr(native, "_choice", choice)
-        monkeypatch.setattr(native, "unusable", lambda: {k: v for k, v in reasons.items() if k != "none"})
+        monkeypatch.setattr(devices, "cpu_kernels", choice)
+        monkeypatch.setattr(extension, "unusable", lambda: {k: v for k, v in reasons.items() if k != "none"})
         return one("C++ kernels", doctor.cpu_kernels)
 
     return pretend
@@ -200,7 +201,7 @@ def test_instruction_sets(isas, monkeypatch):
 
 def test_values_that_cannot_be_obeyed(monkeypatch, tmp_path):
     """They are the row's own errors, and the variable is named."""
-    monkeypatch.setattr(native, "_choice", None)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
     monkeypatch.setenv("CONVKIT_ISA", "v33")
     monkeypatch.setenv("CONVKIT_NUM_THREADS", "many")
     monkeypatch.setenv("CONVKIT_KERNELS", str(tmp_path / "gone"))
@@ -235,11 +236,11 @@ def test_the_compiler(monkeypatch, tmp_path, compiler):
     assert state(doctor.compiler()) == "broken" and "unset CXX" in doctor.compiler().advice
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    host.find_compiler.cache_clear()
+    host_compiler.find_compiler.cache_clear()
     try:
         row = doctor.compiler()
     finally:
-        host.find_compiler.cache_clear()
+        host_compiler.find_compiler.cache_clear()
     assert (state(row), row.advice) == ("missing", "apt-get install g++")
 
 
@@ -740,7 +741,7 @@ def test_the_table_fits(three):
 def test_a_quick_look_imports_nothing_heavy():
     """In a process of its own, whose modules are counted at the end."""
     code = (
-        "import sys; from convkit import doctor; doctor._in_children = lambda names, imports: {};"
+        "import sys; from convkit.cli import doctor; doctor._in_children = lambda names, imports: {};"
         "doctor.rows(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 import convkit as ck
-from convkit.cache import Cache, key_of
-from convkit.executors import Argument, KernelError, emulator, host
+from convkit.cuda import emulator, host_compiler
+from convkit.cuda.cache import Cache, key_of
+from convkit.cuda.launch import Argument, KernelError
 from convkit.geometry import Conv2d
 from convkit.paths import kernels_dir
 
@@ -353,7 +354,7 @@ def test_a_forked_child_has_workers_of_its_own():
 # ---------------------------------------------------------------------------------------------------
 #: Without such instructions a processor can fuse nothing.
 fusing = pytest.mark.skipif(
-    platform.machine() in ("x86_64", "AMD64") and not re.search(r"\bfma\b", host.processor()),
+    platform.machine() in ("x86_64", "AMD64") and not re.search(r"\bfma\b", host_compiler.processor()),
     reason="the processor has no fused multiply-add",
 )
 
@@ -763,10 +764,10 @@ def test_without_a_compiler_one_clear_error(monkeypatch):
 def test_flags_are_those_of_the_compiler(monkeypatch):
     """Clang knows few of GCC's, and its check mode would report what is not there."""
     clang, gcc = ("/usr/bin/clang++", "Debian clang version 14.0.6"), ("/usr/bin/g++", "g++ (Debian) 12.2.0")
-    flags = host.kernel_flags(clang, check=False)
+    flags = host_compiler.kernel_flags(clang, check=False)
     assert "-ffp-contract=fast" in flags and not {"-fno-gnu-unique", "-fno-tree-vectorize"} & set(flags)
     for check in (False, True):
-        assert "-fno-tree-vectorize" in host.kernel_flags(gcc, check=check)
+        assert "-fno-tree-vectorize" in host_compiler.kernel_flags(gcc, check=check)
     monkeypatch.setattr(emulator, "find_compiler", lambda _: clang)
     monkeypatch.setattr(emulator, "_runtime", lambda *_: (None, Path("runtime.so")))
     with pytest.raises(KernelError, match=r"check mode needs g\+\+") as caught:
@@ -850,7 +851,8 @@ def test_an_included_file_that_changes_means_another_entry(tmp_path, monkeypatch
 
 WORKER = """
 import numpy as np
-from convkit.executors import Argument, emulator
+from convkit.cuda import emulator
+from convkit.cuda.launch import Argument
 y = np.zeros(1, np.int32)
 source = 'extern "C" __global__ void f(int* y) { y[0] = 5; }'
 emulator.compile(source, "f").launch((1,), (1,), [Argument("y", y, output=True)])

@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 import strategies
 
-from convkit import native
 from convkit.arrays import np_dtype
 from convkit.check import FIRST, Case, Question, attempt
 from convkit.check.tolerance import _STORAGE, Expected, compare
 from convkit.check.verdicts import SECOND
-from convkit.cpu import reference
+from convkit.cpu import extension, reference
 from convkit.geometry import Conv2d, window_span
 from convkit.registry import ALL_DTYPES, OPS, implementations
 
@@ -130,7 +129,7 @@ def faults(seed: int, call: int) -> list[str]:
         for name, want in question.wanted.items() if not fault else ():
             fault = compare(name, run.outputs[name], want, i, op).reason
         if fault:
-            found.append(f"{i.op} {i.label} at {native.isa()}, {g.dtype}, {case}: {fault}")
+            found.append(f"{i.op} {i.label} at {extension.isa()}, {g.dtype}, {case}: {fault}")
     return found
 
 
@@ -151,11 +150,11 @@ def test_fuzz(capsys):
     calls = [int(alone)] if alone else range(int(os.environ.get("CONVKIT_FUZZ_CALLS") or CALLS))
     with capsys.disabled():
         print(f"\nfuzz: seed {seed}, {len(calls)} calls")
-    isas: tuple[Any, ...] = native.isas() or (native.NONE,)
+    isas: tuple[Any, ...] = extension.isas() or (extension.NONE,)
     for call in calls:
         # The widest is what runs on this machine; the others have a quarter of the calls each.
         isa = isas[min(call % 4, len(isas) - 1)] if call % 4 else isas[0]
-        with native.using(isa):
+        with extension.using(isa):
             if found := faults(seed, call):
                 replay = f"CONVKIT_FUZZ_SEED={seed} CONVKIT_FUZZ_CALL={call}"
                 pytest.fail("\n".join([f"{replay} replays this", *found]))

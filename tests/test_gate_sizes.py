@@ -16,8 +16,8 @@ from convkit import check, emulate, registry
 from convkit.check import check_these, sizes, tolerance
 from convkit.check.cases import all_cases, size_cases
 from convkit.cpu import reference
+from convkit.cuda.prepare import implementation as kernel_implementation
 from convkit.geometry import LRN, Conv2d, Linear, Pointwise, Pool2d
-from convkit.kernel import implementation as kernel_implementation
 from convkit.registry import OPS, Implementation, implementations
 
 RIGHT = {op: getattr(reference, op) for op in OPS}

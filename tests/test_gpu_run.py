@@ -329,7 +329,7 @@ import numpy, tabulate, convkit, sysconfig
 from importlib import metadata
 assert metadata.version("numpy") == numpy.__version__
 sysconfig.get_config_var("MULTIARCH")
-from convkit import native
+from convkit.cpu import extension as native
 assert native.kernels() is None and native.kernels_missing()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

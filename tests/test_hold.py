@@ -13,9 +13,9 @@ import pytest
 import simulated
 from conftest import need
 
-from convkit import nvrtc
 from convkit.bench import clocks, hold, own, steps, timing, trial, work
 from convkit.bench.timing import Contender, Settings
+from convkit.cuda import nvrtc
 from convkit.geometry import Pointwise
 
 ITEM = work.Item("hold/relu_fprop", "relu_fprop", Pointwise((128, 1024)))

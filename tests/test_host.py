@@ -14,6 +14,7 @@ from conftest import need
 
 import convkit as ck
 from convkit import devices
+from convkit.cuda.null import nulled
 from convkit.registry import OPS
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -147,7 +148,7 @@ def test_nothing_but_the_launch_is_left_out(gpu, monkeypatch):
             found.append((grid, block, values, shared))
         return found
 
-    on_gpu, nulled = [], []
+    on_gpu, launches = [], []
     monkeypatch.setattr(
         fake_cupy.Function, "__call__",
         lambda self, grid, block, args, shared_mem=0, **_: on_gpu.append((grid, block, args, shared_mem)),
@@ -155,9 +156,9 @@ def test_nothing_but_the_launch_is_left_out(gpu, monkeypatch):
     there = [gpu.cupy.asarray(a) for a in (x, w, dy, small)]
     for call in calls:
         call(*there)
-    with devices.nulled(lambda *launch: nulled.append(launch)):
+    with nulled(lambda *launch: launches.append(launch)):
         for call in calls:
             call(x, w, dy, small)
-    assert len(on_gpu) > len(calls) and plain(nulled) == plain(on_gpu)
-    kinds = {type(value) for launch in nulled for value in launch[2]}
+    assert len(on_gpu) > len(calls) and plain(launches) == plain(on_gpu)
+    kinds = {type(value) for launch in launches for value in launch[2]}
     assert kinds == {np.void, np.ndarray, np.uint64, np.int32, np.float32, np.float64}

@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import convkit as ck
-from convkit import check, expressions, nvrtc, registry
+from convkit import check, registry
 from convkit.cli import main
+from convkit.cuda import expressions, nvrtc
+from convkit.cuda.header import builtin_files, read
+from convkit.cuda.prepare import Runner
+from convkit.cuda.source import translation_unit
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Pool2d, SoftmaxXent
-from convkit.kernel import Runner, builtin_files, read, translation_unit
 from convkit.registry import OPS
 
 KERNELS = builtin_files()
@@ -217,7 +220,7 @@ def test_a_problem_is_worked_out_once(mine, compiler, monkeypatch):
     x = np.linspace(-1, 1, 100, dtype=np.float32)
     with ck.emulate():
         first = ck.relu_fprop(x, impl="mine")
-        for place in ("convkit.expressions.evaluate", "convkit.kernel.translation_unit"):
+        for place in ("convkit.cuda.expressions.evaluate", "convkit.cuda.prepare.translation_unit"):
             monkeypatch.setattr(place, lambda *arguments: pytest.fail(f"again: {arguments}"))
         monkeypatch.setattr(Pointwise, "struct", lambda problem: pytest.fail("again"))
         np.testing.assert_array_equal(ck.relu_fprop(x, impl="mine"), first)

@@ -10,8 +10,9 @@ import pytest
 
 import convkit as ck
 from convkit.check import Case, Question
+from convkit.cuda.header import KernelFile, read
+from convkit.cuda.prepare import Runner
 from convkit.geometry import Conv2d, Linear
-from convkit.kernel import KernelFile, Runner, read
 from convkit.paths import kernels_dir
 
 pytestmark = pytest.mark.usefixtures("compiler")

@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 
 import convkit as ck
-from convkit import devices
 from convkit.arrays import np_dtype
 from convkit.check.cases import Case
 from convkit.check.inputs import make
 from convkit.check.tolerance import expected
 from convkit.cpu.philox import words
+from convkit.cuda import emulator
+from convkit.cuda.header import KernelFile, read
+from convkit.cuda.launch import Argument
+from convkit.cuda.null import nulled
+from convkit.cuda.prepare import Runner, implementation
+from convkit.cuda.source import translation_unit
 from convkit.dispatch import Call
-from convkit.executors import Argument, emulator
 from convkit.geometry import (
     LRN,
     ChannelSum,
@@ -33,7 +37,6 @@ from convkit.geometry import (
     Problem,
     SoftmaxXent,
 )
-from convkit.kernel import KernelFile, Runner, implementation, read, translation_unit
 from convkit.paths import kernels_dir
 from convkit.registry import OPS
 
@@ -122,7 +125,7 @@ def arguments(
     runner: Runner, problem: Problem, tensors: list, options: dict, scratch: Any = None, index: int = 0
 ) -> list[Argument]:
     """What a launch of the file gets."""
-    with devices.nulled():
+    with nulled():
         values = runner.prepare(problem).values(tensors, options, scratch)
     return [p.given(value) for p, value in zip(runner.parameters(index), values, strict=True)]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convkit import native
 from convkit.arrays import np_dtype
 from convkit.check import Case, Question, judge
 from convkit.check.cases import SGD
-from convkit.cpu import threads
+from convkit.cpu import extension, threads
 from convkit.dispatch import Arguments, Call
 from convkit.geometry import Linear
 from convkit.registry import OPS, implementations
 
-pytestmark = pytest.mark.skipif(native.kernels_missing() is not None, reason="the C++ kernels are not built")
+pytestmark = pytest.mark.skipif(
+    extension.kernels_missing() is not None, reason="the C++ kernels are not built"
+)
 
 NAMES = ("linear_fprop", "linear_dgrad", "linear_wgrad", "linear_wgrad_sgd", "linear_dgrad_wgrad_sgd")
 #: Beyond the gate's: each blocking, with its tails. Few images are those of the dot products; long rows have
@@ -51,10 +52,10 @@ def _run(op: str, g: Linear, seed: int = 0) -> dict[str, np.ndarray]:
     return dict(zip(declared.outputs, outputs, strict=True))
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("op", NAMES)
 def test_every_blocking_passes_the_gate(op, isa):
-    with native.using(isa):
+    with extension.using(isa):
         for index, (N, C, K) in enumerate(SHAPES):
             case = Case(op, Linear(N, C, K), isa, _options(op, relu=index % 2 == 0))
             for dtype in ("float32", "bfloat16", "float16")[: 3 if index < 2 else 1]:
@@ -72,7 +73,7 @@ def test_the_number_of_threads_changes_no_bit(op, monkeypatch):
         assert all(f == found[0] for f in found), (N, C, K)
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("factor", [1.0, 1.0078125, -0.0625, 3.0, 2.0**-8])
 def test_sixteen_bits_widen_and_round_as_they_should(dtype, factor, isa):
@@ -82,7 +83,7 @@ def test_sixteen_bits_widen_and_round_as_they_should(dtype, factor, isa):
     w = np.full((1, 1), factor, narrow)
     g = Linear(x.size, 1, 1, dtype)
     y = np.empty((x.size, 1), narrow)
-    with native.using(isa), np.errstate(all="ignore"):
+    with extension.using(isa), np.errstate(all="ignore"):
         Call(OPS["linear_fprop"], _implementation("linear_fprop"), g, (x, w, None), (y,)).run()
         wanted = (x.astype(np.float32) * np.float32(w[0, 0])).astype(narrow)
     is_nan = np.isnan(wanted.astype(np.float32))

@@ -9,8 +9,8 @@ import pytest
 from blocks import block, physical, unblock
 
 import convkit as ck
-from convkit import check, native, registry
-from convkit.cpu import philox
+from convkit import check, registry
+from convkit.cpu import extension, philox
 from convkit.geometry import (
     LRN,
     ChannelSum,
@@ -26,12 +26,16 @@ F = np.float32
 NAMES = ("rows", "two_passes", "vectors", "registers", "transpose")
 RNG = np.random.default_rng(5)
 
-pytestmark = pytest.mark.skipif(native.kernels_missing() is not None, reason=str(native.kernels_missing()))
+pytestmark = pytest.mark.skipif(
+    extension.kernels_missing() is not None, reason=str(extension.kernels_missing())
+)
 
 
 def implementations():
     return [
-        i for i in registry.implementations(layout=None, device="cpu") if i.missing is native.kernels_missing
+        i
+        for i in registry.implementations(layout=None, device="cpu")
+        if i.missing is extension.kernels_missing
     ]
 
 
@@ -47,10 +51,10 @@ def run(op, name, layout="NCHW"):
     return found.run
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("implementation", MINE, ids=lambda i: f"{i.op}-{i.label}")
 def test_gate_on_every_instruction_set(isa, implementation):
-    with native.using(isa):
+    with extension.using(isa):
         failed = [v for v in check.check_these([implementation], quick=True) if not v.ok]
     assert not failed, "\n".join(map(str, failed[:3]))
 
@@ -174,7 +178,7 @@ def test_reorder_there_and_back(shape):
 
 
 @pytest.mark.parametrize("k", [1e-30, 1e-3, 1.0, 1e30])
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 def test_the_fourth_root_over_its_range(k, isa):
     """d from 1e-30 to 1e38, and beyond, where x^2 is infinite and y is zero."""
     x = np.zeros((1, 16, 1, 64), F)
@@ -182,14 +186,14 @@ def test_the_fourth_root_over_its_range(k, isa):
     x[0, 7, 0, 0] = 1e20
     g = LRN.of(x.shape, alpha=5.0, k=k)
     wanted, got = np.empty_like(x), np.empty_like(x)
-    with np.errstate(over="ignore"), native.using(isa):
+    with np.errstate(over="ignore"), extension.using(isa):
         run("lrn_fprop", "reference")(g, x, wanted)
         run("lrn_fprop", "rows")(g, x, got)
     assert np.allclose(got[..., 1:], wanted[..., 1:], rtol=1e-6, atol=1e-37)
     assert got[0, 8, 0, 0] == 0
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("K", [1, 3, 16, 17, 33, 100])
 def test_a_label_in_any_lane_has_its_rank(K, isa):
     """Ties on both sides of the label; a NaN in any place."""
@@ -197,7 +201,7 @@ def test_a_label_in_any_lane_has_its_rank(K, isa):
     logits[K + np.arange(K), np.arange(K)] = np.nan
     labels = np.arange(2 * K) % K
     got = np.empty(2 * K, np.int32)
-    with native.using(isa):
+    with extension.using(isa):
         run("label_rank", "vectors")(SoftmaxXent(2 * K, K), logits, labels, got)
     order = np.argsort(-logits[:K], axis=1, kind="stable")
     assert np.array_equal(got[:K], [list(row).index(label) for row, label in zip(order, labels)])
@@ -216,8 +220,8 @@ def test_a_summary_has_the_same_bits_everywhere(N, dtype):
     sums = sums[:4] + sums[4:]
     sums = sums[:2] + sums[2:]
     total, errors, finite = np.full(1, np.nan), np.full(2, -1), np.full(1, -1, np.int32)
-    for isa in native.isas():
-        with native.using(isa):
+    for isa in extension.isas():
+        with extension.using(isa):
             summary = functools.partial(run("loss_summary", "vectors"), LossSummary(N, dtype))
             summary(loss, rank, total, errors, finite)
             assert total[0] == sums[0] + sums[1]
@@ -231,14 +235,14 @@ def test_a_summary_has_the_same_bits_everywhere(N, dtype):
                     assert finite[0] == 0
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 def test_softmax_keeps_what_is_small(isa):
     """A loss near zero, which float32 would lose beside the 1; and a probability near 2^-126."""
     logits, labels = np.zeros((3, 40), F), np.zeros(3, np.int64)
     logits[0, 1:], logits[1, 1:], logits[2, 1:] = -16, -26, -100
     logits[2, 1] = -87.2
     loss, probs = np.empty(3, F), np.empty((3, 40), F)
-    with native.using(isa):
+    with extension.using(isa):
         run("softmax_xent_fprop", "vectors")(SoftmaxXent(3, 40), logits, labels, loss, probs)
     wanted = np.log1p(np.exp(logits[:, 1:].astype(np.float64)).sum(axis=1))
     np.testing.assert_allclose(loss[:2], wanted[:2], rtol=2e-6, atol=2e-15)  # 1 + 2e-10 in float64

@@ -14,9 +14,12 @@ import pytest
 from conftest import need
 
 import convkit as ck
-from convkit import check, nvrtc
+from convkit import check
 from convkit.check.verdicts import FIRST, attempt
-from convkit.kernel import builtin_files, implementation, read, translation_unit
+from convkit.cuda import nvrtc
+from convkit.cuda.header import builtin_files, read
+from convkit.cuda.prepare import implementation
+from convkit.cuda.source import translation_unit
 
 pytestmark = pytest.mark.slow
 

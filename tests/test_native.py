@@ -21,24 +21,24 @@ import pytest
 import threadpoolctl
 
 import convkit as ck
-from convkit import native
+from convkit import devices
 from convkit.check import cases
 from convkit.check.verdicts import FIRST, Question, attempt
 from convkit.cli import main
-from convkit.cpu import threads
+from convkit.cpu import extension, threads
 from convkit.errors import OptionError
 from convkit.registry import implementations
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = ROOT / "convkit" / "cpu" / "native" / "kernels"
 
-needs_native = pytest.mark.skipif(native.load() is None, reason=native.why_missing())
+needs_native = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a new process, without what this session says about the kernels."""
-    inherited = {k: v for k, v in os.environ.items() if k not in (native.VARIABLE, threads.VARIABLE)}
+    inherited = {k: v for k, v in os.environ.items() if k not in (extension.VARIABLE, threads.VARIABLE)}
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**inherited, **environment},
@@ -51,9 +51,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def fresh(monkeypatch):
     """The choice of an instruction set is made anew, and again afterwards."""
-    monkeypatch.setattr(native, "_choice", None)
-    monkeypatch.setattr(native, "_broken", {})
-    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
+    monkeypatch.setattr(extension, "_broken", {})
+    monkeypatch.delenv(extension.VARIABLE, raising=False)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -61,102 +61,102 @@ def fresh(monkeypatch):
 # ---------------------------------------------------------------------------------------------------
 @needs_native
 def test_the_widest_is_chosen(fresh):
-    assert native.isas(), native.unusable()
-    assert native.isa() == native.isas()[0]
-    assert native.kernels() is sys.modules[f"convkit._cpu_{native.isa()}"]
-    assert native.kernels_missing() is None
+    assert extension.isas(), extension.unusable()
+    assert extension.isa() == extension.isas()[0]
+    assert extension.kernels() is sys.modules[f"convkit._cpu_{extension.isa()}"]
+    assert extension.kernels_missing() is None
 
 
 @needs_native
 def test_another_can_be_chosen(fresh, monkeypatch):
-    narrowest = native.isas()[-1]
-    monkeypatch.setenv(native.VARIABLE, narrowest)
-    assert native.isa() == narrowest
-    assert native.kernels().__name__ == f"convkit._cpu_{narrowest}"
+    narrowest = extension.isas()[-1]
+    monkeypatch.setenv(extension.VARIABLE, narrowest)
+    assert extension.isa() == narrowest
+    assert extension.kernels().__name__ == f"convkit._cpu_{narrowest}"
 
 
 @needs_native
 def test_each_module_has_the_registers_that_it_is_compiled_for():
     lanes = {"v4": 16, "v3": 8}
-    for isa in native.isas():
-        with native.using(isa) as module:
-            assert native.kernels() is module and native.isa() == isa
+    for isa in extension.isas():
+        with extension.using(isa) as module:
+            assert extension.kernels() is module and extension.isa() == isa
             assert module.lanes == lanes.get(isa, 4)
 
 
 @needs_native
 def test_none_at_all_can_be_chosen(fresh, monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, "none")
-    assert native.kernels() is None and native.isa() == "none"
-    assert "switched off" in native.kernels_missing()
-    monkeypatch.delenv(native.VARIABLE)
-    monkeypatch.setattr(native, "_choice", None)
-    chosen = native.isa()
-    with native.using("none") as module:
-        assert module is None and "switched off" in native.kernels_missing()
-    assert native.isa() == chosen
+    monkeypatch.setenv(extension.VARIABLE, "none")
+    assert extension.kernels() is None and extension.isa() == "none"
+    assert "switched off" in extension.kernels_missing()
+    monkeypatch.delenv(extension.VARIABLE)
+    monkeypatch.setattr(devices, "cpu_kernels", None)
+    chosen = extension.isa()
+    with extension.using("none") as module:
+        assert module is None and "switched off" in extension.kernels_missing()
+    assert extension.isa() == chosen
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["avx512", "V4", "v4,v3", "neon" if "v2" in native.isas() else "v4"])
+@pytest.mark.parametrize("isa", ["avx512", "V4", "v4,v3", "neon" if "v2" in extension.isas() else "v4"])
 def test_an_instruction_set_that_is_none_here(isa, fresh, monkeypatch):
-    usable = f"usable here: {', '.join(native.isas())}, none"
-    with pytest.raises(OptionError, match=f"using.*{isa}.*{usable}"), native.using(isa):
+    usable = f"usable here: {', '.join(extension.isas())}, none"
+    with pytest.raises(OptionError, match=f"using.*{isa}.*{usable}"), extension.using(isa):
         pass
-    monkeypatch.setenv(native.VARIABLE, isa)
-    for ask in (native.kernels, native.kernels_missing, native.isa):
+    monkeypatch.setenv(extension.VARIABLE, isa)
+    for ask in (extension.kernels, extension.kernels_missing, extension.isa):
         with pytest.raises(OptionError, match=f"CONVKIT_ISA.*{isa}.*{usable}"):
             ask()
 
 
 @needs_native
 def test_an_instruction_set_that_the_cpu_lacks_is_not_loaded(fresh, monkeypatch):
-    widest, *others = native.isas()
-    monkeypatch.setattr(native, "_supported", lambda: tuple(others))
-    load = native._load
+    widest, *others = extension.isas()
+    monkeypatch.setattr(extension, "_supported", lambda: tuple(others))
+    load = extension._load
     monkeypatch.setattr(
-        native, "_load", lambda name: pytest.fail(name) if name.endswith(widest) else load(name)
+        extension, "_load", lambda name: pytest.fail(name) if name.endswith(widest) else load(name)
     )
-    assert widest not in native.isas() and "this CPU" in native.unusable()[widest]
-    assert native.isa() == (others[0] if others else "none")
-    with pytest.raises(OptionError, match="this CPU"), native.using(widest):
+    assert widest not in extension.isas() and "this CPU" in extension.unusable()[widest]
+    assert extension.isa() == (others[0] if others else "none")
+    with pytest.raises(OptionError, match="this CPU"), extension.using(widest):
         pass
 
 
 @needs_native
 def test_a_module_that_cannot_be_loaded_makes_way_for_the_next(fresh, monkeypatch):
-    widest, *others = native.isas()
-    load = native._load
+    widest, *others = extension.isas()
+    load = extension._load
 
     def broken(name):
         return (None, f"{name} cannot be loaded (torn)") if name.endswith(widest) else load(name)
 
-    monkeypatch.setattr(native, "_load", broken)
-    assert native.isa() == (others[0] if others else "none")
-    assert "torn" in native.unusable()[widest]
-    with pytest.raises(OptionError, match="torn"), native.using(widest):
+    monkeypatch.setattr(extension, "_load", broken)
+    assert extension.isa() == (others[0] if others else "none")
+    assert "torn" in extension.unusable()[widest]
+    with pytest.raises(OptionError, match="torn"), extension.using(widest):
         pass
 
 
 @needs_native
 def test_a_module_that_was_not_built_says_why(fresh, monkeypatch, tmp_path):
-    widest, *others = native.isas()
+    widest, *others = extension.isas()
     (tmp_path / "reasons").write_text(f"convkit._cpu_{widest}: c++ does not know -march\n")
-    monkeypatch.setattr(native, "_REASON_FILE", tmp_path / "reasons")
-    monkeypatch.setattr(native, "_installed", lambda isa: isa in others)
-    assert "c++ does not know -march" in native.unusable()[widest]
-    assert native.isa() == (others[0] if others else "none")
-    monkeypatch.setattr(native, "_choice", None)
-    monkeypatch.setattr(native, "_installed", lambda isa: False)
-    assert native.kernels() is None
-    assert "c++ does not know -march" in native.kernels_missing()
+    monkeypatch.setattr(extension, "_REASON_FILE", tmp_path / "reasons")
+    monkeypatch.setattr(extension, "_installed", lambda isa: isa in others)
+    assert "c++ does not know -march" in extension.unusable()[widest]
+    assert extension.isa() == (others[0] if others else "none")
+    monkeypatch.setattr(devices, "cpu_kernels", None)
+    monkeypatch.setattr(extension, "_installed", lambda isa: False)
+    assert extension.kernels() is None
+    assert "c++ does not know -march" in extension.kernels_missing()
 
 
 def test_without_the_extension_there_are_no_kernels(fresh, monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: None)
-    monkeypatch.setattr(native, "why_missing", lambda: "convkit._native is not built: no luck")
-    assert native.kernels() is None and native.isas() == () and native.isa() == "none"
-    assert "no luck" in native.kernels_missing()
+    monkeypatch.setattr(extension, "load", lambda: None)
+    monkeypatch.setattr(extension, "why_missing", lambda: "convkit._native is not built: no luck")
+    assert extension.kernels() is None and extension.isas() == () and extension.isa() == "none"
+    assert "no luck" in extension.kernels_missing()
 
 
 def test_an_import_leaves_the_kernels_where_they_are():
@@ -181,7 +181,7 @@ def test_a_bad_choice_does_not_break_the_import_and_is_one_line():
 def test_the_first_use_of_the_kernels_is_quick():
     code = """if True:
         import time, convkit
-        from convkit import native
+        from convkit.cpu import extension as native
         start = time.process_time()
         assert native.kernels() is not None
         print(time.process_time() - start)
@@ -194,8 +194,8 @@ def test_the_first_use_of_the_kernels_is_quick():
 def test_no_module_has_wider_registers_than_it_may():
     wide = {"v2": r"%[yz]mm", "v3": r"%zmm|%[xyz]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b", "v4": None}
     looked = 0
-    for isa in set(native.isas()) & set(wide):
-        with native.using(isa) as module:
+    for isa in set(extension.isas()) & set(wide):
+        with extension.using(isa) as module:
             file = module.__file__
         found = subprocess.run(
             ["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True
@@ -207,7 +207,7 @@ def test_no_module_has_wider_registers_than_it_may():
         else:
             assert "%zmm" in found
         looked += 1
-    assert looked or "v2" not in native.isas()
+    assert looked or "v2" not in extension.isas()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -219,11 +219,11 @@ def test_list_names_the_instruction_sets(capsys, monkeypatch):
     assert main(["list", "relu_fprop", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("op ")  # the table comes first, for scripts
-    assert f"C++ kernels: {native.isa()}" in lines and "threads: 3" in lines
-    for isa in native.isas():
+    assert f"C++ kernels: {extension.isa()}" in lines and "threads: 3" in lines
+    for isa in extension.isas():
         (line,) = [line for line in lines if line.startswith(f"  {isa}: ")]
-        assert line.endswith("in use" if isa == native.isa() else "usable")
-    with native.using("none"):
+        assert line.endswith("in use" if isa == extension.isa() else "usable")
+    with extension.using("none"):
         assert main(["list", "relu_fprop", "--device", "cpu"]) == 0
     assert "C++ kernels: none (" in capsys.readouterr().out
     assert main(["list", "relu_fprop", "--device", "cuda"]) == 0
@@ -353,7 +353,7 @@ def questions():
     """The largest small case that each implementation in C++ accepts."""
     found = []
     for implementation in implementations(device="cpu", layout=None):
-        if implementation.missing is not native.kernels_missing or implementation.missing():
+        if implementation.missing is not extension.kernels_missing or implementation.missing():
             continue
         fitting = [
             case
@@ -439,8 +439,8 @@ WORK = """if True:
     import os, signal, sys, threading, time
     import numpy as np
     import convkit as ck
-    from convkit import native
-    from convkit.cpu import threads
+    from convkit import devices
+    from convkit.cpu import extension as native, threads
     threads.WORTH_WAKING = 1
     x = np.ones((4, 32, 60, 60), np.float32)
     w = np.ones((64, 32, 3, 3), np.float32)
@@ -498,7 +498,7 @@ def test_the_lock_is_let_go_of():
                 return result
             return call
     if names:
-        native._choice = Watched(native.kernels()), native.isa(), ""
+        devices.cpu_kernels = Watched(native.kernels()), native.isa(), ""
     else:
         native.load = lambda module=Watched(native.load()): module
     def other():

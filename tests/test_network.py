@@ -19,10 +19,13 @@ import numpy as np
 import pytest
 
 import convkit as ck
-from convkit import devices, layers, native, network, registry
-from convkit.parameters import Parameters
-from convkit.plan import Plan
-from convkit.presets import PRESETS, Preset, diff, preset, variant
+from convkit import devices, registry
+from convkit.cpu import extension
+from convkit.cuda.emulate import Emulator
+from convkit.network import layers, network
+from convkit.network.parameters import Parameters
+from convkit.network.plan import Plan
+from convkit.network.presets import PRESETS, Preset, diff, preset, variant
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((4, 3, 12, 12)).astype(np.float32)
@@ -275,7 +278,7 @@ def test_a_frozen_parameter_stays(apart, frozen, still):
     net, free = tiny(), tiny()
     with ck.use(**({"linear_wgrad": "gemm"} if apart else {})):
         fused = {c.layer for c in net.plan(4).phases()["backward"] if c.op.name == "linear_dgrad_wgrad_sgd"}
-        whole = not apart and native.kernels_missing() is None
+        whole = not apart and extension.kernels_missing() is None
         assert fused == ({"fc6+relu6", "fc8"} if whole else set())
         for each in (net, free):
             each.update = ck.Update(bias_decay=0.1)
@@ -452,7 +455,7 @@ def test_a_network_on_a_gpu_has_a_state_in_host_memory(monkeypatch, compiler):
             return array.get()
 
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
     net, twin = (tiny(device="cuda:1", seed=seed) for seed in (1, 2))
     net.step(X, Y)
     state = net.state()
@@ -900,7 +903,7 @@ def test_hooks_and_shards_on_a_gpu(monkeypatch, compiler):
     """They are given CuPy arrays on the network's own GPU, which is current; the flag stays there."""
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(devices.Emulator()))
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
 
     def host(array):
         with module.cuda.Device(1):

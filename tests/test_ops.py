@@ -17,9 +17,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import convkit as ck
-from convkit import check, native
+from convkit import check
 from convkit.arrays import np_dtype
 from convkit.check import tolerance
+from convkit.cpu import extension
 from convkit.errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
 from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from convkit.layouts import Tensor
@@ -45,7 +46,7 @@ def equal(got, expected, **tolerance):
 
 
 def need_kernels():
-    missing = native.kernels_missing()
+    missing = extension.kernels_missing()
     if missing is not None:
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)

@@ -26,7 +26,8 @@ import simulated
 import threadpoolctl
 
 import convkit
-from convkit import native, paths, probe
+from convkit import paths
+from convkit.cpu import extension, probe
 from convkit.errors import ConvkitError, OptionError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,14 +140,14 @@ def test_import_is_quick(tmp_path):
 
 
 def test_native_is_there_or_says_why():
-    assert (native.load() is None) == bool(native.why_missing())
+    assert (extension.load() is None) == bool(extension.why_missing())
     if os.environ.get("CI") == "true":
-        assert native.load() is not None, native.why_missing()
+        assert extension.load() is not None, extension.why_missing()
 
 
 def test_probes_without_the_extension(monkeypatch):
     """On a clock that moves on by 10 ms at each look: so long each call takes."""
-    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(extension, "load", lambda: None)
     monkeypatch.setattr(probe, "time", simulated.Clock(look=0.01).module())
     peak = probe.peak_gflops(1, seconds=0.05)
     assert peak.gflops == pytest.approx(2 * 1024**3 / 0.01 / 1e9) and peak.threads is None
@@ -162,8 +163,8 @@ def test_probes_are_plausible_against_blas():
 
     Each is the best of many short stretches, in turns: another process cannot have the core in all of them.
     """
-    if native.load() is None:
-        pytest.skip(native.why_missing())
+    if extension.load() is None:
+        pytest.skip(extension.why_missing())
     a, b, c = np.ones((3, 256, 256), np.float32)
     peaks, products, copies = [], [], []
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
@@ -246,7 +247,8 @@ def install(wheel: Path, folder: Path) -> str:
 
 REPORT = """
 import importlib.metadata, convkit
-from convkit import native, paths
+from convkit import paths
+from convkit.cpu import extension as native
 native.kernels()
 print(convkit.__version__, importlib.metadata.version("convkit"), sep="\\n")
 print(convkit.__file__, paths.kernels_dir(), bool(native.load()), native.why_missing(), sep="\\n")

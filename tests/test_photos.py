@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import need
 
-from convkit import OptionError, photos
-from convkit.presets import PRESETS, Preprocess, Preset
+from convkit import OptionError
+from convkit.network.presets import PRESETS, Preprocess, Preset
+from convkit.train import photos
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], -1)

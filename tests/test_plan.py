@@ -15,12 +15,12 @@ from stacks import Where, batch, check_passes, check_step, describe, draw
 from strategies import seeded
 
 import convkit as ck
-from convkit import layers as L
 from convkit import layouts, registry
 from convkit.geometry import ChannelSum, Pointwise
-from convkit.plan import fusion
-from convkit.plan.graph import Graph, Node, lower
-from convkit.plan.program import Program
+from convkit.network import layers as L
+from convkit.network.plan import fusion
+from convkit.network.plan.graph import Graph, Node, lower
+from convkit.network.plan.program import Program
 
 INIT = L.Normal(0.1)
 

@@ -12,8 +12,11 @@ import pytest
 from calls import call_of
 
 import convkit as ck
-from convkit import devices, executors, kernel, registry
-from convkit.executors import Kept
+from convkit import devices, registry
+from convkit.cuda import launch
+from convkit.cuda import prepare as prepared
+from convkit.cuda.launch import Kept
+from convkit.cuda.null import nulled
 from convkit.geometry import Pointwise
 from convkit.registry import OPS, Implementation
 
@@ -68,7 +71,7 @@ class Seen:
 def recorded(op=ck.relu_fprop, *inputs, **options):
     """One call of an op on X, bound to memory of its own."""
     inputs = inputs or (X,)
-    with devices.nulled():
+    with nulled():
         return call_of(lambda: op(*inputs, **options))
 
 
@@ -76,7 +79,7 @@ def recorded(op=ck.relu_fprop, *inputs, **options):
 # Once, and bounded
 # ---------------------------------------------------------------------------------------------------
 def test_a_launch_is_prepared_once_for_a_problem():
-    with devices.nulled() as executor:
+    with nulled() as executor:
         for _ in range(3):
             ck.relu_fprop(X)
         assert len(executor.prepared) == 1
@@ -88,9 +91,9 @@ def test_a_launch_is_prepared_once_for_a_problem():
 
 def test_what_is_kept_is_bounded(scaled, monkeypatch):
     """Also where each problem has machine code of its own: it goes with its prepared launch."""
-    monkeypatch.setattr(executors, "KEPT", 4)
+    monkeypatch.setattr(launch, "KEPT", 4)
     scaled(geometry="constexpr")
-    with devices.nulled() as executor:
+    with nulled() as executor:
         for size in range(1, 13):
             ck.relu_fprop(np.zeros(size, np.float32), impl="scaled")
         gc.collect()
@@ -172,7 +175,7 @@ def test_threads_that_share_a_call_have_each_their_own_executor():
     start = threading.Barrier(len(seen))
 
     def run(mine):
-        with devices.nulled(mine):
+        with nulled(mine):
             start.wait()
             for _ in range(200):
                 call.run()
@@ -190,9 +193,9 @@ def test_threads_that_share_a_call_have_each_their_own_executor():
 # ---------------------------------------------------------------------------------------------------
 def test_a_call_follows_the_executor():
     call, first, second = recorded(out=np.empty_like(X)), Seen(), Seen()
-    with devices.nulled(first):
+    with nulled(first):
         call.run()
-        with devices.nulled(second):
+        with nulled(second):
             call.run()
         call.run()
     assert (len(first.launches), len(second.launches)) == (2, 1)
@@ -203,7 +206,7 @@ def test_a_call_follows_the_emulator(compiler):
     call = recorded(out=out)
     for options in ({}, {"seed": 1}, {"check": True}):
         out.fill(-1)
-        with devices.nulled():
+        with nulled():
             call.run()
         assert (out == -1).all()
         with ck.emulate(**options) as emulator:
@@ -238,7 +241,7 @@ def test_a_kernel_that_is_registered_anew_is_the_one_that_runs(scaled):
     seen = Seen()
     scaled(threads=64)
     call = recorded(impl="scaled", out=np.empty_like(X))
-    with devices.nulled(seen):
+    with nulled(seen):
         ck.relu_fprop(X, impl="scaled"), call.run()
         again = scaled(threads=32)
         ck.relu_fprop(X, impl="scaled"), call.run()
@@ -265,10 +268,10 @@ def test_a_launch_works_nothing_out(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("worked out again")
 
-    with devices.nulled(seen) as executor:
+    with nulled(seen) as executor:
         run = call.bare()
         for where, name in (
-            (kernel, "translation_unit"), (kernel.expressions, "evaluate"), (Pointwise, "scalars"),
+            (prepared, "translation_unit"), (prepared.expressions, "evaluate"), (Pointwise, "scalars"),
             (Pointwise, "struct"), (executor, "function"), (executor.prepared, "get"),
         ):  # fmt: skip
             monkeypatch.setattr(where, name, refuse)
@@ -282,7 +285,7 @@ def test_a_launch_works_nothing_out(monkeypatch):
 def test_a_bare_call_sees_the_options_as_they_are():
     seen, w = Seen(), X[0].copy()
     call = recorded(ck.sgd_momentum, w, w, w.copy(), lr=0.5, out=(w, w.copy()))
-    with devices.nulled(seen):
+    with nulled(seen):
         run = call.bare()
         for lr in (0.5, 0.25):
             call.options["lr"] = lr
@@ -297,7 +300,7 @@ def test_scratch_memory_is_the_plans_or_the_calls_own():
     call = recorded(ck.conv2d_bgrad, dy, out=np.empty(4, np.float32))
     size = call.workspace_bytes
     planned = np.empty(size, np.uint8)
-    with devices.nulled(seen):
+    with nulled(seen):
         call.run()
         call.options["workspace"] = planned
         call.run()
@@ -309,13 +312,13 @@ def test_scratch_memory_is_the_plans_or_the_calls_own():
 def test_an_empty_batch_launches_nothing_and_is_zero():
     seen, db = Seen(), np.ones(4, np.float32)
     call = recorded(ck.conv2d_bgrad, X[:0], out=db)
-    with devices.nulled(seen):
+    with nulled(seen):
         call.bare()()
     assert not seen.launches and not db.any()
 
 
 def test_a_number_of_tensors_that_does_not_fit_is_refused():
-    with devices.nulled():
+    with nulled():
         launch = registry.select("relu_fprop", Pointwise((3,)), device="cuda").prepare(Pointwise((3,)))
         with pytest.raises(TypeError, match="2 tensors are needed, not 1"):
             launch(np.zeros(3, np.float32))

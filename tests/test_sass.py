@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convkit import nvrtc, sass
+from convkit.cuda import nvrtc, sass
 
 
 def listing(*lines: str, name: str = "f") -> str:

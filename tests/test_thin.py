@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convkit as ck
-from convkit import check, native, registry
+from convkit import check, registry
+from convkit.cpu import extension
 from convkit.geometry import Conv2d
 
 #: Each op with its strategy, and examples for each instruction set.
@@ -26,7 +27,7 @@ OPS = {
     "lrn_maxpool2d_dgrad": (strategies.lrn_pool, 40),
 }
 #: Without C++ kernels, what there is otherwise is tried; with them, once.
-ISAS = (native.NONE, *native.isas())
+ISAS = (extension.NONE, *extension.isas())
 
 
 def candidates(op: str, isa: str) -> list[registry.Implementation]:
@@ -34,7 +35,7 @@ def candidates(op: str, isa: str) -> list[registry.Implementation]:
     return [
         i
         for i in registry.implementations(op, device="cpu", layout=None)
-        if i.name != "reference" and (i.missing is native.kernels_missing) == (isa != native.NONE)
+        if i.name != "reference" and (i.missing is extension.kernels_missing) == (isa != extension.NONE)
     ]
 
 
@@ -56,7 +57,7 @@ def test_thin_geometries(op, isa):
             wrong = [v for v in (check.judge(i, question) for i in takers) if not v.ok]
             assert not wrong, "\n".join(map(str, wrong))
 
-    with native.using(isa):
+    with extension.using(isa):
         holds()
 
 
@@ -65,13 +66,13 @@ ONE = np.ones((1, 1, 1, 1), np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 def test_a_stride_along_an_axis_of_one_output_means_nothing(isa, dtype):
     """direct took a column for one row, and went through it at the stride of the other axis."""
     from convkit.arrays import np_dtype
 
     x, w = COLUMN.astype(np_dtype(dtype)), ONE.astype(np_dtype(dtype))
-    with native.using(isa):
+    with extension.using(isa):
         for stride in ((1, 2), (1, 3), (1, 2**31 - 1)):
             assert np.array_equal(ck.conv2d_fprop(x, w, stride=stride, impl="direct"), x)
             assert np.array_equal(ck.conv2d_dgrad(x, w, x.shape, stride=stride, impl="direct"), x)
@@ -82,22 +83,22 @@ def test_a_stride_along_an_axis_of_one_output_means_nothing(isa, dtype):
             assert np.array_equal(masked, np.where(x > 3, x, 0))
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 @pytest.mark.parametrize("stride", [8, 16, 64])
 def test_a_long_column_with_a_stride_across(isa, stride):
     dy = np.ones((4, 32, 5000, 1), np.float32)
-    with native.using(isa):
+    with extension.using(isa):
         dx = ck.conv2d_dgrad(dy, np.ones((32, 32, 1, 1), np.float32), dy.shape, stride=(1, stride))
     assert (dx == 32).all()
 
 
-@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("isa", extension.isas())
 def test_pixels_that_no_window_sees_leave_nothing(isa):
     """Winograd's tiles have them in their sums, and that was all where windows saw padding alone."""
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((1, 3, 40, 2), np.float32), rng.standard_normal((1, 8, 40, 1), np.float32)
     options = {"stride": (1, 17), "padding": ((2, 2), (5, 2))}
-    with native.using(isa):
+    with extension.using(isa):
         assert not ck.conv2d_wgrad(x, dy, (8, 3, 5, 5), **options).any()
         assert not ck.conv2d_fprop(x, np.ones((8, 3, 5, 5), np.float32), **options).any()
         assert not ck.conv2d_dgrad(dy, np.ones((8, 3, 5, 5), np.float32), x.shape, **options).any()

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import probe
+from ..cpu import probe
 from . import hold
 from .conditions import last_level_cache
 

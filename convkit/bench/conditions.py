@@ -112,7 +112,7 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
         "device", "name" (of the GPU, else of the CPU), "cpu", "threads", "isa" (whose kernels run), "system",
         "python", "memory_gb", "versions" of what is installed, "gpu" (None without one).
     """
-    from .. import native
+    from ..cpu import extension
     from ..cpu import threads as pool
 
     gpu = _gpu() if device == "cuda" else None
@@ -122,7 +122,7 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
         "name": gpu["name"] if gpu else cpu,
         "cpu": cpu,
         "threads": threads or pool.count(),
-        "isa": native.isa(),
+        "isa": extension.isa(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "memory_gb": _memory_gb(),

@@ -16,8 +16,8 @@ from ..check.verdicts import NAN, Guarded
 from ..dispatch import Call
 from ..errors import NoImplementation, OptionError
 from ..geometry import Conv2d, Linear, Problem, Reorder
-from ..plan.program import Program
-from ..presets import PRESETS, preset
+from ..network.plan.program import Program
+from ..network.presets import PRESETS, preset
 from ..registry import (
     ALL_DTYPES,
     OPS,

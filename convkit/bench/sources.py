@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import native
+from ..cpu import extension
 from ..geometry import Problem
 from ..paths import kernels_dir
 from ..registry import Implementation
@@ -21,7 +21,7 @@ RUN = "run"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NATIVE = _PACKAGE / "cpu" / "native"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
-#: What convkit's CUDA kernels are compiled with; see `convkit.nvrtc.compile_cubin`.
+#: What convkit's CUDA kernels are compiled with; see `convkit.cuda.nvrtc.compile_cubin`.
 _CUDA_FLAGS = ["-std=c++17"]
 
 
@@ -111,7 +111,7 @@ def _describe(source: str) -> dict[str, Any]:
         "cubin_sha256": None,
         "status": RUN,
     }
-    if path.suffix == ".py" and _PACKAGE / "native.py" in included.values():
+    if path.suffix == ".py" and _PACKAGE / "cpu" / "extension.py" in included.values():
         entry |= _extension()
     return entry
 
@@ -146,7 +146,7 @@ def _includes(path: Path) -> set[Path]:
     if path.suffix == ".cu":
         return _closure(path, _headers)
     found = _closure(path, _modules) if path.is_relative_to(_PACKAGE) else set()
-    if _PACKAGE / "native.py" in found and _NATIVE.is_dir():  # a wheel has the built module alone
+    if _PACKAGE / "cpu" / "extension.py" in found and _NATIVE.is_dir():  # a wheel has the built module alone
         found.add(_NATIVE)
     return found
 
@@ -170,8 +170,8 @@ def _headers(path: Path) -> list[Path]:
 
 
 def _modules(path: Path) -> list[Path]:
-    """Modules of the CPU backend that a module imports, and `convkit.native`: what computes, not the rest."""
-    if path.name == "threads.py":  # the pool asks `native` for its threads, not for kernels
+    """Modules of the CPU backend that a module imports: what computes, not the rest."""
+    if path.name == "threads.py":  # the pool asks `extension` for its threads, not for kernels
         return []
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -181,16 +181,16 @@ def _modules(path: Path) -> list[Path]:
         base = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
         candidates = [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
         found += [p.resolve() for p in candidates if p.is_file()]
-    return [p for p in found if p.parent == _PACKAGE / "cpu" or p == _PACKAGE / "native.py"]
+    return [p for p in found if p.parent == _PACKAGE / "cpu"]
 
 
 def _extension() -> dict[str, Any]:
     """The module of C++ kernels that is loaded: built on this machine, so its hash is this machine's."""
-    module = native.kernels()
+    module = extension.kernels()
     path = getattr(module, "__file__", None)
     if not path:
         return {}
-    flags = [f"isa {native.isa()}: {native.ISAS[native.isa()]}"]
+    flags = [f"isa {extension.isa()}: {extension.ISAS[extension.isa()]}"]
     return {"flags": flags, "extension": {"file": Path(path).name, "sha256": sha256(Path(path))}}
 
 
@@ -200,9 +200,10 @@ def _machine_code(
     """Hash of the CUBIN of each problem's translation unit; from the cache, where a run has just put it."""
     if arch is None or not problems:
         return {}
+    from ..cuda.header import read
+    from ..cuda.nvrtc import cached_cubin, version
+    from ..cuda.source import translation_unit
     from ..errors import ConvkitError
-    from ..kernel import read, translation_unit
-    from ..nvrtc import cached_cubin, version
 
     path = Path(implementation.source)
     kernel = read(path)

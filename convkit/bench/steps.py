@@ -20,7 +20,7 @@ import numpy as np
 from ..check.tolerance import relative_rms
 from ..errors import OptionError, unknown
 from ..geometry import Problem, Shape
-from ..presets import PRESETS
+from ..network.presets import PRESETS
 from ..registry import Implementation
 from . import capsule, work
 from .own import UNRUN
@@ -209,7 +209,7 @@ def _networks(name: str, preset: str, device: str) -> list[tuple[str, Callable[[
 
 @lru_cache(maxsize=1)
 def _params(preset: str) -> dict[str, Array]:
-    from ..alexnet import AlexNet
+    from ..network.alexnet import AlexNet
 
     return {name: np.array(w) for name, w in AlexNet(preset, seed=0).params.items()}
 
@@ -229,7 +229,7 @@ def images(preset: str, batch: int) -> tuple[Array, Array]:
 @lru_cache(maxsize=1)
 def _reference(preset: str, batch: int) -> tuple[Array, Array, dict[str, Array]]:
     """Logits, their gradient, and every parameter's, in float64, of the first images of a batch."""
-    from ..alexnet import AlexNet
+    from ..network.alexnet import AlexNet
 
     few = images(preset, batch)[0][:CHECKED]
     net = AlexNet(preset, seed=0, dtype="float64")

@@ -24,11 +24,11 @@ from ..geometry import (
     Shape,
     SoftmaxXent,
 )
-from ..layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
-from ..layers import Linear as LinearLayer
-from ..presets import preset
+from ..network.layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
+from ..network.layers import Linear as LinearLayer
+from ..network.presets import preset
+from ..network.update import Update
 from ..registry import ALL_DTYPES, MATH, OPS
-from ..update import Update
 
 #: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
 DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import emulate, emulating, gpu_found
+from ..cuda.emulate import emulate
+from ..cuda.prepare import Runner
+from ..devices import emulating, gpu_found
 from ..errors import OptionError, unknown
 from ..geometry import Problem, SoftmaxXent, integer
-from ..kernel import Runner
 from ..registry import OPS, Implementation, implementations, register
 from . import sizes
 from .cases import Case, all_cases, cases, random_cases, varied

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
-from ..network import Network
+from ..network.network import Network
 from .tolerance import compare, expected
 from .verdicts import Verdict
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cuda.prepare import Runner
 from ..errors import ConvkitError
 from ..geometry import (
     LRN,
@@ -35,7 +36,6 @@ from ..geometry import (
     SoftmaxXent,
     window_span,
 )
-from ..kernel import Runner
 from ..registry import OPS, Implementation
 
 #: Gives the problem with one extent changed, and with whatever else has to follow.

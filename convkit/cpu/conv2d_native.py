@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import layouts, native
+from .. import layouts
 from ..geometry import Conv2d, window_span
-from . import threads
+from . import extension, threads
 from .native_call import excess
 from .storage import prepares
 
@@ -115,7 +115,7 @@ def _register(
 
     def declared(way: str) -> dict[str, Any]:
         def workspace(g: Conv2d) -> int:
-            kernels = native.kernels()
+            kernels = extension.kernels()
             assert kernels is not None
             return int(getattr(kernels, bindings[way][1])(numbers(g), *flags))
 
@@ -129,15 +129,15 @@ def _register(
             return excess(workspace(g), g, "x", "w", "y")
 
         def fits(g: Conv2d) -> str | None:
-            return decided(native.isa(), g)
+            return decided(extension.isa(), g)
 
         return {
             "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
-            "compiled": True, "missing": native.kernels_missing, "when": fits, "workspace": workspace,
+            "compiled": True, "missing": extension.kernels_missing, "when": fits, "workspace": workspace,
         }  # fmt: skip
 
     def bind(way: str, g: Conv2d) -> tuple[Any, ...]:
-        run = getattr(native.kernels(), bindings[way][0])
+        run = getattr(extension.kernels(), bindings[way][0])
         return run, numbers(g), *flags, threads.count
 
     if "fprop" in bindings:
@@ -189,7 +189,7 @@ def _asked(refusal: str) -> Callable[..., str | None]:
     """`when` of an algorithm that says itself what it cannot do, by the binding of that name."""
 
     def when(g: Conv2d, way: str, layout: str) -> str | None:
-        return getattr(native.kernels(), refusal)(numbers(g))  # type: ignore[no-any-return]
+        return getattr(extension.kernels(), refusal)(numbers(g))  # type: ignore[no-any-return]
 
     return when
 

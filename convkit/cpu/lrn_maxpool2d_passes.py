@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import native
 from ..geometry import LrnMaxPool2d
-from . import lrn_rows, maxpool2d_rows, threads
+from . import extension, lrn_rows, maxpool2d_rows, threads
 from .native_call import kernels
 from .storage import prepares
 
@@ -29,7 +28,7 @@ def _declared(way: str) -> dict[str, Any]:
 
     return {
         "name": "two_passes", "rank": 10, "float64": False, "compiled": True,
-        "missing": native.kernels_missing, "when": fits,
+        "missing": extension.kernels_missing, "when": fits,
         "workspace": lambda g: 4 * g.lrn.N * g.lrn.C * g.lrn.H * g.lrn.W,
     }  # fmt: skip
 

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from .. import native
 from ..geometry import Problem
 from ..registry import Implementation, add
-from . import threads
+from . import extension, threads
 
 #: Storage types of the kernels that are templates of it.
 STORAGE = ("float32", "float16", "bfloat16")
 #: What each of them declares.
-NATIVE: dict[str, Any] = {"rank": 20, "missing": native.kernels_missing}
+NATIVE: dict[str, Any] = {"rank": 20, "missing": extension.kernels_missing}
 
 
 #: An implementation wants no more scratch memory than so many times the tensors' size, and so many bytes.
@@ -32,7 +31,7 @@ def excess(bytes: int, problem: Problem, *tensors: str) -> str | None:
 
 def kernels() -> Any:
     """The module of kernels; `missing` has made sure that there is one."""
-    return native.kernels()
+    return extension.kernels()
 
 
 def kernel(function: str, *bound: Any) -> Callable[..., None]:

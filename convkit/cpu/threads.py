@@ -31,8 +31,8 @@ from queue import SimpleQueue
 import numpy as np
 import threadpoolctl
 
-from .. import native
 from ..errors import OptionError
+from . import extension
 
 VARIABLE = "CONVKIT_NUM_THREADS"
 #: Below this many nanoseconds per thread, waking another thread costs more than it saves.
@@ -178,5 +178,5 @@ class _Controller(threadpoolctl.LibController):
 
 # A limit can be set before anything is computed, and threadpoolctl knows only what is loaded then. The
 # extension is small; the kernels may wait.
-if native.load() is not None:
+if extension.load() is not None:
     threadpoolctl.register(_Controller)

@@ -17,7 +17,7 @@
 
 namespace emu {
 
-struct Row {  // keep convkit/executors/emulator.py in step
+struct Row {  // keep convkit/cuda/emulator.py in step
   uint64_t pc;
   int32_t shared, write;
   uint64_t accesses, actual, ideal;

@@ -231,7 +231,7 @@ void serve(Worker* w, uint64_t seen, int index) {
 // ---------------------------------------------------------------------------------------------------
 using namespace emu;
 
-struct Spec {  // keep convkit/executors/emulator.py in step
+struct Spec {  // keep convkit/cuda/emulator.py in step
   void (*entry)(void**);
   void* (*anchor)();
   uint32_t grid[3], block[3];

@@ -26,7 +26,7 @@ struct Place {  // of an event: `file` and `line` where the source told them, el
   uint64_t pc;
 };
 
-struct Report {  // read by ctypes: keep convkit/executors/emulator.py in step
+struct Report {  // read by ctypes: keep convkit/cuda/emulator.py in step
   char kind[48];
   char text[768];
   Place at, other;

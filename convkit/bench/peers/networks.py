@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import alexnet, arrays, geometry, layers, presets
+from ... import arrays, geometry
+from ...network import alexnet, layers, presets
 from ...registry import Implementation
 from . import Missing, need
 

@@ -11,7 +11,7 @@ namespace py = pybind11;
 extern "C" __attribute__((visibility("default"), used)) void convkit_is_here() {}
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "convkit's C++ code; load it through convkit.native.load(), since it is optional";
+  m.doc() = "convkit's C++ code; load it through convkit.cpu.extension.load(), since it is optional";
 
   m.def("isa", &convkit::isa, "Widest instruction set in use: avx512, avx2, sse2, neon or generic.");
   m.def("cpu_isas", &convkit::cpu_isas, "Names of the kernel modules that this CPU and its system can run.");

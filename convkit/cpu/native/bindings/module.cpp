@@ -6,7 +6,7 @@
 namespace {
 
 void fill(py::module_& m) {
-  m.doc() = "convkit's CPU kernels for one instruction set; loaded through convkit.native.kernels()";
+  m.doc() = "convkit's CPU kernels for one instruction set; loaded through convkit.cpu.extension.kernels()";
   m.attr("lanes") = convkit::lanes();
   convkit::conv2d::bind(m);
   convkit::linear::bind(m);

@@ -1,0 +1,149 @@
+"""CUDA C++ -> machine code, by NVRTC: on any machine, with no GPU, driver or toolkit.
+
+What CI inspects is what runs: the same compiler, options and translation unit make the CUBIN that CuPy loads.
+Needs the wheels of the extras `[cuda12]` or `[cuda13]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConvkitError, MissingExtra
+from ..paths import kernels_dir
+from .cache import Cache, key_of
+
+#: Architectures that every shipped kernel must compile for: A100, RTX 30, RTX 40, H100/H200, B200, RTX 50.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
+
+
+class CompileError(ConvkitError, ValueError):
+    """A kernel that does not compile; the message begins at the user's own line."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of one kernel."""
+
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code for one architecture, and the compiler's log."""
+
+    code: bytes
+    log: str
+
+    def resources(self) -> dict[str, Resources]:
+        """Registers, spills, stack and static shared memory, by entry point."""
+        found = {}
+        parts = re.split(r"Compiling entry function '(\w+)'", self.log)
+        for name, text in zip(parts[1::2], parts[2::2]):
+
+            def number(pattern: str, text: str = text) -> int:
+                match = re.search(pattern, text)
+                return int(match.group(1)) if match else 0
+
+            found[name] = Resources(
+                number(r"Used (\d+) registers"),
+                number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+                number(r"(\d+) bytes stack frame"),
+                number(r"(\d+) bytes smem"),
+            )
+        return found
+
+
+@functools.lru_cache(maxsize=1)
+def _toolchain() -> tuple[Any, list[str]]:
+    """cuda-core's module, and the folders of CUDA's own headers."""
+    try:
+        import cuda.core as core
+        from cuda import pathfinder
+    except ImportError:
+        raise MissingExtra("compiling CUDA kernels", "cuda-core", "cuda13") from None
+    folders = [pathfinder.find_nvidia_header_directory(name) for name in ("cudart", "cccl")]
+    return core, [folder for folder in folders if folder]
+
+
+def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> Cubin:
+    """Compile a translation unit.
+
+    Parameters
+    ----------
+    source : str
+        As `source.translation_unit` makes it.
+    arch : str
+        Such as "sm_90a".
+    include : sequence of Path
+        Folders searched before `kernels/` and CUDA's own headers.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    CompileError
+        With the first error at its line.
+    MissingExtra
+        If the wheels are not installed.
+    """
+    core, folders = _toolchain()
+    paths = [*map(str, include), str(kernels_dir()), *folders]
+    options = core.ProgramOptions(std="c++17", arch=arch, include_path=paths, ptxas_options="-v")
+    log = _Log()
+    try:
+        program = core.Program(source, "c++", options)
+        cubin = program.compile("cubin", logs=log)
+    except Exception as error:
+        text = (log.text or str(error)).strip()
+        first = next((line for line in text.splitlines() if "error" in line), text.splitlines()[0])
+        raise CompileError(f"{name} does not compile for {arch}: {first}\n{text}") from None
+    return Cubin(bytes(cubin.code), log.text)
+
+
+def cached_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> bytes:
+    """`compile_cubin`, from the disk cache where the same source has been compiled before."""
+
+    def build(path: Path) -> None:
+        path.write_bytes(compile_cubin(source, arch, include=include, name=name).code)
+
+    key = cache_key(source, arch, include=include)
+    return Cache().get(f"{name}-{arch}-{key}", build, suffix=".cubin").read_bytes()
+
+
+def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:
+    """A name for all that goes into a compilation.
+
+    It covers the translation unit, every file that it can include, the architecture and the compiler.
+    """
+    core, _ = _toolchain()
+    folders = dict.fromkeys((*include, kernels_dir()))
+    headers = [path for folder in folders for path in sorted(folder.glob("*.cuh"))]
+    parts = [source, arch, core.__version__, version()]
+    return key_of([*parts, *(part for path in headers for part in (path.name, path.read_bytes()))])
+
+
+def version() -> str:
+    """Version of NVRTC, such as "13.0"."""
+    _toolchain()
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"{major}.{minor}"
+
+
+class _Log:
+    """The file that the compiler's log is written to; NVRTC pads with NULs."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text.replace("\0", "")
