@@ -38,7 +38,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MISSING = "convkit/_native_missing.txt"
 
-COMPILE = ["-std=c++17", "-O3", "-pthread", "-fvisibility=hidden", "-g0"]
+COMPILE = ["-std=c++17", "-O2", "-pthread", "-fvisibility=hidden", "-g0"]
 # Both compilers may fuse a*b+c into one FMA by default, but only one of them in every standard mode.
 COMPILE += ["-ffp-contract=fast"]
 # Wider vectors than the baseline's change the ABI of functions that pass them; ours are all inlined.
@@ -58,7 +58,7 @@ ISAS = {
 }
 # Each module is whole in itself: no symbol of one may stand in for that of another, which a CPU may not run.
 # sqrt need not set errno, so that it is an instruction.
-KERNELS = ["-fno-gnu-unique", "-fno-math-errno", "-fno-trapping-math"]
+KERNELS = ["-O3", "-fno-gnu-unique", "-fno-math-errno", "-fno-trapping-math"]
 # What the sanitizers watch stands in lines that can be named, and the first finding ends the process.
 SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 
 #define CK_INLINE inline __attribute__((always_inline))
+// For a loop that many instantiations of a template call, and that depends on none of their types.
+#define CK_NOINLINE __attribute__((noinline))
 
 namespace convkit {
 

@@ -52,10 +52,15 @@ CK_INLINE V alternate(V a, V b, std::integer_sequence<int, L...>) {
 constexpr auto LANE = std::make_integer_sequence<int, LANES>();
 
 template <class S>
-CK_INLINE void widen(const S* from, int64_t count, float* to) {
+CK_NOINLINE void widen(const S* from, int64_t count, float* to) {
   int64_t i = 0;
   for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = load_one(from + i);
+}
+
+template <class Index>
+CK_NOINLINE void widen_taps(const Index* from, int64_t count, std::int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<std::int32_t>(from[i]);
 }
 
 CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
@@ -68,7 +73,7 @@ CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
 template <bool USUAL>
 class Fprop {
  public:
-  explicit Fprop(const MaxPool& g)
+  CK_NOINLINE explicit Fprop(const MaxPool& g)
       : g_(g), width_(round_up(g.Q, LANES) + LANES), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
@@ -101,29 +106,40 @@ class Fprop {
   // A row of x: the maxima over s, into slot `slot` of the ring. `room` elements may be read.
   template <class S>
   void across(const S* x, int64_t room, int64_t slot) {
-    float* values = values_ + slot * width_;
-    std::int32_t* taps = taps_ + slot * width_;
-    const auto put = [=](int64_t q, const Best& best) {
-      store(values + q, best.value);
-      std::memcpy(taps + q, &best.tap, sizeof best.tap);
-    };
     if constexpr (USUAL) {
       if (2 * round_up(last_, LANES) + 2 <= room) {
-        across_usual(x, put);
+        across_usual(x, slot);
       } else {
         widen(x, g_.W, row_);
-        across_usual(row_, put);
+        across_usual(row_, slot);
       }
       if (last_ < g_.Q) widen(x + 2 * last_, g_.W - 2 * last_, row_ + 2 * last_);
     } else {
       widen(x, g_.W, row_);
-      const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
-      for (int64_t q = first_; q < last_; q += LANES) {
-        Best best{load_tap(parts, 0, q), VI{}};
-        for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
-        put(q, best);
-      }
+      across_any(slot);
     }
+    across_ends(slot);
+  }
+
+  CK_INLINE void put(int64_t slot, int64_t q, const Best& best) {
+    store(values_ + slot * width_ + q, best.value);
+    std::memcpy(taps_ + slot * width_ + q, &best.tap, sizeof best.tap);
+  }
+
+  // Any window, of row_: the outputs whose windows do not stick out.
+  CK_NOINLINE void across_any(int64_t slot) {
+    const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
+    for (int64_t q = first_; q < last_; q += LANES) {
+      Best best{load_tap(parts, 0, q), VI{}};
+      for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
+      put(slot, q, best);
+    }
+  }
+
+  // The other outputs, one by one.
+  CK_NOINLINE void across_ends(int64_t slot) {
+    float* values = values_ + slot * width_;
+    std::int32_t* taps = taps_ + slot * width_;
     for (int64_t q = 0; q < g_.Q; ++q) {
       if (q == first_) q = last_;
       if (q == g_.Q) break;
@@ -139,19 +155,19 @@ class Fprop {
     }
   }
 
-  template <class S, class Put>
-  CK_INLINE void across_usual(const S* x, const Put& put) {
+  template <class S>
+  CK_INLINE void across_usual(const S* x, int64_t slot) {
     for (int64_t q = 0; q < last_; q += LANES, x += 2 * LANES) {
       const V a = load(x), b = load(x + LANES);
       Best best{second_lanes<0>(a, b, LANE), VI{}};
       best.see(second_lanes<1>(a, b, LANE), 1);
       best.see(second_lanes<0>(load(x + 2), load(x + LANES + 2), LANE), 2);
-      put(q, best);
+      put(slot, q, best);
     }
   }
 
   // The columns of row_, those of each remainder together.
-  const float* split() {
+  CK_NOINLINE const float* split() {
     for (int64_t j = 0; j < least(g_.stride_w, g_.W); ++j) {
       const int64_t count = (g_.W - j - 1) / g_.stride_w + 1;
       for (int64_t i = 0; i < count; ++i) parts_[j * part_ + i] = row_[i * g_.stride_w + j];
@@ -188,7 +204,13 @@ class Fprop {
         Winners<Index>::store_part(argmax + q, best.tap, count);
       }
     }
-    for (int64_t q = 0; q < g_.Q; ++q) {  // windows that see nothing
+    see_nothing(argmax);
+  }
+
+  // Windows that lie in the padding alone.
+  template <class Index>
+  CK_NOINLINE void see_nothing(Index* argmax) {
+    for (int64_t q = 0; q < g_.Q; ++q) {
       if (q == first_) q = last_;
       if (q == g_.Q) break;
       const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
@@ -208,7 +230,7 @@ class Fprop {
 template <bool USUAL>
 class Dgrad {
  public:
-  explicit Dgrad(const MaxPool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
+  CK_NOINLINE explicit Dgrad(const MaxPool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
     apart_ = g.stride_w > NEAR || g.S > g.W;
     inner_ = apart_ ? 0 : g.S;
     int64_t behind = 0;
@@ -235,16 +257,12 @@ class Dgrad {
       for (; next < least(g_.P, (h + g_.pad_top) / g_.stride_h + 2); ++next) {
         const int64_t at = next % period_ * width_ + before_;
         widen(dy + next * g_.Q, g_.Q, dy_ + at);
-        for (int64_t q = 0; q < g_.Q; ++q) taps_[at + q] = static_cast<std::int32_t>(argmax[next * g_.Q + q]);
+        widen_taps(argmax + next * g_.Q, g_.Q, taps_ + at);
       }
       if constexpr (USUAL) {
         usual_row(h, dx + h * g_.W);
-      } else if (apart_) {
-        one_by_one(h);
-        write(parts_, dx + h * g_.W);
       } else {
-        gather(h);
-        interleave(dx + h * g_.W);
+        write(any_row(h), dx + h * g_.W);
       }
     }
   }
@@ -285,7 +303,17 @@ class Dgrad {
       store_part(dx, v, count);
   }
 
-  void gather(int64_t h) {
+  // A row of dx, for any window.
+  const float* any_row(int64_t h) {
+    if (!apart_) {
+      gather(h);
+      return interleave();
+    }
+    one_by_one(h);
+    return parts_;
+  }
+
+  CK_NOINLINE void gather(int64_t h) {
     for (int64_t j = 0; j < g_.stride_w; ++j) {
       for (int64_t i = 0; i < part_; i += LANES) {
         V total{};
@@ -301,7 +329,7 @@ class Dgrad {
     }
   }
 
-  void one_by_one(int64_t h) {
+  CK_NOINLINE void one_by_one(int64_t h) {
     for (int64_t w = 0; w < g_.W; ++w) {
       float total = 0;
       each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, [&](int64_t p, int64_t r) {
@@ -315,20 +343,18 @@ class Dgrad {
   }
 
   template <class S>
-  void write(const float* row, S* dx) {
+  CK_NOINLINE void write(const float* row, S* dx) {
     for (int64_t w = 0; w < g_.W; w += LANES) put(dx + w, load(row + w), g_.W - w, g_.W - w);
   }
 
-  template <class S>
-  void interleave(S* dx) {
+  // What gather left, in the order of the pixels.
+  CK_NOINLINE const float* interleave() {
     const int64_t stride = g_.stride_w;
-    float* row = parts_;
-    if (stride > 1) {
-      row += stride * part_;
-      for (int64_t j = 0; j < least(stride, g_.W); ++j)
-        for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
-    }
-    write(row, dx);
+    if (stride == 1) return parts_;
+    float* row = parts_ + stride * part_;
+    for (int64_t j = 0; j < least(stride, g_.W); ++j)
+      for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
+    return row;
   }
 
   const MaxPool& g_;

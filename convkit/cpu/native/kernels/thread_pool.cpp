@@ -207,7 +207,7 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; })
 void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const void* context) {
   (void)registered;
   Pool& p = *pool;
-  if (p.busy.exchange(true)) {
+  if (threads <= 1 || tasks <= 1 || p.busy.exchange(true)) {
     for (std::int64_t i = 0; i < tasks; ++i) function(context, i);
     return;
   }

@@ -27,12 +27,10 @@ namespace convkit {
 using TaskFunction = void (*)(const void* context, std::int64_t task);
 void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const void* context);
 
+// f is called in one place alone, also where there is one thread: a second one would be the whole kernel once more, in
+// the compiler's time and in the module.
 template <class F>
 void parallel_for(int threads, std::int64_t tasks, const F& f) {
-  if (threads <= 1 || tasks <= 1) {
-    for (std::int64_t i = 0; i < tasks; ++i) f(i);
-    return;
-  }
   run_tasks(threads, tasks, [](const void* c, std::int64_t i) { (*static_cast<const F*>(c))(i); }, &f);
 }
 
