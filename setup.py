@@ -43,6 +43,8 @@ COMPILE = ["-std=c++17", "-O2", "-pthread", "-fvisibility=hidden", "-g0"]
 COMPILE += ["-ffp-contract=fast"]
 # Wider vectors than the baseline's change the ABI of functions that pass them; ours are all inlined.
 COMPILE += ["-Wno-psabi"]
+# Each module is whole in itself: no symbol of one may stand in for that of another, which a CPU may not run.
+COMPILE += ["-fno-gnu-unique"]
 
 
 #: Instruction sets that the kernels are compiled for, narrowest first, each into a module of its own:
@@ -56,9 +58,8 @@ ISAS = {
     },
     "aarch64": {"neon": []},
 }
-# Each module is whole in itself: no symbol of one may stand in for that of another, which a CPU may not run.
 # sqrt need not set errno, so that it is an instruction.
-KERNELS = ["-O3", "-fno-gnu-unique", "-fno-math-errno", "-fno-trapping-math"]
+KERNELS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
 # What the sanitizers watch stands in lines that can be named, and the first finding ends the process.
 SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 
@@ -92,20 +93,20 @@ class NativeExtension(Extension):
     """An extension module whose sources are those of some folders; `isa` is the instruction set of kernels."""
 
     def __init__(self, name: str, folders: list[Path], isa: str, flags: list[str]) -> None:
-        common, link = list(COMPILE), ["-pthread"]
+        sanitize, link = [], ["-pthread"]
         if watched := os.environ.get("CONVKIT_SANITIZE", ""):
-            common += [f"-fsanitize={watched}", *SANITIZE]
+            sanitize = [f"-fsanitize={watched}", *SANITIZE]
             link.append(f"-fsanitize={watched}")
         super().__init__(
             name,
             sources=[path.as_posix() for folder in folders for path in _sources(folder)],
             depends=[path.as_posix() for path in [*sorted(NATIVE.rglob("*.hpp")), Path("setup.py")]],
             language="c++",
-            extra_compile_args=[*common, *flags],
+            extra_compile_args=[*COMPILE, *flags, *sanitize],
             extra_link_args=link,
         )
         self.isa = isa
-        self.common = common
+        self.common = [*COMPILE, *sanitize]
 
     def flags_of(self, source: str) -> list[str]:
         return self.common if Path(source).parent == BINDINGS else self.extra_compile_args
