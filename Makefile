@@ -116,5 +116,5 @@ if ! command -v $${CXX:-c++} >/dev/null && { [ -n "$$CXX" ] || ! command -v g++ 
   echo "make:   to have it, install g++, then run make clean and this again"; fi; \
 CONVKIT_BUILD_PROGRESS="$$(for file in /proc/$$$$/fd/2 /dev/tty; do [ -w $$file ] && { echo $$file; break; }; done)" \
   $(PIP) install --quiet -e '.[$(1)]' && \
-$(BIN)/python -c 'from convkit import native; print("make:", native.kernels_missing() or "the C++ kernels are built, for " + ", ".join(native.isas()) + " on this CPU")'
+$(BIN)/python -c 'from convkit.cpu import extension as native; print("make:", native.kernels_missing() or "the C++ kernels are built, for " + ", ".join(native.isas()) + " on this CPU")'
 endef

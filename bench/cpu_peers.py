@@ -27,17 +27,9 @@ from typing import Any
 import numpy as np
 
 import convkit as ck
-from convkit import geometry
 from convkit.bench.peers import Missing, need
-from convkit.bench.peers.networks import (
-    ConvkitNet,
-    JaxNet,
-    JaxTools,
-    TorchNet,
-    TorchTools,
-    kcrs,
-    nchw,
-)
+from convkit.bench.peers.networks import ConvkitNet, JaxNet, JaxTools, TorchNet, TorchTools, kcrs, nchw
+from convkit.ops.conv2d import Conv2d
 
 Array = np.ndarray
 Work = tuple[Callable[[], Any], Callable[[Any], Any]]
@@ -81,8 +73,8 @@ class ConvCase:
         return {"stride": self.stride, "padding": self.pads, "dilation": self.dilation, "groups": self.groups}
 
     @property
-    def problem(self) -> geometry.Conv2d:
-        return geometry.Conv2d.of(self.x_shape, self.w_shape, **self.options)
+    def problem(self) -> Conv2d:
+        return Conv2d.of(self.x_shape, self.w_shape, **self.options)
 
 
 @dataclass

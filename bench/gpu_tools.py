@@ -23,12 +23,13 @@ from convkit import check
 from convkit.arrays import np_dtype
 from convkit.bench import own, work
 from convkit.bench.peers import Missing
+from convkit.call import Call
 from convkit.check import inputs as fill
 from convkit.check import tolerance
 from convkit.check.cases import Case, cases
 from convkit.cuda import nvrtc
-from convkit.dispatch import Call
-from convkit.registry import OPS, implementations
+from convkit.op import OPS
+from convkit.registry import implementations
 
 PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
 CHECKERS = ("memcheck", "racecheck", "synccheck")

@@ -31,17 +31,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import arrays, devices, layouts, registry
+from .call import Call, keep, take
 from .errors import ConvkitError
 from .layouts import Tensor
-from .registry import OPS, Op
-
-if TYPE_CHECKING:
-    from .dispatch import Call
+from .op import OPS, Op
 
 #: Bound calls that are kept for each op; the oldest goes first.
 KEPT = 1024
@@ -60,6 +58,8 @@ FEW = 64
 IN_ORDER, FILLABLE = 0x101, 0x501
 #: What a bound call returns where it is not for it.
 MISS: Any = object()
+
+_NO_SCRATCH = arrays.empty((0,), "uint8")
 
 #: Whether the extents of two arrays of NumPy's overlap, as `arrays.overlap` has it.
 _overlap = np.may_share_memory
@@ -226,7 +226,7 @@ class Bound:
                 return MISS
             options[name] = _read_only(flag)
         if self._locked:
-            # As `dispatch.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
+            # As `call.Call.run` has it; what is compiled neither writes to them nor knows of warnings.
             inputs = tuple(map(_read_only, inputs))
             with np.errstate(all="ignore"):
                 self._start(inputs, outputs, options)
@@ -376,38 +376,6 @@ def _within(values: Any, end: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Scratch memory
-# ---------------------------------------------------------------------------------------------------
-#: Bytes of scratch memory that a thread keeps from one call to the next at the most. New memory costs a page
-#: fault for each 4 KB: for a convolution of few channels more than the arithmetic.
-KEPT_WORKSPACE = 64 << 20
-_NO_SCRATCH = arrays.empty((0,), "uint8")
-
-
-class _Local(threading.local):
-    memory: Any = None
-    trace: Trace | None = None
-
-
-_local = _Local()
-
-
-def take(size: int) -> np.ndarray:
-    """Scratch memory on the CPU, in whatever state; the thread's own, unless a call further out has it."""
-    memory, _local.memory = _local.memory, None
-    if memory is None or memory.size < size:
-        del memory  # before more is taken
-        memory = arrays.empty((size,), "uint8")
-    return memory  # type: ignore[no-any-return]
-
-
-def keep(memory: np.ndarray) -> None:
-    """Give back what `take` returned."""
-    if memory.size <= KEPT_WORKSPACE:
-        _local.memory = memory
-
-
-# ---------------------------------------------------------------------------------------------------
 # What a first call leaves behind
 # ---------------------------------------------------------------------------------------------------
 class Trace:
@@ -416,6 +384,13 @@ class Trace:
     def __init__(self) -> None:
         self.call: Call | None = None
         self.ranges: list[tuple[str, int]] = []
+
+
+class _Local(threading.local):
+    trace: Trace | None = None
+
+
+_local = _Local()
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from convkit.check.cases import Case
 from convkit.check.tolerance import expected
 from convkit.cli import main
 from convkit.errors import ConvkitError, OptionError
-from convkit.geometry import Conv2d
-from convkit.registry import OPS
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
 
 SMALL = "2,8,9,9,16,3,3,pad=1"
 
@@ -258,7 +258,7 @@ def test_who_is_not_installed_is_missing_and_who_is_unknown_is_refused(monkeypat
 
 
 def test_the_plans_layout_is_picked_in_a_network_and_nchw_elsewhere():
-    if missing := ck.native.kernels_missing():
+    if missing := ck.cpu.extension.kernels_missing():
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)
     (layer,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",)))
@@ -770,7 +770,7 @@ def test_threads_are_those_of_numpys_blas_too():
 
 def test_a_machine_is_known_by_the_kernels_that_run():
     code = "from convkit.bench import conditions; print(conditions.machine()['isa'])"
-    for isa in ck.native.isas():
+    for isa in ck.cpu.extension.isas():
         environment = {**os.environ, "CONVKIT_ISA": isa}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.stdout.strip() == isa, done.stderr

@@ -16,9 +16,9 @@ from conftest import need
 from convkit.bench import clocks, hold, own, steps, timing, trial, work
 from convkit.bench.timing import Contender, Settings
 from convkit.cuda import nvrtc
-from convkit.geometry import Pointwise
+from convkit.ops.elementwise import Elementwise
 
-ITEM = work.Item("hold/relu_fprop", "relu_fprop", Pointwise((128, 1024)))
+ITEM = work.Item("hold/relu_fprop", "relu_fprop", Elementwise((128, 1024)))
 SETTINGS = Settings(rounds=6, turn_s=0, pause_s=0, gate=False)
 
 

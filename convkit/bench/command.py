@@ -38,8 +38,8 @@ Time ops of this machine's kernels, each checked before, during and after, in tu
 """
 
 
-def add_commands(commands: Any) -> None:
-    """Add the four commands to `convkit`'s."""
+def add_bench(commands: Any) -> None:
+    """Add `convkit bench`."""
     bench = commands.add_parser(
         "bench",
         help="time kernels, layers and steps, against other libraries",
@@ -49,6 +49,9 @@ def add_commands(commands: Any) -> None:
     _add_bench(bench)
     bench.set_defaults(run=_bench)
 
+
+def add_verify(commands: Any) -> None:
+    """Add `convkit verify`."""
     verify = commands.add_parser(
         "verify",
         help="recheck a capsule of `convkit bench --json`",
@@ -69,6 +72,9 @@ def add_commands(commands: Any) -> None:
     )
     verify.set_defaults(run=_verify)
 
+
+def add_compare(commands: Any) -> None:
+    """Add `convkit compare`."""
     compare = commands.add_parser(
         "compare",
         help="compare two capsules row by row",
@@ -83,6 +89,9 @@ def add_commands(commands: Any) -> None:
     )
     compare.set_defaults(run=_compare)
 
+
+def add_report(commands: Any) -> None:
+    """Add `convkit report`."""
     report = commands.add_parser(
         "report",
         help="make one self-contained HTML page of capsules",

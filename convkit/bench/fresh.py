@@ -25,16 +25,20 @@ from .. import arrays
 from ..arrays import np_dtype
 from ..check import inputs as fill
 from ..check.cases import Case
-from ..check.tolerance import Expected, Inputs, expected
+from ..check.tolerance import Expected, expected
 from ..check.verdicts import NAN, Guarded
-from ..geometry import ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Problem
-from ..registry import OPS
+from ..op import OPS, Problem, Tensors
+from ..ops.channel_sum import ChannelSum
+from ..ops.conv2d import Conv2d
+from ..ops.elementwise import Elementwise
+from ..ops.linear import Linear
+from ..ops.lrn_maxpool2d import LrnMaxPool2d
 
 #: Places at which the window of a pool may begin.
 SLACK = 4096
 #: Taken before any contender is there, which might put others in their place.
 _Generator, _Bits = np.random.Generator, np.random.PCG64
-#: Inputs that mean something only by whole rows or images, and by how many of these their pools are larger.
+#: Tensors that mean something only by whole rows or images, and by how many of these their pools are larger.
 _WHOLE = {"argmax": 8, "probs": 256, "labels": SLACK}
 #: Elements of one part of a whole comparison, about.
 PART = 2**21
@@ -98,7 +102,7 @@ class Memory:
             if name in self._pools:  # what is no random number is dear, and the values beside it change
                 return self._pools[name]
             wider = _rows(problem, shape[0] + _WHOLE[name])
-            return [np.ascontiguousarray(fill._one(Case(self.item.op, wider, ""), name, self._rng), dtype)]
+            return [np.ascontiguousarray(fill.values(Case(self.item.op, wider, ""), name, self._rng), dtype)]
         pools = [self._rng.standard_normal(prod(shape) + SLACK, np.float32) for _ in range(2)]
         # Their sum shall have a standard deviation of 1.
         return [(pool * np.float32(0.5**0.5)).astype(dtype, copy=False) for pool in pools]
@@ -134,7 +138,7 @@ class Memory:
             fill_nan(array)
 
     @property
-    def values(self) -> Inputs:
+    def values(self) -> Tensors:
         """The inputs as they were written, on the host, in the op's order."""
         inputs = OPS[self.item.op].inputs
         return {name: self._now(name) if name in self._windows else None for name in inputs}
@@ -212,7 +216,7 @@ class Part:
     inputs: Places
     outputs: Places
 
-    def expected(self, values: Inputs) -> dict[str, Expected]:
+    def expected(self, values: Tensors) -> dict[str, Expected]:
         """What the outputs should be there, with the bounds of the gate."""
         mine = {
             name: None if array is None else np.ascontiguousarray(array[self.inputs.get(name, ())])
@@ -247,7 +251,7 @@ def part(item: Any, start: int, stop: int) -> Part:
     g, op = item.problem, OPS[item.op]
     here = slice(start, stop)
     if item.op in _BY_ROW:
-        whole = () if isinstance(g, Pointwise) else _WEIGHTS
+        whole = () if isinstance(g, Elementwise) else _WEIGHTS
         rows: Places = {name: (here,) for name in item.inputs if name not in whole}
         return Part(item.op, _rows(g, stop - start), item.options, rows, dict.fromkeys(op.outputs, (here,)))
     if item.op in _BY_FILTER:
@@ -269,7 +273,7 @@ def _filters(item: Any, g: Conv2d | ChannelSum | Linear, here: slice) -> Part:
 
 
 def _rows(g: Any, count: int) -> Problem:
-    if isinstance(g, Pointwise):
+    if isinstance(g, Elementwise):
         return replace(g, dims=(count, *g.dims[1:]))
     if isinstance(g, LrnMaxPool2d):
         return replace(g, lrn=replace(g.lrn, N=count), pool=replace(g.pool, N=count))

@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, layouts
+from ..call import Call
 from ..check.verdicts import NAN, Guarded
-from ..dispatch import Call
+from ..discovery import register
 from ..errors import NoImplementation, OptionError
-from ..geometry import Conv2d, Linear, Problem, Reorder
 from ..network.plan.program import Program
 from ..network.presets import PRESETS, preset
+from ..op import OPS, Problem
+from ..ops.conv2d import Conv2d
+from ..ops.linear import Linear
+from ..ops.reorder import Reorder
 from ..registry import (
     ALL_DTYPES,
-    OPS,
     Implementation,
     current_choice,
     generation,
     implementations,
     preserved,
-    register,
     select,
 )
 from . import fresh

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConvkitError, OptionError, OutOfMemory
-from ..geometry import Problem, np_itemsize
+from ..op import Problem, np_itemsize
 from ..registry import Implementation
 from . import capsule, conditions, figures, own, sources, steps, work
 from .peers import PEERS, Field

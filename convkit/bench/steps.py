@@ -19,8 +19,8 @@ import numpy as np
 
 from ..check.tolerance import relative_rms
 from ..errors import OptionError, unknown
-from ..geometry import Problem, Shape
 from ..network.presets import PRESETS
+from ..op import Problem, Shape
 from ..registry import Implementation
 from . import capsule, work
 from .own import UNRUN

@@ -46,8 +46,9 @@ from typing import Any
 import numpy as np
 
 from ..check import check_these
-from ..check.tolerance import Expected, Inputs, compare, relative_rms
+from ..check.tolerance import Expected, compare, relative_rms
 from ..errors import OptionError
+from ..op import Tensors
 from ..registry import Implementation
 from . import clocks, fresh
 from .ceilings import TOLERANCE, holding
@@ -88,7 +89,7 @@ class Look:
     """What was seen after a timed call: a part of the outputs, and what they were made of."""
 
     part: Part
-    values: Inputs
+    values: Tensors
     got: Arrays
     glance: bytes
     where: str
@@ -317,7 +318,7 @@ class Trial:
         self._seen.add(look.glance)
 
     def _memory(self, where: str) -> None:
-        """Inputs as they were written, and bands untouched."""
+        """Tensors as they were written, and bands untouched."""
         name, place = self.memory.changed(), self.memory.trespass()
         if name or place:
             self.memory.restore()

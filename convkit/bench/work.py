@@ -12,23 +12,20 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import ConvkitError, OptionError, unknown
-from ..geometry import (
-    LRN,
-    Conv2d,
-    Linear,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Problem,
-    Reorder,
-    Shape,
-    SoftmaxXent,
-)
 from ..network.layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
 from ..network.layers import Linear as LinearLayer
 from ..network.presets import preset
 from ..network.update import Update
-from ..registry import ALL_DTYPES, MATH, OPS
+from ..op import OPS, Problem, Shape
+from ..ops.conv2d import Conv2d
+from ..ops.elementwise import Elementwise
+from ..ops.linear import Linear
+from ..ops.lrn import LRN
+from ..ops.lrn_maxpool2d import LrnMaxPool2d
+from ..ops.maxpool2d import Pool2d
+from ..ops.reorder import Reorder
+from ..ops.softmax_xent import SoftmaxXent
+from ..registry import ALL_DTYPES, MATH
 
 #: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
 DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")
@@ -161,8 +158,8 @@ def item_of(row: Mapping[str, Any]) -> Item:
 def _problem(kind: type[Problem], values: Mapping[str, Any]) -> Problem:
     if kind is LrnMaxPool2d:
         return LrnMaxPool2d(LRN(**values["lrn"]), Pool2d(**values["pool"]), values["dtype"])
-    if kind is Pointwise:
-        return Pointwise(tuple(values["dims"]), values["dtype"])
+    if kind is Elementwise:
+        return Elementwise(tuple(values["dims"]), values["dtype"])
     return kind(**values)
 
 
@@ -388,7 +385,7 @@ def _fused(
         }  # fmt: skip
         yield f"{layer.name}+update", "linear_wgrad_sgd", linear, (), rule
         yield f"{layer.name}+update", "linear_dgrad_wgrad_sgd", linear, (), {"relu": False, **rule}
-        yield f"{layer.name}.w", "sgd_momentum", Pointwise((y[1], x[1]), dtype), (), rule
+        yield f"{layer.name}.w", "sgd_momentum", Elementwise((y[1], x[1]), dtype), (), rule
     elif isinstance(layer, Lrn) and isinstance(after, MaxPool) and layer.region == "across_channels":
         lrn, pool = layer.problem(x), after.problem(x)
         both, name = LrnMaxPool2d(lrn, pool, dtype), f"{layer.name}+{after.name}"

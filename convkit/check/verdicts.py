@@ -17,27 +17,23 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import layouts
-from ..arrays import np_dtype
+from ..call import Call
 from ..devices import emulating
-from ..dispatch import Call
-from ..geometry import Problem
-from ..registry import OPS, Implementation, Op
+from ..op import OPS, Op, Problem, Tensors
+from ..registry import Implementation
 from . import inputs as fill
 from . import sizes
 from .cases import Case
 from .device import Twins
-from .tolerance import Comparison, Expected, Inputs, compare, expected, kept
+from .guarded import LARGE, NAN, SMALL, Guarded
+from .tolerance import Comparison, Expected, compare, expected, kept
 
-#: Bytes before and behind each tensor: a row, or a small plane.
-GUARD = 16 * 1024
-NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
 #: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
 #: output's is an input's, so that what is computed of one tensor's band and written to another's shows.
 INPUT_BANDS = {NAN: (None,), LARGE: (None, 0xDA, 0x5B, 0xDB), 0: (None,)}
@@ -107,8 +103,8 @@ class Question:
     """A case in one dtype, with its inputs and what is expected; one serves every implementation."""
 
     case: Case
-    inputs: Inputs
-    others: Inputs
+    inputs: Tensors
+    others: Tensors
     wanted: dict[str, Expected]
 
     @classmethod
@@ -135,60 +131,6 @@ class Question:
     @property
     def op(self) -> Op:
         return OPS[self.case.op]
-
-
-class Guarded:
-    """Memory of one tensor between two guard bands.
-
-    `put` and `get` speak NCHW; the memory is in the layout that the implementation reads and writes.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: str,
-        band: int,
-        *,
-        aligned: bool = True,
-        layout: layouts.Layout = layouts.NCHW,
-    ) -> None:
-        kind = np_dtype(dtype)
-        self.layout, self.shape = layout, shape
-        shape = layout.physical(shape)
-        size = prod(shape) * kind.itemsize
-        self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
-        self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
-        self.before, self.bytes, self.behind = raw[:start], raw[start : start + size], raw[start + size :]
-        self.before.fill(band)
-        self.behind.fill(band)
-        self.band = band
-        self.array = self.bytes.view(kind).reshape(shape)
-
-    def put(self, array: np.ndarray) -> None:
-        """Fill the memory with an NCHW array."""
-        self.layout.pack(array, self.array)
-
-    def get(self, copy: bool = True) -> np.ndarray:
-        """The memory in NCHW; a copy, unless that is not asked for."""
-        array = self.layout.unpack(self.array, self.shape)
-        return array.copy() if copy and array is self.array else array
-
-    def spare(self) -> str:
-        """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
-        if self.array.dtype.kind in "iu" or not self.array.size:
-            return ""
-        spare = self.layout.padding(self.array, self.shape)
-        return "left its spare channels other than zero" if spare is not None and np.any(spare) else ""
-
-    def trespass(self) -> str:
-        """Where the bands were written to, or an empty string."""
-        for place, band in (("before its start", self.before[::-1]), ("behind its end", self.behind)):
-            if band.tobytes() == bytes([self.band]) * band.size:  # a few microseconds
-                continue
-            changed = np.flatnonzero(band != self.band)
-            if changed.size:
-                return f"{changed.size} bytes {place}, the nearest {int(changed[0]) + 1} bytes away"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -224,7 +166,7 @@ def attempt(
     question: Question,
     setting: Setting,
     *,
-    first_on: Inputs | None = None,
+    first_on: Tensors | None = None,
     inplace: dict[str, str] | None = None,
 ) -> Run:
     """Run an implementation once, and look at the memory around its tensors.
@@ -235,7 +177,7 @@ def attempt(
     question : Question
     setting : Setting
     first_on : dict, optional
-        Inputs of a run before this one, in the same memory.
+        Tensors of a run before this one, in the same memory.
     inplace : dict, optional
         For an output's name, the input in whose place it is written.
     """
@@ -528,6 +470,6 @@ def _is_kept(implementation: Implementation, question: Question, first: Run) -> 
     return not before.fault and _same(first, before) and not _equal(question.inputs, question.others)
 
 
-def _equal(a: Inputs, b: Inputs) -> bool:
+def _equal(a: Tensors, b: Tensors) -> bool:
     pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]] = [(a[name], b[name]) for name in a]
     return all(x is y or (x is not None and y is not None and x.tobytes() == y.tobytes()) for x, y in pairs)

@@ -171,7 +171,7 @@ class _Controller(threadpoolctl.LibController):
         _limit.set(None if isinstance(num_threads, _NoLimit) else max(1, int(num_threads)))
 
     def get_version(self) -> str:
-        from .. import __version__
+        from ..version import __version__
 
         return __version__
 

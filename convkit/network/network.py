@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import arrays, registry
+from ..call import Call
 from ..devices import emulating
-from ..dispatch import Call, operation
+from ..dispatch import operation
 from ..errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
-from ..geometry import Shape, flag, integer
+from ..op import Shape
+from ..options import flag, integer
 from ..registry import MATH, current_choice
 from .layers import Layer
 from .loss import Loss

@@ -25,7 +25,10 @@ import numpy as np
 from ... import cudnn
 from ...arrays import np_dtype
 from ...cudnn.library import dotted
-from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
+from ...ops.conv2d import Conv2d
+from ...ops.lrn import LRN
+from ...ops.lrn_maxpool2d import LrnMaxPool2d
+from ...ops.maxpool2d import Pool2d
 from ..timing import Arrays, Contender
 from ..work import Item
 from . import Missing, need
@@ -170,7 +173,7 @@ class Bound:
     """One engine on an item's memory."""
 
     def __init__(self, item: Item, engine: cudnn.Engine, shared: Shared) -> None:
-        from ...registry import OPS
+        from ...op import OPS
 
         self.item, self.engine, self.shared = item, engine, shared
         self.outputs_of_op = OPS[item.op].outputs

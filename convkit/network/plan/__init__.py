@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ... import arrays, devices
+from ...call import Call
 from ...cpu import extension
-from ...dispatch import Call
 from ...errors import OptionError
-from ...registry import OPS
+from ...op import OPS
 from ..layers import Dropout, Layer
 from .graph import Node, gradient, velocity
 from .memory import Memory

@@ -34,6 +34,7 @@ from onnx.reference.op_run import OpRun  # noqa: E402
 import convkit as ck  # noqa: E402
 import convkit.onnx as backend  # noqa: E402
 from convkit.arrays import DTYPES  # noqa: E402
+from convkit.onnx.messages import type_of  # noqa: E402
 
 ROOT = Path(ck.__file__).parents[1]
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -262,11 +263,8 @@ def one_node(op_type, inputs, outputs=1, opset=21, domain="", **attributes):
     names = [f"x{i}" for i in range(len(inputs))]
     made = [f"y{i}" for i in range(outputs)]
     node = helper.make_node(op_type, names, made, name="the_node", domain=domain, **attributes)
-    infos = [
-        helper.make_tensor_value_info(n, backend._elem_type(n, x.dtype), x.shape)
-        for n, x in zip(names, inputs)
-    ]
-    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made]  # nobody reads it
+    infos = [helper.make_tensor_value_info(n, type_of(n, x.dtype), x.shape) for n, x in zip(names, inputs)]
+    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["any"]) for n in made]
     graph = helper.make_graph([node], "one", infos, results)
     imports = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
@@ -617,6 +615,26 @@ def run_node(op_type, inputs, opset=21, domain="", outputs=1, **attributes):
         return backend.load(model).run(inputs)
 
 
+def test_a_row_is_all_that_an_operator_needs(monkeypatch):
+    monkeypatch.setattr("convkit.onnx.table.OPERATORS", table := dict(backend.OPERATORS))
+    monkeypatch.setattr("convkit.onnx.node.OPERATORS", table)
+    x = normal(2, 3)
+    with pytest.raises(ck.NoImplementation, match="operator ThresholdedRelu.*is not covered"):
+        run_node("ThresholdedRelu", [x], alpha=0.5)
+
+    @backend.operator("ThresholdedRelu", since=10, ranks=(2,))
+    def thresholded_relu(x, *, alpha=1.0):
+        return np.where(x > alpha, x, 0)
+
+    (y,) = run_node("ThresholdedRelu", [x], alpha=0.5)
+    np.testing.assert_array_equal(y, x * (x > 0.5))
+    assert "ThresholdedRelu" in backend.known_operators()
+    with pytest.raises(ck.NoImplementation, match="only inputs of 2 dimensions"):
+        run_node("ThresholdedRelu", [x[0]], alpha=0.5)
+    with pytest.raises(ck.NoImplementation, match="is not covered"):
+        run_node("ThresholdedRelu", [x], opset=9)
+
+
 def rounded_once(got, exact, dtype, slack=0.0):
     """`got` is float64's `exact` within one step of the dtype, or within its rounding and `slack`.
 
@@ -700,10 +718,13 @@ def test_gemm_widens_large_weights_in_parts(monkeypatch):
     """As much memory as the parts take, and the same bits."""
     inputs = [awkward(np.float16, shape, "normal", i) for i, shape in enumerate([(3, 8), (8, 50), (3, 50)])]
     (whole,) = run_node("Gemm", inputs, alpha=0.5)
-    monkeypatch.setattr(backend, "WIDENED", 8 * 16)
+    monkeypatch.setattr("convkit.onnx.operators.linear.WIDENED", 8 * 16)
     taken = []
-    linear = ck.ops.linear_fprop
-    monkeypatch.setattr(ck.ops, "linear_fprop", lambda x, w, b=None: taken.append(len(w)) or linear(x, w, b))
+    linear = ck.linear_fprop
+    monkeypatch.setattr(
+        "convkit.onnx.operators.linear.linear_fprop",
+        lambda x, w, b=None: taken.append(len(w)) or linear(x, w, b),
+    )
     (parts,) = run_node("Gemm", inputs, alpha=0.5)
     np.testing.assert_array_equal(parts, whole)
     assert taken == [16, 16, 16, 2]
