@@ -80,7 +80,9 @@ def _asked() -> set[str]:
     if asked == {"all"}:
         return set(isas)
     if unknown := asked - set(isas):
-        sys.exit(f"CONVKIT_BUILD_ISAS: {' '.join(sorted(unknown))} is not among {' '.join(isas)}, and not 'all'")
+        sys.exit(
+            f"CONVKIT_BUILD_ISAS: {' '.join(sorted(unknown))} is not among {' '.join(isas)}, and not 'all'"
+        )
     return asked
 
 
@@ -187,9 +189,11 @@ class Object:
         start = time.time()
         # Neither what an interrupted compiler leaves nor what it made of a source that was edited meanwhile
         # may pass for new.
-        begun = self.path.with_suffix(".begun.o")
+        begun = self.path.parent / "begun" / self.path.name
         begun.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([*self.command, "-o", str(begun)], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            [*self.command, "-o", str(begun)], capture_output=True, text=True, errors="replace"
+        )
         if done.stderr:
             print(done.stderr, file=sys.stderr)
         if done.returncode:
@@ -224,6 +228,7 @@ class BuildExt(build_ext):
 
     def run(self) -> None:
         self.missing: list[str] = []
+        self.stays = bool(self.inplace or self.editable_mode)  # setuptools clears `inplace` for a while
         super().run()
         targets = [Path(self.build_lib, MISSING)]
         if self.inplace:
@@ -277,7 +282,7 @@ class BuildExt(build_ext):
         instruction set is built.
         """
         isas = _isas()
-        if not (self.inplace or self.editable_mode) or len(isas) == 1:
+        if not self.stays or len(isas) == 1:
             return set(isas)
         here, baseline = self._macros(["-march=native"]), self._macros([])
         features = {isa: self._macros(flags) - baseline for isa, flags in isas.items()}
@@ -368,7 +373,7 @@ class BuildExt(build_ext):
     def _leave_out(self, name: str, reason: str) -> None:
         self.missing.append(f"{name}: {reason}")
         # An older build must not pass for this one: neither here nor in a wheel that is made of build/.
-        stale = [Path(self.build_lib)] + ([ROOT] if self.inplace or self.editable_mode else [])
+        stale = [Path(self.build_lib)] + ([ROOT] if self.stays else [])
         for folder in stale:
             (folder / self.get_ext_filename(name)).unlink(missing_ok=True)
         print(f"convkit: {name} is left out: {reason}", file=sys.stderr)

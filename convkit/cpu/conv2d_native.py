@@ -212,13 +212,9 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     return None
 
 
-_register(
-    "narrow_groups", "NCHW", 40, 1e-6, _asked("conv2d_narrow_groups_refusal"), NARROW_GROUPS, frames=1
-)
+_register("narrow_groups", "NCHW", 40, 1e-6, _asked("conv2d_narrow_groups_refusal"), NARROW_GROUPS, frames=1)
 _register("pointwise", "NCHW", 35, 1e-6, _asked("conv2d_pointwise_refusal"), POINTWISE)
-_register(
-    "few_channels", "NCHW", 25, 1e-6, _asked("conv2d_few_channels_refusal"), FEW_CHANNELS, frames=1
-)
+_register("few_channels", "NCHW", 25, 1e-6, _asked("conv2d_few_channels_refusal"), FEW_CHANNELS, frames=1)
 for _layout in LAYOUTS:
     _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd, WINOGRAD)
     _register("direct", _layout, 20, 1e-6, _asked("conv2d_direct_refusal"), DIRECT, frames=BLOCKED.block)
