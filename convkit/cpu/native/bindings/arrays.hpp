@@ -1,7 +1,7 @@
 // What the bindings share. With ../module.cpp this folder has the only C++ files that know of Python.
 //
 // Names     A binding has the name of the C++ function that it calls (kernels/kernels.hpp), as one literal:
-//           `git grep conv2d_fprop_winograd` finds the kernel, its binding, and who calls it.
+//           `git grep conv2d_fprop_winograd` finds the kernel, its binding, and its calls.
 // Once      module.cpp includes every file here and is the only one to be compiled: most of the time goes into
 //           pybind11's templates, whatever the number of bindings. It is compiled once, for the architecture's baseline,
 //           and linked into the module of each instruction set (setup.py). So nothing that depends on the instruction

@@ -24,7 +24,7 @@
 namespace convkit {
 namespace {
 
-constexpr int64_t WIDE = TILE_V * LANES;  // pixels of a column
+constexpr int64_t WIDE = TILE_M;    // pixels of a column
 constexpr int64_t RUN = 4 * WIDE;         // pixels of a task
 
 // A pass: c channels in, k channels out, of each group.
@@ -34,19 +34,19 @@ struct Pass {
   int64_t k_step, c_step, group_step;  // where weight (k, c) of a group lies
   float* packed;
 
-  int64_t group_floats() const { return round_up(k, TILE_J) * c; }
+  int64_t group_floats() const { return round_up(k, TILE_N) * c; }
 };
 
 void pack(const Pass& p, int threads) {
-  const int64_t tiles = ceil_div(p.k, TILE_J);
+  const int64_t tiles = ceil_div(p.k, TILE_N);
   parallel_ranges(threads, p.groups * tiles, 4, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t tile = unit % tiles, g = unit / tiles;
-      float* to = p.packed + g * p.group_floats() + tile * TILE_J * p.c;
-      const float* from = p.w + g * p.group_step + tile * TILE_J * p.k_step;
-      const int64_t count = least(TILE_J, p.k - tile * TILE_J);
+      float* to = p.packed + g * p.group_floats() + tile * TILE_N * p.c;
+      const float* from = p.w + g * p.group_step + tile * TILE_N * p.k_step;
+      const int64_t count = least(TILE_N, p.k - tile * TILE_N);
       for (int64_t c = 0; c < p.c; ++c)
-        for (int64_t j = 0; j < TILE_J; ++j) to[c * TILE_J + j] = j < count ? from[j * p.k_step + c * p.c_step] : 0.0f;
+        for (int64_t j = 0; j < TILE_N; ++j) to[c * TILE_N + j] = j < count ? from[j * p.k_step + c * p.c_step] : 0.0f;
     }
   });
 }
@@ -66,7 +66,7 @@ void outputs(const Pass& p, const Place& at) {
     CK_UNROLL
     for (int v = 0; v < NV; ++v) tile.acc[j][v] = V{};
   }
-  tile.run(at.column, NV * LANES, LANES, at.w, TILE_J, 1, p.c);
+  tile.run(at.column, NV * LANES, LANES, at.w, TILE_N, 1, p.c);
   CK_UNROLL
   for (int j = 0; j < NJ; ++j) {
     const V bias = splat(at.bias ? at.bias[j] : 0.0f);
@@ -93,7 +93,7 @@ template <class F>
 void for_columns(const Pass& p, Range run, const F& f) {
   for (int64_t i = run.begin; i < run.end;) {
     const bool two = i + WIDE <= p.pixels;
-    f(two ? i : least(i, p.pixels - LANES), i - run.begin, two ? TILE_V : 1);
+    f(two ? i : least(i, p.pixels - LANES), i - run.begin, two ? TILE_M_REGISTERS : 1);
     i += two ? WIDE : LANES;
   }
 }
@@ -109,8 +109,8 @@ void gather(const Pass& p, const float* x, Range run, float* columns) {
 }
 
 void run(const Pass& p, const float* x, const float* bias, bool relu, const float* mask, float* y, int threads) {
-  const auto sizes = std::make_integer_sequence<int, TILE_J>();
-  const int64_t runs = ceil_div(p.pixels, RUN), tiles = ceil_div(p.k, TILE_J);
+  const auto sizes = std::make_integer_sequence<int, TILE_N>();
+  const int64_t runs = ceil_div(p.pixels, RUN), tiles = ceil_div(p.k, TILE_N);
   parallel_for(threads, p.N * p.groups * runs, [&](int64_t task) {
     const int64_t map = task / runs, g = map % p.groups;
     const Range run{task % runs * RUN, least(p.pixels, (task % runs + 1) * RUN)};
@@ -123,11 +123,11 @@ void run(const Pass& p, const float* x, const float* bias, bool relu, const floa
     const int64_t share = ceil_div(p.c * lines, tiles * (RUN / WIDE));
     for_columns(p, run, [&](int64_t first, int64_t at, int registers) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t k = tile * TILE_J, channels = least(TILE_J, p.k - k), out = (map * p.k + k) * p.pixels + first;
+        const int64_t k = tile * TILE_N, channels = least(TILE_N, p.k - k), out = (map * p.k + k) * p.pixels + first;
         const Place place{columns + at * p.c, p.packed + g * p.group_floats() + k * p.c,
                           bias ? bias + g * p.k + k : nullptr, mask ? mask + out : nullptr, y + out, relu};
         ahead.some(share);
-        (registers == TILE_V ? choose<TILE_V>(channels, sizes) : choose<1>(channels, sizes))(p, place);
+        (registers == TILE_M_REGISTERS ? choose<TILE_M_REGISTERS>(channels, sizes) : choose<1>(channels, sizes))(p, place);
       }
     });
   });
@@ -135,7 +135,7 @@ void run(const Pass& p, const float* x, const float* bias, bool relu, const floa
 
 // Of both passes: whichever asks, the same memory serves.
 int64_t packed_bytes(const Conv& g) {
-  return (round_up(g.k_group(), TILE_J) * g.c_group() + round_up(g.c_group(), TILE_J) * g.k_group()) * g.groups * 4;
+  return (round_up(g.k_group(), TILE_N) * g.c_group() + round_up(g.c_group(), TILE_N) * g.k_group()) * g.groups * 4;
 }
 
 }  // namespace

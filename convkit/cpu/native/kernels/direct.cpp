@@ -148,9 +148,9 @@ void pack_weights(const Pass& p, const Taps& t, int threads) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t block = unit % blocks, tile = unit / blocks % tiles, group = unit / blocks / tiles;
       const int64_t width = tile_width(tile, p.k), count = least(BLOCK, p.c - block * BLOCK);
-      float* to = t.packed + group * p.packed_group(t) + (tile * KT * p.c + block * BLOCK * width) * area;
+      float* to = t.packed + group * p.packed_group(t) + (tile * TILE_M * p.c + block * BLOCK * width) * area;
       for (int64_t lane = 0; lane < width; lane += LANES) {
-        const int64_t k = tile * KT + lane;
+        const int64_t k = tile * TILE_M + lane;
         const float* from = t.w.at + group * group_step + k * t.w.k_step + block * BLOCK * t.w.c_step;
         if (k < p.k)
           pack_block(t, from, p.k - k, count, width, p.w_end, to + lane);
@@ -169,7 +169,7 @@ struct Walk {
   float* y;
   const float* mask;
   int64_t y_part, y_pixel, y_pitch;
-  Finish finish[TILE_V];
+  Finish finish[TILE_M_REGISTERS];
 };
 
 // NJ outputs in rows of COLUMNS. STRIDE: pixel / BLOCK where it is a constant, else 0.
@@ -212,13 +212,13 @@ Outputs two_rows(int64_t columns, std::integer_sequence<int, J...>) {
 }
 template <int NV, int STRIDE>
 Outputs choose(int64_t rows, int64_t columns) {
-  return rows == 2 ? two_rows<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_J / 2>())
-                   : one_row<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_J>());
+  return rows == 2 ? two_rows<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_N / 2>())
+                   : one_row<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_N>());
 }
 Outputs choose(bool wide, int64_t stride, int64_t rows, int64_t columns) {
-  if (wide) return stride == 1 ? choose<TILE_V, 1>(rows, columns)
-                  : stride == 2 ? choose<TILE_V, 2>(rows, columns) : choose<TILE_V, 0>(rows, columns);
-  return stride == 1 ? choose<NARROW_V, 1>(rows, columns) : choose<NARROW_V, 0>(rows, columns);
+  if (wide) return stride == 1 ? choose<TILE_M_REGISTERS, 1>(rows, columns)
+                  : stride == 2 ? choose<TILE_M_REGISTERS, 2>(rows, columns) : choose<TILE_M_REGISTERS, 0>(rows, columns);
+  return stride == 1 ? choose<NARROW_M_REGISTERS, 1>(rows, columns) : choose<NARROW_M_REGISTERS, 0>(rows, columns);
 }
 
 // A part of a map for one tile of k: output rows [p0, p1), columns [q0, q1).
@@ -228,7 +228,7 @@ struct Window {
 
 void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Epilogue& e, int64_t n, int64_t g, int64_t k_tile,
             const Window& area) {
-  const int64_t k = k_tile * KT, width = tile_width(k_tile, p.k), k0 = g * round_up(p.k, BLOCK) + k;
+  const int64_t k = k_tile * TILE_M, width = tile_width(k_tile, p.k), k0 = g * round_up(p.k, BLOCK) + k;
   const float* u = t.packed + g * p.packed_group(t) + k * p.c * t.R * t.S;
   const float* from = x.at(n, g, 0) + (t.row * x.W + t.column) * BLOCK;
   float* to = y.at(n, g, k / BLOCK) + k % BLOCK + (t.out_row * y.W + t.out_column) * BLOCK;
@@ -236,9 +236,9 @@ void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Ep
   const int64_t y_row = p.out_stride_h * y.W * BLOCK, y_pixel = p.out_stride_w * BLOCK;
   Walk walk{p.c, t.R, t.S, x.plane(), p.dilation_h * x.W * BLOCK, p.dilation_w * BLOCK, pixel, row, nullptr, nullptr,
             LANES < BLOCK ? LANES : y.plane(), y_pixel, y_row,
-            {Finish(e, k0, p.k - k), Finish(e, width == KT ? k0 + LANES : k0, p.k - k - LANES)}};
-  const int64_t columns = area.q1 - area.q0, shares = ceil_div(columns, TILE_J);
-  const int64_t together = columns <= TILE_J / 2 ? 2 : 1;
+            {Finish(e, k0, p.k - k), Finish(e, width == TILE_M ? k0 + LANES : k0, p.k - k - LANES)}};
+  const int64_t columns = area.q1 - area.q0, shares = ceil_div(columns, TILE_N);
+  const int64_t together = columns <= TILE_N / 2 ? 2 : 1;
   for (int64_t i = area.p0; i < area.p1; i += together) {
     const int64_t rows = least(together, area.p1 - i);
     for (int64_t share = 0; share < shares; ++share) {
@@ -246,7 +246,7 @@ void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Ep
       const int64_t at = i * y_row + (area.q0 + q.begin) * y_pixel;
       walk.y = to + at;
       walk.mask = e.mask ? e.mask + (walk.y - y.data) : nullptr;
-      choose(width == KT, p.in_stride_w, rows, q.end - q.begin)(walk, u, from + i * row + (area.q0 + q.begin) * pixel);
+      choose(width == TILE_M, p.in_stride_w, rows, q.end - q.begin)(walk, u, from + i * row + (area.q0 + q.begin) * pixel);
     }
   }
 }
@@ -279,7 +279,7 @@ void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, co
     x.W = y.W = t.outputs_w = x.H * x.W;
     x.H = y.H = t.outputs_h = 1;
   }
-  const int64_t ROWS = 4, COLUMNS = 8 * TILE_J;
+  const int64_t ROWS = 4, COLUMNS = 8 * TILE_N;
   const int64_t bands = ceil_div(t.outputs_h, ROWS), segments = ceil_div(t.outputs_w, COLUMNS), k_tiles = tiles_of(p.k);
   parallel_ranges(threads, y.groups * k_tiles * y.images * bands * segments, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {

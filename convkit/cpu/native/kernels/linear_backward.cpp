@@ -49,7 +49,7 @@ int64_t dx_splits(const LinearShape& g) {
   return most(1, least(ENOUGH / tasks, g.K / LEAST_SPLIT));
 }
 
-// Panels are PANEL wide, one behind the other.
+// Panels are PANEL_M wide, one behind the other.
 struct Cache {
   alignas(64) float x[256 * 128];
   alignas(64) float dx[256 * 128];
@@ -62,8 +62,8 @@ struct Cache {
 template <class S>
 void pack(const S* from, int64_t stride, int64_t rows, int64_t width, float* panels, int64_t height) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < width; c += PANEL)
-      copy_row(from + r * stride + c, least(PANEL, width - c), panels + c * height + r * PANEL);
+    for (int64_t c = 0; c < width; c += PANEL_M)
+      copy_row(from + r * stride + c, least(PANEL_M, width - c), panels + c * height + r * PANEL_M);
   }
 }
 
@@ -150,7 +150,7 @@ struct Task {
   // Register tiles that are computed while one group of rows is in cache.
   int64_t products(int64_t rows, bool gradient) const {
     const int64_t parts = gradient ? most(1, ceil_div(images, size.images)) : 0;
-    return ceil_div(width, PANEL) * ((job.dx ? ceil_div(images, PANEL_J) : 0) + parts * ceil_div(rows, PANEL_J));
+    return ceil_div(width, PANEL_M) * ((job.dx ? ceil_div(images, PANEL_N) : 0) + parts * ceil_div(rows, PANEL_N));
   }
 
   // Asks for the next group evenly over them: in bursts, the lines would wait for each other, and the tiles for them.
@@ -167,29 +167,29 @@ struct Task {
   }
 
   void dgrad(int64_t rows, bool add, Ahead<S>& ahead) {
-    const int64_t tiles = ceil_div(images, PANEL_J);
-    for (int64_t at = 0; at < width; at += PANEL) {
+    const int64_t tiles = ceil_div(images, PANEL_N);
+    for (int64_t at = 0; at < width; at += PANEL_M) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range i = piece(t, tiles, images);
         ahead.some(ahead.share);
         const auto product = panel_product_for(registers, i.end - i.begin);
         product(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
-                cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
+                cache.dx + at * size.images + i.begin * PANEL_M, PANEL_M, add);
       }
     }
   }
 
   void wgrad(int64_t group, int64_t rows, int64_t count, bool add, bool last, Ahead<S>& ahead) {
-    const int64_t tiles = ceil_div(rows, PANEL_J);
-    for (int64_t at = 0; at < width; at += PANEL) {
+    const int64_t tiles = ceil_div(rows, PANEL_N);
+    for (int64_t at = 0; at < width; at += PANEL_M) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, rows);
         ahead.some(ahead.share);
         const auto product = panel_product_for(registers, j.end - j.begin);
         product(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
-                cache.dw + at * size.group + j.begin * PANEL, PANEL, add);
+                cache.dw + at * size.group + j.begin * PANEL_M, PANEL_M, add);
         if (!last) continue;
         for (int64_t r = j.begin; r < j.end; ++r) finish_row(group, r, at);
       }
@@ -197,8 +197,8 @@ struct Task {
   }
 
   void finish_row(int64_t group, int64_t r, int64_t at) {
-    const int64_t to = (group + r) * job.g.C + c.begin + at, part = least(PANEL, width - at);
-    const float *w = cache.w + at * size.group + r * PANEL, *dw = cache.dw + at * size.group + r * PANEL;
+    const int64_t to = (group + r) * job.g.C + c.begin + at, part = least(PANEL_M, width - at);
+    const float *w = cache.w + at * size.group + r * PANEL_M, *dw = cache.dw + at * size.group + r * PANEL_M;
     if (job.dw) return store_row(dw, job.dw + to, part);
     const auto with = job.sgd.lr_in_velocity ? update_row<S, Rule::in_velocity>
                       : job.sgd.nesterov     ? update_row<S, Rule::nesterov>
@@ -208,9 +208,9 @@ struct Task {
 
   void put_dx() {
     for (int64_t i = 0; i < images; ++i) {
-      for (int64_t at = 0; at < width; at += PANEL) {
-        float* row = cache.dx + at * size.images + i * PANEL;
-        const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL, width - at);
+      for (int64_t at = 0; at < width; at += PANEL_M) {
+        float* row = cache.dx + at * size.images + i * PANEL_M;
+        const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL_M, width - at);
         if (partial)
           store_row(row, partial + to, part);
         else

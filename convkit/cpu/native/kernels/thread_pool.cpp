@@ -27,7 +27,7 @@ void pause() {
 }
 
 // A thread's rounding and its treatment of denormal numbers. A caller may have changed its own at any time, as
-// torch.set_flush_denormal does; a worker has those of whoever started it.
+// torch.set_flush_denormal does; a worker has those of the thread that started it.
 #if defined(__x86_64__)
 using Mode = unsigned;
 Mode mode() { return __builtin_ia32_stmxcsr(); }
@@ -103,7 +103,7 @@ void leave(int cpu) {
 // What different threads write lies on cache lines of its own.
 constexpr int LINE = 64;
 
-struct Pool {
+struct ThreadPool {
   std::atomic<bool> busy{false};  // a region runs; only its caller may touch what is not atomic here
   int workers = 0;
 
@@ -137,7 +137,7 @@ struct Pool {
   void work(int index) {
     for (int turn = 0; turn < shares; ++turn) {
       Share& s = share[(index + turn) % shares];
-      // Asked before it is taken: whoever only looks leaves the line to its owner.
+      // Asked before it is taken: a thread that only looks leaves the line to its owner.
       for (std::int64_t i; s.next.load() < s.end && (i = s.next.fetch_add(1)) < s.end;) function(context, i);
     }
   }
@@ -198,15 +198,15 @@ struct Pool {
   }
 };
 
-Pool* pool = new Pool;  // never freed: workers may outlive every static
+ThreadPool* pool = new ThreadPool;  // never freed: workers may outlive every static
 
-const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new ThreadPool; });
 
 }  // namespace
 
 void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const void* context) {
   (void)registered;
-  Pool& p = *pool;
+  ThreadPool& p = *pool;
   if (threads <= 1 || tasks <= 1 || p.busy.exchange(true)) {
     for (std::int64_t i = 0; i < tasks; ++i) function(context, i);
     return;

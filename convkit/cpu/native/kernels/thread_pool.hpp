@@ -13,8 +13,8 @@
 // Bits      A task is computed whole by one thread, and what a task is never depends on the number of threads: the
 //           results have the same bits for any number of them.
 //           That holds as long as every thread rounds alike: workers take over the caller's floating-point mode.
-// Callers   One region runs at a time. A second Python thread that comes meanwhile does its tasks alone: nobody
-//           waits for a lock, so nothing can lock up. A task that calls parallel_for does its part alone as well.
+// Callers   One region runs at a time. A second Python thread that comes meanwhile does its tasks alone: no
+//           thread waits for a lock, so there is no deadlock. A task that calls parallel_for does its part alone as well.
 //           Tasks do not throw, and do not touch Python: they may run on threads that it has never seen.
 // Fork      A forked child has none of its parent's workers: it starts with a new pool (pthread_atfork).
 // Signals   Workers take none: Python's handlers belong to its main thread, which must be the one interrupted.

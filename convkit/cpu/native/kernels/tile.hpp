@@ -49,8 +49,9 @@ struct Tile {
   }
 };
 
-// The tile of this instruction set: registers of A, and rows of B at the most.
-constexpr int TILE_V = 2;
-constexpr int TILE_J = REGISTERS == 32 ? 14 : 6;
+// The tile of this instruction set: TILE_M numbers of A, in registers, by TILE_N rows of B at the most.
+constexpr int TILE_M_REGISTERS = 2;
+constexpr int TILE_M = TILE_M_REGISTERS * LANES;  // 32, 16 or 8
+constexpr int TILE_N = REGISTERS == 32 ? 14 : 6;
 
 }  // namespace convkit

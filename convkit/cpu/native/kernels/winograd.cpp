@@ -68,8 +68,8 @@ void transform_weights(const Shape& s, const Weights& w, int64_t group_step, flo
     for (int64_t unit = begin; unit < stop; ++unit) {
       const int64_t c = unit % s.c, block = unit / s.c % s.k_blocks(), group = unit / s.c / s.k_blocks();
       for (int part = 0; part < PARTS; ++part) {
-        const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
-        float* to = u + group * POINTS * plane + tile * KT * s.c + c * width + k % KT;
+        const int64_t k = block * BLOCK + part * LANES, tile = k / TILE_M, width = tile_width(tile, s.k);
+        float* to = u + group * POINTS * plane + tile * TILE_M * s.c + c * width + k % TILE_M;
         V taps[TAPS];
         columns_as_lanes(first + group * group_step + k * w.k_step + c * w.c_step, w.k_step, most(0, s.k - k), TAPS, end,
                          [&](int64_t e, V v) { taps[backwards ? TAPS - 1 - e : e] = v; });
@@ -109,14 +109,14 @@ Product product_for(int64_t rows, std::integer_sequence<int, J...>) {
 
 // All tiles of one point against one tile of k.
 void multiply_point(const Shape& s, const float* u, const float* v, float* m, int64_t k_tile, int64_t tiles) {
-  const int64_t width = tile_width(k_tile, s.k), first = k_tile * KT;
+  const int64_t width = tile_width(k_tile, s.k), first = k_tile * TILE_M;
   const int64_t m_part = LANES < BLOCK ? LANES : tiles * BLOCK;
   m += first / BLOCK * tiles * BLOCK + first % BLOCK;
-  const int64_t shares = ceil_div(tiles, TILE_J);
+  const int64_t shares = ceil_div(tiles, TILE_N);
   for (int64_t i = 0; i < shares; ++i) {
     const Range t = piece(i, shares, tiles);
-    const auto rows = std::make_integer_sequence<int, TILE_J>();
-    const Product f = width == KT ? product_for<TILE_V>(t.end - t.begin, rows) : product_for<NARROW_V>(t.end - t.begin, rows);
+    const auto rows = std::make_integer_sequence<int, TILE_N>();
+    const Product f = width == TILE_M ? product_for<TILE_M_REGISTERS>(t.end - t.begin, rows) : product_for<NARROW_M_REGISTERS>(t.end - t.begin, rows);
     f(u + first * s.c, s.c, v + t.begin * BLOCK, tiles * BLOCK, m + t.begin * BLOCK, m_part);
   }
 }
@@ -346,9 +346,9 @@ int64_t chunk_rows(const Shape& s, int64_t rows) {
   const int64_t row_bytes = 4 * s.groups * POINTS * s.columns() * BLOCK * (s.c_blocks() + s.k_blocks());
   const int64_t at_a_time = least(rows, most(1, CACHE / row_bytes));
   // Some rows fewer may fill the register tiles better.
-  int64_t best = at_a_time, best_tiles = 1, best_places = TILE_J;
+  int64_t best = at_a_time, best_tiles = 1, best_places = TILE_N;
   for (int64_t r = at_a_time; 2 * r > at_a_time; --r) {
-    const int64_t tiles = r * s.columns(), places = round_up(tiles, TILE_J);
+    const int64_t tiles = r * s.columns(), places = round_up(tiles, TILE_N);
     if (tiles * best_places > best_tiles * places) best = r, best_tiles = tiles, best_places = places;
   }
   return best;

@@ -9,7 +9,7 @@
 // Work      49 multiply-adds for each tile and (k, c), instead of 225 (R = 3 or 5).
 // Phases    For a chunk of tiles: (1) V = B^T x B, D = G dy G^T; (2) M[point][k][c] += D[point] V[point]^T. At the end (3)
 //           dw = A^T M A, gathered from 49 matrices, 16 filters at a time, and spread to (K, C, R, R).
-// Tiling    A register tile of 2 registers of k by WGRAD_J channels c, summed over the tiles of the chunk; both operands
+// Tiling    A register tile of 2 registers of k by WGRAD_TILE_N channels c, summed over the tiles of the chunk; both operands
 //           are read as they were stored, neither is packed again.
 // Traffic   M is read and written once for each chunk (19 MB for conv3), so chunks are as large as V and D may be.
 // Bound     FMA for large batches. With few tiles (9 for an image of conv3) M's traffic is: there direct sums are faster,
@@ -25,7 +25,7 @@ namespace {
 
 constexpr int64_t CACHE = 12 << 20;  // bytes of V and D of a chunk
 constexpr int64_t PACKED = 16 << 20;
-constexpr int WGRAD_J = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
+constexpr int WGRAD_TILE_N = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
 constexpr int64_t RUN = 128;  // tiles that are summed in registers
 
 struct Problem {
@@ -107,12 +107,12 @@ void accumulate(const float* d, int64_t part_step, const float* v, int64_t tiles
 }
 
 void accumulate_point(const Shape& s, const float* d, const float* v, float* m, int64_t k_tile, int64_t tiles, bool first) {
-  const int64_t k = k_tile * KT, width = tile_width(k_tile, s.k);
+  const int64_t k = k_tile * TILE_M, width = tile_width(k_tile, s.k);
   const int64_t part_step = LANES < BLOCK ? LANES : tiles * BLOCK;
   d += k / BLOCK * tiles * BLOCK + k % BLOCK;
   m += k * s.c_blocks() * BLOCK;
-  const auto f = width == KT ? accumulate<TILE_V, WGRAD_J> : accumulate<NARROW_V, WGRAD_J>;
-  for (int64_t c = 0; c < round_up(s.c, WGRAD_J); c += WGRAD_J)
+  const auto f = width == TILE_M ? accumulate<TILE_M_REGISTERS, WGRAD_TILE_N> : accumulate<NARROW_M_REGISTERS, WGRAD_TILE_N>;
+  for (int64_t c = 0; c < round_up(s.c, WGRAD_TILE_N); c += WGRAD_TILE_N)
     f(d, part_step, v + (c / BLOCK * tiles) * BLOCK + c % BLOCK, tiles, m + c * width, first);
 }
 
@@ -158,8 +158,8 @@ void transform_back(const Problem& p, float* dw, int threads) {
       const int64_t c = unit % s.c, block = unit / s.c % s.k_blocks(), g = unit / s.c / s.k_blocks();
       float taps[R * R][BLOCK];
       for (int part = 0; part < PARTS; ++part) {
-        const int64_t k = block * BLOCK + part * LANES, tile = k / KT, width = tile_width(tile, s.k);
-        const float* from = p.m + g * POINTS * plane + tile * KT * s.c_blocks() * BLOCK + c * width + k % KT;
+        const int64_t k = block * BLOCK + part * LANES, tile = k / TILE_M, width = tile_width(tile, s.k);
+        const float* from = p.m + g * POINTS * plane + tile * TILE_M * s.c_blocks() * BLOCK + c * width + k % TILE_M;
         both_sides<OutputTransform<R>>(
             [&](int i, int j) { return load(from + (i * TILE + j) * plane) * divisor(i, j); },
             [&](int i, int j, V a) { store(&taps[i * R + j][part * LANES], a); });
