@@ -1,4 +1,5 @@
-// convkit._native: the Python face of the C++ code in this folder, and the only file here that knows of Python.
+// convkit._native: the Python face of the C++ code in this folder, and the only file here that knows of
+// Python.
 #include <pybind11/pybind11.h>
 
 #include "probe.hpp"

@@ -2,12 +2,13 @@
 //
 // Names     A binding has the name of the C++ function that it calls (kernels/kernels.hpp), as one literal:
 //           `git grep conv2d_fprop_winograd` finds the kernel, its binding, and its calls.
-// Once      module.cpp includes every file here and is the only one to be compiled: most of the time goes into
-//           pybind11's templates, whatever the number of bindings. It is compiled once, for the architecture's baseline,
-//           and linked into the module of each instruction set (setup.py). So nothing that depends on the instruction
-//           set may be seen here.
-// Arrays    arrive as NumPy arrays, which Python has checked: contiguous, aligned to their elements, of the shapes that
-//           the problem says. An optional one may be None. Pointers are taken first, then the GIL is released.
+// Once      module.cpp includes every file here and is the only one to be compiled: most of the time goes
+//           into pybind11's templates, whatever the number of bindings. It is compiled once, for the
+//           architecture's baseline, and linked into the module of each instruction set (setup.py). So
+//           nothing that depends on the instruction set may be seen here.
+// Arrays    arrive as NumPy arrays, which Python has checked: contiguous, aligned to their elements, of the
+//           shapes that the problem says. An optional one may be None. Pointers are taken first, then the GIL
+//           is released.
 #pragma once
 
 #include <pybind11/numpy.h>

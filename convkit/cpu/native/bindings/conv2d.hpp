@@ -6,8 +6,8 @@
 namespace convkit {
 namespace conv2d {
 
-// The fields of convkit's Conv2d, then P and Q. The distance from an only output to the next, or from an only tap, means
-// nothing: no kernel need ask which it is.
+// The fields of convkit's Conv2d, then P and Q. The distance from an only output to the next, or from an only
+// tap, means nothing: no kernel need ask which it is.
 inline Conv conv(const py::tuple& numbers) {
   const Numbers<18> a(numbers);
   Conv g{a[0], a[1],  a[2],  a[3],  a[4],  a[5],  a[6],  a[7],  a[8],
@@ -33,7 +33,8 @@ inline int64_t no_bytes(const Conv&, Layouts) { return 0; }
 // The pointers are arguments of the bindings, not of a template: each kind of pass is compiled once.
 using Refusal = const char* (*)(const Conv&);
 using Workspace = int64_t (*)(const Conv&, Layouts);
-using Fprop = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, bool, void*, int);
+using Fprop = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, bool, void*,
+                       int);
 using Dgrad = void (*)(const Conv&, Layouts, const float*, const float*, const float*, float*, void*, int);
 using Wgrad = void (*)(const Conv&, Layouts, const float*, const float*, float*, void*, int);
 
@@ -49,8 +50,8 @@ inline void workspace(py::module_& m, const char* name, Workspace f) {
 }
 
 inline void fprop(py::module_& m, const char* name, Fprop f) {
-  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object x, Object w, Object b, Object y, bool relu,
-                  Object workspace, int threads) {
+  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object x, Object w, Object b, Object y,
+                  bool relu, Object workspace, int threads) {
     const Conv problem = conv(g);
     auto *xp = in(x), *wp = in(w), *bp = in(b);
     auto *yp = out(y), *sp = out(workspace);
@@ -60,8 +61,8 @@ inline void fprop(py::module_& m, const char* name, Fprop f) {
 }
 
 inline void dgrad(py::module_& m, const char* name, Dgrad f) {
-  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object dy, Object w, Object mask, Object dx,
-                  Object workspace, int threads) {
+  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object dy, Object w, Object mask,
+                  Object dx, Object workspace, int threads) {
     const Conv problem = conv(g);
     auto *dyp = in(dy), *wp = in(w), *mp = in(mask);
     auto *dxp = out(dx), *sp = out(workspace);
@@ -71,8 +72,8 @@ inline void dgrad(py::module_& m, const char* name, Dgrad f) {
 }
 
 inline void wgrad(py::module_& m, const char* name, Wgrad f) {
-  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object x, Object dy, Object dw, Object workspace,
-                  int threads) {
+  m.def(name, [f](const py::tuple& g, bool x_blocked, bool y_blocked, Object x, Object dy, Object dw,
+                  Object workspace, int threads) {
     const Conv problem = conv(g);
     auto *xp = in(x), *dyp = in(dy);
     auto *dwp = out(dw), *sp = out(workspace);
@@ -106,9 +107,8 @@ inline void bind(py::module_& m) {
         [](const Conv& g, Layouts, const float* x, const float* w, const float* b, float* y, bool relu, void*,
            int threads) { conv2d_fprop_narrow_groups(g, x, w, b, y, relu, threads); });
   dgrad(m, "conv2d_dgrad_narrow_groups",
-        [](const Conv& g, Layouts, const float* dy, const float* w, const float* mask, float* dx, void*, int threads) {
-          conv2d_dgrad_narrow_groups(g, dy, w, mask, dx, threads);
-        });
+        [](const Conv& g, Layouts, const float* dy, const float* w, const float* mask, float* dx, void*,
+           int threads) { conv2d_dgrad_narrow_groups(g, dy, w, mask, dx, threads); });
   wgrad(m, "conv2d_wgrad_narrow_groups",
         [](const Conv& g, Layouts, const float* x, const float* dy, float* dw, void*, int threads) {
           conv2d_wgrad_narrow_groups(g, x, dy, dw, threads);

@@ -1,4 +1,5 @@
-// The module of one instruction set. What it holds is in the other files of this folder; arrays.hpp says more.
+// The module of one instruction set. What it holds is in the other files of this folder; arrays.hpp says
+// more.
 #include "conv2d.hpp"
 #include "linear.hpp"
 #include "memory.hpp"
@@ -15,7 +16,8 @@ void fill(py::module_& m) {
 
 }  // namespace
 
-// Python looks for the function that has the module's name, and this file is linked into each of these modules.
+// Python looks for the function that has the module's name, and this file is linked into each of these
+// modules.
 PYBIND11_MODULE(_cpu_v2, m) { fill(m); }
 PYBIND11_MODULE(_cpu_v3, m) { fill(m); }
 PYBIND11_MODULE(_cpu_v4, m) { fill(m); }

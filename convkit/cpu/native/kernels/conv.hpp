@@ -1,8 +1,9 @@
 // What the convolution kernels share: scratch memory, and the epilogue.
 //
-// Inside, activations are blocked, (images, groups, blocks of 16 channels, rows, columns, 16), whatever the caller's
-// layout is: a register holds neighbouring channels of one pixel, so that no kernel shuffles. Users' NCHW arrays are
-// packed a chunk of images at a time, into scratch that stays in the caches, and results unpacked in the same way.
+// Inside, activations are blocked, (images, groups, blocks of 16 channels, rows, columns, 16), whatever the
+// caller's layout is: a register holds neighbouring channels of one pixel, so that no kernel shuffles. Users'
+// NCHW arrays are packed a chunk of images at a time, into scratch that stays in the caches, and results
+// unpacked in the same way.
 #pragma once
 
 #include "kernels.hpp"
@@ -29,7 +30,8 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// f(begin, end) on ranges of `grain` units, on up to `threads` threads; what a unit gives must not depend on its range.
+// f(begin, end) on ranges of `grain` units, on up to `threads` threads; what a unit gives must not depend on
+// its range.
 template <class F>
 void parallel_ranges(int threads, int64_t units, int64_t grain, const F& f) {
   parallel_for(threads, ceil_div(units, grain),
@@ -43,7 +45,8 @@ struct Epilogue {
   const float* mask = nullptr;  // blocked like the output, or none: where it is not positive, 0 is stored
 };
 
-// All bits of the lanes below `count`, which are channels; the others are spare and stay zero, also beside a NaN.
+// All bits of the lanes below `count`, which are channels; the others are spare and stay zero, also beside a
+// NaN.
 CK_INLINE VI lanes_below(int64_t count) {
   VI keep = VI{};
   for (int l = 0; l < LANES; ++l) keep[l] = l < count ? -1 : 0;

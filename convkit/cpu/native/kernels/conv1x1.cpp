@@ -1,20 +1,23 @@
-// 1 x 1 convolution ("pointwise"), forward and backward to the input: stride 1, no padding, on users' NCHW maps
+// 1 x 1 convolution ("pointwise"), forward and backward to the input: stride 1, no padding, on users' NCHW
+// maps
 //
 //   y[n,k,i] = b[k] + sum over c of w[k,c] x[n,c,i]        dx[n,c,i] = sum over k of w[k,c] dy[n,k,i]
 //
-// Idea      A matrix product whose one operand, and whose result, lie along the pixels: registers of pixels against
-//           broadcast weights, so that no map is packed or unpacked. Those two passes over memory are what a blocked
-//           kernel would spend most of its time on where channels are few (MobileNet's first layers).
-// Tiling    2 registers of pixels by up to 14 output channels. A task is one run of 4 such columns of pixels of an image. It is
-//           copied first, each column as [c][pixels] (c * 32 floats, 64 KB for c = 512), which stays in L1/L2 while all
-//           tiles of output channels pass: rows of a map lie pages apart, and often on the same few sets of L1.
-// Traffic   x and y once; the next run's rows are asked for evenly while this one is multiplied. Weights, packed
-//           [tile of k][c][14] once for a call, stream from L2.
-// Ends      The last register of a map begins early, so that it ends with the map: some pixels are computed twice, to
-//           the same bits. Maps must have a register's worth of pixels.
+// Idea      A matrix product whose one operand, and whose result, lie along the pixels: registers of pixels
+//           against broadcast weights, so that no map is packed or unpacked. Those two passes over memory are
+//           what a blocked kernel would spend most of its time on where channels are few (MobileNet's first
+//           layers).
+// Tiling    2 registers of pixels by up to 14 output channels. A task is one run of 4 such columns of pixels
+//           of an image. It is copied first, each column as [c][pixels] (c * 32 floats, 64 KB for c = 512),
+//           which stays in L1/L2 while all tiles of output channels pass: rows of a map lie pages apart, and
+//           often on the same few sets of L1.
+// Traffic   x and y once; the next run's rows are asked for evenly while this one is multiplied. Weights,
+//           packed [tile of k][c][14] once for a call, stream from L2.
+// Ends      The last register of a map begins early, so that it ends with the map: some pixels are computed
+//           twice, to the same bits. Maps must have a register's worth of pixels.
 // Bound     Memory for few channels, FMA for many.
-// Measured  Zen 4, 2 threads, batch 8, 56 x 56 pixels: 256 to 64 channels 5.6 ms, 64 to 256 5.1, 144 to 24 2.1; read from
-//           the maps themselves, without asking ahead, they took 8.1, 6.1 and 3.4.
+// Measured  Zen 4, 2 threads, batch 8, 56 x 56 pixels: 256 to 64 channels 5.6 ms, 64 to 256 5.1, 144 to 24
+//           2.1; read from the maps themselves, without asking ahead, they took 8.1, 6.1 and 3.4.
 #include <utility>
 
 #include "conv.hpp"
@@ -24,8 +27,8 @@
 namespace convkit {
 namespace {
 
-constexpr int64_t WIDE = TILE_M;    // pixels of a column
-constexpr int64_t RUN = 4 * WIDE;         // pixels of a task
+constexpr int64_t WIDE = TILE_M;   // pixels of a column
+constexpr int64_t RUN = 4 * WIDE;  // pixels of a task
 
 // A pass: c channels in, k channels out, of each group.
 struct Pass {
@@ -46,7 +49,8 @@ void pack(const Pass& p, int threads) {
       const float* from = p.w + g * p.group_step + tile * TILE_N * p.k_step;
       const int64_t count = least(TILE_N, p.k - tile * TILE_N);
       for (int64_t c = 0; c < p.c; ++c)
-        for (int64_t j = 0; j < TILE_N; ++j) to[c * TILE_N + j] = j < count ? from[j * p.k_step + c * p.c_step] : 0.0f;
+        for (int64_t j = 0; j < TILE_N; ++j)
+          to[c * TILE_N + j] = j < count ? from[j * p.k_step + c * p.c_step] : 0.0f;
     }
   });
 }
@@ -88,7 +92,8 @@ Outputs choose(int64_t channels, std::integer_sequence<int, J...>) {
   return table[channels - 1];
 }
 
-// f(first pixel, its place in the run, registers) for each column of a run: 2 registers, or 1 at the map's end.
+// f(first pixel, its place in the run, registers) for each column of a run: 2 registers, or 1 at the map's
+// end.
 template <class F>
 void for_columns(const Pass& p, Range run, const F& f) {
   for (int64_t i = run.begin; i < run.end;) {
@@ -108,7 +113,8 @@ void gather(const Pass& p, const float* x, Range run, float* columns) {
   });
 }
 
-void run(const Pass& p, const float* x, const float* bias, bool relu, const float* mask, float* y, int threads) {
+void run(const Pass& p, const float* x, const float* bias, bool relu, const float* mask, float* y,
+         int threads) {
   const auto sizes = std::make_integer_sequence<int, TILE_N>();
   const int64_t runs = ceil_div(p.pixels, RUN), tiles = ceil_div(p.k, TILE_N);
   parallel_for(threads, p.N * p.groups * runs, [&](int64_t task) {
@@ -123,11 +129,17 @@ void run(const Pass& p, const float* x, const float* bias, bool relu, const floa
     const int64_t share = ceil_div(p.c * lines, tiles * (RUN / WIDE));
     for_columns(p, run, [&](int64_t first, int64_t at, int registers) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t k = tile * TILE_N, channels = least(TILE_N, p.k - k), out = (map * p.k + k) * p.pixels + first;
-        const Place place{columns + at * p.c, p.packed + g * p.group_floats() + k * p.c,
-                          bias ? bias + g * p.k + k : nullptr, mask ? mask + out : nullptr, y + out, relu};
+        const int64_t k = tile * TILE_N, channels = least(TILE_N, p.k - k),
+                      out = (map * p.k + k) * p.pixels + first;
+        const Place place{columns + at * p.c,
+                          p.packed + g * p.group_floats() + k * p.c,
+                          bias ? bias + g * p.k + k : nullptr,
+                          mask ? mask + out : nullptr,
+                          y + out,
+                          relu};
         ahead.some(share);
-        (registers == TILE_M_REGISTERS ? choose<TILE_M_REGISTERS>(channels, sizes) : choose<1>(channels, sizes))(p, place);
+        (registers == TILE_M_REGISTERS ? choose<TILE_M_REGISTERS>(channels, sizes)
+                                       : choose<1>(channels, sizes))(p, place);
       }
     });
   });
@@ -135,14 +147,16 @@ void run(const Pass& p, const float* x, const float* bias, bool relu, const floa
 
 // Of both passes: whichever asks, the same memory serves.
 int64_t packed_bytes(const Conv& g) {
-  return (round_up(g.k_group(), TILE_N) * g.c_group() + round_up(g.c_group(), TILE_N) * g.k_group()) * g.groups * 4;
+  return (round_up(g.k_group(), TILE_N) * g.c_group() + round_up(g.c_group(), TILE_N) * g.k_group()) *
+         g.groups * 4;
 }
 
 }  // namespace
 
 const char* conv2d_pointwise_refusal(const Conv& g) {
   const bool plain = g.R == 1 && g.S == 1 && g.stride_h == 1 && g.stride_w == 1;
-  // An only output has stride 1, wherever the image ends: the maps' extents say whether each pixel has an output.
+  // An only output has stride 1, wherever the image ends: the maps' extents say whether each pixel has an
+  // output.
   const bool same = g.P == g.H && g.Q == g.W && !g.pad_top && !g.pad_left;
   if (!plain || !same) return "needs 1 x 1 filters, stride 1, no padding";
   return g.H * g.W < 8 * LANES ? "needs maps of some registers' worth of pixels" : nullptr;
@@ -151,14 +165,16 @@ const char* conv2d_pointwise_refusal(const Conv& g) {
 int64_t conv2d_fprop_pointwise_workspace(const Conv& g) { return packed_bytes(g); }
 int64_t conv2d_dgrad_pointwise_workspace(const Conv& g) { return packed_bytes(g); }
 
-void conv2d_fprop_pointwise(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace, int threads) {
+void conv2d_fprop_pointwise(const Conv& g, const float* x, const float* w, const float* b, float* y,
+                            bool relu, void* workspace, int threads) {
   const int64_t c = g.c_group(), k = g.k_group();
   const Pass p{g.N, g.groups, c, k, g.H * g.W, w, c, 1, c * k, static_cast<float*>(workspace)};
   pack(p, threads);
   run(p, x, b, relu, nullptr, y, threads);
 }
 
-void conv2d_dgrad_pointwise(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace, int threads) {
+void conv2d_dgrad_pointwise(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx,
+                            void* workspace, int threads) {
   const int64_t c = g.c_group(), k = g.k_group();
   const Pass p{g.N, g.groups, k, c, g.H * g.W, w, 1, c, c * k, static_cast<float*>(workspace)};
   pack(p, threads);

@@ -1,10 +1,13 @@
-// Ops that treat each element alone: ReLU, dropout, the update rule. One pass each, in the storage type; in place too.
+// Ops that treat each element alone: ReLU, dropout, the update rule. One pass each, in the storage type; in
+// place too.
 //
-// Idea      A register at a time: all that it reads is read before it is written, so that an output may be an input.
-// Dropout   Philox4x32-10 on 64 counters at once, for 256 elements; the words are those of philox.py, bit for bit, and
-//           never stored. Its 20 multiplications of 32 by 32 bits are what bounds it.
+// Idea      A register at a time: all that it reads is read before it is written, so that an output may be an
+//           input.
+// Dropout   Philox4x32-10 on 64 counters at once, for 256 elements; the words are those of philox.py, bit for
+//           bit, and never stored. Its 20 multiplications of 32 by 32 bits are what bounds it.
 // Traffic   relu 8 bytes per float, relu_dgrad 12, dropout 8, sgd 20: memory bounds all but dropout.
-// Measured  Zen 4, AVX-512, two threads: relu 26-40 GB/s, relu_dgrad 24-46, sgd 50, dropout 0.8 ns per element on one.
+// Measured  Zen 4, AVX-512, two threads: relu 26-40 GB/s, relu_dgrad 24-46, sgd 50, dropout 0.8 ns per
+//           element on one.
 #include <type_traits>
 
 #include "half.hpp"
@@ -60,7 +63,8 @@ void relu_dgrad_vectors(int64_t size, const S* dy, const S* y, S* dx, int thread
 }
 
 template <class S>
-void sgd_momentum_vectors(const Sgd& o, int64_t size, const S* w, const S* dw, const S* v, S* w_new, S* v_new, int threads) {
+void sgd_momentum_vectors(const Sgd& o, int64_t size, const S* w, const S* dw, const S* v, S* w_new, S* v_new,
+                          int threads) {
   const auto run = [&](auto in_velocity, auto nesterov) {
     each_register(size, 5 * size * int64_t(sizeof(S)), threads, [=](int64_t i, auto count) {
       V weight = get(w + i, count), velocity = get(v + i, count);
@@ -88,7 +92,8 @@ namespace {
 
 constexpr int COUNTERS = 64;  // at once; each makes the words of four elements
 
-// words[4 i + j] = word j of counter + i. A loop that compilers make vectors of, as long as they do not unroll it.
+// words[4 i + j] = word j of counter + i. A loop that compilers make vectors of, as long as they do not
+// unroll it.
 __attribute__((noinline)) void philox(std::uint64_t seed, std::uint64_t counter, std::uint32_t* words) {
   std::uint32_t c[4][COUNTERS];
   for (int i = 0; i < COUNTERS; ++i) {
@@ -140,10 +145,10 @@ void dropout_fprop_vectors(const Dropout& o, int64_t size, const S* x, S* y, int
   });
 }
 
-#define CK_ELEMENTWISE(S)                                                                        \
-  template void relu_fprop_vectors(int64_t, const S*, S*, int);                                        \
-  template void relu_dgrad_vectors(int64_t, const S*, const S*, S*, int);                              \
-  template void dropout_fprop_vectors(const Dropout&, int64_t, const S*, S*, int);                           \
+#define CK_ELEMENTWISE(S)                                                          \
+  template void relu_fprop_vectors(int64_t, const S*, S*, int);                    \
+  template void relu_dgrad_vectors(int64_t, const S*, const S*, S*, int);          \
+  template void dropout_fprop_vectors(const Dropout&, int64_t, const S*, S*, int); \
   template void sgd_momentum_vectors(const Sgd&, int64_t, const S*, const S*, const S*, S*, S*, int);
 CK_ELEMENTWISE(float)
 CK_ELEMENTWISE(BFloat16)

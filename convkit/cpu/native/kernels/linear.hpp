@@ -1,7 +1,8 @@
 // Fully connected layers: what the two files of kernels, and Python's side, share.
 //
-// x is (N, C), w (K, C), y (N, K), row by row, of one storage type S: float, BFloat16 or Float16. Weights stay as they
-// are: no pass wants them in another order. The headers of linear_fprop.cpp and linear_backward.cpp argue the kernels.
+// x is (N, C), w (K, C), y (N, K), row by row, of one storage type S: float, BFloat16 or Float16. Weights
+// stay as they are: no pass wants them in another order. The headers of linear_fprop.cpp and
+// linear_backward.cpp argue the kernels.
 #pragma once
 
 #include "half.hpp"
@@ -9,17 +10,19 @@
 
 namespace convkit {
 
-// ---------------------------------------------------------------------------------------------------
-// The product that everything is made of: up to PANEL_M_REGISTERS registers of A by up to PANEL_N rows of B
-// ---------------------------------------------------------------------------------------------------
-// 4 x 6 of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x 6 of 16.
+// --------------------------------------------------------------------------------------------------- The
+// product that everything is made of: up to PANEL_M_REGISTERS registers of A by up to PANEL_N rows of B
+// --------------------------------------------------------------------------------------------------- 4 x 6
+// of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x 6 of
+// 16.
 constexpr int PANEL_M_REGISTERS = REGISTERS == 32 ? 4 : 2;
 constexpr int PANEL_N = 6;
 constexpr int PANEL_M = PANEL_M_REGISTERS * LANES;
 
-// sums[j * sums_row + ...] (+)= sum over i < count of A's row i, at a + i * PANEL_M, times b[i * b_step + j * b_row].
-using PanelProduct = void (*)(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count, float* sums,
-                              int64_t sums_row, bool add);
+// sums[j * sums_row + ...] (+)= sum over i < count of A's row i, at a + i * PANEL_M, times b[i * b_step + j *
+// b_row].
+using PanelProduct = void (*)(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count,
+                              float* sums, int64_t sums_row, bool add);
 
 template <int NV, int NJ>
 void panel_product(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count, float* sums,
@@ -39,8 +42,9 @@ void panel_product(const float* a, const float* b, int64_t b_step, int64_t b_row
 
 template <int NV>
 CK_INLINE PanelProduct panel_product_of(int64_t rows) {
-  static constexpr PanelProduct table[PANEL_N] = {panel_product<NV, 1>, panel_product<NV, 2>, panel_product<NV, 3>,
-                                                  panel_product<NV, 4>, panel_product<NV, 5>, panel_product<NV, 6>};
+  static constexpr PanelProduct table[PANEL_N] = {panel_product<NV, 1>, panel_product<NV, 2>,
+                                                  panel_product<NV, 3>, panel_product<NV, 4>,
+                                                  panel_product<NV, 5>, panel_product<NV, 6>};
   return table[rows - 1];
 }
 // For 1 ... PANEL_M_REGISTERS registers, and 1 ... PANEL_N rows.

@@ -1,21 +1,26 @@
 // Fully connected, forward: y[n,k] = b[k] + sum over c of x[n,c] w[k,c], and ReLU.
 //
-// Idea      The weights are the traffic: 151 MB in AlexNet's fc6. They are read row by row, as they lie, once. What
-//           is packed is x, which is small. 16-bit storage is widened on the way, and rounded once at the end.
-//             Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES images of
+// Idea      The weights are the traffic: 151 MB in AlexNet's fc6. They are read row by row, as they lie,
+//           once. What is packed is x, which is small. 16-bit storage is widened on the way, and rounded once
+//           at the end.
+//             Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES
+//             images of
 //           accumulators, straight from w; a register's lanes are added up once, behind the last c.
-//             More: vectors of images. x is transposed once into panels [c][PANEL_M], a block of w is copied to cache,
+//             More: vectors of images. x is transposed once into panels [c][PANEL_M], a block of w is copied
+//             to cache,
 //           its numbers are the scalars that are broadcast (linear.hpp).
-// Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24 FMAs.
-//           Up to 6 images, a set is read from its first c to its last; with more, all sets go through DOT_CHUNK of c,
-//           so that a chunk of x serves them from cache. Panels: a task is TASK_N rows by TASK_M images, TASK_K of c at a
-//           time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of 4 x 6 registers.
-// Traffic   w once for each TASK_M images, x once for each task (from L2 or L3), y once. Rows of w are C apart, often
-//           a power of two, where they would meet in one set of L1: hence the copy, in rows of TASK_K + 16.
+// Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24
+//           FMAs. Up to 6 images, a set is read from its first c to its last; with more, all sets go through
+//           DOT_CHUNK of c, so that a chunk of x serves them from cache. Panels: a task is TASK_N rows by
+//           TASK_M images, TASK_K of c at a time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of
+//           4 x 6 registers.
+// Traffic   w once for each TASK_M images, x once for each task (from L2 or L3), y once. Rows of w are C
+//           apart, often a power of two, where they would meet in one set of L1: hence the copy, in rows of
+//           TASK_K + 16.
 // Bound     N = 1 ... 8: memory. From 32 on: FMA. The next rows are asked for while these are worked on.
 // Bits      A task depends on the shape alone, not on the number of threads.
-// Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one thread, 64
-//           and 97 of 115 GFLOP/s.
+// Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one
+//           thread, 64 and 97 of 115 GFLOP/s.
 #include "linear.hpp"
 #include "thread_pool.hpp"
 
@@ -28,14 +33,15 @@ namespace {
 constexpr int DOT_ROWS = 4;
 constexpr int DOT_IMAGES = REGISTERS == 32 ? 6 : 2;
 constexpr int64_t DOT_N = REGISTERS == 32 ? 24 : 12;  // up to so many images
-constexpr int64_t DOT_CHUNK = 384;  // of c, where the images are more than one group: 5 % faster than 256 or 512 at N = 8 and 16
-constexpr int64_t NEAR = 512;       // bytes of a row that are asked for early, where they are not
+constexpr int64_t DOT_CHUNK =
+    384;  // of c, where the images are more than one group: 5 % faster than 256 or 512 at N = 8 and 16
+constexpr int64_t NEAR = 512;     // bytes of a row that are asked for early, where they are not
 constexpr int64_t DOT_TASK = 16;  // rows of w
 
 int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
 
-// The rows of w that are worked on, and AHEAD of those that come next, which are asked for meanwhile: a line for each
-// step, since a burst would fill the buffers of misses and hold up everything behind it.
+// The rows of w that are worked on, and AHEAD of those that come next, which are asked for meanwhile: a line
+// for each step, since a burst would fill the buffers of misses and hold up everything behind it.
 template <class S>
 struct Rows {
   const S* now[DOT_ROWS];
@@ -51,7 +57,7 @@ void dot_chunk(const Rows<S>& w, const float* x, int64_t x_row, int64_t count, V
     CK_UNROLL
     for (int m = 0; m < M; ++m) acc[r][m] = sums[m * DOT_ROWS + r];
   }
-  const auto step = [&](int64_t c, const V (&rows)[DOT_ROWS]) {
+  const auto step = [&](int64_t c, const V(&rows)[DOT_ROWS]) {
     CK_UNROLL
     for (int m = 0; m < M; ++m) {
       const V image = load(x + m * x_row + c);
@@ -108,8 +114,8 @@ float total(const V& v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// Rows [k0, k0 + DOT_TASK) of w, with every image: sums[n * DOT_TASK + r]. Chunk by chunk of c, so that a chunk of x
-// serves all the rows from cache.
+// Rows [k0, k0 + DOT_TASK) of w, with every image: sums[n * DOT_TASK + r]. Chunk by chunk of c, so that a
+// chunk of x serves all the rows from cache.
 template <class S>
 void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, float* sums) {
   constexpr int64_t SETS = DOT_TASK / DOT_ROWS;
@@ -156,10 +162,10 @@ void finish(const float* sums, const S* b, S* y, int64_t height, bool relu) {
 }
 
 template <class S>
-void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch) {
-  parallel_for(g.N > 1 ? threads : 1, g.N, [&](int64_t n) {
-    copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C));
-  });
+void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+               float* scratch) {
+  parallel_for(g.N > 1 ? threads : 1, g.N,
+               [&](int64_t n) { copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C)); });
   parallel_for(threads, ceil_div(g.K, DOT_TASK), [&](int64_t task) {
     float sums[DOT_N * DOT_TASK];
     const int64_t k = task * DOT_TASK, height = least(DOT_TASK, g.K - k);
@@ -174,7 +180,7 @@ void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const 
 // ---------------------------------------------------------------------------------------------------
 // What a task has in cache: TASK_M images by TASK_N rows of w, TASK_K of c at a time.
 constexpr int64_t TASK_K = 256;
-constexpr int64_t ROW = TASK_K + 16;     // in cache: rows a power of two apart would meet in one set
+constexpr int64_t ROW = TASK_K + 16;  // in cache: rows a power of two apart would meet in one set
 constexpr int64_t TASK_N = 8 * PANEL_N;
 constexpr int64_t TASK_M = 128;
 
@@ -195,7 +201,8 @@ void transpose_panel(const LinearShape& g, const S* x, int64_t p, int64_t c0, fl
 }
 
 template <class S>
-void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k, Range n) {
+void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k,
+                 Range n) {
   alignas(64) float sums[TASK_N * TASK_M];
   alignas(64) float rows[TASK_N * ROW];
   const int64_t height = k.end - k.begin, tiles = ceil_div(height, PANEL_N);
@@ -228,9 +235,8 @@ template <class S>
 void fprop_panels(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
                   float* scratch) {
   const int64_t chunks = ceil_div(g.C, TASK_K), blocks = ceil_div(g.N, TASK_M), tasks = ceil_div(g.K, TASK_N);
-  parallel_for(threads, chunks * ceil_div(g.N, PANEL_M), [&](int64_t task) {
-    transpose_panel(g, x, task / chunks, task % chunks * TASK_K, scratch);
-  });
+  parallel_for(threads, chunks * ceil_div(g.N, PANEL_M),
+               [&](int64_t task) { transpose_panel(g, x, task / chunks, task % chunks * TASK_K, scratch); });
   parallel_for(threads, tasks * blocks, [&](int64_t task) {
     const int64_t n = task % blocks * TASK_M;
     panel_block(g, scratch, w, b, y, relu, piece(task / blocks, tasks, g.K), {n, least(n + TASK_M, g.N)});
@@ -244,15 +250,16 @@ int64_t linear_fprop_panels_floats(const LinearShape& g) {
 }
 
 template <class S>
-void linear_fprop_panels(const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch,
-                         int threads) {
+void linear_fprop_panels(const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+                         float* scratch, int threads) {
   (g.N <= DOT_N ? fprop_dot<S> : fprop_panels<S>)(threads, g, x, w, b, y, relu, scratch);
 }
 
-template void linear_fprop_panels(const LinearShape&, const float*, const float*, const float*, float*, bool, float*, int);
-template void linear_fprop_panels(const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*, bool,
+template void linear_fprop_panels(const LinearShape&, const float*, const float*, const float*, float*, bool,
                                   float*, int);
-template void linear_fprop_panels(const LinearShape&, const Float16*, const Float16*, const Float16*, Float16*, bool,
-                                  float*, int);
+template void linear_fprop_panels(const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*,
+                                  BFloat16*, bool, float*, int);
+template void linear_fprop_panels(const LinearShape&, const Float16*, const Float16*, const Float16*,
+                                  Float16*, bool, float*, int);
 
 }  // namespace convkit

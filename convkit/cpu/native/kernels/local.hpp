@@ -9,8 +9,8 @@
 
 namespace convkit {
 
-// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most, 8 MB or so. What is in
-// it lasts until another kernel asks, on this thread.
+// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most, 8 MB
+// or so. What is in it lasts until another kernel asks, on this thread.
 inline float* local_floats(int64_t count) {
   struct Memory {
     float* floats = nullptr;

@@ -18,10 +18,11 @@ CK_INLINE Best window(const MaxPool& g, const Rows& row, Range r, Range s, int p
   return best;
 }
 
-// Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen a NaN.
+// Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen
+// a NaN.
 template <class Index>
-CK_INLINE bool usual_fprop(const MaxPool& g, int64_t count, const float* row0, const float* row1, const float* row2,
-                           int64_t ahead, float* y, Index* argmax) {
+CK_INLINE bool usual_fprop(const MaxPool& g, int64_t count, const float* row0, const float* row1,
+                           const float* row2, int64_t ahead, float* y, Index* argmax) {
   VI tap[9], nan{};
   CK_UNROLL
   for (int t = 0; t < 9; ++t) tap[t] = VI{} + static_cast<int>(t / 3 * g.S + t % 3);
@@ -152,7 +153,8 @@ void maxpool2d_fprop_rows_blocked(const MaxPool& g, const float* x, float* y, In
 }
 
 template <class Index>
-void maxpool2d_dgrad_rows_blocked(const MaxPool& g, const float* dy, const Index* argmax, float* dx, int threads) {
+void maxpool2d_dgrad_rows_blocked(const MaxPool& g, const float* dy, const Index* argmax, float* dx,
+                                  int threads) {
   const int64_t blocks = g.blocks(), row = g.W * BLOCK, plane = g.P * g.Q * BLOCK;
   parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
     for (int64_t h = 0; h < g.H; ++h)
@@ -160,10 +162,10 @@ void maxpool2d_dgrad_rows_blocked(const MaxPool& g, const float* dy, const Index
   });
 }
 
-#define CK_POOL(Index)                                                                                              \
-  template void maxpool2d_fprop_row(const MaxPool&, int64_t, bool, const RowRing&, float*, Index*);                          \
-  template void maxpool2d_dgrad_row(const MaxPool&, int64_t, const float*, const Index*, float*);                      \
-  template void maxpool2d_fprop_rows_blocked(const MaxPool&, const float*, float*, Index*, int);                            \
+#define CK_POOL(Index)                                                                              \
+  template void maxpool2d_fprop_row(const MaxPool&, int64_t, bool, const RowRing&, float*, Index*); \
+  template void maxpool2d_dgrad_row(const MaxPool&, int64_t, const float*, const Index*, float*);   \
+  template void maxpool2d_fprop_rows_blocked(const MaxPool&, const float*, float*, Index*, int);    \
   template void maxpool2d_dgrad_rows_blocked(const MaxPool&, const float*, const Index*, float*, int);
 CK_POOL(std::uint8_t)
 CK_POOL(std::uint16_t)

@@ -1,17 +1,20 @@
 // Max pooling, blocked: a row of outputs from rows of inputs, and a row of dx from rows of dy and argmax.
 //
-// Idea      A register holds 16 neighbouring channels of a pixel, so that a window is R x S loads, comparisons and
-//           selections, with no branch but for the loops. The winner is kept as an int32 in a register beside the
-//           maximum and stored as the smallest type.
-// NaN       A tap wins where it is larger than the best or is NaN, unless the best is NaN already: !(v <= best) and
-//           best == best. So the first NaN wins, and the first of equal values. The first tap inside the image starts.
-// dgrad     Gathered, not scattered: for each pixel, the windows that it lies in, in a fixed order, each compared
-//           with the tap that it is there. Nothing is read before it is written, and rows are independent.
-// Usual     Window 3, stride 2, no padding: loops unrolled; forward, a sum over the window tells of NaNs (or opposed
-//           infinities), and a row that has any is done again; backward, a dy serves its three pixels of a row.
+// Idea      A register holds 16 neighbouring channels of a pixel, so that a window is R x S loads,
+//           comparisons and selections, with no branch but for the loops. The winner is kept as an int32 in a
+//           register beside the maximum and stored as the smallest type.
+// NaN       A tap wins where it is larger than the best or is NaN, unless the best is NaN already: !(v <=
+//           best) and best == best. So the first NaN wins, and the first of equal values. The first tap
+//           inside the image starts.
+// dgrad     Gathered, not scattered: for each pixel, the windows that it lies in, in a fixed order, each
+//           compared with the tap that it is there. Nothing is read before it is written, and rows are
+//           independent.
+// Usual     Window 3, stride 2, no padding: loops unrolled; forward, a sum over the window tells of NaNs (or
+//           opposed infinities), and a row that has any is done again; backward, a dy serves its three pixels
+//           of a row.
 // Traffic   x is read, y and argmax written; backward the other way: 4 HW + 5 PQ bytes a map.
-// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 8 cycles forward and 7 backward;
-//           from memory, N = 16, 9-14 and 7-8, 20-30 GB/s.
+// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 8 cycles forward and 7
+//           backward; from memory, N = 16, 9-14 and 7-8, 20-30 GB/s.
 #pragma once
 
 #include "half.hpp"
@@ -30,13 +33,16 @@ CK_INLINE Range taps_inside(int64_t first, int64_t dilation, int64_t taps, int64
   return {begin, most(begin, end)};
 }
 
-// Windows in which position `at` (from the padding's start) of an axis is a tap: f(window, tap), windows ascending.
+// Windows in which position `at` (from the padding's start) of an axis is a tap: f(window, tap), windows
+// ascending.
 template <class F>
-CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t taps, int64_t windows, const F& f) {
+CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t taps, int64_t windows,
+                           const F& f) {
   const int64_t span = (taps - 1) * dilation;
   const int64_t first = at > span ? ceil_div(at - span, stride) : 0;
   const int64_t last = least(windows - 1, at / stride);
-  if (dilation > stride) {  // windows between those whose taps meet here are many: taps are asked instead, last to first
+  if (dilation >
+      stride) {  // windows between those whose taps meet here are many: taps are asked instead, last to first
     for (int64_t tap = least(taps - 1, at / dilation); tap >= 0; --tap) {
       const int64_t start = at - tap * dilation;
       if (start > last * stride) return;
@@ -55,8 +61,8 @@ CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t
 
 // ---------------------------------------------------------------------------------------------------
 // Registers
-// ---------------------------------------------------------------------------------------------------
-// Winners of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
+// --------------------------------------------------------------------------------------------------- Winners
+// of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
 template <class Index>
 struct Winners {
   typedef Index Vector __attribute__((vector_size(sizeof(Index) * LANES)));

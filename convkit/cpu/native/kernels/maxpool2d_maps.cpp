@@ -1,18 +1,21 @@
 // Max pooling of NCHW arrays, a map at a time.
 //
-// Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the column modulo the
-//           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
-//           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
-//           Row by row and left to right, so the first of equal values wins; NaN as in maxpool2d.hpp.
-// Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where windows lie more
-//           than 16 columns apart, and backward where they are wider than a row: scratch stays small for any options.
-//           Whole registers are loaded and stored as long as they stay inside the map: what they spill into the next row is
-//           written again with it.
-// dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few rows that
-//           were widened, with a margin of zeros and of taps that there are not; then the remainders are interleaved.
-// Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in registers.
-// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 22 cycles forward and 26 backward on
-//           55 x 55, 34 and 39 on 27 x 27, where the last registers of a row are half empty.
+// Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the
+//           column modulo the stride, so that tap s of all outputs is an unaligned load; each row's maxima
+//           over s, with their taps, go into a ring of rows, which the windows that overlap share, and the
+//           maximum over r of those is the output. Row by row and left to right, so the first of equal values
+//           wins; NaN as in maxpool2d.hpp.
+// Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where
+//           windows lie more than 16 columns apart, and backward where they are wider than a row: scratch
+//           stays small for any options. Whole registers are loaded and stored as long as they stay inside
+//           the map: what they spill into the next row is written again with it.
+// dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few
+//           rows that were widened, with a margin of zeros and of taps that there are not; then the
+//           remainders are interleaved.
+// Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in
+//           registers.
+// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 22 cycles forward and 26
+//           backward on 55 x 55, 34 and 39 on 27 x 27, where the last registers of a row are half empty.
 // Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx.
 #include <utility>
 
@@ -74,14 +77,18 @@ template <bool USUAL>
 class Fprop {
  public:
   CK_NOINLINE explicit Fprop(const MaxPool& g)
-      : g_(g), width_(round_up(g.Q, LANES) + LANES), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
+      : g_(g),
+        width_(round_up(g.Q, LANES) + LANES),
+        part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
     const int64_t room = g.W - 1 - (g.S - 1) * g.dilation_w + g.pad_left;
     last_ = room < 0 || g.stride_w > NEAR ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
     inner_ = first_ < last_ ? g.S : 0;
   }
-  int64_t floats() const { return tap_floats(inner_) + g_.W + 3 * LANES + parts() + 2 * (period_ + 1) * width_; }
+  int64_t floats() const {
+    return tap_floats(inner_) + g_.W + 3 * LANES + parts() + 2 * (period_ + 1) * width_;
+  }
 
   template <class S, class Index>
   void plane(const S* x, S* y, Index* argmax, float* scratch) {
@@ -95,7 +102,8 @@ class Fprop {
       const int64_t top = g_.top(p);
       const Range r = taps_inside(top, g_.dilation_h, g_.R, g_.H);
       next = most(next, top);
-      for (; next < least(g_.H, top + g_.span()); ++next) across(x + next * g_.W, (g_.H - next) * g_.W, next % period_);
+      for (; next < least(g_.H, top + g_.span()); ++next)
+        across(x + next * g_.W, (g_.H - next) * g_.W, next % period_);
       down(top, r, y + p * g_.Q, argmax + p * g_.Q, (g_.P - p) * g_.Q);
     }
   }
@@ -219,9 +227,10 @@ class Fprop {
   }
 
   const MaxPool& g_;
-  int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
-  int64_t first_, last_;           // outputs whose windows do not stick out, unless all are done one by one
-  int64_t inner_;                  // taps of those
+  int64_t width_, part_,
+      period_;            // floats of a row of outputs, and of a remainder's columns; rows of the ring
+  int64_t first_, last_;  // outputs whose windows do not stick out, unless all are done one by one
+  int64_t inner_;         // taps of those
   const Tap* tap_ = nullptr;
   float *row_ = nullptr, *parts_ = nullptr, *values_ = nullptr;
   std::int32_t* taps_ = nullptr;
@@ -242,7 +251,9 @@ class Dgrad {
     if (apart_) width_ = round_up(g.Q, LANES);
     period_ = least(g.P, (g.span() - 1) / g.stride_h + 2);  // one more than a row of dx wants: it comes early
   }
-  int64_t floats() const { return tap_floats(inner_) + 2 * period_ * width_ + parts() + round_up(g_.W, LANES); }
+  int64_t floats() const {
+    return tap_floats(inner_) + 2 * period_ * width_ + parts() + round_up(g_.W, LANES);
+  }
 
   template <class S, class Index>
   void plane(const S* dy, const Index* argmax, S* dx, float* scratch) {
@@ -396,8 +407,8 @@ void maxpool2d_dgrad_rows(const MaxPool& g, const S* dy, const Index* argmax, S*
   run(std::false_type());
 }
 
-#define CK_MAPS(S, Index)                                                               \
-  template void maxpool2d_fprop_rows(const MaxPool&, const S*, S*, Index*, int);           \
+#define CK_MAPS(S, Index)                                                        \
+  template void maxpool2d_fprop_rows(const MaxPool&, const S*, S*, Index*, int); \
   template void maxpool2d_dgrad_rows(const MaxPool&, const S*, const Index*, S*, int);
 #define CK_MAPS_OF(S) CK_MAPS(S, std::uint8_t) CK_MAPS(S, std::uint16_t) CK_MAPS(S, std::uint32_t)
 CK_MAPS_OF(float)

@@ -1,8 +1,10 @@
-// Vectors of the instruction set that this module is compiled for; GCC's and Clang's extensions, no intrinsics.
+// Vectors of the instruction set that this module is compiled for; GCC's and Clang's extensions, no
+// intrinsics.
 //
 // The sources of this folder are compiled once for each instruction set, each time into a module of its own
-// (setup.py), so nothing here asks what the CPU can do: the widest registers that the compiler may use are used.
-// Activations come in blocks of 16 channels whatever the registers' width: 16 lanes, 2 times 8, or 4 times 4.
+// (setup.py), so nothing here asks what the CPU can do: the widest registers that the compiler may use are
+// used. Activations come in blocks of 16 channels whatever the registers' width: 16 lanes, 2 times 8, or 4
+// times 4.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +25,8 @@
 
 namespace convkit {
 
-constexpr int LANES = CK_LANES;         // floats in a register
-constexpr int PARTS = BLOCK / LANES;    // registers in a block
+constexpr int LANES = CK_LANES;       // floats in a register
+constexpr int PARTS = BLOCK / LANES;  // registers in a block
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int REGISTERS = 32;
 #else
@@ -48,7 +50,9 @@ CK_INLINE void in_register(V& v) {
   (void)v;
 #endif
 }
-CK_INLINE V splat(float a) { return a - V{}; }  // not V{} + a: an addition must be done, since it makes -0 a 0
+CK_INLINE V splat(float a) {
+  return a - V{};
+}  // not V{} + a: an addition must be done, since it makes -0 a 0
 // max(v, 0) that keeps a NaN, as every ReLU here does.
 CK_INLINE V relu(V v) { return v <= V{} ? V{} : v; }
 // a where mask > 0 or NaN, else 0: the gradient of a ReLU whose output is `mask`.
