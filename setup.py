@@ -12,8 +12,8 @@ machine, has those for the widest one of that machine. CONVKIT_BUILD_ISAS=v3,v4 
 
 Objects are kept in `build/objects`, so that another install compiles what has changed. The bindings to Python
 do not depend on the instruction set: they are compiled once. For developers:
-CONVKIT_SANITIZE=address,undefined (see `tests/sanitize.py`) compiles for GCC's and Clang's sanitizers, and CXX
-chooses the compiler. Each object that is made is a line on standard output, and in the file that
+CONVKIT_SANITIZE=address,undefined (see `tests/sanitize.py`) compiles for GCC's and Clang's sanitizers, and
+CXX chooses the compiler. Each object that is made is a line on standard output, and in the file that
 CONVKIT_BUILD_PROGRESS names: pip hides the former.
 """
 
