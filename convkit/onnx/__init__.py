@@ -8,8 +8,7 @@ a row of an operator is; `operators/` has the rows. A model that uses anything e
 loaded, by name.
 
 In 16 bits an operator rounds to storage once, at its end: what is composed of several steps takes them in
-float32, a loss in float64. NaN and infinity propagate, without a warning. Average pooling is covered where
-it is the identity, as in the AlexNet of torchvision.
+float32, a loss in float64. NaN and infinity propagate, without a warning.
 
 ONNX is an optional neighbour: `pip install 'convkit[onnx]'`. Nothing in convkit imports this module.
 """

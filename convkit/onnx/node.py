@@ -96,6 +96,4 @@ def _attributes(
     for name, choices in operator.choices.items():
         if attributes[name] not in choices:
             raise OptionError(f"{label}: {name} must be one of {choices}, not {attributes[name]!r}")
-    if lacks := operator.lacks(attributes) if operator.lacks else "":
-        raise NoImplementation(f"{label}: not covered is {lacks}")
     return attributes

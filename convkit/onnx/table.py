@@ -31,9 +31,6 @@ class Operator:
         Attributes that take a few values only, which are checked when a model is loaded.
     ranks : tuple of int
         Numbers of dimensions that the first two inputs may have; any, if empty.
-    lacks : callable, optional
-        `lacks(attributes)` says what a node with these attributes would need that is not covered; an empty
-        text if it is covered. Called when a model is loaded.
     """
 
     name: str
@@ -42,7 +39,6 @@ class Operator:
     function: Callable[..., Any]
     choices: dict[str, tuple] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
-    lacks: Callable[[dict[str, Any]], str] | None = None
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -61,13 +57,12 @@ def operator(
     domain: str = "ai.onnx",
     choices: dict[str, tuple] | None = None,
     ranks: tuple[int, ...] = (),
-    lacks: Callable[[dict[str, Any]], str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that registers a function as an operator; see `Operator` for the arguments."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         versions = OPERATORS.setdefault((domain, name), [])
-        versions.append(Operator(name, domain, since, function, choices or {}, ranks, lacks))
+        versions.append(Operator(name, domain, since, function, choices or {}, ranks))
         versions.sort(key=lambda version: -version.since)
         return function
 

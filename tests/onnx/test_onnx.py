@@ -118,8 +118,8 @@ def collect():
 
 CASES = collect()
 EXCLUDED |= dict.fromkeys(
-    [name for name, case in CASES.items() if "AveragePool" in {n.op_type for n in case[0].graph.node}],
-    "not covered is average pooling other than the identity",
+    [name for name in CASES if name.startswith(("test_AvgPool3d", "test_averagepool_3d"))],
+    "only inputs of 3 or 4 dimensions are covered, not of 5",
 )
 RUN = sorted(set(CASES) - set(EXCLUDED))
 
@@ -156,7 +156,7 @@ def test_an_excluded_case_is_refused_clearly(name):
 def test_no_case_got_lost():
     assert len(RUN) >= AT_LEAST
     used = {(n.domain or "ai.onnx", n.op_type) for name in RUN for n in CASES[name][0].graph.node}
-    assert used | {("ai.onnx", "AveragePool")} == set(backend.OPERATORS), "an operator without a case"
+    assert used == set(backend.OPERATORS), "an operator without a case"
 
 
 @pytest.mark.slow
@@ -480,9 +480,9 @@ def test_alexnet_as_pytorch_exports_it(tmp_path):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2])
 def test_average_pool_that_is_an_identity(rank):
-    x = normal(2, 3, *(4, 5, 6)[:rank])
+    x = normal(2, 3, *(4, 5)[:rank])
     for options in (
         {},
         {"strides": [1] * rank, "pads": [0] * 2 * rank, "dilations": [3] * rank},
@@ -491,42 +491,28 @@ def test_average_pool_that_is_an_identity(rank):
     ):
         (y,) = run_node("AveragePool", [x], kernel_shape=[1] * rank, **options)
         np.testing.assert_array_equal(y, x)
-    with pytest.raises(ck.ShapeError, match="'the_node'.*does not fit x of shape"):
-        run_node("AveragePool", [x.reshape(6, -1)], kernel_shape=[1] * rank)
 
 
 @pytest.mark.parametrize(
-    "options", [{"strides": [1]}, {"pads": [0]}, {"dilations": [1] * 3}, {"ceil_mode": 7}]
-)
-def test_attributes_of_an_identity_pool_are_checked(options):
-    with pytest.raises(ck.ConvkitError, match=f"'the_node'.*{next(iter(options))}"):
-        backend.load(one_node("AveragePool", [normal(1, 1, 6, 6)], kernel_shape=[1, 1], **options))
-
-
-@pytest.mark.parametrize(
-    "options",
+    "options, words",
     [
-        {"kernel_shape": [2, 2]},
-        {"kernel_shape": [1, 2]},
-        {"kernel_shape": [1, 1], "strides": [1, 2]},
-        {"kernel_shape": [1, 1], "pads": [0, 0, 1, 0]},
-        {"kernel_shape": [0, 1]},
-        {"kernel_shape": [-1, 1]},
-        {"kernel_shape": [1, 1], "strides": [0, 1]},
-        {"kernel_shape": [6, 6], "auto_pad": "SAME_LOWER"},
+        ({"kernel_shape": [2, 2], "strides": [1]}, "strides"),
+        ({"kernel_shape": [2, 2], "pads": [0]}, "pads"),
+        ({"kernel_shape": [2, 2], "dilations": [1] * 3}, "dilations"),
+        ({"kernel_shape": [2, 2], "ceil_mode": 7}, "ceil_mode"),
+        ({"kernel_shape": [2, 2], "count_include_pad": 2}, "count_include_pad"),
+        ({"kernel_shape": [0, 1]}, "window"),
+        ({"kernel_shape": [-1, 1]}, "window"),
+        ({"kernel_shape": [1, 1], "strides": [0, 1]}, "strides"),
+        ({"kernel_shape": [1, 1], "pads": [0, 0, 1, 0]}, "see padding alone"),
+        ({"kernel_shape": [7, 7]}, "more than the padded image"),
+        ({"kernel_shape": [2]}, "1-D and 2-D"),
     ],
     ids=str,
 )
-def test_any_other_average_pool_is_refused_at_load_time(options):
-    model = one_node("AveragePool", [normal(1, 1, 6, 6)], **options)
-    with pytest.raises(ck.NoImplementation) as error:
-        backend.load(model)
-    for part in (
-        "'the_node' (operator AveragePool",
-        "other than the identity",
-        str(options["kernel_shape"][0]),
-    ):
-        assert part in str(error.value)
+def test_attributes_of_an_average_pool_are_checked(options, words):
+    with pytest.raises(ck.ConvkitError, match=f"'the_node'.*{words}"):
+        run_node("AveragePool", [normal(1, 1, 6, 6)], **options)
 
 
 LOSSES = ["SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import OptionError, ShapeError
+from ...ops.avgpool2d import avgpool2d_fprop
 from ...ops.conv2d import conv2d_fprop
 from ...ops.lrn import lrn_fprop
 from ...ops.maxpool2d import Pool2d, maxpool2d_fprop
@@ -119,23 +120,7 @@ def _indices(g: Pool2d, argmax: Array, storage_order: int) -> Array:
     return first + (w * g.H + h if storage_order else h * g.W + w)
 
 
-def _no_identity(attributes: dict[str, Any]) -> str:
-    """How an average pool with these attributes changes its input; empty if it does not."""
-    window, strides, pads = (attributes[name] for name in ("kernel_shape", "strides", "pads"))
-    n, dilations = len(window), attributes["dilations"]
-    if len(strides or window) != n or len(dilations or window) != n or len(pads or 2 * window) != 2 * n:
-        return f"strides {strides}, dilations {dilations} and pads {pads}, which are not those of {n} axes"
-    # Windows of one pixel need no padding under any auto_pad, and neither their dilation, nor the mode of
-    # rounding, nor what a pad counts for makes a difference.
-    if {*window, *(strides or (1,))} == {1} and not any(pads or ()):
-        return ""
-    return (
-        "average pooling other than the identity (windows of one pixel, strides of 1, no padding): here "
-        f"kernel_shape is {window}, strides {strides}, pads {pads}"
-    )
-
-
-@operator("AveragePool", choices=POOL, lacks=_no_identity)
+@operator("AveragePool", ranks=IMAGE, choices={**POOL, "count_include_pad": (0, 1)})
 def average_pool(
     x,
     *,
@@ -147,10 +132,8 @@ def average_pool(
     pads=None,
     strides=None,
 ):
-    """The identity: what both exporters of PyTorch make of AdaptiveAvgPool2d where the sizes agree."""
-    if x.ndim != 2 + len(kernel_shape):
-        raise ShapeError(f"kernel_shape {kernel_shape} does not fit x of shape {x.shape}")
-    return x
+    options = _pool(x, kernel_shape, auto_pad, ceil_mode, strides, pads, dilations)
+    return _lower(avgpool2d_fprop(_lift(x), count_include_pad=bool(count_include_pad), **options), x)
 
 
 @operator("LRN")
