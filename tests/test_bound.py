@@ -57,6 +57,8 @@ SAMPLES = {
     "lrn_dgrad": Sample({"dy": IMAGE, "x": IMAGE}, LRN),
     "maxpool2d_fprop": Sample({"x": IMAGE}, POOL),
     "maxpool2d_dgrad": Sample({"dy": SMALL, "argmax": SMALL}, {"x_shape": IMAGE, **POOL}),
+    "avgpool2d_fprop": Sample({"x": IMAGE}, POOL),
+    "avgpool2d_dgrad": Sample({"dy": SMALL}, {"x_shape": IMAGE, **POOL}),
     "reorder": Sample({"x": IMAGE}, {}),
     "label_rank": Sample({"logits": (3, 4), "labels": (3,)}, {}),
     "loss_summary": Sample({"loss": (3,), "rank": (3,)}, {}),
@@ -1078,7 +1080,7 @@ def test_signature_and_name_are_the_ops():
     import inspect
 
     signature = str(inspect.signature(ck.conv2d_fprop))
-    assert signature.startswith("(x: 'Array', w: 'Array', b: 'Array | None' = None, *, stride: 'Any' = 1")
+    assert signature.startswith("(x: 'A', w: 'A', b: 'A | None' = None, *, stride: 'Any' = 1")
     assert ck.conv2d_fprop.__name__ == "conv2d_fprop"
     with pytest.raises(TypeError, match=r"conv2d_fprop\(\) missing 1 required positional argument: 'w'"):
         ck.conv2d_fprop(X)
