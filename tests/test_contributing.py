@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md does what it says: its files go into a fresh tree, in order, and its commands are run there."""
+"""CONTRIBUTING.md does what it says: its files go into a fresh tree, and its commands are run there."""
 
 from __future__ import annotations
 

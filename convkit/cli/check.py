@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
         "targets",
         nargs="*",
         metavar="op|implementation|file",
-        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) or "
-        "Python file (.py) that registers some; by default all that the CPU backend has",
+        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) "
+        "or Python file (.py) that registers some; by default all that the CPU backend has",
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
