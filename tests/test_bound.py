@@ -180,14 +180,14 @@ def traits(a: Any) -> tuple[Any, ...]:
 @contextlib.contextmanager
 def none_bound():
     """A block that begins with nothing bound, and leaves behind what was bound before it."""
-    kept = {name: dict(cache) for name, cache in bound._caches.items()}
+    kept = {name: dict(cache) for name, cache in bound.caches.items()}
     bound.clear()
     try:
         yield
     finally:
         bound.clear()
         for name, cache in kept.items():
-            bound._caches[name].update(cache)
+            bound.caches[name].update(cache)
 
 
 def both(make: Callable[[], tuple[Callable[[], Any], list[Any]]]) -> Any:
@@ -207,7 +207,7 @@ def both(make: Callable[[], tuple[Callable[[], Any], list[Any]]]) -> Any:
 
 
 def test_every_op_is_called_here():
-    assert SAMPLES.keys() == OPS.keys() == bound._caches.keys()
+    assert SAMPLES.keys() == OPS.keys() == bound.caches.keys()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1058,10 +1058,10 @@ def test_work_of_a_later_call_is_in_order_with_pytorchs_stream(cupy, monkeypatch
 # The cache
 # ---------------------------------------------------------------------------------------------------
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(bound, "KEPT", 4)
+    monkeypatch.setattr(bound.kept, "KEPT", 4)
     for size in [*range(1, 20), 3, 3]:
         assert ck.relu_fprop(np.full(size, -1, np.float32)).tolist() == [0] * size
-        assert len(bound._caches["relu_fprop"]) <= 4
+        assert len(bound.caches["relu_fprop"]) <= 4
 
 
 def test_failed_calls_leave_nothing():
@@ -1073,7 +1073,7 @@ def test_failed_calls_leave_nothing():
         ):
             with pytest.raises(ck.ConvkitError):
                 call()
-    assert not bound._caches["relu_fprop"]
+    assert not bound.caches["relu_fprop"]
 
 
 def test_signature_and_name_are_the_ops():
