@@ -14,7 +14,7 @@ import test_structure
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Folders that a page may leave out in front of a path.
-SHORT = (ROOT, ROOT / "convkit", ROOT / "convkit/cpu", ROOT / "convkit/network", ROOT / "convkit/cpu/native/kernels")
+SHORT = [ROOT / f"convkit/{folder}" for folder in ("..", "", "network", "cpu", "cpu/native/kernels")]
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 _PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|cu|cuh|cpp|hpp|md|json|toml))?)(?:[ :`*])")
 #: Files that a page tells its reader to make, or that a run makes.
