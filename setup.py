@@ -11,9 +11,10 @@ A wheel has the kernels for every instruction set of its architecture. An editab
 machine, has those for the widest one of that machine. CONVKIT_BUILD_ISAS=v3,v4 or all says otherwise.
 
 Objects are kept in `build/objects`, so that another install compiles what has changed. The bindings to Python
-do not depend on the instruction set: they are compiled once. For developers: CONVKIT_SANITIZE=address,undefined
-(see `tests/sanitize.py`) compiles for GCC's and Clang's sanitizers, and CXX chooses the compiler. Each object that
-is made is a line on standard output, and in the file that CONVKIT_BUILD_PROGRESS names: pip hides the former.
+do not depend on the instruction set: they are compiled once. For developers:
+CONVKIT_SANITIZE=address,undefined (see `tests/sanitize.py`) compiles for GCC's and Clang's sanitizers, and
+CXX chooses the compiler. Each object that is made is a line on standard output, and in the file that
+CONVKIT_BUILD_PROGRESS names: pip hides the former.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ BINDINGS = NATIVE / "bindings"
 
 
 class NativeExtension(Extension):
-    """An extension module whose sources are those of some folders; `isa` is the instruction set of kernels."""
+    """An extension module from the sources of some folders; `isa` is the instruction set of kernels."""
 
     def __init__(self, name: str, folders: list[Path], isa: str, flags: list[str]) -> None:
         sanitize, link = [], ["-pthread"]
@@ -276,7 +277,7 @@ class BuildExt(build_ext):
                 self._leave_out(extension.name, " ".join(str(error).split()) or type(error).__name__)
 
     def _isas_of_this_machine(self) -> set[str]:
-        """Those to build where nothing is asked for: every one for a wheel, else the widest one of this machine.
+        """Those to build where nothing is asked for: all for a wheel, else the widest one of this machine.
 
         The compiler knows the machine: -march=native defines a macro for each feature. If it does not, every
         instruction set is built.
@@ -312,7 +313,7 @@ class BuildExt(build_ext):
         for source in extension.sources:
             flags = [flag for flag in extension.flags_of(source) if flag in known]
             # A folder for each module: the same source makes another object for each instruction set. And for
-            # whatever else decides what is in an object, so that those of another install are not taken for ours.
+            # whatever else decides what is in an object, so that another install's are not taken for ours.
             key = repr((sys.version, self._compiler(), version, flags, pybind11.__version__))
             module = "bindings" if Path(source).parent == BINDINGS else extension.name
             folder = f"{module}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -313,8 +313,8 @@ def test_missing_compiler_can_be_made_an_error(tree, tmp_path):
 
 
 COMPILER = r"""#!/bin/sh
-# Makes empty files in the place of objects and modules, and notes for which. Asked for the macros that it defines, it
-# has one for each instruction set, and knows a machine with those of $HERE.
+# Makes empty files in the place of objects and modules, and notes for which. Asked for the macros that it
+# defines, it has one for each instruction set, and knows a machine with those of $HERE.
 for argument; do
   case "$argument" in $REFUSED) echo "error: unrecognized $argument" >&2; exit 1;; esac
 done
@@ -402,9 +402,8 @@ def test_a_module_that_does_not_compile_leaves_the_others(pretend):
     assert missing.startswith(f"convkit._cpu_v3: {file} does not compile: error: unrecognized /")
     assert modules == ALL - {"_cpu_v3"}
     assert len(pretend.progress) == len(objects) + 1
-    assert [line for line in pretend.progress if "failed" in line][0].endswith(
-        "v3 kernels/winograd.cpp, failed"
-    )
+    failed = next(line for line in pretend.progress if "failed" in line)
+    assert failed.endswith("v3 kernels/winograd.cpp, failed")
     with pytest.raises(AssertionError, match=rf"convkit\._cpu_v3: {file} does not compile"):
         pretend(refused=broken, CONVKIT_REQUIRE_NATIVE="1")
     missing, modules, _ = pretend(refused="*/objects/bindings-*", CXXFLAGS="-DOTHER")

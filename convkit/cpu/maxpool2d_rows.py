@@ -1,4 +1,4 @@
-"""Max pooling in C++, a row at a time: native/kernels/maxpool2d.hpp (nChw16c) and maxpool2d_maps.cpp (NCHW)."""
+"""Max pooling in C++, a row at a time: native/kernels/maxpool2d.cpp (nChw16c), maxpool2d_maps.cpp (NCHW)."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ Bits      A unit (a row, a plane, a block of pixels) is computed whole by one th
 Fork      A forked child has none of its parent's threads: the pool is forgotten there and made anew.
 Bound     Waking a thread costs tens of microseconds, so `split` is told roughly what the work costs, and
           leaves small work to the caller.
-Limits    The C++ kernels have a pool of their own (`native/kernels/thread_pool.hpp`), which takes the number of
-          threads from `count` too. threadpoolctl sees both as one (user_api "convkit"): its limits hold for
-          the Python thread or the task that sets them, as OpenMP's do, so that two threads which set and
+Limits    The C++ kernels have a pool of their own (`native/kernels/thread_pool.hpp`), which takes the number
+          of threads from `count` too. threadpoolctl sees both as one (user_api "convkit"): its limits hold
+          for the Python thread or the task that sets them, as OpenMP's do, so that two threads which set and
           lift limits at the same time do not leave each other's behind.
 
 BLAS is called from these threads too, each call on one thread (`blas.product`).
