@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
         "targets",
         nargs="*",
         metavar="op|implementation|file",
-        help="what to check: an op, an implementation's name, or a kernel file (.cu) or Python file (.py) "
-        "that registers some; by default all that the CPU backend has",
+        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) "
+        "or Python file (.py) that registers some; by default all that the CPU backend has",
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
@@ -96,25 +96,46 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(targets: Sequence[str], device: str) -> list[Implementation]:
-    """Implementations of these files, else all of the device; of these ops; of these names."""
+    """Implementations of these files, else all of the device; of these ops; of these names.
+
+    A name that the device does not know may be that of a CUDA kernel, which needs no option then.
+    """
     files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
-    pool = (
-        [i for path in dict.fromkeys(files) for i in register(path)]
-        if files
-        else implementations(device=device, layout=None)
-    )
-    names = {i.name for i in pool}
-    wanted = [t for t in targets if t not in files]
-    for target in wanted:
-        if target not in OPS and target not in names:
-            raise unknown("op or implementation", target, {*OPS, *names})
-    ops, impls = {t for t in wanted if t in OPS}, {t for t in wanted if t not in OPS}
-    chosen = [i for i in pool if (not ops or i.op in ops) and (not impls or i.name in impls)]
+    wanted = {t for t in targets if t not in files}
+    ops = {t for t in wanted if t in OPS}
+    impls = wanted - ops
+    if files:
+        pool = [i for path in dict.fromkeys(files) for i in register(path)]
+    else:
+        pool = implementations(device=device, layout=None)
+        others = {name for name in impls if not any(_named(i, {name}) for i in pool)}
+        pool += [i for i in implementations(layout=None) if others and _named(i, others)]
+    for target in impls:
+        if not any(_named(i, {target}) for i in pool):
+            raise unknown("op or implementation", target, _near(target))
+    chosen = [i for i in pool if (not ops or i.op in ops) and (not impls or _named(i, impls))]
     if not chosen:
         raise OptionError(
             f"nothing to check: {', '.join(sorted(ops))} has no implementation {', '.join(sorted(impls))}"
         )
     return chosen
+
+
+def _near(target: str) -> set[str]:
+    """What may have been meant: implementations of the op that the target begins with, or all names."""
+    everything = implementations(layout=None)
+    found = {_whole(i) for i in everything if target.startswith(f"{i.op}_")}
+    return found or {*OPS, *(i.name for i in everything)}
+
+
+def _named(implementation: Implementation, names: Collection[str]) -> bool:
+    """Whether it goes by one of the names: "sliding", or with its op "lrn_fprop_sliding"."""
+    return implementation.name in names or _whole(implementation) in names
+
+
+def _whole(implementation: Implementation) -> str:
+    """The name with the op in front: the stem of a kernel file."""
+    return f"{implementation.op}_{implementation.name}"
 
 
 def _print_failures(failed: Sequence[Verdict]) -> None:

@@ -420,6 +420,7 @@ def test_other_malformed_values_are_told_in_a_line(image, capsys, nothing_runs, 
         (["report", "-o", "", "x"], "--output takes a file's name, not ''"),
         (["verify", ""], "'' names no file"),
         (["check", "conv2d_fprop=direct"], "unknown op or implementation 'conv2d_fprop=direct'"),
+        (["check", "lrn_fprop_slide"], "did you mean 'lrn_fprop_sliding'? Known: lrn_fprop_reference, "),
         (["check", "relu_fprop", "--json", ""], "--json takes a file's name, not ''"),
         (["check", "relu_fprop", "--json", str(tmp_path)], "it is a folder"),
         (["check", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
@@ -438,6 +439,12 @@ def test_a_file_whose_name_is_no_text_is_shown_all_the_same(image, tiny, tmp_pat
     out = capsys.readouterr().out
     assert r"photographs: a\nb\udcff.png" in out.splitlines()[0]
     assert "Traceback" not in out
+
+
+def test_check_takes_an_implementation_by_its_whole_name(compiler, capsys):
+    assert main(["check", "relu_fprop_vectorized", "relu_fprop_maximum", "--quick", "--seed", "1"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("relu")]
+    assert rows == [["relu_fprop", "maximum"], ["relu_fprop", "vectorized"]]
 
 
 def test_help_and_version_from_the_shell():
