@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .network import PLAN_MEMORY, Network
+from .network import Network
+from .plan_cache import PLAN_MEMORY
 from .presets import preset as find
-from .presets import variant
+from .variant import variant
 
 
 class AlexNet(Network):

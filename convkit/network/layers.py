@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ..errors import OptionError
 from ..op import Problem, Shape
 from ..ops.channel_sum import ChannelSum
@@ -22,86 +20,13 @@ from ..ops.linear import Linear as LinearProblem
 from ..ops.lrn import LRN
 from ..ops.maxpool2d import Pool2d
 from ..options import finite, integer
-
-Array = np.ndarray
-
-
-# ---------------------------------------------------------------------------------------------------
-# Initialisation
-# ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Normal:
-    """Normal values with mean 0.
-
-    Parameters
-    ----------
-    sigma : float
-        Standard deviation.
-    """
-
-    sigma: float
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return rng.standard_normal(shape, np.float32) * np.float32(self.sigma)
-
-    def __str__(self) -> str:
-        return f"normal, sigma {self.sigma:g}"
+from .init import Constant as Constant
+from .init import FanInUniform as FanInUniform
+from .init import He as He
+from .init import Init
+from .init import Normal as Normal
 
 
-@dataclass(frozen=True)
-class Constant:
-    """One value everywhere.
-
-    Parameters
-    ----------
-    value : float
-    """
-
-    value: float
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return np.full(shape, self.value, np.float32)
-
-    def __str__(self) -> str:
-        return f"{self.value:g}"
-
-
-@dataclass(frozen=True)
-class FanInUniform:
-    """Uniform on +-1/sqrt(fan in): torch.nn's default for convolutions and linear layers."""
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        bound = 1 / np.sqrt(fan_in)
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
-
-    def __str__(self) -> str:
-        return "uniform, +-1/sqrt(fan in)"
-
-
-@dataclass(frozen=True)
-class He:
-    """Normal values with mean 0 and standard deviation sqrt(2/fan in).
-
-    Activations then keep their scale through any number of layers with ReLUs.
-
-    Source
-    ------
-    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, equation 10.
-    """
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
-
-    def __str__(self) -> str:
-        return "normal, sigma sqrt(2/fan in)"
-
-
-Init = Normal | Constant | FanInUniform | He
-
-
-# ---------------------------------------------------------------------------------------------------
-# Layers
-# ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Use:
     """An op that a layer needs.

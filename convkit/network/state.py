@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
+from ..arrays import Array
 from ..errors import DtypeError, OptionError, ShapeError
 from ..options import integer
+from .plan import Plan
 
 #: Version of a state.
 FORMAT = 1
@@ -18,7 +20,7 @@ _KEYS = ("format", "dtype", "shapes", "params", "velocities", "seed", "dropout_o
 #: Lines of an error or a warning that lists differences.
 _LISTED = 6
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,38 @@ class State:
     seed: int
     dropout_offset: int
     plan: dict[str, Any] | None
+
+
+@dataclass
+class Record:
+    """What the steps of a network run, as fingerprints of their plans.
+
+    Attributes
+    ----------
+    ran : dict, optional
+        Of the last step; None where that is not known.
+    expected : dict, optional
+        Of the last step of a loaded state, until a step is compared with it.
+    key : object
+        Of the plan that `ran` is of; None where that is not known.
+    """
+
+    ran: Mapping[str, Any] | None = None
+    expected: Mapping[str, Any] | None = None
+    key: object = None
+
+    def note(self, key: object, plan: Plan) -> str:
+        """Note that a step runs this plan; returns where it differs from the expected one, as lines of text.
+
+        Implementations depend on the batch, so the comparison waits for a plan of the same batch.
+        """
+        if self.key is None or key != self.key:
+            self.ran, self.key = plan.fingerprint(), key
+        before, now = self.expected, self.ran
+        if before is None or now is None or before.get("batch") != now["batch"]:
+            return ""
+        self.expected = None
+        return differences(before, now)
 
 
 def checked(state: Any, params: Arrays, dtype: str) -> State:
@@ -81,7 +115,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, np.ndarray]:
+def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, Array]:
     """The arrays of a part of a state, after all checks."""
     if not isinstance(found, Mapping):
         raise OptionError(f"{part} must be a dict of arrays, not {type(found).__name__}")
@@ -94,7 +128,7 @@ def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, np.nda
     return values
 
 
-def _restored(name: str, value: Any, dtype: str) -> np.ndarray:
+def _restored(name: str, value: Any, dtype: str) -> Array:
     array, kind = arrays.view(name, value), arrays.np_dtype(dtype)
     # NumPy's files keep of bfloat16 that it has two bytes.
     return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array

@@ -11,20 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from ...op import OPS
 from ...ops.elementwise import Elementwise
 from ...ops.lrn import LRN
 from ...ops.lrn_maxpool2d import LrnMaxPool2d
 from ...ops.maxpool2d import Pool2d
-from .graph import FINITE, VIEW, Node, Stage, Value, gradient, velocity
-
-#: The ops that are several, with those that they stand for.
-PARTS = {
-    "conv2d_dgrad_relu": ("conv2d_dgrad", "relu_dgrad"),
-    "lrn_maxpool2d_fprop": ("lrn_fprop", "maxpool2d_fprop"),
-    "lrn_maxpool2d_dgrad": ("lrn_dgrad", "maxpool2d_dgrad"),
-    "linear_wgrad_sgd": ("linear_wgrad", "sgd_momentum"),
-    "linear_dgrad_wgrad_sgd": ("linear_dgrad", "linear_wgrad", "sgd_momentum"),
-}
+from .graph import FINITE, VIEW, Graph, Node, Stage, Value, gradient, velocity
 
 
 class Choices(Protocol):
@@ -55,17 +47,28 @@ def epilogue(a: Stage, b: Stage) -> Stage | None:
 
 def lrn_maxpool(a: Stage, b: Stage) -> Stage | None:
     """LRN across channels, then max pooling: the normalised values are not stored."""
-    lrn, pool = a.forward.problem, b.forward.problem
-    if not (isinstance(lrn, LRN) and isinstance(pool, Pool2d)) or lrn.region != "across_channels":
+    if (a.forward.op, b.forward.op) != ("lrn_fprop", "maxpool2d_fprop"):
+        return None
+    problem = _lrn_maxpool(a.forward, b.forward)
+    if problem is None:
         return None
     forward = replace(
         b.forward,
         layers=(*a.layers, *b.layers),
         op="lrn_maxpool2d_fprop",
-        problem=LrnMaxPool2d(lrn, pool, lrn.dtype),
+        problem=problem,
         tensors={**b.forward.tensors, "x": a.x},
     )
     return _together(a, b, forward)
+
+
+def _lrn_maxpool(lrn: Node, pool: Node) -> LrnMaxPool2d | None:
+    """The problem of both as one, where the normalisation is across channels."""
+    normalised, pooled = lrn.problem, pool.problem
+    assert isinstance(normalised, LRN) and isinstance(pooled, Pool2d)
+    if normalised.region != "across_channels":
+        return None
+    return LrnMaxPool2d(normalised, pooled, normalised.dtype)
 
 
 def _together(a: Stage, b: Stage, forward: Node) -> Stage:
@@ -87,14 +90,14 @@ def lrn_maxpool_dgrad(a: Node, b: Node) -> Node | None:
     """Gradient of a pool, then of the LRN below it."""
     if (a.op, b.op) != ("maxpool2d_dgrad", "lrn_dgrad"):
         return None
-    lrn, pool = b.problem, a.problem
-    if not (isinstance(lrn, LRN) and isinstance(pool, Pool2d)) or lrn.region != "across_channels":
+    problem = _lrn_maxpool(b, a)
+    if problem is None:
         return None
     names = {"dy": a.tensors["dy"], "argmax": a.tensors["argmax"]}
     return Node(
         (*b.layers, *a.layers) if a.layers != b.layers else a.layers,
         "lrn_maxpool2d_dgrad",
-        LrnMaxPool2d(lrn, pool, lrn.dtype),
+        problem,
         {**names, "x": b.tensors["x"], "dx": b.tensors["dx"]},
         {"relu": False},
     )
@@ -117,8 +120,8 @@ def lrn_maxpool_relu_dgrad(a: Node, b: Node) -> Node | None:
 
 #: (pattern, ops that vanish)
 BACKWARD: tuple[tuple[Callable[[Node, Node], Node | None], tuple[str, ...]], ...] = (
-    (lrn_maxpool_dgrad, PARTS["lrn_maxpool2d_dgrad"]),
-    (conv_relu_dgrad, PARTS["conv2d_dgrad_relu"]),
+    (lrn_maxpool_dgrad, OPS["lrn_maxpool2d_dgrad"].parts),
+    (conv_relu_dgrad, OPS["conv2d_dgrad_relu"].parts),
     (lrn_maxpool_relu_dgrad, ("relu_dgrad",)),
 )
 
@@ -241,3 +244,15 @@ def rule(parameter: str, value: Value) -> Node:
         "w_new": parameter, "v_new": velocity(parameter), "finite": FINITE,
     }  # fmt: skip
     return Node((parameter,), "sgd_momentum", Elementwise(value.shape, value.dtype), tensors, UNSET)
+
+
+# ---------------------------------------------------------------------------------------------------
+# For whoever names implementations
+# ---------------------------------------------------------------------------------------------------
+def ops_of(graph: Graph, layer: str) -> set[str]:
+    """The ops that may run for a layer: its own, the update of its parameters, and fused ones of these."""
+    nodes = [n for s in graph.stages for n in (s.forward, *s.backward) if layer in s.layers]
+    own = {name for name in graph.parameters if name.rpartition(".")[0] == layer}
+    nodes += [rule(name, graph.values[name]) for name in own]
+    found = {node.op for node in nodes} - {VIEW}
+    return found | {op.name for op in OPS.values() if found.intersection(op.parts)}

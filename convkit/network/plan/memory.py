@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 from ... import arrays
+from ...arrays import Array
 from ...op import OPS, Shape, np_itemsize
 from .graph import VIEW, Node
 from .program import Program
-
-Array = Any
 
 
 class Memory:

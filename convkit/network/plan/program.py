@@ -16,7 +16,8 @@ from ...op import Shape
 from ...registry import Implementation
 from ..layers import Layer
 from . import fusion
-from .choice import Chooser, arrange
+from .arrange import arrange
+from .choice import Chooser
 from .graph import VIEW, Graph, Node, gradient, lower
 
 
