@@ -93,4 +93,4 @@ def on_gpu(device: str, instead: str) -> contextlib.AbstractContextManager[Any]:
     number, count = int(device.removeprefix("cuda:")), cupy.cuda.runtime.getDeviceCount()
     if number >= count:
         raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
-    return cupy.cuda.Device(number)  # type: ignore[no-any-return]
+    return cupy.cuda.Device(number)

@@ -166,7 +166,7 @@ def _asked(algorithm: str) -> Callable[..., str | None]:
     """`when` of an algorithm that says itself what it cannot do."""
 
     def when(g: Conv2d, way: str, layout: str) -> str | None:
-        return getattr(extension.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))  # type: ignore[no-any-return]
+        return getattr(extension.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))
 
     return when
 
