@@ -158,7 +158,7 @@ class Network(Planned):
             plan.run(phases["loss"])
             wanted = self._run_backward(plan, phases["backward"])
             # An update that does not know the flag is asked for by the host, which waits for it.
-            if wanted and (plan.guarded or plan.results()[3]):
+            if wanted and (plan.guarded or plan.results().finite):
                 plan.run(phases["update"])
             return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
 
@@ -221,7 +221,7 @@ class Network(Planned):
         N = int(getattr(x, "shape", (0,))[0]) if getattr(x, "shape", ()) else 0
         first, total = (0, N) if shard is None else arguments.shard(shard, N)
         plan = self._load_labelled(x, labels)
-        self._compare_plan(plan, N)
+        self._compare_plan(plan)
         self._begin(plan, True, first, total)
         plan.set_total(total)
         plan.set_rates(self._rules(rate))
@@ -322,9 +322,9 @@ class Network(Planned):
             self._record = Record(ran=plan, expected=plan)
             self._last = None
 
-    def _compare_plan(self, plan: Plan, batch: int) -> None:
+    def _compare_plan(self, plan: Plan) -> None:
         """Note what a step runs; warn where it is not what the last step of a loaded state ran."""
-        if lines := self._record.note((self._key(batch), plan.fused), plan):
+        if lines := self._record.note(plan):
             warnings.warn(
                 f"this step does not run as the loaded state's last, so its bits may differ:{lines}",
                 UserWarning,

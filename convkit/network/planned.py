@@ -110,7 +110,7 @@ class Planned:
         """All but the plans, which are bound to this network's own arrays."""
         own = ("_plans", "_last", "_turn", "_in_hook")
         kept = {name: value for name, value in self.__dict__.items() if name not in own}
-        record = replace(self._record, key=None)
+        record = replace(self._record, plan=None)
         return {**kept, "_record": record, "on_gradient": None, "before_update": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -195,14 +195,12 @@ class Planned:
         """
         batch = integer("batch", batch, 0)
         with self._turn:
-            plan = self._plans.get(self._key(batch), lambda: self._new_plan(batch))
+            key = Key.here(batch, self._names, self.device)
+            plan = self._plans.get(key, lambda: self._new_plan(batch))
             if not self._in_hook:
                 plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
                 plan.fused = self.on_gradient is None and self.before_update is None
             return plan
-
-    def _key(self, batch: int) -> Key:
-        return Key.here(batch, self._names, self.device)
 
     def _new_plan(self, batch: int) -> Plan:
         with arrays.queue(self.gpu_arrays()):

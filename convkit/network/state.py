@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,21 +45,24 @@ class Record:
         Of the last step; None where that is not known.
     expected : dict, optional
         Of the last step of a loaded state, until a step is compared with it.
-    key : object
-        Of the plan that `ran` is of; None where that is not known.
+    plan : weak reference, optional
+        The plan that `ran` is of.
+    fused : bool
+        Whether updates were fused in it.
     """
 
     ran: Mapping[str, Any] | None = None
     expected: Mapping[str, Any] | None = None
-    key: object = None
+    plan: weakref.ref[Plan] | None = None
+    fused: bool = True
 
-    def note(self, key: object, plan: Plan) -> str:
+    def note(self, plan: Plan) -> str:
         """Note that a step runs this plan; returns where it differs from the expected one, as lines of text.
 
         Implementations depend on the batch, so the comparison waits for a plan of the same batch.
         """
-        if self.key is None or key != self.key:
-            self.ran, self.key = plan.fingerprint(), key
+        if self.plan is None or self.plan() is not plan or self.fused != plan.fused:
+            self.ran, self.plan, self.fused = plan.fingerprint(), weakref.ref(plan), plan.fused
         before, now = self.expected, self.ran
         if before is None or now is None or before.get("batch") != now["batch"]:
             return ""

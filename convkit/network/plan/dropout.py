@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -21,21 +21,21 @@ class Dropped(NamedTuple):
     calls: list[Call]
 
 
-def found(calls: Iterable[Call], layers: Mapping[str, Layer]) -> list[Dropped]:
+def found(calls: Iterable[Call], layers: Iterable[Layer]) -> list[Dropped]:
     """The dropouts among some calls, in the order of the calls.
 
     Parameters
     ----------
     calls : iterable of Call
-    layers : mapping
-        Every layer of the network, by name.
+    layers : iterable of Layer
+        Those of the network.
     """
     by_layer: dict[str, list[Call]] = {}
     for call in calls:
         if "offset" in call.op.options:  # an op that draws random numbers
             by_layer.setdefault(call.layer, []).append(call)
-    named = ((layers.get(name), calls) for name, calls in by_layer.items())
-    return [Dropped(layer, calls) for layer, calls in named if isinstance(layer, Dropout)]
+    named = {layer.name: layer for layer in layers if isinstance(layer, Dropout)}
+    return [Dropped(named[name], calls) for name, calls in by_layer.items() if name in named]
 
 
 def point(

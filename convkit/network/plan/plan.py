@@ -58,7 +58,6 @@ class Plan:
         device: str = "cpu",
     ) -> None:
         self.program, self.device = program, device
-        self._layers = {layer.name: layer for layer in layers}
         self.frozen, self.fused = frozenset[str](), True
         self._parameters = tuple(parameters)
         given = dict(parameters)
@@ -82,6 +81,7 @@ class Plan:
         self.backward = self._bind(whole)
         self.input_gradient = self._bind(n for n in program.backward if id(n) not in kept)
         self.update = self._bind(program.step(parameters, fused=False).update)
+        self._dropouts = dropout.found((*self.forward, *self.backward, *self.input_gradient), layers)
         self.phases()
 
     def _name_ends(self) -> None:
@@ -229,12 +229,9 @@ class Plan:
             are not enough counters left. Nothing is changed then.
         """
         return dropout.point(
-            self._dropouts(), self.x.shape[0], training=training, seed=seed, offset=offset, first=first,
+            self._dropouts, self.x.shape[0], training=training, seed=seed, offset=offset, first=first,
             total=total,
         )  # fmt: skip
-
-    def _dropouts(self) -> list[dropout.Dropped]:
-        return dropout.found((*self.forward, *self.backward, *self.input_gradient), self._layers)
 
     def set_total(self, total: int) -> None:
         """Take the mean loss over so many images, of which the plan's may be a part."""
