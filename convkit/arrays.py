@@ -1,9 +1,9 @@
-"""Arrays in and out: NumPy, CuPy, or anything with DLPack, without importing what the user has not.
+"""Arrays in and out: NumPy, CuPy, or anything with DLPack; libraries are used only where the user has them.
 
 `view` turns what the caller passed into an array that implementations understand (NumPy for the CPU, CuPy
-for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. `queue` is where the work
-on arrays belongs: on their GPU, in order with the stream of the library that they come from. Everything that
-differs between NumPy and CuPy is here.
+for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. `queue` is the block in
+which to work on arrays: on their GPU, in order with the stream of the library that they come from. Everything
+that differs between NumPy and CuPy is here.
 
 A device is "cpu", or a GPU with its number, "cuda:1"; "cuda" alone is CuPy's current one.
 """
@@ -122,7 +122,7 @@ NUMPY, TORCH = Kind("numpy"), Kind("torch")
 
 
 def _from_dlpack(module: str) -> Any:
-    """A library's `from_dlpack`, or None; not one that a module has imported from somebody else."""
+    """A library's `from_dlpack`, or None; not one that the module has imported from another library."""
     library = sys.modules.get(module)
     found = getattr(library, "from_dlpack", None) or getattr(
         getattr(library, "dlpack", None), "from_dlpack", None
@@ -172,7 +172,7 @@ def _library_of(kind: Any) -> str:
 
 def kind_of(name: str, value: Any) -> Kind:
     """The kind of an array argument, before any work is done; `name` is for the error."""
-    masked = sys.modules.get("numpy.ma")  # who has a masked array has imported it; it takes 20 ms
+    masked = sys.modules.get("numpy.ma")  # not imported here: that takes 20 ms
     if masked is not None and isinstance(value, masked.MaskedArray):
         raise DtypeError(f"{name} is a masked array, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
@@ -229,7 +229,7 @@ def _plain_torch(value: Any) -> bool:
 
 
 def _refuse_torch(name: str, value: Any) -> None:
-    """Refuse a tensor of which its memory says too little, or whose gradient would be lost."""
+    """Refuse a tensor whose values are not all in its memory, or whose gradient would be lost."""
     torch = sys.modules["torch"]
     # What FakeTensor, DTensor, ... change, and what functionalisation and lazy modules leave as it is.
     dispatch, lazy = torch.Tensor.__torch_dispatch__, torch.nn.parameter.UninitializedTensorMixin
@@ -449,14 +449,14 @@ def contiguous(array: Array, dtype: str) -> Array:
         return np.require(array, kind, ["C", "A"]).reshape(array.shape)
     with on(array):
         cupy = _cupy()
-        if not _aligned(array):  # which no kernel can read, CuPy's own neither, but as bytes
+        if not _aligned(array):  # no kernel can read it except as bytes, CuPy's own included
             array = _bytes(array).copy().view(array.dtype).reshape(array.shape)
         ready = cupy.ascontiguousarray(array, kind)
         return ready if ready.ndim == array.ndim else ready.reshape(array.shape)  # CuPy makes (1,) of ()
 
 
 def bounds(array: Array) -> tuple[int, int]:
-    """Address of the first byte of an array, and that behind its last."""
+    """Address of the first byte of an array, and of the byte after its last."""
     start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
     if array.size == 0:
         return start, start
@@ -497,7 +497,7 @@ def _cupy() -> Any:
 
 
 def _is_cupy(value: Any) -> bool:
-    """Whether it is a CuPy array; who has one has imported CuPy."""
+    """Whether it is a CuPy array. Where there is one, CuPy has been imported."""
     return isinstance(value, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
@@ -591,7 +591,7 @@ def _queued(found: list[tuple[Any, int]]) -> Iterator[None]:
 
     DLPack orders one half: `cupy.from_dlpack` makes the current stream wait for what the producer has queued,
     and a library's own `from_dlpack` makes its stream wait for the current one. It knows nothing of the end
-    of the call, behind which an input may be overwritten or freed, and an `out=` read.
+    of the call, after which an input may be overwritten or freed, and an `out=` read.
 
     Where the first array is PyTorch's, its stream is CuPy's current one meanwhile: launches and memory of the
     results are then ordered as PyTorch's own are, and no event is needed.

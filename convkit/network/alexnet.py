@@ -30,7 +30,7 @@ class AlexNet(Network):
         A factor for the outputs of conv1 to conv5, fc6 and fc7, each rounded to what the groups allow; or
         these seven numbers.
     init : {"he"}, optional
-        Instead of the preset's start: weights normal with sigma sqrt(2/fan in), biases 0.
+        Instead of the preset's initialisation: weights normal with sigma sqrt(2/fan in), biases 0.
 
     Attributes
     ----------

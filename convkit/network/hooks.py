@@ -34,7 +34,7 @@ def run_backward(
         All gradients of the network. The hooks see those of the parameters that the step updates.
     on_gradient, before_update : callable, optional
     """
-    plan.run(calls, behind=on_gradient and _after_each(plan, grads, on_gradient))
+    plan.run(calls, after=on_gradient and _after_each(plan, grads, on_gradient))
     if before_update is None:
         return True
     updated = {name: gradient for name, gradient in grads.items() if name not in plan.frozen}

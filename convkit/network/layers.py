@@ -1,7 +1,7 @@
 """Layers: hyper-parameters, and which ops they are made of, forward and backward.
 
-A layer is a frozen description: for an input's shape it says which ops it needs, on which problems. It knows
-nothing of plans, memory or devices; a network's plan puts the ops in a row, fuses some, and runs them.
+A layer is a frozen description: for the shape of an input it gives the ops that it needs, and their problems.
+It does not know plans, memory or devices. A network's plan puts the ops in a row, fuses some, and runs them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Use:
     """An op that a layer needs.
 
     Its tensors have the op's own names: x and y are the layer's input and output, dx and dy their gradients,
-    w and b its parameters, dw and db theirs. What else it writes forward (argmax) is kept for its backward
-    pass.
+    w and b the layer's parameters, dw and db their gradients. Anything else that the forward op writes, such
+    as argmax, is kept for the backward pass.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class Linear(Layer):
 
 @dataclass(frozen=True)
 class Relu(Layer):
-    """Rectified linear unit. Its gradient starts from its output, so that it may run in place.
+    """Rectified linear unit. Its gradient is made from its output, so it may run in place.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class Relu(Layer):
 class Lrn(Layer):
     """Local response normalisation: ``y = x * (k + alpha/size * sum x^2)^-beta``.
 
-    The backward pass starts from its input.
+    The backward pass reads its input.
 
     Parameters
     ----------
@@ -268,7 +268,9 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Dropout, in place: behind a ReLU the zeros that it adds let no gradient through either.
+    """Dropout. Where its input is a ReLU's output, it runs in place.
+
+    The ReLU's gradient then reads zeros where dropout has put them, and dropout's own gradient is zero there.
 
     Parameters
     ----------

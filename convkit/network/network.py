@@ -54,18 +54,18 @@ class Network(Planned):
         Mappings of "conv1.w", "conv1.b", ... to arrays. Write into them (`net.params["fc8.b"][...] = 0`);
         replacing one is an error.
     update, plan_memory
-        As above; both can be set, which holds from the next step on.
+        As above. Both can be set; the new value holds from the next step on.
     on_gradient : callable, optional
         A step calls ``on_gradient(name, gradient)`` for each parameter that it updates as soon as the
-        gradient is final, in the order of the backward pass; what it writes into the array counts. For
-        exchange between processes, while the rest of the pass goes on.
+        gradient is final, in the order of the backward pass. It may change the array. For exchange between
+        processes while the rest of the pass goes on.
     before_update : callable, optional
         A step calls ``before_update(grads, finite)`` when all gradients are final; for clipping and checks.
-        `grads` are those of the parameters that the step updates; what it writes into them counts.
-        `finite` is an int32 array (1,): with 0 in it, or where False is returned, the step changes nothing.
-        Either hook keeps updates apart from gradients, so that `net.grads` holds them (in float16 and
-        bfloat16 they are then rounded once more); a copy has neither.
-        Neither may run the network, or load a state. An error in one ends the step before its update.
+        `grads` are those of the parameters that the step updates. It may change the arrays.
+        `finite` is an int32 array (1,). If it holds 0, or the hook returns False, the step changes nothing.
+        With either hook, updates are not fused with gradients, so `net.grads` holds the gradients (in
+        float16 and bfloat16 they are then rounded once more). A copy of a network has no hooks.
+        A hook must not run the network, or load a state. An error in a hook ends the step before its update.
     """
 
     # -- running --------------------------------------------------------------------------------------
@@ -95,9 +95,9 @@ class Network(Planned):
 
     @operation
     def backward(self, dlogits: A) -> A:
-        """Gradients of everything, after `forward`: fills `grads`.
+        """All gradients, after `forward`: fills `grads`.
 
-        It runs the plan of that forward pass, and so must see the same `convkit.use`.
+        It runs the plan of that forward pass, so the same `convkit.use` must be in force.
 
         Parameters
         ----------
@@ -126,24 +126,24 @@ class Network(Planned):
     def step(
         self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
     ) -> Loss:
-        """One step of training: forward, loss, backward, update. Allocates next to nothing.
+        """One step of training: forward, loss, backward, update. It allocates next to nothing.
 
-        `grads` are `backward`'s: a step that updates weights as it makes their gradient does not keep it,
-        unless there are hooks (`on_gradient`, `before_update`). Where the loss is not finite, weights and
-        velocities stay as they are; dropout's counters go on. Only the loss is looked at: an infinite
-        gradient behind a finite loss (of a -inf that a ReLU made 0) is for `before_update` to find.
+        Use `backward` to get all of `grads`: a step without hooks updates some weights as it makes their
+        gradient, and does not store it. If the loss is not finite, weights and velocities do not change;
+        dropout's counters advance. Only the loss is checked. A gradient can be infinite while the loss is
+        finite, for example where a ReLU turns -inf into 0: check it in `before_update` where that matters.
 
         Parameters
         ----------
         x : array, (N, C, H, W)
         labels : array of integers, (N,)
         lr : float, optional
-            Learning rate of the weights; the update rule's own by default. Biases, parameters with rates
-            of their own and frozen ones follow as `update` says; see the schedule in `Update`.
+            Learning rate of the weights; by default that of the update rule. `update` says what it means
+            for biases, and for parameters that have rates of their own or are frozen.
         shard : (int, int), optional
-            (first, total): x are the images from `first` on of a batch of `total`, whose other images are
-            elsewhere. Dropout then draws what it would for the whole batch, and losses and gradients are
-            this shard's part of the batch's mean: those of all shards are to be added (`on_gradient`).
+            (first, total): x holds the images from `first` on of a batch of `total`; other processes have
+            the rest. Dropout then draws the same numbers as for the whole batch. Loss and gradients are
+            this shard's part of the batch's mean: add those of all shards (in `on_gradient`).
 
         Returns
         -------
@@ -157,14 +157,14 @@ class Network(Planned):
             plan.run(phases["forward"])
             plan.run(phases["loss"])
             wanted = self._run_backward(plan, phases["backward"])
-            # An update that does not know the flag is asked for by the host, which waits for it.
+            # Where an update does not read the flag "finite", the host waits for it and decides.
             if wanted and (plan.guarded or plan.results().finite):
                 plan.run(phases["update"])
             return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
 
     @operation
     def evaluate(self, x: Any, labels: Any) -> Loss:
-        """Loss and errors of a batch, with dropout as at test time; nothing changes.
+        """Loss and errors of a batch, with dropout as at test time. It changes nothing.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class Network(Planned):
             self._in_hook = False
 
     def _require_idle(self) -> None:
-        """Refuse to run or change the network from one of its hooks, whose step is under way."""
+        """Refuse to run or change the network inside one of its hooks: a step is under way."""
         if self._in_hook:
             raise OptionError("a hook cannot run the network whose step calls it, nor load a state into it")
 
@@ -208,7 +208,7 @@ class Network(Planned):
     def load_step(
         self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
     ) -> Plan:
-        """Everything of `step` but the running: check the arguments, and load a plan with them.
+        """The first part of `step`: check the arguments, and load a plan with them. It runs nothing.
 
         Returns
         -------
@@ -259,10 +259,10 @@ class Network(Planned):
     # -- state ----------------------------------------------------------------------------------------
     @operation
     def state(self) -> dict[str, Any]:
-        """Everything that training goes on from, as plain data; `load_state` takes it back.
+        """All that training needs to go on later, as plain data; `load_state` loads it.
 
-        A network that loads it goes on with the same bits, where it also runs the same implementations on the
-        same instruction set and sees the same batches. The update rule and the layers are not in it.
+        A network that loads it goes on with the same bits, if it runs the same implementations on the same
+        instruction set and gets the same batches. The update rule and the layers are not part of the state.
 
         Returns
         -------
@@ -291,11 +291,11 @@ class Network(Planned):
 
     @operation
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned, of this network or of another one with the same parameters.
+        """Load what `state` returned, of this network or of another one with the same parameters.
 
-        All of it is checked first: a state that does not fit changes nothing. Where the next step runs other
-        implementations or another instruction set than the state's last one, it warns once and goes on: its
-        bits may then differ from those of an uninterrupted run.
+        All of it is checked first: a state that does not fit changes nothing. If the next step runs other
+        implementations or another instruction set than the last step of the state, it warns once and goes
+        on. Its bits may then differ from those of an uninterrupted run.
 
         Parameters
         ----------

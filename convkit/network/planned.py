@@ -1,4 +1,4 @@
-"""What a network has: layers, parameters, an update rule, plans; and nothing that runs."""
+"""What a network consists of: layers, parameters, an update rule and plans. Passes are in `network`."""
 
 from __future__ import annotations
 
@@ -142,23 +142,23 @@ class Planned:
         return {name: arrays.zeros(w.shape, self.dtype, self.device) for name, w in self.params.items()}
 
     def use(self, layer: str, **names: str | None) -> None:
-        """Choose implementations by name for one layer; `convkit.use` does for all.
+        """Choose implementations by name for one layer; `convkit.use` does so for all layers.
 
-        It holds from the next call on, and comes before `convkit.use`.
+        It holds from the next call on. It counts before `convkit.use`.
 
         Parameters
         ----------
         layer : str
             Name of a layer.
         **names
-            `op=name`, such as `conv2d_fprop="mine"`; None takes a choice back. A name that does not fit the
-            layer's problem is an error when the network is planned. An op that is several in one
-            (`linear_dgrad_wgrad_sgd`) runs where its implementation fits, and else its parts do.
+            `op=name`, such as `conv2d_fprop="mine"`; None removes a choice. A name that does not fit the
+            layer's problem is an error when the network is planned. A fused op (`linear_dgrad_wgrad_sgd`)
+            runs where its implementation fits; elsewhere its parts run.
 
         Raises
         ------
         OptionError
-            For a layer, op or implementation that is not known, and an op that the layer has not.
+            For a layer, op or implementation that is not known, and for an op that the layer does not use.
 
         Examples
         --------

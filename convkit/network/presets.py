@@ -69,7 +69,7 @@ class Preset:
 
 
 def _head(w: Init, w8: Init, b: Init, b8: Init, keep_scale: bool, width: int = 4096) -> tuple[Layer, ...]:
-    """fc6 to fc8 as all but torchvision have them: dropout behind the two hidden layers."""
+    """fc6 to fc8 as all presets but torchvision's have them: dropout after each of the two hidden layers."""
     return (
         Flatten("flatten"),
         Linear("fc6", width, w, b), Relu("relu6"), Dropout("drop6", 0.5, inverted=not keep_scale),

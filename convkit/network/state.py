@@ -1,4 +1,4 @@
-"""What `Network.state` returns: checked before any of it is loaded, and compared with what runs."""
+"""The state of a network: checks before it is loaded, and a comparison with what runs afterwards."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def copies(params: Arrays) -> dict[str, np.ndarray]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Where two fingerprints of a plan differ: some lines, or an empty string."""
+    """The differences of two fingerprints of plans as lines of text; empty if there are none."""
     old, new = _flat(before), _flat(now)
     return _some(
         [
@@ -134,7 +134,7 @@ def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, Array]
 
 def _restored(name: str, value: Any, dtype: str) -> Array:
     array, kind = arrays.view(name, value), arrays.np_dtype(dtype)
-    # NumPy's files keep of bfloat16 that it has two bytes.
+    # A file of NumPy's keeps bfloat16 as items of two bytes.
     return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array
 
 
@@ -164,7 +164,7 @@ def _some(lines: Sequence[str]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A nested dict as one level: its leaves, by the words that lead to them."""
+    """A nested dict as a flat one: each leaf by the keys that lead to it, joined by spaces."""
     if not isinstance(value, Mapping):
         return {name: value}
     return {k: v for key, part in value.items() for k, v in _flat(part, f"{name} {key}".strip()).items()}

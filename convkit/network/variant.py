@@ -1,4 +1,4 @@
-"""A preset for other images, with other widths, or with another start."""
+"""Variants of a preset: for other images, with other widths, or with another initialisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .init import Constant, He, Init
 from .layers import Conv, Layer, Linear, Lrn
 from .presets import Preset
 
-#: Starts that any preset can be given, by name: of its weights and of its biases.
+#: By name, an initialisation for any preset: of its weights and of its biases.
 INITS: dict[str, tuple[Init, Init]] = {"he": (He(), Constant(0))}
 
 
@@ -27,13 +27,13 @@ def variant(
     widths: float | Sequence[int] | None = None,
     init: str | None = None,
 ) -> Preset:
-    """A preset for other images, with other widths or another start.
+    """A preset for other images, with other widths or another initialisation.
 
     Parameters
     ----------
     p : Preset
     image_size : int, optional
-        Height and width of the input, where it is not the preset's own. What photographs are resized to
+        Height and width of the input; by default the preset's. The size to which photographs are resized
         changes in proportion.
     channels : int
         Of the input.
@@ -134,7 +134,7 @@ def _factor(value: Any) -> float:
 
 
 def _divisors(layers: Sequence[Layer]) -> dict[str, int]:
-    """What each layer's outputs must be divisible by: its own groups, and those of the layers behind it."""
+    """What each layer's outputs must be divisible by: its own groups, and those of the layers after it."""
     found: dict[str, int] = {}
     name = ""
     for layer in layers:

@@ -14,16 +14,16 @@ from . import fusion
 from .choice import Chooser
 from .graph import Graph, Node, Stage, Value, gradient
 
-#: What a change of layout costs, in passes over a tensor: it is read and written, forward and backward. A
-#: tensor that stays in the users' order costs one: kernels that compute in another pack it themselves.
+#: Cost of a change of layout, in passes over a tensor: it is read and written, forward and backward. A tensor
+#: that stays in NCHW costs one pass: kernels that compute in another layout pack it themselves.
 REORDER = 4
 
 
 @dataclass(frozen=True)
 class _Way:
-    """Stages up to some activation, and the layouts on the way, at some cost.
+    """Stages from the input to some activation, with the layouts of the activations between, and the cost.
 
-    The cost is in elements that are not in a layout in which kernels compute, for an image; then in stages.
+    The cost is a pair: elements of an image that kernels have to bring into another layout; and stages.
     """
 
     cost: tuple[int, int] = (0, 0)
@@ -52,7 +52,7 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
 
 
 def _computed_in(chooser: Chooser) -> list[Layout]:
-    """The layouts of activations in which implementations for the device compute, the users' own last."""
+    """The layouts of activations in which implementations for the device compute, NCHW last."""
     found = {NCHW}
     for implementation in implementations(device=chooser.device, layout=None):
         if implementation.op != "reorder":
@@ -64,9 +64,9 @@ def _computed_in(chooser: Chooser) -> list[Layout]:
 def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -> list[tuple[Stage, int]]:
     """The stages that may begin at an activation, with the number of the activation at their end."""
     found = [(stages[i], i + 1)]
-    for pattern, vanishing in fusion.FORWARD if fuse else ():
+    for pattern, replaced in fusion.FORWARD if fuse else ():
         one = pattern(stages[i], stages[i + 1]) if i + 1 < len(stages) else None
-        if one is not None and not chooser.named(one.layers, *vanishing):
+        if one is not None and not chooser.named(one.layers, *replaced):
             found.append((one, i + 2))
     return found
 
@@ -74,7 +74,7 @@ def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -
 def _ways(
     stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout]
 ) -> Iterator[tuple[_Way, Layout]]:
-    """The ways on through a stage, from an input in that layout."""
+    """Each way extended by a stage, from an input in that layout; with the layout of the output."""
     x, y = chooser.values[stage.x], chooser.values[stage.y]
     for inner in _possible(x.shape, rows):
         entered = stage if inner == x_layout else _reordered(stage, x_layout, inner, chooser)
@@ -97,19 +97,19 @@ def _ways(
 
 
 def _possible(shape: Sequence[int], rows: Sequence[Layout]) -> list[Layout]:
-    """Layouts in which an activation of that shape may lie: without padding channels."""
+    """Layouts that an activation of that shape may have: those without padding channels."""
     if len(shape) != 4:
         return [NCHW]
     return [row for row in rows if not row.block or shape[1] % row.block == 0]
 
 
 def _elements(value: Value) -> int:
-    """Of one image's maps."""
+    """Elements of one image's feature maps."""
     return prod(value.shape[1:]) if len(value.shape) == 4 else 0
 
 
 def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> Stage | None:
-    """The stage on a copy of its input in another layout, where a copy can be made there and back."""
+    """The stage on a copy of its input in another layout; None where there is no copy in both directions."""
     value = chooser.values[stage.x]
     copy = f"{stage.x} in {inner.name}"
     chooser.values[copy] = Value(value.shape, value.dtype)
@@ -128,7 +128,7 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
 
 
 def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
-    """The layouts of the gradients inside of a stage with which it runs between these, or None."""
+    """Layouts of the gradients inside a stage with which it runs between these two layouts; None if none do."""
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})

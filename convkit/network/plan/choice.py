@@ -18,7 +18,7 @@ from .graph import VIEW, Graph, Node, Value
 
 @dataclass
 class Chooser:
-    """What implementations there are, for one device and one choice of the user's.
+    """The implementations for one device, under one choice of the user.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class Chooser:
         For each layer, names of implementations by op; the key "" is for all layers.
     values : dict of str to Value
     own : set of str
-        The ops of the layers themselves: each runs in NCHW, by the reference if by nothing else.
+        The ops of the layers themselves. In NCHW each of them runs: at the least, the reference does.
     layouts : dict of str to Layout
-        Of activations; a gradient has the layout of what it is the gradient of, unless it is named itself.
+        Of activations. A gradient that is not in it has the layout of its activation.
     """
 
     device: str
@@ -44,7 +44,7 @@ class Chooser:
     def of(
         cls, graph: Graph, device: str, math: str | None, names: Mapping[str, Mapping[str, str]]
     ) -> Chooser:
-        """For a graph, with what `convkit.use` has chosen here, under the layers' own choices."""
+        """For a graph: first the layers' own choices count, then what `convkit.use` has chosen here."""
         own = {n.op for s in graph.stages for n in (s.forward, *s.backward)}
         choice = {"": dict(current_choice().names), **names}
         return cls(device, math, choice, graph.values, frozenset(own | {VIEW}))
@@ -72,11 +72,12 @@ class Chooser:
         return self.layouts.get(value, NCHW)
 
     def declaration(self, node: Node) -> str | None:
-        """What an implementation of the node has to declare, or None where its values do not go together."""
+        """The layouts that an implementation of the node must declare; None where no declaration fits."""
         found = {name: self.layout(value) for name, value in node.tensors.items()}
-        if node.op == VIEW or OPS[node.op].inplace:  # each element alone: all in one layout, any will do,
+        if node.op == VIEW or OPS[node.op].inplace:
+            # Elementwise ops take any layout that all their tensors share. Only NCHW fits a view, and an op
+            # that counts the elements in their order.
             rows = set(found.values())
-            # but for a view, and for an op that counts the elements in their order.
             ordered = node.op == VIEW or "offset" in OPS[node.op].options
             return NCHW.name if len(rows) == 1 and not (ordered and rows != {NCHW}) else None
         try:
@@ -111,7 +112,7 @@ class Chooser:
             raise
 
     def fits(self, node: Node) -> bool:
-        """Whether the node can be run as its values lie; not by the reference, unless it was named."""
+        """Whether the node can run in the layouts of its values; by the reference only where it is named."""
         layout = self.declaration(node)
         if layout is None or (layout == NCHW.name and node.op in self.own):
             return layout is not None

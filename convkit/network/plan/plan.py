@@ -41,7 +41,7 @@ class Plan:
         In the order in which they run. `backward` ends before the gradient of the input, which training
         does not need; that is `input_gradient`. A training step runs `phases`, where some of them are fused.
     frozen : frozenset of str
-        Parameters that a step leaves as they are: neither their update nor their gradient is computed.
+        Parameters that a step does not change: it computes no update and no gradient of theirs.
     fused : bool
         Whether a step may update weights as it makes their gradient, which is then not stored.
     x, labels, logits, losses, dlogits, dx : ndarray
@@ -125,8 +125,8 @@ class Plan:
     def phases(self) -> dict[str, list[Call]]:
         """The calls of a training step: "forward", "loss", "backward", "update".
 
-        Where the update of a layer's weights is fused with their gradient, it stands in "backward";
-        `self.backward` and `self.update` are the same without fusion, for those who want the gradients.
+        Where the update of a layer's weights is fused with their gradient, it is in "backward".
+        `self.backward` and `self.update` are the same without fusion, and store every gradient.
         """
         return self._phases_with(self.frozen, self.fused)
 
@@ -172,25 +172,25 @@ class Plan:
         still = {id(call) for name, call in self.rated if name in self.frozen}
         return [call for call in calls if id(call) not in still]
 
-    def run(self, calls: list[Call], behind: Callable[[Call], None] | None = None) -> None:
+    def run(self, calls: list[Call], after: Callable[[Call], None] | None = None) -> None:
         """Run some of the plan's calls; allocates nothing of its own.
 
         Parameters
         ----------
         calls : list of Call
-            What is worked out for it is kept, so that it pays to pass the plan's own lists.
-        behind : callable, optional
-            Called with each call that makes the gradient of a parameter, behind it.
+            Best one of the plan's own lists: the functions of a list are kept.
+        after : callable, optional
+            Called with each call that makes the gradient of a parameter, after that call.
         """
-        # NaN and infinity propagate; they are no reason to warn.
+        # NaN and infinity propagate without a warning.
         with arrays.on(self.x), np.errstate(all="ignore"):
             for call, function in zip(calls, self._functions(calls), strict=True):
                 function()
-                if behind is not None and id(call) in self._makes:
-                    behind(call)
+                if after is not None and id(call) in self._makes:
+                    after(call)
 
     def _functions(self, calls: list[Call]) -> list[Callable[[], None]]:
-        """What each call does, without what they can share; kept for the executor of CUDA kernels here."""
+        """A function for each call (`Call.bare`); kept as long as the executor is the same."""
         executor = devices.current() if self.program.chooser.device == "cuda" else None
         kept = self._bare.get(id(calls))
         if kept is None or kept[0] is not calls or kept[1] is not executor or len(kept[2]) != len(calls):
@@ -205,7 +205,7 @@ class Plan:
 
     @property
     def rated(self) -> list[tuple[str, Call]]:
-        """The calls that update a parameter, with its name; of several for one parameter a step runs one."""
+        """(parameter, call) for each call that updates a parameter; a step runs one of them per parameter."""
         found = self._calls.values()
         return [(node.tensors["w_new"], call) for node, call in found if "w_new" in node.tensors]
 
@@ -218,7 +218,7 @@ class Plan:
     def set_dropout(
         self, training: bool, seed: int, offset: int, first: int = 0, total: int | None = None
     ) -> int:
-        """Point every dropout at its counters and mode; returns the first counter behind them.
+        """Point every dropout at its counters and mode; returns the first counter that none of them uses.
 
         The images are those from `first` on of a batch of `total`, by default the whole of it.
 
@@ -239,7 +239,7 @@ class Plan:
             self._memory["dloss"].fill(1 / max(1, total))
             self._total = total
 
-    # -- for whoever asks -------------------------------------------------------------------------------
+    # -- what it runs -----------------------------------------------------------------------------------
     @property
     def bytes(self) -> int:
         """Memory that the plan owns: activations, gradients, workspace; parameters not counted."""
