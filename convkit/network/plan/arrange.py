@@ -128,7 +128,7 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
 
 
 def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
-    """Layouts of the gradients inside a stage with which it runs between these two layouts; None if none do."""
+    """Layouts of the gradients inside a stage with which it runs between these two layouts, or None."""
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
