@@ -20,8 +20,8 @@ from .errors import NoImplementation, OptionError
 _instead: ContextVar[Any] = ContextVar("convkit_executor", default=None)
 
 
-#: The compiled kernels of the CPU backend, once they are chosen (`cpu.extension`). A call that is bound to one
-#: set of kernels is not valid for another.
+#: The compiled kernels of the CPU backend, once they are chosen (`cpu.extension`). A call that is bound to
+#: one build of them is not valid for another.
 cpu_kernels: Any = None
 
 

@@ -113,8 +113,8 @@ def load(path: Path, preset: Preset) -> np.ndarray:
     - floating point is taken from 0 to 1, where all values are in there;
     - other floating point, 32-bit integers and signed integers are refused: no file says what is white.
 
-    Of an image more than 4 times as long as wide, only what the centre crop needs is converted and resized, so
-    it takes little memory besides its decoded file.
+    Of an image more than 4 times as long as wide, only what the centre crop needs is converted and resized.
+    It takes little memory besides its decoded file.
 
     Parameters
     ----------
