@@ -13,8 +13,12 @@ TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CONVKIT_N
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest --benchmark-disable -n auto --maxprocesses 8 --dist loadgroup
 
 # An editable install goes stale only where a build reads: metadata, and C++ sources.
-INSTALLED_FROM := pyproject.toml setup.py $(wildcard $(foreach folder,convkit/cpu/native convkit/cpu/native/kernels, \
+INSTALLED_FROM := pyproject.toml setup.py $(wildcard $(foreach folder,convkit/cpu/native $(addprefix convkit/cpu/native/,bindings kernels), \
 	$(folder)/*.cpp $(folder)/*.hpp))
+
+# Every C++ and CUDA file of the repository; what to do with them follows.
+CXX_FILES := find $(wildcard bench convkit examples kernels tests) -name _kernels -prune -o \
+	-regex '.*\.\(c\|cpp\|hpp\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,15 +46,17 @@ sanitize: $(VENV)/stamp-test ## put the C++ kernels through the gate under GCC's
 	@$(BIN)/python tests/sanitize.py $(ARGS)
 
 lint: $(VENV)/stamp-dev ## check style and types, change nothing
-	@echo "make lint: ruff check, ruff format --check, mypy"
+	@echo "make lint: ruff check, ruff format --check, clang-format --dry-run, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(CXX_FILES) -exec $(BIN)/clang-format --dry-run -Werror {} +
 	@$(BIN)/mypy
 
-format: $(VENV)/stamp-dev ## reformat the Python sources, fix what ruff can
-	@echo "make format: ruff check --fix, ruff format"
+format: $(VENV)/stamp-dev ## reformat the Python, C++ and CUDA sources, fix what ruff can
+	@echo "make format: ruff check --fix, ruff format, clang-format -i"
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(CXX_FILES) -exec $(BIN)/clang-format -i {} +
 
 bench: $(VENV)/stamp-test ## run the benchmarks (ARGS= go to pytest)
 	@echo "make bench: the benchmarks, one at a time"
@@ -101,12 +107,14 @@ $(VENV)/stamp-dev: $(VENV)/stamp-test
 	@touch $(VENV)/stamp-images $(VENV)/stamp-test $@
 
 comma := ,
-# $(call install,EXTRA,HOW LONG): an editable install, with a word on the C++ extension before and after.
+# $(call install,EXTRA,HOW LONG): an editable install, with a word on the C++ extension before and after. pip hides what
+# a build prints; setup.py writes its progress to a file besides, which is this shell's standard error.
 define install
 echo "make: installing convkit[$(1)] into $(VENV) (the first time: $(2))"; \
 if ! command -v $${CXX:-c++} >/dev/null && { [ -n "$$CXX" ] || ! command -v g++ clang++ >/dev/null; }; then \
   echo "make: no C++ compiler was found: the install goes on without the native extension (slower on a CPU);"; \
   echo "make:   to have it, install g++, then run make clean and this again"; fi; \
-$(PIP) install --quiet -e '.[$(1)]' && \
-$(BIN)/python -c 'from convkit import native; print("make:", native.kernels_missing() or "the C++ kernels are built, for " + ", ".join(native.isas()) + " on this CPU")'
+CONVKIT_BUILD_PROGRESS="$$(for file in /proc/$$$$/fd/2 /dev/tty; do [ -w $$file ] && { echo $$file; break; }; done)" \
+  $(PIP) install --quiet -e '.[$(1)]' && \
+$(BIN)/python -c 'from convkit.cpu import extension as native; print("make:", native.kernels_missing() or "the C++ kernels are built, for " + ", ".join(native.isas()) + " on this CPU")'
 endef

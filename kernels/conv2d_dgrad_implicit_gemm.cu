@@ -1,173 +1,334 @@
 // conv2d_dgrad_implicit_gemm
-//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h = h + pad_top and
-//   q*stride_w + s*dilation_w = w + pad_left: a GEMM of gemm_m = C/groups channels, gemm_n = pixels of dx, gemm_k = the
-//   taps (k, r, s) that can hit them.
+//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h = h +
+//   pad_top and q*stride_w + s*dilation_w = w + pad_left: a GEMM of gemm_m = C/groups channels, gemm_n =
+//   pixels of dx, gemm_k = the taps (k, r, s) that can hit them.
 //
-// Status   compiled, and emulated; no GPU has run it yet. What is called predicted is a model.
-// Tiling   a block makes BLOCK_M channels x BLOCK_N pixels of one group and one residue class: pixels whose padded rows
-//          and columns are equal modulo the strides are hit by the same taps, r * dilation_h = row (mod stride_h), and
-//          by no others. So each class is a dense convolution with stride 1 over dy, and no multiply-add meets a tap
-//          that cannot hit; a class that none can hit is written as zeros. A stride of 1 has one class. BLOCK_M is 64,
-//          since AlexNet's conv2 has 48 channels to a group. Few tiles are split over the taps as in fprop.
-// Traffic  dy is read ceil(C/groups / BLOCK_M) * R*S / (stride_h*stride_w) times, mostly from L1 and L2, w
-//          ceil(N*H*W / BLOCK_N) times from L2, dx is written once; with a stride above 1 in pieces of 4 bytes, that the
-//          classes' blocks, neighbours in time, complete in L2.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1263 instructions are FFMA (.811: a thread of this tile gathers
-//          twice as many elements as one of fprop's); 255 registers, no spills. Predicted at batch 128, in % of the
-//          FP32 peak, .77 of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks),
+// Tiling   a block makes TILE_M channels x TILE_N pixels of one group and one residue class, and a thread 8 x
+//          16 of them. A residue class is the pixels whose padded rows and columns are equal modulo the
+//          strides. They are hit by the same taps, r * dilation_h = row (mod stride_h), and by no others. So
+//          each class is a dense convolution with stride 1 over dy, and no multiply-add meets a tap that
+//          cannot hit; a class that none can hit is written as zeros. A stride of 1 has one class. TILE_M is
+//          64, since AlexNet's conv2 has 48 channels to a group. Few tiles are split over the taps as in
+//          fprop.
+// Threads  2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
+//
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127   |  128-255
+//          m  0- 3  L0    L1    ...  L7     |                         |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again   |
+//             8-11  L16   L17   ...  L23    |                         |  warp 2
+//            12-15  L24   L25   ...  L31    |                         |
+//            16-31  the same lanes again: all this is warp 0          |
+//            32-63  warp 1                                            |  warp 3
+//
+//          To fetch a step's 8 taps x 64 channels of w, 8 lanes walk along the taps and the block takes 16
+//          channels at a time; for its 8 taps x 256 pixels, each thread takes two pixels and all 8 taps.
+// Traffic  dy is read ceil(C/groups / TILE_M) * R*S / (stride_h*stride_w) times, mostly from L1 and L2, w
+//          ceil(N*H*W / TILE_N) times from L2, dx is written once; with a stride above 1 in pieces of 4
+//          bytes, which the classes' blocks, neighbours in time, complete in L2.
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1261 instructions are FFMA (.812: a thread of this
+//          tile fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves
+//          the loads of global memory down: to the use of the nearest are 55 instructions, of half of them
+//          some 370, which hides an access to L2 only in part. Predicted at batch 128, in % of the FP32 peak,
+//          .77 of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks),
 //          conv4 and conv5 74.
 //
 // /// kernel
 // op      = "conv2d_dgrad"
 // dtypes  = ["float32"]
-// tile    = { BLOCK_M = 64, BLOCK_N = 256, BLOCK_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
-// tune    = { BLOCK_M = [64, 96, 128], BLOCK_N = [128, 256], BLOCK_K = [8, 16], THREAD_M = [8, 12], THREAD_N = [8, 16], FILL = [132, 264] }
+// tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 96, 128]
+// TILE_N   = [128, 256]
+// TILE_K   = [8, 16]
+// THREAD_M = [8, 12]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
 // [let]
-// SIZE    = "N*C*H*W"
-// BLOCKS  = "ceil_div(N*ceil_div(H, stride_h)*ceil_div(W, stride_w), BLOCK_N) * ceil_div(C//groups, BLOCK_M) * groups * min(stride_h, H) * min(stride_w, W)"
-// SLICES  = "max(1, min((K//groups*R*S)//DEPTH, FILL//BLOCKS))"
+// SIZE      = "N*C*H*W"
+// TILES_M   = "ceil_div(C//groups, TILE_M)"
+// CLASSES_H = "min(stride_h, H)"
+// CLASSES_W = "min(stride_w, W)"
+// CLASS     = "N * ceil_div(H, stride_h) * ceil_div(W, stride_w)"
+// BLOCKS    = "ceil_div(CLASS, TILE_N) * TILES_M * groups * CLASSES_H * CLASSES_W"
+// SLICES    = "max(1, min((K//groups*R*S)//DEPTH, FILL//BLOCKS))"
+// # A class has as many rows of pixels as the first one, or one less; and columns likewise.
+// [dividers]
+// by_tiles_m   = "TILES_M"
+// by_groups    = "groups"
+// by_classes_h = "CLASSES_H"
+// by_classes_w = "CLASSES_W"
+// by_slices    = "SLICES"
+// by_stride_h  = "stride_h"
+// by_stride_w  = "stride_w"
+// by_most_rows    = "ceil_div(H, stride_h)"
+// by_fewer_rows   = "max(1, ceil_div(H, stride_h) - 1)"
+// by_most_columns  = "ceil_div(W, stride_w)"
+// by_fewer_columns = "max(1, ceil_div(W, stride_w) - 1)"
 // [[launch]]
 // entry   = "conv2d_dgrad_implicit_gemm"
 // grid    = ["BLOCKS", "1", "SLICES"]
-// block   = ["BLOCK_M*BLOCK_N//(THREAD_M*THREAD_N)"]
+// block   = ["TILE_M*TILE_N//(THREAD_M*THREAD_N)"]
 // [[launch]]
 // entry   = "conv2d_dgrad_implicit_gemm_reduce"
-// grid    = ["min(ceil_div(SIZE, 256), 1056)//SLICES + 1 if SLICES > 1 else 0", "1", "SLICES"]
+// grid    = ["min(ceil_div(SIZE, 256), 1056) if SLICES > 1 else 0"]
 // block   = ["256"]
 // ///
 
 #include "gemm_tile.cuh"
 
-using Tile = GemmTile<BLOCK_M, BLOCK_N, BLOCK_K, THREAD_M, THREAD_N>;
+// A tap (k, r, s), relative to the element of dy that the first pixel's first tap would meet. `row` and
+// `column` are unsigned, so that what is above the map or left of it becomes a huge number, and one
+// comparison covers both ends.
+struct alignas(16) Tap {
+  long long offset;  // in bytes
+  unsigned row, column;
+};
+// A column that is in no map, whatever is added to it.
+constexpr unsigned OUTSIDE = 0x80000000u;
 
-// One axis of a residue class: the pixels first, first + stride, ... of dx, and the taps that hit them, which are
-// tap, tap + apart, ... Pixel number i of them meets tap number t at row origin + i - shift(t) of dy.
+// Taps of the table are made a chunk at a time; the table is a ring of two chunks.
+constexpr unsigned CHUNK = 256, CHUNK_STEPS = CHUNK / TILE_K;
+
+// Fetching filters: 8 lanes along the taps, THREADS / 8 channels at a time.
+constexpr int OCTETS = TILE_K / 8, CHANNELS_APART = THREADS / 8, CHANNEL_PASSES = TILE_M / CHANNELS_APART;
+static_assert(TILE_M % CHANNELS_APART == 0, "TILE_M: a multiple of THREADS / 8");
+
+// Fetching pixels: a thread keeps its pixels and takes every TAPS_APART-th tap.
+constexpr int PIXELS = TILE_N > THREADS ? TILE_N / THREADS : 1;
+constexpr int TAPS_APART = TILE_N > THREADS ? 1 : THREADS / TILE_N, TAP_PASSES = TILE_K / TAPS_APART;
+static_assert(TILE_N % THREADS == 0 || THREADS % TILE_N == 0, "TILE_N and THREADS: one divides the other");
+static_assert(TILE_K % TAPS_APART == 0, "THREADS: at most TILE_K * TILE_N");
+
+// One axis of a residue class: the pixels first, first + stride, ... of dx, and the taps that hit them, which
+// are tap, tap + apart, ... Pixel number i of them meets tap number t at row origin + i - shift(t) of dy.
 struct Axis {
-  int first, count, stride;  // pixels
-  int tap, apart, taps;      // taps
-  int origin;                // (first + pad) / stride
-  int dilation, residue;
+  int first, count;      // pixels
+  int tap, apart, taps;  // taps
+  int origin;            // (first + pad) / stride
+  int shift_0, shift_apart;
 
-  __device__ __forceinline__ void set(int index, int size, int step, int pad, int window, int spread) {
+  __device__ __forceinline__ void set(int index, int pad, const Divider& by_stride, int pixels, int window,
+                                      int dilation) {
     first = index;
-    count = (size - index + step - 1) / step;
-    stride = step;
-    dilation = spread;
-    origin = (index + pad) / step;
-    residue = (index + pad) % step;
+    count = pixels;
+    origin = (index + pad) / by_stride;
+    const int residue = (index + pad) % by_stride;
     // The taps with r * dilation = residue modulo stride: the first two say all.
     tap = 0, apart = 1, taps = 0;
     for (int r = 0; r < window; ++r) {
-      if (static_cast<long long>(r) * spread % step != residue) continue;
+      if (static_cast<long long>(r) * dilation % by_stride != residue) continue;
       if (taps == 0) tap = r;
       if (taps == 1) apart = r - tap;
       ++taps;
     }
+    shift_0 = taps ? (tap * dilation - residue) / by_stride : 0;
+    shift_apart = apart * dilation / by_stride;
   }
   __device__ __forceinline__ int nth(int t) const { return tap + t * apart; }
-  __device__ __forceinline__ int shift(int t) const { return (nth(t) * dilation - residue) / stride; }
+  __device__ __forceinline__ int shift(int t) const { return shift_0 + t * shift_apart; }
 };
 
 // Where this block is. In shared memory, so that what the loop has no use for takes no registers in it.
 struct Block {
-  GemmRange range;
+  KRange range;
   int channels, filters, window;  // of one group; R * S
   long long pixels, area;         // of one image of dy, of dx
   long long first_n, first_c;
-  Axis v, u;        // vertical, horizontal
-  int group, rows;  // channels from first_c on that there are
+  Axis v, u;                       // vertical, horizontal
+  Divider by_v_count, by_u_count;  // pixels of the class: rows, columns
+  int group, rows;                 // channels from first_c on that there are
 
-  // Pixels of the residue class in one image of dx.
-  __device__ __forceinline__ long long hits() const { return static_cast<long long>(v.count) * u.count; }
+  // Pixels of the residue class in all images.
+  __device__ __forceinline__ long long hits(int images) const {
+    return static_cast<long long>(v.count) * u.count * images;
+  }
 };
 
-extern "C" __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS) __global__
+static_assert(sizeof(GemmShared) + 2 * CHUNK * (sizeof(Tap) + 8) + sizeof(Block) <= 48 * 1024,
+              "TILE_K: static shared memory ends at 48 KB");
+
+extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     void conv2d_dgrad_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ dy,
                                     const float* __restrict__ w, float* __restrict__ dx,
                                     float* __restrict__ workspace) {
-  __shared__ GemmShared<Tile> shared;
-  __shared__ GemmTable<Tile> table;
+  __shared__ GemmShared shared;
+  __shared__ Tap taps_of_dy[2 * CHUNK];
+  __shared__ long long taps_of_w[2 * CHUNK];  // bytes from tap (0, 0, 0) of a channel; -1 beyond the end
   __shared__ Block block;
 
+  // ---- The tile of this block ----
+  // Channel tiles are neighbours, then groups, then residue classes, then pixels.
   if (threadIdx.x == 0) {
-    block.channels = g.C / g.groups;
-    block.filters = g.K / g.groups;
+    block.channels = g.C / g.by_groups;
+    block.filters = g.K / g.by_groups;
     block.window = g.R * g.S;
     block.pixels = static_cast<long long>(g.P) * g.Q;
     block.area = static_cast<long long>(g.H) * g.W;
-    // Channel tiles are neighbours, then groups, then residue classes, then pixels.
-    const unsigned tiles_m = (block.channels + BLOCK_M - 1) / BLOCK_M,
-                   first_m = blockIdx.x % tiles_m * BLOCK_M;
-    const unsigned classes_h = g.stride_h < g.H ? g.stride_h : g.H;
-    const unsigned classes_w = g.stride_w < g.W ? g.stride_w : g.W;
-    unsigned rest = blockIdx.x / tiles_m;
-    block.group = rest % g.groups;
-    rest /= g.groups;
-    block.u.set(rest % classes_w, g.W, g.stride_w, g.pad_left, g.S, g.dilation_w);
-    rest /= classes_w;
-    block.v.set(rest % classes_h, g.H, g.stride_h, g.pad_top, g.R, g.dilation_h);
-    block.first_n = static_cast<long long>(rest / classes_h) * BLOCK_N;
+    const unsigned first_m = blockIdx.x % g.by_tiles_m * TILE_M;
+    unsigned rest = blockIdx.x / g.by_tiles_m;
+    block.group = rest % g.by_groups;
+    rest = rest / g.by_groups;
+    const int class_w = rest % g.by_classes_w;
+    rest = rest / g.by_classes_w;
+    const int class_h = rest % g.by_classes_h;
+    block.first_n = static_cast<long long>(rest / g.by_classes_h) * TILE_N;
+    // Class h has rows h, h + stride_h, ... below H: the most, or one less.
+    const int most_rows = static_cast<int>(g.by_most_rows.divisor);
+    const int most_columns = static_cast<int>(g.by_most_columns.divisor);
+    const bool fewer_rows = class_h + (most_rows - 1LL) * g.stride_h >= g.H;
+    const bool fewer_columns = class_w + (most_columns - 1LL) * g.stride_w >= g.W;
+    block.by_v_count = fewer_rows ? g.by_fewer_rows : g.by_most_rows;
+    block.by_u_count = fewer_columns ? g.by_fewer_columns : g.by_most_columns;
+    block.v.set(class_h, g.pad_top, g.by_stride_h, most_rows - fewer_rows, g.R, g.dilation_h);
+    block.u.set(class_w, g.pad_left, g.by_stride_w, most_columns - fewer_columns, g.S, g.dilation_w);
     block.first_c = static_cast<long long>(block.group) * block.channels + first_m;
     block.rows = block.channels - static_cast<int>(first_m);
-    block.range = gemm_range<Tile>(static_cast<long long>(block.filters) * block.v.taps * block.u.taps);
+    block.range = k_range(static_cast<long long>(block.filters) * block.v.taps * block.u.taps, g.by_slices);
   }
   __syncthreads();
-  if (block.first_n >= block.hits() * g.N) return;  // a smaller class than the first: the whole block leaves
+  if (block.first_n >= block.hits(g.N)) return;  // a smaller class than the first: the whole block leaves
 
-  const auto entry = [&](long long i, GemmTap& tap, long long& linear) {
-    if (i >= block.range.count) {
-      tap = {0, 0, GEMM_OUTSIDE};
-      linear = -1;
-      return;
+  // ---- The table: where taps are, in dy and in w ----
+  // Beyond the last one they are outside. The number of taps differs between classes, so that the host has no
+  // dividers for it.
+  const auto make_taps = [&](unsigned chunk) {
+    for (unsigned i = threadIdx.x; i < CHUNK; i += THREADS) {
+      const unsigned number = chunk * CHUNK + i;
+      Tap in_dy = {0, 0, OUTSIDE};
+      long long in_w = -1;
+      if (number < block.range.count) {
+        const unsigned t = static_cast<unsigned>(block.range.first) + number, of_filter = t / block.u.taps;
+        const int ts = t % block.u.taps, tr = of_filter % block.v.taps;
+        const int up = block.v.shift(tr), left = block.u.shift(ts);
+        const long long k = of_filter / block.v.taps;
+        in_w = 4 * (k * block.channels * block.window + block.v.nth(tr) * g.S + block.u.nth(ts));
+        in_dy.row = 0u - up;
+        in_dy.column = 0u - left;
+        in_dy.offset = 4 * (k * block.pixels - static_cast<long long>(up) * g.Q - left);
+      }
+      const unsigned slot = chunk % 2 * CHUNK + i;
+      taps_of_dy[slot] = in_dy;
+      taps_of_w[slot] = in_w;
     }
-    const unsigned t = static_cast<unsigned>(block.range.first + i), of_filter = t / block.u.taps;
-    const int ts = t % block.u.taps, tr = of_filter % block.v.taps;
-    const int up = block.v.shift(tr), left = block.u.shift(ts);
-    const long long k = of_filter / block.v.taps;
-    linear = 4 * (k * block.channels * block.window + block.v.nth(tr) * g.S + block.u.nth(ts));
-    tap.row = 0u - up;
-    tap.column = 0u - left;
-    tap.offset = 4 * (k * block.pixels - static_cast<long long>(up) * g.Q - left);
   };
-  const GemmFill<Tile, decltype(entry)> fill{table, entry};
 
-  // Filter k of the group begins k * channels * window behind its first one.
-  const float* const first_filter =
-      w + (block.first_c + static_cast<long long>(block.group) * (block.filters - 1) * block.channels) *
-              block.window;
-  GemmTableRows<Tile> filter(table.linear, first_filter, block.window, block.rows);
-  GemmGatherPixels<Tile> image;
-  image.taps = table.gather;
-  image.height = g.P;
-  image.width = g.Q;
+  // ---- Fetching a step's weights: a[k][m] ----
+  // Of channels beyond the last one, the last one is read.
+  Address channels[CHANNEL_PASSES];
+  float w_stage[OCTETS][CHANNEL_PASSES];
 #pragma unroll
-  for (int i = 0; i < image.COLUMNS; ++i) {
-    // A pixel beyond the last one reads what the last one reads, and is not written.
-    const long long all = block.hits() * g.N, j = block.first_n + image.pixel(i);
-    long long pixel, column;
-    const long long n = gemm_divide(j < all ? j : all - 1, block.hits(), pixel);
-    const int row = block.v.origin + static_cast<int>(gemm_divide(pixel, block.u.count, column));
-    const int q = block.u.origin + static_cast<int>(column);
-    image.row[i] = row;
-    image.column[i] = q;
-    image.at[i] = gemm_address(dy + ((n * g.K + block.group * block.filters) * block.pixels +
-                                     static_cast<long long>(row) * g.Q + q));
+  for (int pass = 0; pass < CHANNEL_PASSES; ++pass) {
+    // Filter k of the group begins k * channels * window behind its first one.
+    const int m = threadIdx.x / 8 + pass * CHANNELS_APART;
+    const long long first =
+        block.first_c + static_cast<long long>(block.group) * (block.filters - 1) * block.channels;
+    channels[pass] = address_of(w + (first + (m < block.rows ? m : block.rows - 1)) * block.window);
+  }
+  const auto fetch_w = [&](unsigned step) {
+#pragma unroll
+    for (int octet = 0; octet < OCTETS; ++octet) {
+      const long long offset = taps_of_w[step * TILE_K % (2 * CHUNK) + octet * 8 + threadIdx.x % 8];
+#pragma unroll
+      for (int pass = 0; pass < CHANNEL_PASSES; ++pass)
+        w_stage[octet][pass] = offset >= 0 ? load_at(channels[pass] + offset) : 0.0f;
+    }
+  };
+  const auto store_w = [&](float* a) {
+    a += threadIdx.x % 8 * STRIDE_A + threadIdx.x / 8;
+#pragma unroll
+    for (int octet = 0; octet < OCTETS; ++octet)
+#pragma unroll
+      for (int pass = 0; pass < CHANNEL_PASSES; ++pass)
+        a[octet * 8 * STRIDE_A + pass * CHANNELS_APART] = w_stage[octet][pass];
+  };
+
+  // ---- Fetching a step's elements of dy: b[k][n], what tap k meets at pixel n ----
+  // Neighbouring threads have neighbouring pixels. A pixel beyond the last one reads what the last one reads,
+  // and is not written.
+  Address origins[PIXELS];
+  unsigned row[PIXELS], column[PIXELS];
+  float dy_stage[TAP_PASSES][PIXELS];
+#pragma unroll
+  for (int i = 0; i < PIXELS; ++i) {
+    const long long last = block.hits(g.N) - 1, beyond = block.first_n + threadIdx.x % TILE_N + i * THREADS;
+    const long long j = beyond < last ? beyond : last, line = j / block.by_u_count,
+                    n = line / block.by_v_count;
+    const int p = block.v.origin + static_cast<int>(line - n * block.v.count);
+    const int q = block.u.origin + static_cast<int>(j - line * block.u.count);
+    row[i] = p;
+    column[i] = q;
+    origins[i] = address_of(dy + (n * g.K + block.group * block.filters) * block.pixels +
+                            static_cast<long long>(p) * g.Q + q);
+  }
+  const auto fetch_dy = [&](unsigned step) {
+    const Tap* const taps = taps_of_dy + step * TILE_K % (2 * CHUNK) + threadIdx.x / TILE_N;
+#pragma unroll
+    for (int pass = 0; pass < TAP_PASSES; ++pass) {
+      const Tap tap = taps[pass * TAPS_APART];
+#pragma unroll
+      for (int i = 0; i < PIXELS; ++i) {
+        const bool inside = row[i] + tap.row < g.P && column[i] + tap.column < g.Q;
+        dy_stage[pass][i] = inside ? load_at(origins[i] + tap.offset) : 0.0f;
+      }
+    }
+  };
+  const auto store_dy = [&](float* b) {
+    b += threadIdx.x / TILE_N * STRIDE_B + threadIdx.x % TILE_N;
+#pragma unroll
+    for (int pass = 0; pass < TAP_PASSES; ++pass)
+#pragma unroll
+      for (int i = 0; i < PIXELS; ++i) b[pass * TAPS_APART * STRIDE_B + i * THREADS] = dy_stage[pass][i];
+  };
+
+  // ---- The main loop ----
+  // Registers -> shared memory, barrier, global memory -> registers for the next step, multiply. One step
+  // beyond the end is fetched, as zeros, so that the loop has no branch.
+  float sum[THREAD_M][THREAD_N] = {};
+  make_taps(0);
+  __syncthreads();
+  fetch_w(0);
+  fetch_dy(0);
+  unsigned buffer = 0;
+#pragma unroll 1
+  for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
+    // The half of the table that this overwrites was last read before the last step's barrier. What it
+    // puts there is first read after the barrier of this chunk's last step.
+    make_taps(chunk);
+    const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
+#pragma unroll 1
+    for (; step < end; ++step) {
+      store_w(shared.a[buffer]);
+      store_dy(shared.b[buffer]);
+      __syncthreads();
+      fetch_dy(step + 1);
+      fetch_w(step + 1);
+      multiply_step(shared.a[buffer], shared.b[buffer], sum);
+      buffer ^= 1;
+    }
   }
 
-  float sum[THREAD_M][THREAD_N];
-  gemm_sum<Tile>(shared, filter, image, fill, block.range.steps, sum);
-
-  const auto place = [&](int column) -> long long {
-    long long pixel, j;
-    const long long n = gemm_divide(block.first_n + column, block.hits(), pixel);
-    const long long i = gemm_divide(pixel, block.u.count, j);
-    if (n >= g.N) return -1;
-    return n * g.C * block.area + (block.v.first + i * g.stride_h) * g.W + block.u.first + j * g.stride_w;
+  // ---- Writing: pixels of the class, which lie the strides apart ----
+  const auto place = [&](int column_of_tile, long long (&offset)[4]) {
+    const long long j = block.first_n + column_of_tile, line = j / block.by_u_count;
+    long long n = line / block.by_v_count;
+    int i = static_cast<int>(line - n * block.v.count),
+        column_of_class = static_cast<int>(j - line * block.u.count);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const long long h = block.v.first + static_cast<long long>(i) * g.stride_h;
+      const long long to = h * g.W + block.u.first + static_cast<long long>(column_of_class) * g.stride_w;
+      offset[e] = n < g.N ? n * g.C * block.area + to : -1;
+      if (++column_of_class == block.u.count) {
+        column_of_class = 0;
+        if (++i == block.v.count) i = 0, ++n;
+      }
+    }
   };
-  float* const out = gemm_target(dx, workspace, block.area * g.C * g.N);
-  gemm_write<Tile>(out + block.first_c * block.area, block.area, block.rows, place, GemmNoEpilogue(), sum);
+  float* const out = slice_or_output(dx, workspace, block.area * g.C * g.N);
+  write_sums(out + block.first_c * block.area, block.area, block.rows, place, NoEpilogue(), sum);
 }
 
 // Adds up the slices, if there are several.
@@ -176,5 +337,5 @@ extern "C" __launch_bounds__(256) __global__
                                            const float* __restrict__ w, float* __restrict__ dx,
                                            float* __restrict__ workspace) {
   const long long size = static_cast<long long>(g.N) * g.C * g.H * g.W;
-  gemm_reduce(workspace, dx, size, [](long long, float v) { return v; });
+  add_slices(workspace, dx, size, g.by_slices.divisor, [](long long, float v) { return v; });
 }

@@ -1,14 +1,14 @@
 // conv2d_dgrad_naive
-//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h - pad_top = h and
-//   q*stride_w + s*dilation_w - pad_left = w: the definition, for every geometry, to read and to compare others with.
+//   dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * w[k,c,r,s] over the taps with p*stride_h + r*dilation_h - pad_top
+//   = h and q*stride_w + s*dilation_w - pad_left = w: the definition, for every geometry, to read and to
+//   compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   none: a thread makes one element of dx, and asks of each tap whether it hits. It gathers: what a window
-//          has read from an element comes back to it, with no two threads writing the same place.
-// Traffic  every multiply-add loads its two operands, 8 bytes. dy comes from L1 and L2 for all but the first of the
-//          C/groups * R * S / (stride_h * stride_w) times that it is read.
-// Bound    load issue, and two divisions to each tap. Predicted: 2 to 4 % of the FP32 peak on AlexNet's conv2 to conv5,
-//          whatever the batch. Its place is the test bench.
+// Tiling   none: a thread makes one element of dx, and tests for each tap whether it hits. It gathers: what a
+//          window has read from an element comes back to it, with no two threads writing the same place.
+// Traffic  every multiply-add loads its two operands, 8 bytes. dy comes from L1 and L2 for all but the first
+//          of the C/groups * R * S / (stride_h * stride_w) times that it is read.
+// Bound    load issue, and two divisions to each tap. Predicted: 2 to 4 % of the FP32 peak on AlexNet's conv2
+//          to conv5, whatever the batch. It is there for tests and comparisons.
 //
 // /// kernel
 // op     = "conv2d_dgrad"

@@ -3,12 +3,13 @@
 //                                                                q*stride_w + s*dilation_w - pad_left]
 //   with g = k / (K/groups): the definition, for every geometry, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   none: a thread makes one element of dw. It sums each row of an output map by itself before it adds it to
-//          the total: a plain sum over a batch of 400,000 pixels would lose digits that a split one keeps.
+// Tiling   none: a thread makes one element of dw. It sums each row of an output map by itself before it adds
+//          it to the total: a plain sum over a batch of 400,000 pixels would lose digits that a split one
+//          keeps.
 // Traffic  every multiply-add loads its two operands, 8 bytes; dy is a broadcast within a filter.
-// Bound    load latency: K*C/groups*R*S threads, each with a sum of N*P*Q terms. Predicted: below 3 % of the FP32 peak
-//          on AlexNet's layers, and least on conv1, which has 34,848 threads. Its place is the test bench.
+// Bound    load latency: K*C/groups*R*S threads, each with a sum of N*P*Q terms. Predicted: below 3 % of the
+//          FP32 peak on AlexNet's layers, and least on conv1, which has 34,848 threads. Its place is the test
+//          bench.
 //
 // /// kernel
 // op     = "conv2d_wgrad"

@@ -2,12 +2,12 @@
 //   dx[i] = word(i) < p * 2^32 ? 0 : dy[i] * scale, with the words of the forward pass
 //   word(i) = word i % 4 of Philox4x32-10 with counter offset + i / 4 and key seed (philox.cuh)
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart. A call
-//          of Philox makes the words of 4 elements, and a pack is one or two whole calls. The mask is never stored.
+// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs
+//          apart. A call of Philox makes the words of 4 elements, and a pack is one or two whole calls. The
+//          mask is never stored.
 // Traffic  reads dy once, writes dx once: 8 bytes for each element in fp32, 4 in the 16-bit types; no mask.
-// Bound    DRAM bandwidth in fp32: ten rounds are 20 wide multiplications for 4 elements, which take about a third of
-//          the time that the bytes take. In the 16-bit types about two thirds, and overlap decides.
+// Bound    DRAM bandwidth in fp32: ten rounds are 20 wide multiplications for 4 elements, which take about a
+//          third of the time that the bytes take. In the 16-bit types about two thirds, and overlap decides.
 //          Predicted: 90 % of the copy rate in fp32, 75 % in the 16-bit types.
 //
 // /// kernel

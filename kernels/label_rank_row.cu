@@ -1,16 +1,16 @@
 // label_rank_row
-//   rank[n] = number of k with logits[n,k] > own, or logits[n,k] == own and k < label, where label = labels[n] and
-//   own = logits[n,label]; K where a logit of the row is NaN, or label is not one of 0 to K - 1
+//   rank[n] = number of k with logits[n,k] > own, or logits[n,k] == own and k < label, where label =
+//   labels[n] and own = logits[n,label]; K where a logit of the row is NaN, or label is not one of 0 to K - 1
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes a row, in one pass. A thread counts what stands before the label among every THREADS-th
-//          element, and the block adds up the counts, which are integers: any order gives the same. A second
-//          barrier carries whether any thread has met a NaN.
-// Traffic  logits once: 4 bytes for each in fp32, 2 in the 16-bit types; of a row 8 bytes in and 4 out. Behind
-//          softmax_xent_fprop AlexNet's 512 KB of logits lie in L2.
-// Bound    for AlexNet's 128 rows of 1,000 the launch, and two loads in a row: the label, then its logit, on which
-//          all comparisons wait. Predicted about 3 us, far from any bandwidth. For thousands of rows: some 6
-//          instructions for each logit, loaded 4 bytes at a time; predicted 80 % of the copy rate in fp32.
+// Tiling   a block makes a row, in one pass. A thread counts what stands before the label among every
+//          THREADS-th element, and the block adds up the counts, which are integers: any order gives the
+//          same. A second barrier carries whether any thread has met a NaN.
+// Traffic  logits once: 4 bytes for each in fp32, 2 in the 16-bit types; of a row 8 bytes in and 4 out.
+//          Behind softmax_xent_fprop AlexNet's 512 KB of logits lie in L2.
+// Bound    for AlexNet's 128 rows of 1,000 the launch, and two loads in a row: the label, then its logit, on
+//          which all comparisons wait. Predicted about 3 us, far from any bandwidth. For thousands of rows:
+//          some 6 instructions for each logit, loaded 4 bytes at a time; predicted 80 % of the copy rate in
+//          fp32.
 //
 // /// kernel
 // op     = "label_rank"

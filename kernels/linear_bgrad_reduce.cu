@@ -1,12 +1,13 @@
 // linear_bgrad_reduce
 //   db[k] = sum over n of dy[n,k]
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes 32 columns: each of its WARPS warps adds up every WARPS-th row, UNROLL loads at a time, and a
-//          fixed tree through shared memory adds up the warps. So a sum passes some N/(WARPS*UNROLL) + 8 roundings.
+// Tiling   a block makes 32 columns: each of its WARPS warps adds up every WARPS-th row, UNROLL loads at a
+//          time, and a fixed tree through shared memory adds up the warps. So a sum passes some
+//          N/(WARPS*UNROLL) + 8 roundings.
 // Traffic  dy once, in runs of 32 elements (128 bytes in fp32, 64 in the 16-bit types); db written once.
-// Bound    latency for AlexNet's 128 rows (2 MB for fc6, which the L2 holds): predicted about 4 us. DRAM bandwidth for
-//          thousands of rows: predicted 70 % of the read rate, if K / 32 blocks fill the GPU; fewer blocks, less.
+// Bound    latency for AlexNet's 128 rows (2 MB for fc6, which the L2 holds): predicted about 4 us. DRAM
+//          bandwidth for thousands of rows: predicted 70 % of the read rate, if K / 32 blocks fill the GPU;
+//          fewer blocks, less.
 //
 // /// kernel
 // op     = "linear_bgrad"
@@ -43,7 +44,7 @@ extern "C" __launch_bounds__(32 * WARPS) __global__
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) sum += sums[u];
   partial[warp][lane] = sum;
-  // A barrier before each step and none behind the last: what a thread of warp 0 reads then, it wrote itself.
+  // A barrier before each step and none after the last: what a thread of warp 0 reads then, it wrote itself.
 #pragma unroll
   for (int warps = WARPS / 2; warps > 0; warps /= 2) {
     __syncthreads();

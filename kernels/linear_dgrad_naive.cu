@@ -2,12 +2,11 @@
 //   dx[n,c] = sum_k dy[n,k] * w[k,c]
 //   The definition, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element of dx, and neighbouring threads neighbouring elements.
 // Traffic  every multiply-add loads its two operands, 8 bytes: dy as a broadcast, w
 //          coalesced.
-// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place is the
-//          test bench.
+// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place
+//          is the test bench.
 //
 // /// kernel
 // op     = "linear_dgrad"

@@ -1,93 +1,145 @@
 // linear_fprop_gemm
 //   y[n,k] = b[k] + sum_c x[n,c] * w[k,c]  (+ ReLU): a GEMM of gemm_m = N, gemm_n = K, gemm_k = C.
 //
-// Status   compiled, and emulated; no GPU has run it yet. What is called predicted is a model.
-// Tiling   a block makes BLOCK_M x BLOCK_N elements, a thread 8 x 16 of them (gemm_tile.cuh). With a batch of 128 there are 32
-//          tiles at most: grid z splits gemm_k into slices of DEPTH or more until FILL blocks are busy, and a second
-//          launch adds them up in their order, then the bias and ReLU. A batch of 1 uses one row of a tile in 128.
-// Traffic  at a batch of up to BLOCK_M, each matrix is read once from DRAM; the slices are written and read once, in L2.
-//          Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the same sums, bit by bit.
-// Bound    FP32 FMA at a batch of 128, DRAM below some 30. On sm_90a .853 of the main loop's instructions are FFMA; 219
-//          registers, no spills. Predicted at batch 128, in % of the FP32 peak: fc6 and fc7 75, fc8 65 (short
-//          sums). At batch 1 below 1: the tile is mostly empty, while w, read once, sets the floor.
+// Tiling   a block makes TILE_M x TILE_N elements, and a thread 8 x 16 of them. With a batch of 128 there are
+//          32 tiles at most: grid z splits gemm_k into slices of DEPTH or more until FILL blocks are busy,
+//          and a second launch adds them up in their order, then the bias and ReLU. A batch of 1 uses one row
+//          of a tile in 128.
+// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
+//
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
+//          m  0- 3  L0    L1    ...  L7     |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again
+//             8-11  L16   L17   ...  L23    |
+//            12-15  L24   L25   ...  L31    |
+//            16-31  the same lanes again: all this is warp 0
+//            32-63  warp 1
+//            64-95  warp 2
+//           96-127  warp 3
+//
+//          To fetch a step's 8 c's x 128 rows of x, and of w, 2 lanes walk along c, 4 floats each, and the
+//          block takes 64 rows at a time.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM; the slices are written and read
+//          once, in L2. Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the
+//          same sums, bit by bit.
+// Bound    FP32 FMA at a batch of 128, DRAM below some 30. On sm_90a .909 of the main loop's instructions are
+//          FFMA where loads are 128 bits wide; 221 registers, no spills. The compiler moves the loads down:
+//          to the use of the nearest are 311 instructions of some 1120. Predicted at batch 128, in % of the
+//          FP32 peak: fc6 and fc7 75, fc8 65 (short sums). At batch 1 below 1: the tile is mostly empty,
+//          while w, read once, sets the floor.
 //
 // /// kernel
 // op      = "linear_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
-// tile    = { BLOCK_M = 128, BLOCK_N = 128, BLOCK_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
-// tune    = { BLOCK_M = [64, 128], BLOCK_K = [8, 16], THREAD_N = [8, 16], FILL = [132, 264], DEPTH = [64, 128, 256] }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 128]
+// TILE_K   = [8, 16]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
+// DEPTH    = [64, 128, 256]
 // [let]
 // SIZE    = "N*K"
-// BLOCKS  = "ceil_div(N, BLOCK_M) * ceil_div(K, BLOCK_N)"
-// SLICES  = "max(1, min((C)//DEPTH, FILL//BLOCKS))"
+// TILES_M = "ceil_div(N, TILE_M)"
+// BLOCKS  = "TILES_M * ceil_div(K, TILE_N)"
+// SLICES  = "max(1, min(C//DEPTH, FILL//BLOCKS))"
+// [dividers]
+// by_tiles_m = "TILES_M"
+// by_slices  = "SLICES"
+// by_K       = "K"
 // [[launch]]
 // entry   = "linear_fprop_gemm"
 // grid    = ["BLOCKS", "1", "SLICES"]
-// block   = ["BLOCK_M*BLOCK_N//(THREAD_M*THREAD_N)"]
+// block   = ["TILE_M*TILE_N//(THREAD_M*THREAD_N)"]
 // [[launch]]
 // entry   = "linear_fprop_gemm_reduce"
-// grid    = ["min(ceil_div(SIZE, 256), 1056)//SLICES + 1 if SLICES > 1 else 0", "1", "SLICES"]
+// grid    = ["min(ceil_div(SIZE, 256), 1056) if SLICES > 1 else 0"]
 // block   = ["256"]
 // ///
 
-#include "gemm_tile.cuh"
+#include "gemm_matrix.cuh"
 
-using Tile = GemmTile<BLOCK_M, BLOCK_N, BLOCK_K, THREAD_M, THREAD_N>;
+static_assert(sizeof(GemmShared) + 64 <= 48 * 1024, "TILE_K: static shared memory ends at 48 KB");
 
 // Where this block is. In shared memory, so that what the loop has no use for takes no registers in it.
 struct Block {
-  GemmRange range;
-  int first_m, first_n;
+  KRange range;
+  long long first_m, first_n;
+  int rows, columns;  // of the output from there on
 };
 
-template <int VECTOR>
-__device__ __forceinline__ void multiply(GemmShared<Tile>& shared, const float* x, const float* w,
-                                         long long length, int rows, int columns, const GemmRange& range,
+// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply.
+// One step beyond the end is fetched, as zeros, so that the loop has no branch.
+template <int VECTOR, class Geometry>
+__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* x,
+                                         const float* w, GemmShared& shared,
                                          float (&sum)[THREAD_M][THREAD_N]) {
-  const int count = static_cast<int>(range.count);
-  GemmMatrixAlongK<Tile, BLOCK_M, Tile::STRIDE_A, VECTOR> a(x + range.first, length, rows, count);
-  GemmMatrixAlongK<Tile, BLOCK_N, Tile::STRIDE_B, VECTOR> b(w + range.first, length, columns, count);
-  gemm_sum<Tile>(shared, a, b, GemmNoTable(), range.steps, sum);
+  const int count = static_cast<int>(block.range.count);
+  const unsigned steps = block.range.steps;
+  AlongK<TILE_M, STRIDE_A, VECTOR> left(x + block.first_m * g.C + block.range.first, g.C, block.rows, count);
+  AlongK<TILE_N, STRIDE_B, VECTOR> right(w + block.first_n * g.C + block.range.first, g.C, block.columns,
+                                         count);
+
+  left.fetch();
+  right.fetch();
+  unsigned buffer = 0;
+  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36
+  // registers.
+#pragma unroll 1
+  for (unsigned step = 0; step < steps;) {
+    const unsigned end = steps < step + 32 ? steps : step + 32;
+#pragma unroll 1
+    for (; step < end; ++step) {
+      left.store(shared.a[buffer]);
+      right.store(shared.b[buffer]);
+      __syncthreads();
+      left.fetch();
+      right.fetch();
+      multiply_step(shared.a[buffer], shared.b[buffer], sum);
+      buffer ^= 1;
+    }
+  }
 }
 
-extern "C" __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     void linear_fprop_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ w,
                            const float* __restrict__ b, float* __restrict__ y, float* __restrict__ workspace,
                            const int relu) {
-  __shared__ GemmShared<Tile> shared;
+  __shared__ GemmShared shared;
   __shared__ Block block;
 
+  // The tile of this block: the tiles that share columns are neighbours.
   if (threadIdx.x == 0) {
-    // The tiles that share columns are neighbours.
-    const int tiles_m = (g.N + BLOCK_M - 1) / BLOCK_M;
-    block.first_m = static_cast<int>(blockIdx.x % tiles_m) * BLOCK_M;
-    block.first_n = static_cast<int>(blockIdx.x / tiles_m) * BLOCK_N;
-    block.range = gemm_range<Tile>(g.C);
+    block.first_m = static_cast<long long>(blockIdx.x % g.by_tiles_m) * TILE_M;
+    block.first_n = static_cast<long long>(blockIdx.x / g.by_tiles_m) * TILE_N;
+    block.rows = static_cast<int>(g.N - block.first_m);
+    block.columns = static_cast<int>(g.K - block.first_n);
+    block.range = k_range(g.C, g.by_slices);
   }
   __syncthreads();
 
-  float sum[THREAD_M][THREAD_N];
-  const float* const left = x + static_cast<long long>(block.first_m) * g.C;
-  const float* const right = w + static_cast<long long>(block.first_n) * g.C;
-  if (gemm_aligned(x, g.C) && gemm_aligned(w, g.C))
-    multiply<4>(shared, left, right, g.C, g.N - block.first_m, g.K - block.first_n, block.range, sum);
+  float sum[THREAD_M][THREAD_N] = {};
+  if (rows_aligned(x, g.C) && rows_aligned(w, g.C))
+    multiply<4>(g, block, x, w, shared, sum);
   else
-    multiply<1>(shared, left, right, g.C, g.N - block.first_m, g.K - block.first_n, block.range, sum);
+    multiply<1>(g, block, x, w, shared, sum);
 
-  const int rows = g.N - block.first_m, columns = g.K - block.first_n;
-  const auto place = [&](int n) -> long long { return n < columns ? n : -1; };
+  const auto place = [&](int n, long long (&offset)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) offset[e] = n + e < block.columns ? n + e : -1;
+  };
   const bool whole = gridDim.z == 1;
   const auto epilogue = [&](int, int n, float v) {
     if (!whole) return v;
-    if (b && n < columns) v += b[block.first_n + n];
-    return relu ? gemm_relu(v) : v;
+    if (b && n < block.columns) v += b[block.first_n + n];
+    return relu ? relu_of(v) : v;
   };
-  float* const out = gemm_target(y, workspace, static_cast<long long>(g.N) * g.K);
-  gemm_write<Tile>(out + static_cast<long long>(block.first_m) * g.K + block.first_n, g.K, rows, place,
-                   epilogue, sum);
+  float* const out = slice_or_output(y, workspace, static_cast<long long>(g.N) * g.K);
+  write_sums(out + block.first_m * g.K + block.first_n, g.K, block.rows, place, epilogue, sum);
 }
 
 // Adds up the slices, if there are several.
@@ -95,8 +147,8 @@ extern "C" __launch_bounds__(256) __global__
     void linear_fprop_gemm_reduce(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ w,
                                   const float* __restrict__ b, float* __restrict__ y,
                                   float* __restrict__ workspace, const int relu) {
-  gemm_reduce(workspace, y, static_cast<long long>(g.N) * g.K, [&](long long i, float v) {
-    if (b) v += b[i % g.K];
-    return relu ? gemm_relu(v) : v;
+  add_slices(workspace, y, static_cast<long long>(g.N) * g.K, g.by_slices.divisor, [&](long long i, float v) {
+    if (b) v += b[i % g.by_K];
+    return relu ? relu_of(v) : v;
   });
 }

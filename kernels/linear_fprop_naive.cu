@@ -2,12 +2,11 @@
 //   y[n,k] = b[k] + sum_c x[n,c] * w[k,c]  (+ ReLU)
 //   The definition, to read and to compare others with.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element of y, and neighbouring threads neighbouring elements.
 // Traffic  every multiply-add loads its two operands, 8 bytes: x as a broadcast, w in
 //          columns, of each 32-byte sector of which the lines wait in L1 for the next seven c.
-// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place is the
-//          test bench.
+// Bound    load issue. Predicted: 3 to 5 % of the FP32 peak at a batch of 128, less at small ones. Its place
+//          is the test bench.
 //
 // /// kernel
 // op     = "linear_fprop"

@@ -1,91 +1,142 @@
 // linear_wgrad_gemm
 //   dw[k,c] = sum_n dy[n,k] * x[n,c]: a GEMM of gemm_m = K, gemm_n = C, gemm_k = N.
 //
-// Status   compiled, and emulated; no GPU has run it yet. What is called predicted is a model.
-// Tiling   a block makes BLOCK_M x BLOCK_N elements, a thread 8 x 16 of them (gemm_tile.cuh). The sum runs over the batch and
-//          is short; there are tiles enough (2,304 in fc6), and slices only where both matrices are small.
-// Traffic  at a batch of up to BLOCK_M, each matrix is read once from DRAM; the slices are written and read once, in L2.
-//          Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the same sums, bit by bit.
-// Bound    FP32 FMA at a batch of 128, DRAM below some 30. On sm_90a .864 of the main loop's instructions are FFMA; 221
-//          registers, no spills. Predicted at batch 128, in % of the FP32 peak: fc6 and fc7 65, fc8 60: 16 steps
-//          of BLOCK_K to a tile leave little to hide its first loads and its stores behind.
+// Tiling   a block makes TILE_M x TILE_N elements, and a thread 8 x 16 of them. The sum runs over the batch
+//          and is short; there are tiles enough (2,304 in fc6), and slices only where both matrices are
+//          small.
+// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
+//          patch of 16 x 32:
+//
+//             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
+//          m  0- 3  L0    L1    ...  L7     |
+//             4- 7  L8    L9    ...  L15    |  the same lanes again
+//             8-11  L16   L17   ...  L23    |
+//            12-15  L24   L25   ...  L31    |
+//            16-31  the same lanes again: all this is warp 0
+//            32-63  warp 1
+//            64-95  warp 2
+//           96-127  warp 3
+//
+//          To fetch a step's 8 n's x 128 columns of dy, and of x, a warp takes a row at a time, 4 columns to
+//          a lane.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM; the slices are written and read
+//          once, in L2. Loads are 128 bits wide where both matrices' rows are aligned, and 32 where not: the
+//          same sums, bit by bit.
+// Bound    FP32 FMA at a batch of 128, DRAM below some 30. On sm_90a .918 of the main loop's instructions are
+//          FFMA where loads are 128 bits wide; 222 registers, no spills. The compiler moves the loads down:
+//          to the use of the nearest are 187 instructions of some 1120. Predicted at batch 128, in % of the
+//          FP32 peak: fc6 and fc7 65, fc8 60: 16 steps of TILE_K to a tile leave little to hide its first
+//          loads and its stores behind.
 //
 // /// kernel
 // op      = "linear_wgrad"
 // dtypes  = ["float32"]
-// tile    = { BLOCK_M = 128, BLOCK_N = 128, BLOCK_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
-// tune    = { BLOCK_M = [64, 128], BLOCK_K = [8, 16], THREAD_N = [8, 16], FILL = [132, 264], DEPTH = [64, 128, 256] }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M   = [64, 128]
+// TILE_K   = [8, 16]
+// THREAD_N = [8, 16]
+// FILL     = [132, 264]
+// DEPTH    = [64, 128, 256]
 // [let]
 // SIZE    = "K*C"
-// BLOCKS  = "ceil_div(K, BLOCK_M) * ceil_div(C, BLOCK_N)"
-// SLICES  = "max(1, min((N)//DEPTH, FILL//BLOCKS))"
+// TILES_M = "ceil_div(K, TILE_M)"
+// BLOCKS  = "TILES_M * ceil_div(C, TILE_N)"
+// SLICES  = "max(1, min(N//DEPTH, FILL//BLOCKS))"
+// [dividers]
+// by_tiles_m = "TILES_M"
+// by_slices  = "SLICES"
 // [[launch]]
 // entry   = "linear_wgrad_gemm"
 // grid    = ["BLOCKS", "1", "SLICES"]
-// block   = ["BLOCK_M*BLOCK_N//(THREAD_M*THREAD_N)"]
+// block   = ["TILE_M*TILE_N//(THREAD_M*THREAD_N)"]
 // [[launch]]
 // entry   = "linear_wgrad_gemm_reduce"
-// grid    = ["min(ceil_div(SIZE, 256), 1056)//SLICES + 1 if SLICES > 1 else 0", "1", "SLICES"]
+// grid    = ["min(ceil_div(SIZE, 256), 1056) if SLICES > 1 else 0"]
 // block   = ["256"]
 // ///
 
-#include "gemm_tile.cuh"
+#include "gemm_matrix.cuh"
 
-using Tile = GemmTile<BLOCK_M, BLOCK_N, BLOCK_K, THREAD_M, THREAD_N>;
+static_assert(sizeof(GemmShared) + 64 <= 48 * 1024, "TILE_K: static shared memory ends at 48 KB");
 
 // Where this block is. In shared memory, so that what the loop has no use for takes no registers in it.
 struct Block {
-  GemmRange range;
-  int first_m, first_n;
+  KRange range;
+  long long first_m, first_n;
+  int rows, columns;  // of the output from there on
 };
 
-template <int VECTOR>
-__device__ __forceinline__ void multiply(GemmShared<Tile>& shared, const float* dy, const float* x,
-                                         int length_a, int length_b, int rows, int columns,
-                                         const GemmRange& range, float (&sum)[THREAD_M][THREAD_N]) {
-  const int count = static_cast<int>(range.count);
-  GemmMatrixAcrossK<Tile, BLOCK_M, Tile::STRIDE_A, VECTOR> a(dy + range.first * length_a, length_a, rows,
-                                                             count);
-  GemmMatrixAcrossK<Tile, BLOCK_N, Tile::STRIDE_B, VECTOR> b(x + range.first * length_b, length_b, columns,
-                                                             count);
-  gemm_sum<Tile>(shared, a, b, GemmNoTable(), range.steps, sum);
+// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply.
+// One step beyond the end is fetched, as zeros, so that the loop has no branch.
+template <int VECTOR, class Geometry>
+__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* dy,
+                                         const float* x, GemmShared& shared,
+                                         float (&sum)[THREAD_M][THREAD_N]) {
+  const int count = static_cast<int>(block.range.count);
+  const unsigned steps = block.range.steps;
+  AcrossK<TILE_M, STRIDE_A, VECTOR> left(dy + block.range.first * g.K + block.first_m, g.K, block.rows,
+                                         count);
+  AcrossK<TILE_N, STRIDE_B, VECTOR> right(x + block.range.first * g.C + block.first_n, g.C, block.columns,
+                                          count);
+
+  left.fetch();
+  right.fetch();
+  unsigned buffer = 0;
+  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36
+  // registers.
+#pragma unroll 1
+  for (unsigned step = 0; step < steps;) {
+    const unsigned end = steps < step + 32 ? steps : step + 32;
+#pragma unroll 1
+    for (; step < end; ++step) {
+      left.store(shared.a[buffer]);
+      right.store(shared.b[buffer]);
+      __syncthreads();
+      left.fetch();
+      right.fetch();
+      multiply_step(shared.a[buffer], shared.b[buffer], sum);
+      buffer ^= 1;
+    }
+  }
 }
 
-extern "C" __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
     void linear_wgrad_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ dy,
                            float* __restrict__ dw, float* __restrict__ workspace) {
-  __shared__ GemmShared<Tile> shared;
+  __shared__ GemmShared shared;
   __shared__ Block block;
 
+  // The tile of this block: the tiles that share columns are neighbours.
   if (threadIdx.x == 0) {
-    // The tiles that share columns are neighbours.
-    const int tiles_m = (g.K + BLOCK_M - 1) / BLOCK_M;
-    block.first_m = static_cast<int>(blockIdx.x % tiles_m) * BLOCK_M;
-    block.first_n = static_cast<int>(blockIdx.x / tiles_m) * BLOCK_N;
-    block.range = gemm_range<Tile>(g.N);
+    block.first_m = static_cast<long long>(blockIdx.x % g.by_tiles_m) * TILE_M;
+    block.first_n = static_cast<long long>(blockIdx.x / g.by_tiles_m) * TILE_N;
+    block.rows = static_cast<int>(g.K - block.first_m);
+    block.columns = static_cast<int>(g.C - block.first_n);
+    block.range = k_range(g.N, g.by_slices);
   }
   __syncthreads();
 
-  float sum[THREAD_M][THREAD_N];
-  if (gemm_aligned(dy, g.K) && gemm_aligned(x, g.C))
-    multiply<4>(shared, dy + block.first_m, x + block.first_n, g.K, g.C, g.K - block.first_m,
-                g.C - block.first_n, block.range, sum);
+  float sum[THREAD_M][THREAD_N] = {};
+  if (rows_aligned(dy, g.K) && rows_aligned(x, g.C))
+    multiply<4>(g, block, dy, x, shared, sum);
   else
-    multiply<1>(shared, dy + block.first_m, x + block.first_n, g.K, g.C, g.K - block.first_m,
-                g.C - block.first_n, block.range, sum);
+    multiply<1>(g, block, dy, x, shared, sum);
 
-  const int rows = g.K - block.first_m, columns = g.C - block.first_n;
-  const auto place = [&](int n) -> long long { return n < columns ? n : -1; };
-  float* const out = gemm_target(dw, workspace, static_cast<long long>(g.K) * g.C);
-  gemm_write<Tile>(out + static_cast<long long>(block.first_m) * g.C + block.first_n, g.C, rows, place,
-                   GemmNoEpilogue(), sum);
+  const auto place = [&](int n, long long (&offset)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) offset[e] = n + e < block.columns ? n + e : -1;
+  };
+  float* const out = slice_or_output(dw, workspace, static_cast<long long>(g.K) * g.C);
+  write_sums(out + block.first_m * g.C + block.first_n, g.C, block.rows, place, NoEpilogue(), sum);
 }
 
 // Adds up the slices, if there are several.
 extern "C" __launch_bounds__(256) __global__
     void linear_wgrad_gemm_reduce(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ dy,
                                   float* __restrict__ dw, float* __restrict__ workspace) {
-  gemm_reduce(workspace, dw, static_cast<long long>(g.K) * g.C, [](long long, float v) { return v; });
+  add_slices(workspace, dw, static_cast<long long>(g.K) * g.C, g.by_slices.divisor,
+             [](long long, float v) { return v; });
 }

@@ -2,13 +2,12 @@
 //   total = sum of loss[n];  errors[0], errors[1] = rows with rank[n] >= 1, and with rank[n] >= 5
 //   finite = 1 where every loss[n] is finite, else 0
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   one block makes it all, so that nothing is left to add up and no atomic is needed. A thread adds up every
-//          THREADS-th loss in double, a fixed tree the threads: the order depends on N alone.
+// Tiling   one block makes it all, so that nothing is left to add up and no atomic is needed. A thread adds
+//          up every THREADS-th loss in double, a fixed tree the threads: the order depends on N alone.
 // Traffic  8 bytes for each row, once; 28 bytes out.
 // Bound    a batch has some hundred rows, a load or two for each thread: the launch, one trip to L2 and three
-//          reductions. Predicted about 3 us. One block reads perhaps 50 GB/s: 10^6 rows would take 160 us, beside
-//          hundreds of times that for their logits.
+//          reductions. Predicted about 3 us. One block reads perhaps 50 GB/s: 10^6 rows would take 160 us,
+//          beside hundreds of times that for their logits.
 //
 // /// kernel
 // op     = "loss_summary"
@@ -25,9 +24,9 @@
 static_assert(THREADS % 32 == 0, "whole warps reduce");
 
 extern "C" __launch_bounds__(THREADS) __global__
-    void loss_summary_block(GEOMETRY(LossSummary), const float* __restrict__ loss, const int* __restrict__ rank,
-                            double* __restrict__ total, long long* __restrict__ errors,
-                            int* __restrict__ finite) {
+    void loss_summary_block(GEOMETRY(LossSummary), const float* __restrict__ loss,
+                            const int* __restrict__ rank, double* __restrict__ total,
+                            long long* __restrict__ errors, int* __restrict__ finite) {
   constexpr int WARPS = THREADS / 32;
   __shared__ double sums[WARPS];
   __shared__ int first[WARPS], fifth[WARPS];

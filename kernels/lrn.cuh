@@ -2,6 +2,7 @@
 // A Geometry has the members of LRN: it is LRN itself, or LrnMaxPool2d.
 #pragma once
 
+#include "divider.cuh"
 #include "storage.cuh"
 
 struct Powers {
@@ -9,8 +10,9 @@ struct Powers {
   float over_d;  // d^-beta / d
 };
 
-// With THREE_QUARTERS beta is 0.75, and d^-0.75 = d^-1/2 * (d^1/2)^-1/2 costs two reciprocal roots. Of an infinite d,
-// d^1/2 comes out as 0 * inf; fminf takes that NaN for the largest number, and the product is 0, as it should be.
+// With THREE_QUARTERS beta is 0.75, and d^-0.75 = d^-1/2 * (d^1/2)^-1/2 costs two reciprocal roots. Of an
+// infinite d, d^1/2 comes out as 0 * inf; fminf takes that NaN for the largest number, and the product is 0,
+// as it should be.
 template <bool THREE_QUARTERS>
 __device__ __forceinline__ Powers powers(float d, float beta) {
   if (THREE_QUARTERS) {
@@ -26,15 +28,15 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
   return beta == 0.75f ? powers<true>(d, beta) : powers<false>(d, beta);
 }
 
-// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its image: as
-// far as they are in its group of channels or, for the region within a channel, in its map.
+// Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its
+// image: as far as they are in its group of channels or, for the region within a channel, in its map.
 template <class Geometry, class Value>
 __device__ __forceinline__ float window_sum_at(const Geometry& g, long long i, int c, int h, int w,
                                                int behind, int ahead, Value value) {
   float sum = 0.0f;
   if (!g.within) {
     const long long pixels = static_cast<long long>(g.H) * g.W;
-    const int channels = g.C / g.groups, group = c / channels * channels;
+    const int channels = static_cast<int>(g.by_channels.divisor), group = c / g.by_channels * channels;
     const int first = max(c - behind, group);
     const int last = c + min(ahead, group + channels - 1 - c);
     for (int j = first; j <= last; ++j) sum += value(i + (j - c) * pixels);
@@ -54,9 +56,9 @@ __device__ __forceinline__ float window_sum_at(const Geometry& g, long long i, i
 template <class Geometry, class Value>
 __device__ __forceinline__ float window_sum(const Geometry& g, long long i, int behind, int ahead,
                                             Value value) {
-  const long long pixels = static_cast<long long>(g.H) * g.W;
-  const int c = g.within ? 0 : static_cast<int>(i / pixels % g.C);
-  const int h = g.within ? static_cast<int>(i / g.W % g.H) : 0, w = g.within ? static_cast<int>(i % g.W) : 0;
+  const int c = g.within ? 0 : static_cast<int>(i / g.by_pixels % g.by_C);
+  const int h = g.within ? static_cast<int>(i / g.by_W % g.by_H) : 0;
+  const int w = g.within ? static_cast<int>(i % g.by_W) : 0;
   return window_sum_at(g, i, c, h, w, behind, ahead, value);
 }
 
@@ -69,21 +71,20 @@ struct Walk {
   bool any;         // false for the threads behind the last pixel
 };
 
-// Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side: the
-// channels that both read come from DRAM once.
+// Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by
+// side: the channels that both read come from DRAM once.
 template <int SEGMENT_CHANNELS, class Geometry>
 __device__ __forceinline__ Walk walk_of_thread(const Geometry& g) {
-  const int channels = g.C / g.groups, segments = (channels + SEGMENT_CHANNELS - 1) / SEGMENT_CHANNELS;
-  const unsigned parts = static_cast<unsigned>(segments) * g.groups;
-  const int part = static_cast<int>(blockIdx.x % parts), group = part / segments;
-  const long long pixel = static_cast<long long>(blockIdx.x / parts) * blockDim.x + threadIdx.x;
+  const int channels = static_cast<int>(g.by_channels.divisor);
+  const int part = static_cast<int>(blockIdx.x % g.by_parts), group = part / g.by_segments;
+  const long long pixel = static_cast<long long>(blockIdx.x / g.by_parts) * blockDim.x + threadIdx.x;
   Walk walk;
   walk.step = static_cast<long long>(g.H) * g.W;
   walk.begin = group * channels;
   walk.end = walk.begin + channels;
-  walk.first = walk.begin + part % segments * SEGMENT_CHANNELS;
+  walk.first = walk.begin + part % g.by_segments * SEGMENT_CHANNELS;
   walk.last = min(walk.first + SEGMENT_CHANNELS, walk.end);
-  walk.base = pixel / walk.step * g.C * walk.step + pixel % walk.step;
+  walk.base = pixel / g.by_pixels * g.C * walk.step + pixel % g.by_pixels;
   walk.any = pixel < walk.step * g.N;
   return walk;
 }

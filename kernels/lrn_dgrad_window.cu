@@ -1,16 +1,16 @@
 // lrn_dgrad_window
-//   dx[i] = dy[i] * d[i]^-beta - 2*alpha*beta/taps * x[i] * sum of t[j] over the mirrored window of i
-//   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/taps * sum of x^2 over the window of j: neighbouring
+//   dx[i] = dy[i] * d[i]^-beta - 2*alpha*beta/taps * x[i] * sum of t[j] over the mirrored window of i t[j] =
+//   dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/taps * sum of x^2 over the window of j: neighbouring
 //   channels of its group, or pixels of its map (region "within_channel"). For every size and region.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   none: a thread makes one element. The first launch writes t and dy * d^-beta, as floats, into the workspace,
-//          so that d is made once for each element and not once for each pair; the second one adds up t.
-// Traffic  first launch: x `taps` times, all but once from L1 and L2; dy once; 8 bytes written. Second launch: t
-//          likewise, 4 bytes of dy * d^-beta, x; dx written. In all 36 bytes of DRAM for each element in fp32, against
-//          12 of the sliding kernel.
-// Bound    load issue, at some 4 instructions for each tap. Predicted: 15 % of the rate of a copy of the compulsory
-//          bytes for windows of 5 channels, 8 % for 5 x 5 pixels.
+// Tiling   none: a thread makes one element. The first launch writes t and dy * d^-beta, as floats, into the
+//          workspace, so that d is made once for each element and not once for each pair; the second one adds
+//          up t.
+// Traffic  first launch: x `taps` times, all but once from L1 and L2; dy once; 8 bytes written. Second
+//          launch: t likewise, 4 bytes of dy * d^-beta, x; dx written. In all 36 bytes of DRAM for each
+//          element in fp32, against 12 of the sliding kernel.
+// Bound    load issue, at some 4 instructions for each tap. Predicted: 15 % of the rate of a copy of the
+//          compulsory bytes for windows of 5 channels, 8 % for 5 x 5 pixels.
 //
 // /// kernel
 // op        = "lrn_dgrad"
@@ -23,6 +23,12 @@
 //     { entry = "lrn_dgrad_window_terms", grid = ["ceil_div(N*C*H*W, THREADS)"], block = ["THREADS"] },
 //     { entry = "lrn_dgrad_window", grid = ["ceil_div(N*C*H*W, THREADS)"], block = ["THREADS"] },
 // ]
+// [dividers]
+// by_channels = "C // groups"
+// by_pixels   = "H*W"
+// by_C        = "C"
+// by_H        = "H"
+// by_W        = "W"
 // ///
 
 #include "lrn.cuh"

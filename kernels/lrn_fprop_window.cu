@@ -1,12 +1,12 @@
 // lrn_fprop_window
-//   y[i] = x[i] * d^-beta,  d = k + alpha/taps * sum of x[j]^2 over the window of i: neighbouring channels of its
-//   group, or neighbouring pixels of its map (region "within_channel"). The definition, for every size and region.
+//   y[i] = x[i] * d^-beta,  d = k + alpha/taps * sum of x[j]^2 over the window of i: neighbouring channels of
+//   its group, or neighbouring pixels of its map (region "within_channel"). The definition, for every size
+//   and region.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
 // Tiling   none: a thread makes one element, and reads its whole window.
 // Traffic  x is read `taps` times, for all but the first from L1 and L2; y is written once.
-// Bound    load issue, at some 4 instructions for each tap. Predicted: 35 % of the copy rate for windows of 5 channels;
-//          size^2 taps within a channel: 10 % for size 5.
+// Bound    load issue, at some 4 instructions for each tap. Predicted: 35 % of the copy rate for windows of 5
+//          channels; size^2 taps within a channel: 10 % for size 5.
 //
 // /// kernel
 // op     = "lrn_fprop"
@@ -16,6 +16,12 @@
 // grid   = ["ceil_div(N*C*H*W, THREADS)"]
 // block  = ["THREADS"]
 // rank   = 0
+// [dividers]
+// by_channels = "C // groups"
+// by_pixels   = "H*W"
+// by_C        = "C"
+// by_H        = "H"
+// by_W        = "W"
 // ///
 
 #include "lrn.cuh"

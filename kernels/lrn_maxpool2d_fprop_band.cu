@@ -1,18 +1,17 @@
 // lrn_maxpool2d_fprop_band
-//   z = x * d^-beta, as lrn_fprop has it (either region); y and argmax = the maximum of z over each window and where it
-//   is, as maxpool2d_fprop has them. z is not stored.
+//   z = x * d^-beta, as lrn_fprop has it (either region); y and argmax = the maximum of z over each window
+//   and where it is, as maxpool2d_fprop has them. z is not stored.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice for. It
-//          normalises the rows of pixels that these windows see into shared memory, each pixel once, and pools from
-//          there. Any region, size and beta, any pooling window, as long as the rows that one of them sees fit into
-//          48 KB.
-// Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands see are
-//          normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
-// Bound    issue: the divisions of an index, and a load for each tap: some 150 instructions for each pixel, against 33
-//          that fit into its time. Predicted: 20 % of the copy rate for windows of 5 channels. It takes what
-//          lrn_maxpool2d_fprop_sliding does not, and is for saving z's memory: where lrn_fprop_sliding fits, that and
-//          maxpool2d_fprop_window, one after the other, should be faster.
+// Tiling   a block makes up to ROWS rows of outputs of a plane, and of so many planes as its threads suffice
+//          for. It normalises the rows of pixels that these windows see into shared memory, each pixel once,
+//          and pools from there. Any region, size and beta, any pooling window, as long as the rows that one
+//          of them sees fit into 48 KB.
+// Traffic  x is read once from DRAM, and for each tap of the LRN's window from L1 or L2. Rows that two bands
+//          see are normalised twice: for 3 x 3 at stride 2, 1 of 16. y and argmax are written once.
+// Bound    issue: the divisions of an index, and a load for each tap: some 150 instructions for each pixel,
+//          against 33 that fit into its time. Predicted: 20 % of the copy rate for windows of 5 channels. It
+//          takes what lrn_maxpool2d_fprop_sliding does not, and is for saving z's memory: where
+//          lrn_fprop_sliding fits, that and maxpool2d_fprop_window, one after the other, should be faster.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
@@ -32,13 +31,22 @@
 // rows   = "ROWS if H <= deep else max(1, min(ROWS, (deep - span) // stride_h + 1))"
 // pixels = "min(H, (rows-1) * stride_h + span) * W"
 // planes = "max(1, THREADS // pixels)"
+// [dividers]
+// by_rows     = "rows"
+// by_planes   = "planes"
+// by_bands    = "ceil_div(P, rows)"
+// by_channels = "C // groups"
+// by_C        = "C"
+// by_W        = "W"
+// by_Q        = "Q"
 // ///
 
 #include "convkit.cuh"
 #include "lrn.cuh"
-#include "pool.cuh"
+#include "maxpool2d.cuh"
 
-// Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 64. Without a figure the
+// compiler uses fewer, and spills.
 constexpr int RESIDENT = 1024;
 
 // First tap of a window that begins at `start` to lie at or behind 0.
@@ -50,16 +58,11 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void lrn_maxpool2d_fprop_band(GEOMETRY(LrnMaxPool2d), const storage_t* __restrict__ x,
                                   storage_t* __restrict__ y, void* __restrict__ argmax) {
   DYN_SMEM(float, normal);
-  // As in the header: rows of outputs of a block, how many rows of pixels they see, and planes of a block.
-  const int deep = 49152 / 4 / g.W;
-  const long long window = (g.R - 1LL) * g.dilation_h + 1;
-  const int fit =
-      static_cast<int>(max(1LL, min(static_cast<long long>(ROWS), (deep - window) / g.stride_h + 1)));
-  const int rows = g.H <= deep ? ROWS : fit;
-  const long long span = (rows - 1LL) * g.stride_h + window;
-  const int planes = max(1, THREADS / (static_cast<int>(min(span, static_cast<long long>(g.H))) * g.W));
-  const int bands = ceil_div(g.P, rows), band = static_cast<int>(blockIdx.x % bands);
-  const long long plane = static_cast<long long>(blockIdx.x / bands) * planes;
+  // From the header: rows of outputs of a block, how many rows of pixels they see, and planes of a block.
+  const int rows = static_cast<int>(g.by_rows.divisor), planes = static_cast<int>(g.by_planes.divisor);
+  const long long span = (rows - 1LL) * g.stride_h + (g.R - 1LL) * g.dilation_h + 1;
+  const int band = static_cast<int>(blockIdx.x % g.by_bands);
+  const long long plane = static_cast<long long>(blockIdx.x / g.by_bands) * planes;
   const int made =
       static_cast<int>(min(static_cast<long long>(planes), static_cast<long long>(g.N) * g.C - plane));
 
@@ -67,11 +70,11 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   const long long start = static_cast<long long>(band) * rows * g.stride_h - g.pad_top;
   const int top = static_cast<int>(max(start, 0LL));
   const int pixels = static_cast<int>(max(min(start + span, static_cast<long long>(g.H)) - top, 0LL)) * g.W;
-  const unsigned channel = static_cast<unsigned>(plane % g.C);
+  const unsigned channel = static_cast<unsigned>(plane % g.by_C);
   for (int i = threadIdx.x; i < made * pixels; i += THREADS) {
-    const int m = i / pixels, h = top + i % pixels / g.W, w = i % pixels % g.W;
+    const int m = i / pixels, pixel = i - m * pixels, h = top + pixel / g.by_W, w = pixel % g.by_W;
     const long long element = ((plane + m) * g.H + h) * g.W + w;
-    const int c = static_cast<int>((channel + m) % g.C);
+    const int c = static_cast<int>((channel + m) % g.by_C);
     const float sum = window_sum_at(g, element, c, h, w, g.behind, g.ahead, [&](long long j) {
       const float value = to_float(x[j]);
       return value * value;
@@ -82,7 +85,7 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
 
   const int outputs = min(rows, g.P - band * rows) * g.Q;
   for (int i = threadIdx.x; i < made * outputs; i += THREADS) {
-    const int m = i / outputs, p = band * rows + i % outputs / g.Q, q = i % outputs % g.Q;
+    const int m = i / outputs, place = i - m * outputs, p = band * rows + place / g.by_Q, q = place % g.by_Q;
     const long long h = static_cast<long long>(p) * g.stride_h - g.pad_top;
     const long long w = static_cast<long long>(q) * g.stride_w - g.pad_left;
     const int s_first = first_inside(w, g.dilation_w);

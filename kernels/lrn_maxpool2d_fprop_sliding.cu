@@ -1,21 +1,24 @@
 // lrn_maxpool2d_fprop_sliding
-//   z = x * d^-3/4, d = k + alpha/size * sum of x^2 over a window of channels, as lrn_fprop has it; y and argmax = the
-//   maximum of z over 3 x 3 pixels at stride 2 and where it is, as maxpool2d_fprop has them. z is not stored.
+//   z = x * d^-3/4, d = k + alpha/size * sum of x^2 over a window of channels, as lrn_fprop has it; y and
+//   argmax = the maximum of z over 3 x 3 pixels at stride 2 and where it is, as maxpool2d_fprop has them. z
+//   is not stored.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a lane owns two columns of 2 * ROWS + 1 rows of pixels, which make ROWS outputs below each other, and walks
-//          SEGMENT channels. The channels of its windows stay in registers: the loop is unrolled `size` times, so that
-//          the newest channel takes the place of the oldest, and nothing moves. The third column of a pooling window
-//          is the first one of the next lane: a shuffle for each row. No shared memory, no barrier. AlexNet's windows
-//          all lie inside the image; where some do not, another entry runs, which needs more registers.
-// Traffic  x is read once from DRAM; and again, from L1 or L2, where lanes or blocks meet: 1 of 2 * ROWS rows and
-//          size - 1 of SEGMENT channels, 17 % each. y and argmax are written once. In all some 22 bytes for each
-//          output in fp32, and 11 in the 16-bit types. The two kernels apart write z and read it: 55 and 28.
-// Bound    a lane's step, of 14 values to normalise and 3 windows, takes 320 instructions (counted in the code for
-//          sm_90a). With idle lanes and rows made twice, that is 114 for each output of 27 x 27, 137 of 13 x 13. About
-//          150 fit into the time of its bytes in fp32, 75 in the 16-bit types: so DRAM bandwidth in fp32, issue in
-//          the others. An SM holds 16 warps, with 14 loads a lane under way. Predicted: in fp32 75 % of the copy rate
-//          for 27 x 27, and 65 % for 13 x 13; in the 16-bit types 50 %.
+// Tiling   a lane owns two columns of 2 * ROWS + 1 rows of pixels, which make ROWS outputs below each other,
+//          and walks SEGMENT channels. The channels of its windows stay in registers: the loop is unrolled
+//          `size` times, so that the newest channel takes the place of the oldest, and nothing moves. The
+//          third column of a pooling window is the first one of the next lane: a shuffle for each row. No
+//          shared memory, no barrier. AlexNet's windows all lie inside the image; where some do not, another
+//          entry runs, which needs more registers.
+// Traffic  x is read once from DRAM; and again, from L1 or L2, where lanes or blocks meet: 1 of 2 * ROWS rows
+//          and size - 1 of SEGMENT channels, 17 % each. y and argmax are written once. In all some 22 bytes
+//          for each output in fp32, and 11 in the 16-bit types. The two kernels apart write z and read it: 55
+//          and 28.
+// Bound    a lane's step, of 14 values to normalise and 3 windows, takes 320 instructions (counted in the
+//          code for sm_90a). With idle lanes and rows made twice, that is 114 for each output of 27 x 27, 137
+//          of 13 x 13. About 150 fit into the time of its bytes in fp32, 75 in the 16-bit types: so DRAM
+//          bandwidth in fp32, issue in the others. An SM holds 16 warps, with 14 loads a lane under way.
+//          Predicted: in fp32 75 % of the copy rate for 27 x 27, and 65 % for 13 x 13; in the 16-bit types 50
+//          %.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"
@@ -46,7 +49,8 @@
 #include "convkit.cuh"
 #include "storage.cuh"
 
-// Threads that an SM is to hold: as many as leave the registers for the windows of 14 pixels.
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 128, or 168 where windows
+// reach beyond the image: room for the windows of 14 pixels.
 constexpr int RESIDENT = 512, RESIDENT_EDGES = 384;
 constexpr int IN_ROWS = 2 * ROWS + 1;
 constexpr unsigned WARP = 0xffffffffu;
@@ -59,9 +63,9 @@ struct Patch {
   unsigned stores;  // bit t: output row p + t is this lane's to store
 };
 
-// Slots are numbered along the columns of a row of patches, then along the rows of patches, then along the images. A
-// row has Q + 1 slots, the last of which has no output, and lends its first column to the one before it. So does
-// lane 31: the slot is lane 0 of the next warp as well.
+// Slots are numbered along the columns of a row of patches, then along the rows of patches, then along the
+// images. A row has Q + 1 slots, the last of which has no output, and lends its first column to the one
+// before it. So does lane 31: the slot is lane 0 of the next warp as well.
 __device__ __forceinline__ Patch patch_of_lane(const LrnMaxPool2d& g, long long block) {
   const int lane = threadIdx.x % 32, bands = (g.P + ROWS - 1) / ROWS;
   const long long slots = static_cast<long long>(g.N) * bands * (g.Q + 1);
@@ -71,7 +75,8 @@ __device__ __forceinline__ Patch patch_of_lane(const LrnMaxPool2d& g, long long 
   Patch patch;
   patch.n = held / (g.Q + 1) / bands;
   patch.q = static_cast<int>(held % (g.Q + 1));
-  // The last band begins early rather than end beyond the image; what the one before it makes, it does not store.
+  // The last band begins early rather than end beyond the image; what the one before it makes, it does not
+  // store.
   patch.p = max(min(band * ROWS, g.P - ROWS), 0);
   patch.row = 2 * patch.p - g.pad_top;
   patch.column = 2 * patch.q - g.pad_left;
@@ -103,8 +108,9 @@ __device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch,
   const float scale = g.alpha / g.taps;
   const int step = g.H * g.W, step_out = g.P * g.Q;
 
-  // Beyond the image stands its border, repeated: a repeated value comes behind the one that it repeats, which has won
-  // by then. At the top and on the left it comes first, and is given the position of what it repeats.
+  // Beyond the image stands its border, repeated: a repeated value comes behind the one that it repeats,
+  // which has won by then. At the top and on the left it comes first, and is given the position of what it
+  // repeats.
   const int top = EDGES ? max(patch.row, 0) : patch.row;
   const int left = EDGES ? min(max(patch.column, 0), g.W - 1) : patch.column;
   const bool second = EDGES ? left == patch.column && left + 1 < g.W : left + 1 < g.W;
@@ -181,7 +187,8 @@ __device__ __forceinline__ void slide(const LrnMaxPool2d& g, const Patch& patch,
 template <bool EDGES>
 __device__ __forceinline__ void lrn_maxpool(const LrnMaxPool2d& g, const storage_t* __restrict__ x,
                                             storage_t* __restrict__ y, unsigned char* __restrict__ argmax) {
-  // Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by side.
+  // Blocks that make neighbouring segments of the same pixels have neighbouring indices, and so run side by
+  // side.
   const int channels = g.C / g.groups, segments = ceil_div(channels, SEGMENT);
   const unsigned parts = static_cast<unsigned>(segments) * g.groups;
   const int part = static_cast<int>(blockIdx.x % parts);

@@ -1,16 +1,16 @@
 // maxpool2d_fprop_window
-//   y[n,c,p,q] = max over r,s of x[n, c, p*stride_h + r*dilation_h - pad_top, q*stride_w + s*dilation_w - pad_left]
-//   argmax = r*S + s of the first maximum. Pixels outside the image take no part; the first NaN wins.
+//   y[n,c,p,q] = max over r,s of x[n, c, p*stride_h + r*dilation_h - pad_top, q*stride_w + s*dilation_w -
+//   pad_left] argmax = r*S + s of the first maximum. Pixels outside the image take no part; the first NaN
+//   wins.
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a thread makes ROWS outputs below each other, so that the divisions of its index are paid once; neighbouring
-//          threads make neighbouring q. The 3 x 3 window is unrolled: its nine loads are issued before the first
-//          comparison waits. Pixels that windows share come from L1.
-// Traffic  x is read once from DRAM (3/2 * 3/2 times from L1, for 3 x 3 at stride 2), y and argmax written once. In fp32
-//          4 * stride_h * stride_w + 5 bytes for each output.
-// Bound    DRAM bandwidth in fp32: 3 x 3 inside the image is some 75 instructions for each output (counted in the code
-//          for sm_90a), against about 140 that fit into the time of its 21 bytes at stride 2. Predicted: 80 % of the copy
-//          rate in fp32, 65 % in the 16-bit types.
+// Tiling   a thread makes ROWS outputs below each other, so that the divisions of its index are paid once;
+//          neighbouring threads make neighbouring q. The 3 x 3 window is unrolled: its nine loads are issued
+//          before the first comparison waits. Pixels that windows share come from L1.
+// Traffic  x is read once from DRAM (3/2 * 3/2 times from L1, for 3 x 3 at stride 2), y and argmax written
+//          once. In fp32 4 * stride_h * stride_w + 5 bytes for each output.
+// Bound    DRAM bandwidth in fp32: 3 x 3 inside the image is some 75 instructions for each output (counted in
+//          the code for sm_90a), against about 140 that fit into the time of its 21 bytes at stride 2.
+//          Predicted: 80 % of the copy rate in fp32, 65 % in the 16-bit types.
 //
 // /// kernel
 // op     = "maxpool2d_fprop"
@@ -20,15 +20,17 @@
 // grid   = ["ceil_div(N*C * ceil_div(P, ROWS) * Q, THREADS)"]
 // block  = ["THREADS"]
 // rank   = 10
+// dividers = { by_columns = "Q", by_strips = "ceil_div(P, ROWS)" }
 // ///
 
-#include "pool.cuh"
+#include "maxpool2d.cuh"
 
-// Threads that an SM is to hold; without a figure the compiler spills for the sake of more.
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 40. Without a figure the
+// compiler uses fewer, and spills.
 constexpr int RESIDENT = 1536;
 
-// The maximum of a window and its position, -1 where the window sees no pixel. Taps known to be INSIDE the image are
-// read without a question. `first` is the first column of the window that is inside, or negative.
+// The maximum of a window and its position, -1 where the window sees no pixel. Taps known to be INSIDE the
+// image are read without a check. `first` is the first column of the window that is inside, or negative.
 template <bool INSIDE, int WINDOW>
 __device__ __forceinline__ int best_of_window(const Pool2d& g, const storage_t* __restrict__ image, int top,
                                               int left, int first, storage_t& best) {
@@ -88,7 +90,7 @@ __device__ __forceinline__ void pool(const Pool2d& g, const Strip& strip, const 
 extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_fprop_window(GEOMETRY(Pool2d), const storage_t* __restrict__ x, storage_t* __restrict__ y,
                                 void* __restrict__ argmax) {
-  const Strip strip = strip_of_thread(g, g.P, g.Q, ROWS);
+  const Strip strip = strip_of_thread(g, ROWS);
   if (!strip.any) return;
   if (g.R == 3 && g.S == 3 && g.dilation_h == 1 && g.dilation_w == 1)
     pool<3>(g, strip, x, y, argmax);

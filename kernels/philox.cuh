@@ -1,5 +1,5 @@
-// philox.cuh: Philox4x32-10, the counter-based generator of convkit/cpu/philox.py, bit for bit; and dropout by it.
-// Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// philox.cuh: Philox4x32-10, the counter-based generator of convkit/cpu/philox.py, bit for bit; and dropout
+// by it. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
 #include "storage.cuh"
@@ -20,8 +20,9 @@ __device__ __forceinline__ uint4 philox(unsigned long long counter, unsigned lon
   return c;
 }
 
-// y[i] = word i % 4 of counter offset + i / 4 is below p * 2^32 ? 0 : x[i] * scale, for this thread's elements.
-// The product p * 2^32 is exact, and rounded to nearest, ties to even, as Python rounds; for p = 1 it has 33 bits.
+// y[i] = word i % 4 of counter offset + i / 4 is below p * 2^32 ? 0 : x[i] * scale, for this thread's
+// elements. The product p * 2^32 is exact, and rounded to nearest, ties to even, as Python rounds; for p = 1
+// it has 33 bits.
 template <int PER_THREAD>
 __device__ __forceinline__ void philox_dropout(long long size, const storage_t* x, storage_t* y, double p,
                                                unsigned long long seed, unsigned long long offset,

@@ -6,8 +6,9 @@
 // branch; with `valid` 0 nothing is read. Its data may be read after cp_async_wait and a barrier, and not
 // before: the twin poisons the destination at once and delivers at the wait, as late as the ISA allows.
 //
-// rsqrt_normal, sqrt_normal: one instruction each, which takes a subnormal number for zero. rsqrtf and sqrtf scale such
-// a number first, in three more. Off by some 2^-23 of the result; an infinity gives 0 and infinity, a NaN a NaN.
+// rsqrt_normal, sqrt_normal: one instruction each, which takes a subnormal number for zero. rsqrtf and sqrtf
+// scale such a number first, in three more. Off by some 2^-23 of the result; an infinity gives 0 and
+// infinity, a NaN a NaN.
 #pragma once
 
 #if defined(CONVKIT_EMULATOR)

@@ -1,5 +1,6 @@
-// reduce.cuh: sums and maxima over a warp or a block, in a fixed tree, so that the same inputs give the same bits.
-// Every thread of the warp or block must call, and each gets the result. Sums are of float, double or int.
+// reduce.cuh: sums and maxima over a warp or a block, in a fixed tree, so that the same inputs give the same
+// bits. Every thread of the warp or block must call, and each gets the result. Sums are of float, double or
+// int.
 #pragma once
 
 constexpr unsigned ALL_LANES = 0xffffffffu;

@@ -1,12 +1,11 @@
 // relu_dgrad_vectorized
 //   dx[i] = y[i] <= 0 ? 0 : dy[i], so dy[i] where y is NaN
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart, and
-//          issues all its loads, here of two arrays, before its first store.
+// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs
+//          apart, and issues all its loads, here of two arrays, before its first store.
 // Traffic  reads dy and y once, writes dx once: 12 bytes for each element in fp32, 6 in the 16-bit types.
-// Bound    DRAM bandwidth; some 5 instructions for each element. Predicted: 95 % of the copy rate on tensors beyond
-//          the L2; two reads for a write suit DRAM a little better than a copy.
+// Bound    DRAM bandwidth; some 5 instructions for each element. Predicted: 95 % of the copy rate on tensors
+//          beyond the L2; two reads for a write suit DRAM a little better than a copy.
 //
 // /// kernel
 // op     = "relu_dgrad"
@@ -24,7 +23,8 @@ static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
 
 // dx may be dy or y, hence no __restrict__: each thread loads all it needs before it stores.
 extern "C" __launch_bounds__(THREADS) __global__
-    void relu_dgrad_vectorized(GEOMETRY(Elementwise), const storage_t* dy, const storage_t* y, storage_t* dx) {
+    void relu_dgrad_vectorized(GEOMETRY(Elementwise), const storage_t* dy, const storage_t* y,
+                               storage_t* dx) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(dy) && aligned(y) && aligned(dx);
   Pack gradients[CHUNKS], outputs[CHUNKS];

@@ -1,15 +1,15 @@
 // relu_fprop_vectorized
 //   y[i] = max(x[i], 0), NaN where x is NaN
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes THREADS * ELEMENTS elements, a thread ELEMENTS of them in packs of 16 bytes that lie THREADS
-//          packs apart. No loop over the grid: the scheduler balances blocks better than a fixed partition, and
-//          nothing is worth keeping from one pass to the next. All loads of a thread are issued before its first
-//          store: 32 bytes in flight (fp32) times 2048 threads is 64 KB for each SM, more than twice what
-//          bandwidth times latency asks for.
+// Tiling   a block makes THREADS * ELEMENTS elements, a thread ELEMENTS of them in packs of 16 bytes that lie
+//          THREADS packs apart. No loop over the grid: the scheduler balances blocks better than a fixed
+//          partition, and nothing is worth keeping from one pass to the next. All loads of a thread are
+//          issued before its first store: 32 bytes in flight (fp32) times 2048 threads is 64 KB for each SM,
+//          more than twice what bandwidth times latency needs.
 // Traffic  reads x once, writes y once: 8 bytes for each element in fp32, 4 in the 16-bit types.
 // Bound    DRAM bandwidth; some 3 instructions for each element, against about 50 that fit into its time.
-//          Predicted: 95 % of the copy rate on tensors beyond the L2, as the access pattern is that of a copy.
+//          Predicted: 95 % of the copy rate on tensors beyond the L2, as the access pattern is that of a
+//          copy.
 //
 // /// kernel
 // op     = "relu_fprop"

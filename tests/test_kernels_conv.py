@@ -127,9 +127,9 @@ def test_a_batch_runs_over_tiles(stem):
 @pytest.mark.parametrize(
     ("stem", "tile"),
     [
-        ("conv2d_fprop_implicit_gemm", {"BLOCK_M": 96, "THREAD_M": 12, "THREAD_N": 8}),
-        ("conv2d_dgrad_implicit_gemm", {"BLOCK_K": 16, "BLOCK_N": 128, "THREAD_N": 8}),
-        ("conv2d_wgrad_implicit_gemm", {"BLOCK_M": 64, "THREAD_N": 8}),
+        ("conv2d_fprop_implicit_gemm", {"TILE_M": 96, "THREAD_M": 12, "THREAD_N": 8}),
+        ("conv2d_dgrad_implicit_gemm", {"TILE_K": 16, "TILE_N": 128, "THREAD_N": 8}),
+        ("conv2d_wgrad_implicit_gemm", {"TILE_M": 64, "THREAD_N": 8}),
     ],
 )
 def test_other_tiles(stem, tile):
@@ -139,14 +139,14 @@ def test_other_tiles(stem, tile):
 
 @pytest.mark.parametrize("stem", LINEAR)
 def test_another_tile_of_linear(stem):
-    small = kernel(stem, BLOCK_M=64, BLOCK_K=16, THREAD_N=8)
+    small = kernel(stem, TILE_M=64, TILE_K=16, THREAD_N=8)
     for problem in SLICED["linear"]:
         asked = question(stem, problem)
         assert_right(launch(small, asked), asked)
 
 
 def test_a_tile_that_cannot_be_is_refused():
-    file = kernel("conv2d_fprop_implicit_gemm", BLOCK_M=100)
+    file = kernel("conv2d_fprop_implicit_gemm", TILE_M=100)
     asked = question(file.stem, SMALL["conv2d"][0])
-    with pytest.raises(ck.ConvkitError, match="BLOCK_M: a multiple of a warp's"):
+    with pytest.raises(ck.ConvkitError, match="TILE_M: a multiple of a warp's"):
         launch(file, asked)

@@ -552,7 +552,7 @@ def test_ctrl_c_at_any_moment_leaves_the_pool_whole():
 # ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory):
-    """Builds tests/pool_stress.cpp with these flags; returns the program's path."""
+    """Builds tests/thread_pool_stress.cpp with these flags; returns the program's path."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if not shutil.which(compiler[0]) or not POOL.is_dir():
         assert not os.environ.get("CI"), "CI must have a C++ compiler"
@@ -560,7 +560,7 @@ def stress(tmp_path_factory):
 
     def build(*flags):
         program = tmp_path_factory.mktemp("pool") / "stress"
-        sources = [Path(__file__).with_name("pool_stress.cpp"), POOL / "pool.cpp"]
+        sources = [Path(__file__).with_name("thread_pool_stress.cpp"), POOL / "thread_pool.cpp"]
         command = [*compiler, "-std=c++17", "-g1", "-pthread", *flags, f"-I{POOL}", *sources, "-o", program]
         subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
         return program

@@ -312,11 +312,23 @@ def test_missing_compiler_can_be_made_an_error(tree, tmp_path):
         build_wheel(source, tmp_path / "dist", **{**NO_COMPILER, "CONVKIT_REQUIRE_NATIVE": "1"})
 
 
-COMPILER = """#!/bin/sh
-# Makes empty files in the place of objects and modules, and notes for which.
+COMPILER = r"""#!/bin/sh
+# Makes empty files in the place of objects and modules, and notes for which. Asked for the macros that it
+# defines, it has one for each instruction set, and knows a machine with those of $HERE.
 for argument; do
   case "$argument" in $REFUSED) echo "error: unrecognized $argument" >&2; exit 1;; esac
 done
+case " $* " in *" -dM "*)
+  for argument; do
+    case "$argument" in
+      -march=native) for macro in $HERE; do echo "#define $macro 1"; done;;
+      -march=x86-64-v2) echo "#define V2 1";;
+      -march=x86-64-v3) printf '#define V2 1\n#define V3 1\n';;
+      -march=x86-64-v4) printf '#define V2 1\n#define V3 1\n#define V4 1\n';;
+    esac
+  done
+  exit 0;;
+esac
 while [ $# -gt 0 ]; do
   if [ "$1" = -o ]; then : > "$2"; echo "$2" >> "$LOG"; fi
   shift
@@ -334,22 +346,28 @@ def pretend(tree, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
-    log, lib = tmp_path / "log", tmp_path / "lib"
+    log, lib, progress = tmp_path / "log", tmp_path / "lib", tmp_path / "progress"
 
-    def build(refused="nothing", **env):
+    def build(refused="nothing", inplace=False, **env):
         log.write_text("")
+        progress.write_text("")
         env = {
             "CONVKIT_REQUIRE_NATIVE": "0",
             "CXX": str(compiler),
             "LOG": str(log),
             "REFUSED": refused,
+            "CONVKIT_BUILD_PROGRESS": str(progress),
             **env,
         }
-        python("setup.py", "-q", "build_ext", "--build-lib", lib, cwd=source, **env)
-        reasons = lib / "convkit" / "_native_missing.txt"
+        where = ["--inplace"] if inplace else ["--build-lib", lib]
+        said = python("setup.py", "-q", "build_ext", *where, cwd=source, **env)
+        package = (source if inplace else lib) / "convkit"
+        reasons = package / "_native_missing.txt"
         missing = reasons.read_text().splitlines() if reasons.is_file() else []
-        modules = {path.name.partition(".")[0] for path in (lib / "convkit").glob("*.so")}
+        modules = {path.name.partition(".")[0] for path in package.glob("*.so")}
         objects = [Path(line).name for line in log.read_text().splitlines() if line.endswith(".o")]
+        build.progress = progress.read_text().splitlines()
+        assert build.progress == [line for line in said.splitlines() if line.startswith("convkit: C++")]
         return missing, modules, objects
 
     build.source = source
@@ -378,15 +396,42 @@ def test_a_compiler_that_does_not_know_an_instruction_set_leaves_out_that_one(pr
 @in_one_worker
 @on_x86
 def test_a_module_that_does_not_compile_leaves_the_others(pretend):
-    (missing,), modules, _ = pretend(refused="-DCK_MODULE=_cpu_v3")
-    assert missing.startswith("convkit._cpu_v3: ") and modules == ALL - {"_cpu_v3"}
-    with pytest.raises(AssertionError, match=r"convkit\._cpu_v3: "):
-        pretend(refused="-DCK_MODULE=_cpu_v3", CONVKIT_REQUIRE_NATIVE="1")
+    broken = "*_cpu_v3-*/winograd.o"
+    (missing,), modules, objects = pretend(refused=broken)
+    file = "convkit/cpu/native/kernels/winograd.cpp"
+    assert missing.startswith(f"convkit._cpu_v3: {file} does not compile: error: unrecognized /")
+    assert modules == ALL - {"_cpu_v3"}
+    assert len(pretend.progress) == len(objects) + 1
+    failed = next(line for line in pretend.progress if "failed" in line)
+    assert failed.endswith("v3 kernels/winograd.cpp, failed")
+    with pytest.raises(AssertionError, match=rf"convkit\._cpu_v3: {file} does not compile"):
+        pretend(refused=broken, CONVKIT_REQUIRE_NATIVE="1")
+    missing, modules, _ = pretend(refused="*/objects/bindings-*", CXXFLAGS="-DOTHER")
+    assert modules == {"_native"} and len(missing) == 3
+    assert all("convkit/cpu/native/bindings/module.cpp does not compile" in line for line in missing)
     missing, modules, _ = pretend(CONVKIT_BUILD_ISAS="v3")
     assert [line.partition(":")[0] for line in sorted(missing)] == ["convkit._cpu_v2", "convkit._cpu_v4"]
     assert modules == {"_native", "_cpu_v3"}
+    assert all("CONVKIT_BUILD_ISAS=v3 left it out" in line for line in missing)
     with pytest.raises(AssertionError, match="v5 is not among v2 v3 v4"):
         pretend(CONVKIT_BUILD_ISAS="v5")
+
+
+@pytest.mark.slow
+@is_checkout
+@in_one_worker
+@on_x86
+def test_an_editable_install_has_the_kernels_of_its_own_machine(pretend):
+    missing, modules, _ = pretend(inplace=True, HERE="V2 V3 other")
+    assert modules == {"_native", "_cpu_v3"}
+    assert [line.partition(":")[0] for line in missing] == ["convkit._cpu_v2", "convkit._cpu_v4"]
+    assert all("CONVKIT_BUILD_ISAS=all" in line for line in missing)
+    assert pretend(inplace=True, HERE="V2 V3", CONVKIT_BUILD_ISAS="all")[:2] == ([], ALL)
+    assert pretend(inplace=True, HERE="V2 V3 V4 V5")[1] == {"_native", "_cpu_v4"}  # the others are gone
+    # A machine that is older than each of them, and a compiler that does not know it: all are built.
+    assert pretend(inplace=True, HERE="V1")[:2] == ([], ALL)
+    assert pretend(inplace=True, refused="-march=native", HERE="V2")[:2] == ([], ALL)
+    assert pretend(HERE="V2")[:2] == ([], ALL)  # what is built for a wheel
 
 
 @pytest.mark.slow
@@ -396,16 +441,19 @@ def test_a_module_that_does_not_compile_leaves_the_others(pretend):
 def test_only_what_has_changed_is_compiled_again(pretend):
     native_folder = pretend.source / "convkit" / "cpu" / "native"
     kernels = [path.stem for path in (native_folder / "kernels").glob("*.cpp")]
-    everything = sorted([f"{stem}.o" for stem in kernels] * 3 + ["module.o", "probe.o"])
+    # The bindings once, with those of the module of probes: two files of the same name.
+    everything = sorted([f"{stem}.o" for stem in kernels] * 3 + ["module.o"] * 2 + ["probe.o"])
     assert sorted(pretend()[2]) == everything
-    assert pretend()[2] == []
+    total = len(everything)
+    assert re.fullmatch(rf"convkit: C\+\+ {total}/{total}  \S.*\.cpp, \d+\.\d s", pretend.progress[-1])
+    assert pretend()[2] == [] and pretend.progress == []
 
     def touch(path):
         path.write_text(path.read_text() + "\n")
 
-    touch(native_folder / "kernels" / "pool.cpp")
-    assert pretend()[2] == ["pool.o"] * 3
-    touch(native_folder / "kernels" / "pool.hpp")
+    touch(native_folder / "kernels" / "thread_pool.cpp")
+    assert pretend()[2] == ["thread_pool.o"] * 3
+    touch(native_folder / "kernels" / "thread_pool.hpp")
     assert sorted(pretend()[2]) == everything
     assert sorted(pretend(CXXFLAGS="-DOTHER")[2]) == everything  # and those of before are still there:
     touch(native_folder / "probe.cpp")

@@ -87,7 +87,7 @@ def check(
 
 
 def fresh_seed() -> int:
-    """A seed that nobody can know beforehand, short enough to be typed."""
+    """A seed that cannot be known beforehand, short enough to be typed."""
     return secrets.randbelow(10**9)
 
 
@@ -155,7 +155,7 @@ def in_turn(
         case = case.of(dtype)
         if case.unrun:
             found = [judge_launch(i, case) for i in group]
-        else:  # where nobody takes it, nobody needs the reference's work
+        else:  # where no implementation takes it, the reference's work is spared
             taken = any(_takes(i, case) for i in group)
             question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
             found = [judge(i, question) for i in group]

@@ -65,7 +65,7 @@ class Verdict:
     got, expected : float
         The worst element, and what it should be.
     unrun : bool
-        Judged by what it declares, since nobody could run it.
+        Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
     """
@@ -182,29 +182,7 @@ def attempt(
         For an output's name, the input in whose place it is written.
     """
     op, problem, inplace = question.op, question.problem, inplace or {}
-    given: dict[str, Guarded] = {}
-    for number, (name, array) in enumerate(question.inputs.items()):
-        if array is not None:
-            dtype = problem.dtype_of(name)
-            given[name] = Guarded(
-                array.shape,
-                dtype,
-                setting.around(number, output=False),
-                aligned=setting.aligned,
-                layout=layouts.of(implementation.layout, name),
-            )
-    taken = {
-        name: given[inplace[name]]
-        if name in inplace
-        else Guarded(
-            problem.shape(name),
-            problem.dtype_of(name),
-            setting.around(number, output=True),
-            aligned=setting.aligned,
-            layout=layouts.of(implementation.layout, name),
-        )
-        for number, name in enumerate(op.outputs)
-    }
+    given, taken = _memory(implementation, question, setting, inplace)
     seen: list[np.ndarray | None] = []
     for name in op.inputs:
         array = given[name].array.view() if name in given else None
@@ -244,6 +222,33 @@ def attempt(
             return Run({}, "raised " + _last_line(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
+
+
+def _memory(
+    implementation: Implementation, question: Question, setting: Setting, inplace: dict[str, str]
+) -> tuple[dict[str, Guarded], dict[str, Guarded]]:
+    """Memory of the inputs that are there, and of the outputs, some of which lie in an input's place."""
+    problem = question.problem
+
+    def guarded(name: str, number: int, output: bool) -> Guarded:
+        return Guarded(
+            problem.shape(name),
+            problem.dtype_of(name),
+            setting.around(number, output=output),
+            aligned=setting.aligned,
+            layout=layouts.of(implementation.layout, name),
+        )
+
+    given = {
+        name: guarded(name, number, output=False)
+        for number, (name, array) in enumerate(question.inputs.items())
+        if array is not None
+    }
+    taken = {
+        name: given[inplace[name]] if name in inplace else guarded(name, number, output=True)
+        for number, name in enumerate(question.op.outputs)
+    }
+    return given, taken
 
 
 def _run_on_gpu(

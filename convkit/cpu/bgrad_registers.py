@@ -1,4 +1,4 @@
-"""Gradients of biases in C++: native/kernels/sums.hpp."""
+"""Gradients of biases in C++: native/kernels/sums.cpp."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Launch = Callable[..., None]
 
 @compiled("conv2d_bgrad", name="registers", dtypes=STORAGE)
 def conv2d_bgrad(g: ChannelSum) -> Launch:
-    return kernel("channel_sums", g.dtype, g.N, g.K, g.P * g.Q)
+    return kernel("conv2d_bgrad_registers", g.dtype, g.N, g.K, g.P * g.Q)
 
 
 @compiled("conv2d_bgrad", name="registers", layout="nChw16c")
 def conv2d_bgrad_blocked(g: ChannelSum) -> Launch:
-    return kernel("channel_sums_blocked", g.N, g.K, g.P * g.Q)
+    return kernel("conv2d_bgrad_registers_blocked", g.N, g.K, g.P * g.Q)
 
 
 @compiled("linear_bgrad", name="registers", dtypes=STORAGE)
 def linear_bgrad(g: ChannelSum) -> Launch:
-    return kernel("column_sums", g.dtype, g.N, g.K)
+    return kernel("linear_bgrad_registers", g.dtype, g.N, g.K)

@@ -34,7 +34,7 @@ WINOGRAD_ERROR = 1e-5
 FEW_TILES, FEW_BYTES = 14, 1 << 20
 #: So many channels fill a quarter of a block of 16: from 3 to 64 channels, on 224 x 224, Winograd took 1.7
 #: times as long as direct sums forward, and 2.8 times as long as `few_channels` backward to the weights.
-FEW_CHANNELS = 4
+FEW = 4
 #: (of the input's side, of the output's side)
 LAYOUTS = ("NCHW", "NCHW>nChw16c", "nChw16c>NCHW", "nChw16c")
 
@@ -75,13 +75,37 @@ def _frames(g: Conv2d, block: int) -> int:
     return 4 * g.N * channels * rows * columns
 
 
+#: The bindings of each algorithm's passes: the kernel, and the scratch memory that it wants.
+Bindings = dict[str, tuple[str, str]]
+WINOGRAD: Bindings = {
+    "fprop": ("conv2d_fprop_winograd", "conv2d_fprop_winograd_workspace"),
+    "dgrad": ("conv2d_dgrad_winograd", "conv2d_dgrad_winograd_workspace"),
+    "wgrad": ("conv2d_wgrad_winograd", "conv2d_wgrad_winograd_workspace"),
+}
+DIRECT: Bindings = {
+    "fprop": ("conv2d_fprop_direct", "conv2d_fprop_direct_workspace"),
+    "dgrad": ("conv2d_dgrad_direct", "conv2d_dgrad_direct_workspace"),
+    "wgrad": ("conv2d_wgrad_direct", "conv2d_wgrad_direct_workspace"),
+}
+NARROW_GROUPS: Bindings = {
+    "fprop": ("conv2d_fprop_narrow_groups", "conv2d_fprop_narrow_groups_workspace"),
+    "dgrad": ("conv2d_dgrad_narrow_groups", "conv2d_dgrad_narrow_groups_workspace"),
+    "wgrad": ("conv2d_wgrad_narrow_groups", "conv2d_wgrad_narrow_groups_workspace"),
+}
+POINTWISE: Bindings = {
+    "fprop": ("conv2d_fprop_pointwise", "conv2d_fprop_pointwise_workspace"),
+    "dgrad": ("conv2d_dgrad_pointwise", "conv2d_dgrad_pointwise_workspace"),
+}
+FEW_CHANNELS: Bindings = {"wgrad": ("conv2d_wgrad_few_channels", "conv2d_wgrad_few_channels_workspace")}
+
+
 def _register(
     algorithm: str,
     layout: str,
     rank: int,
     error: float,
     when: Callable[..., str | None],
-    ways: tuple[str, ...] = ("fprop", "dgrad", "wgrad"),
+    bindings: Bindings,
     frames: int = 0,
 ) -> None:
     """Register the passes of one algorithm for one layout.
@@ -94,7 +118,7 @@ def _register(
         def workspace(g: Conv2d) -> int:
             kernels = extension.kernels()
             assert kernels is not None
-            return int(getattr(kernels, f"conv2d_{way}_{algorithm}_workspace")(numbers(g), *flags))
+            return int(getattr(kernels, bindings[way][1])(numbers(g), *flags))
 
         @lru_cache(maxsize=1024)
         def decided(isa: str, g: Conv2d) -> str | None:
@@ -114,10 +138,10 @@ def _register(
         }  # fmt: skip
 
     def bind(way: str, g: Conv2d) -> tuple[Any, ...]:
-        run = getattr(extension.kernels(), f"conv2d_{way}_{algorithm}")
+        run = getattr(extension.kernels(), bindings[way][0])
         return run, numbers(g), *flags, threads.count
 
-    if "fprop" in ways:
+    if "fprop" in bindings:
 
         @prepares("conv2d_fprop", **declared("fprop"))
         def fprop(g: Conv2d) -> Launch:
@@ -130,7 +154,7 @@ def _register(
 
             return launch
 
-    if "dgrad" in ways:
+    if "dgrad" in bindings:
 
         @prepares("conv2d_dgrad", **declared("dgrad"))
         def dgrad(g: Conv2d) -> Launch:
@@ -150,7 +174,7 @@ def _register(
 
             return launch
 
-    if "wgrad" in ways:
+    if "wgrad" in bindings:
 
         @prepares("conv2d_wgrad", **declared("wgrad"))
         def wgrad(g: Conv2d) -> Launch:
@@ -162,11 +186,11 @@ def _register(
             return launch
 
 
-def _asked(algorithm: str) -> Callable[..., str | None]:
-    """`when` of an algorithm that says itself what it cannot do."""
+def _asked(refusal: str) -> Callable[..., str | None]:
+    """`when` of an algorithm that says itself what it cannot do, by the binding of that name."""
 
     def when(g: Conv2d, way: str, layout: str) -> str | None:
-        return getattr(extension.kernels(), f"conv2d_{algorithm}_refusal")(numbers(g))
+        return getattr(extension.kernels(), refusal)(numbers(g))
 
     return when
 
@@ -175,11 +199,11 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     stride = g.stride_h if g.P > 1 else 1  # as the kernels see it
     if stride > 1 and layouts.of(layout, "x") == BLOCKED:
         return "a stride is taken away on NCHW images only"
-    if (reason := _asked("winograd")(g, way, layout)) is not None:
+    if (reason := _asked("conv2d_winograd_refusal")(g, way, layout)) is not None:
         return reason
     if g.H < g.R or g.W < g.S:
         return "where the window is larger than the image, few of its taps count, and the rounding of all"
-    if way != "dgrad" and g.groups * stride == 1 and g.C <= FEW_CHANNELS:
+    if way != "dgrad" and g.groups * stride == 1 and g.C <= FEW:
         return f"with {g.C} channels, its transforms cost more than it saves"
     outputs = 8 - -(-g.R // stride)  # of a tile's side
     tiles = g.N * -(-g.P // outputs) * -(-g.Q // outputs)
@@ -188,9 +212,9 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     return None
 
 
-_register("narrow_groups", "NCHW", 40, 1e-6, _asked("narrow_groups"), frames=1)
-_register("pointwise", "NCHW", 35, 1e-6, _asked("pointwise"), ("fprop", "dgrad"))
-_register("few_channels", "NCHW", 25, 1e-6, _asked("few_channels"), ("wgrad",), frames=1)
+_register("narrow_groups", "NCHW", 40, 1e-6, _asked("conv2d_narrow_groups_refusal"), NARROW_GROUPS, frames=1)
+_register("pointwise", "NCHW", 35, 1e-6, _asked("conv2d_pointwise_refusal"), POINTWISE)
+_register("few_channels", "NCHW", 25, 1e-6, _asked("conv2d_few_channels_refusal"), FEW_CHANNELS, frames=1)
 for _layout in LAYOUTS:
-    _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd)
-    _register("direct", _layout, 20, 1e-6, _asked("direct"), frames=BLOCKED.block)
+    _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd, WINOGRAD)
+    _register("direct", _layout, 20, 1e-6, _asked("conv2d_direct_refusal"), DIRECT, frames=BLOCKED.block)

@@ -25,16 +25,16 @@ Launch = Callable[..., None]
 
 
 def _fprop_workspace(g: Linear) -> int:
-    return int(kernels().linear_fprop_workspace((g.N, g.C, g.K)))
+    return int(kernels().linear_fprop_panels_workspace((g.N, g.C, g.K)))
 
 
 def _dgrad_workspace(g: Linear) -> int:
-    return int(kernels().linear_backward_workspace((g.N, g.C, g.K)))
+    return int(kernels().linear_backward_panels_workspace((g.N, g.C, g.K)))
 
 
 @compiled("linear_fprop", name="panels", dtypes=STORAGE, workspace=_fprop_workspace)
 def linear_fprop(g: Linear) -> Launch:
-    run, dtype, extents, count = kernels().linear_fprop, g.dtype, (g.N, g.C, g.K), threads.count
+    run, dtype, extents, count = kernels().linear_fprop_panels, g.dtype, (g.N, g.C, g.K), threads.count
 
     def launch(
         x: Array, w: Array, b: Array | None, y: Array, relu: bool = False, *, workspace: Array
@@ -46,7 +46,7 @@ def linear_fprop(g: Linear) -> Launch:
 
 def _backward(g: Linear) -> Launch:
     """Binds the kernel of whatever of dx, dw and the new weights is wanted: None where it is not."""
-    run, dtype, extents, count = kernels().linear_backward, g.dtype, (g.N, g.C, g.K), threads.count
+    run, dtype, extents, count = kernels().linear_backward_panels, g.dtype, (g.N, g.C, g.K), threads.count
 
     def launch(
         *arrays: Array | None, relu: bool = False, sgd: dict[str, Any], workspace: Array | None = None

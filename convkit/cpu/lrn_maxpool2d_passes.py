@@ -40,8 +40,8 @@ def lrn_maxpool2d_fprop(g: LrnMaxPool2d) -> Launch:
 
     def launch(x: Array, y: Array, argmax: Array, *, workspace: Array) -> None:
         number = count()
-        run.lrn_fprop(dtype, lrn, x, workspace, number)
-        run.maxpool2d_fprop(dtype, pool, workspace, y, argmax, number)
+        run.lrn_fprop_rows(dtype, lrn, x, workspace, number)
+        run.maxpool2d_fprop_rows(dtype, pool, workspace, y, argmax, number)
 
     return launch
 
@@ -55,8 +55,8 @@ def lrn_maxpool2d_dgrad(g: LrnMaxPool2d) -> Launch:
         dy: Array, argmax: Array, x: Array, dx: Array, relu: bool = False, *, workspace: Array
     ) -> None:
         number = count()
-        run.lrn_maxpool2d_dgrad(dtype, lrn, pool, dy, argmax, x, dx, workspace, number)
+        run.lrn_maxpool2d_dgrad_two_passes(dtype, lrn, pool, dy, argmax, x, dx, workspace, number)
         if relu:
-            run.relu_dgrad(dtype, size, dx, x, dx, number)
+            run.relu_dgrad_vectors(dtype, size, dx, x, dx, number)
 
     return launch

@@ -20,12 +20,12 @@ def across_channels(g: LrnMaxPool2d) -> str | None:
 
 @compiled("lrn_maxpool2d_fprop", name="rows", layout="nChw16c", when=across_channels)
 def lrn_maxpool2d_fprop(g: LrnMaxPool2d) -> Launch:
-    return kernel("lrn_maxpool2d_fprop_blocked", lrn_rows.shape(g.lrn), maxpool2d_rows.shape(g.pool))
+    return kernel("lrn_maxpool2d_fprop_rows_blocked", lrn_rows.shape(g.lrn), maxpool2d_rows.shape(g.pool))
 
 
 @compiled("lrn_maxpool2d_dgrad", name="rows", layout="nChw16c", when=across_channels)
 def lrn_maxpool2d_dgrad(g: LrnMaxPool2d) -> Launch:
-    run = kernel("lrn_maxpool2d_dgrad_blocked", lrn_rows.shape(g.lrn), maxpool2d_rows.shape(g.pool))
+    run = kernel("lrn_maxpool2d_dgrad_rows_blocked", lrn_rows.shape(g.lrn), maxpool2d_rows.shape(g.pool))
 
     def launch(dy: Array, argmax: Array, x: Array, dx: Array, relu: bool = False) -> None:
         run(dy, argmax, x, dx, relu)

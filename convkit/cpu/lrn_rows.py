@@ -29,19 +29,19 @@ def across_channels(g: LRN) -> str | None:
 
 @compiled("lrn_fprop", name="rows", dtypes=STORAGE, when=across_channels)
 def lrn_fprop(g: LRN) -> Launch:
-    return kernel("lrn_fprop", g.dtype, shape(g))
+    return kernel("lrn_fprop_rows", g.dtype, shape(g))
 
 
 @compiled("lrn_dgrad", name="rows", dtypes=STORAGE, when=across_channels)
 def lrn_dgrad(g: LRN) -> Launch:
-    return kernel("lrn_dgrad", g.dtype, shape(g))
+    return kernel("lrn_dgrad_rows", g.dtype, shape(g))
 
 
 @compiled("lrn_fprop", name="rows", layout="nChw16c", when=across_channels)
 def lrn_fprop_blocked(g: LRN) -> Launch:
-    return kernel("lrn_fprop_blocked", shape(g))
+    return kernel("lrn_fprop_rows_blocked", shape(g))
 
 
 @compiled("lrn_dgrad", name="rows", layout="nChw16c", when=across_channels)
 def lrn_dgrad_blocked(g: LRN) -> Launch:
-    return kernel("lrn_dgrad_blocked", shape(g))
+    return kernel("lrn_dgrad_rows_blocked", shape(g))

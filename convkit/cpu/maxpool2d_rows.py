@@ -1,4 +1,4 @@
-"""Max pooling in C++, a row at a time: native/kernels/pool2d.hpp (nChw16c) and pool2d_maps.cpp (NCHW)."""
+"""Max pooling in C++, a row at a time: native/kernels/maxpool2d.cpp (nChw16c), maxpool2d_maps.cpp (NCHW)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Launch = Callable[..., None]
 
 
 def shape(g: Pool2d) -> Any:
-    """The C++ struct `Pool`."""
+    """The C++ struct `MaxPool`."""
     return _shape(kernels(), g)
 
 
 @lru_cache(maxsize=256)
 def _shape(module: Any, g: Pool2d) -> Any:
     extents = (g.N, g.C, g.H, g.W, g.P, g.Q, g.R, g.S, g.stride_h, g.stride_w)
-    return module.Pool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
+    return module.MaxPool((*extents, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w))
 
 
 def rings(way: str) -> Callable[[Pool2d], str | None]:
@@ -39,19 +39,19 @@ def rings(way: str) -> Callable[[Pool2d], str | None]:
 
 @compiled("maxpool2d_fprop", name="rows", dtypes=STORAGE, when=rings("fprop"))
 def maxpool2d_fprop(g: Pool2d) -> Launch:
-    return kernel("maxpool2d_fprop", g.dtype, shape(g))
+    return kernel("maxpool2d_fprop_rows", g.dtype, shape(g))
 
 
 @compiled("maxpool2d_dgrad", name="rows", dtypes=STORAGE, when=rings("dgrad"))
 def maxpool2d_dgrad(g: Pool2d) -> Launch:
-    return kernel("maxpool2d_dgrad", g.dtype, shape(g))
+    return kernel("maxpool2d_dgrad_rows", g.dtype, shape(g))
 
 
 @compiled("maxpool2d_fprop", name="rows", layout="nChw16c")
 def maxpool2d_fprop_blocked(g: Pool2d) -> Launch:
-    return kernel("maxpool2d_fprop_blocked", shape(g))
+    return kernel("maxpool2d_fprop_rows_blocked", shape(g))
 
 
 @compiled("maxpool2d_dgrad", name="rows", layout="nChw16c")
 def maxpool2d_dgrad_blocked(g: Pool2d) -> Launch:
-    return kernel("maxpool2d_dgrad_blocked", shape(g))
+    return kernel("maxpool2d_dgrad_rows_blocked", shape(g))

@@ -1,4 +1,4 @@
-"""Between layouts: NCHW and nChw16c in C++ (native/kernels/reorder.hpp), NCHW and NHWC by NumPy."""
+"""Between layouts: NCHW and nChw16c in C++ (native/kernels/reorder.cpp), NCHW and NHWC by NumPy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Launch = Callable[..., None]
 
 @compiled("reorder", name="transpose", layout="NCHW>nChw16c")
 def reorder_block(g: Reorder) -> Launch:
-    return kernel("reorder_block", g.N, g.C, g.H * g.W)
+    return kernel("reorder_transpose_block", g.N, g.C, g.H * g.W)
 
 
 @compiled("reorder", name="transpose", layout="nChw16c>NCHW")
 def reorder_unblock(g: Reorder) -> Launch:
-    return kernel("reorder_unblock", g.N, g.C, g.H * g.W)
+    return kernel("reorder_transpose_unblock", g.N, g.C, g.H * g.W)
 
 
 @implements("reorder", name="numpy", layout="NCHW>NHWC", dtypes=ALL_DTYPES)

@@ -1,4 +1,4 @@
-"""Softmax, cross-entropy, the label's rank and a batch's summary in C++: native/kernels/softmax.hpp."""
+"""Softmax, cross-entropy, the label's rank and a batch's summary in C++: native/kernels/softmax.cpp."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Launch = Callable[..., None]
 
 @compiled("softmax_xent_fprop", name="vectors", dtypes=STORAGE)
 def softmax_xent_fprop(g: SoftmaxXent) -> Launch:
-    return kernel("softmax_xent_fprop", g.dtype, g.N, g.K)
+    return kernel("softmax_xent_fprop_vectors", g.dtype, g.N, g.K)
 
 
 @compiled("softmax_xent_dgrad", name="vectors", dtypes=STORAGE)
 def softmax_xent_dgrad(g: SoftmaxXent) -> Launch:
-    return kernel("softmax_xent_dgrad", g.dtype, g.N, g.K)
+    return kernel("softmax_xent_dgrad_vectors", g.dtype, g.N, g.K)
 
 
 @compiled("label_rank", name="vectors", dtypes=STORAGE)
 def label_rank(g: SoftmaxXent) -> Launch:
-    return kernel("label_rank", g.dtype, g.N, g.K)
+    return kernel("label_rank_vectors", g.dtype, g.N, g.K)
 
 
 @compiled("loss_summary", name="vectors", dtypes=("float32", "float64"))
 def loss_summary(g: LossSummary) -> Launch:
-    return partial(kernels().loss_summary, g.dtype == "float64", g.N)
+    return partial(kernels().loss_summary_vectors, g.dtype == "float64", g.N)

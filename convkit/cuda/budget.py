@@ -2,8 +2,8 @@
 
     python -m convkit.cuda.budget [--kernel NAME] [--update]        make budget
 
-For each kernel file, entry, dtype and architecture, with the shipped tile. Nobody may spill, or keep a stack.
-Registers and shared memory must not grow, and the main loops of tiled kernels must not grow thinner in
+For each kernel file, entry, dtype and architecture, with the shipped tile. No kernel may spill or keep a
+stack. Registers and shared memory must not grow, and the main loops of tiled kernels must not grow thinner in
 multiply-adds, unless the file of budgets changes too: `--update` writes what is measured, and the diff shows
 what a change costs. Fewer registers than the budget has are no complaint.
 

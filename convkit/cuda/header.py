@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, unknown
-from ..op import OPS, Op
+from ..op import OPS, Op, Problem
 from ..paths import kernels_dir
 from ..registry import ALL_DTYPES, MATH
 from . import expressions
@@ -66,6 +66,8 @@ class Header:
         Options and flags of the op that the kernel takes, with their C types, in order.
     let : dict of str to str
         Expressions by name, in order; each sees those before it, and every other expression sees them all.
+    dividers : dict of str to str
+        Numbers by which the kernel divides: expressions by name. They reach it as members of `g`.
     when : str
         Expression over the problem and the tile: whether the kernel takes the problem.
     workspace : str
@@ -83,6 +85,7 @@ class Header:
     launches: tuple[Launch, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     let: dict[str, str] = field(default_factory=dict)
+    dividers: dict[str, str] = field(default_factory=dict)
     when: str = ""
     workspace: str = ""
     geometry: str = "argument"
@@ -90,6 +93,13 @@ class Header:
     error: float = 1e-6
     math: str = "fp32"
     layout: str = "NCHW"
+
+    def scope(self, problem: Problem) -> dict[str, Any]:
+        """The names that expressions see: the problem's numbers, the tile, and those of `let`."""
+        names = {**problem.scalars(), **self.tile}
+        for name, text in self.let.items():
+            names[name] = expressions.evaluate(text, names)
+        return names
 
 
 @dataclass(frozen=True)
@@ -176,9 +186,15 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         types = (FLAG_TYPE,) if key in OPS[op].flags else tuple(OPTION_TYPES)
         if ctype not in types:
             raise unknown(f"type for option {key!r}", ctype, types)
-    if not all(name.isidentifier() and isinstance(text, str) for name, text in block.get("let", {}).items()):
-        raise OptionError(f"'let' must be a table of expressions by name, not {block['let']!r}")
-    for text in (*block.get("let", {}).values(), block.get("when") or "0", block.get("workspace") or "0"):
+    named: list[str] = []
+    for key in ("let", "dividers"):
+        table = block.get(key, {})
+        if not isinstance(table, dict) or not all(
+            name.isidentifier() and isinstance(text, str) for name, text in table.items()
+        ):
+            raise OptionError(f"{key!r} must be a table of expressions by name, not {table!r}")
+        named += table.values()
+    for text in (*named, block.get("when") or "0", block.get("workspace") or "0"):
         expressions.parse(text)
     for dtype in block.get("dtypes", ()):
         if dtype not in ALL_DTYPES:

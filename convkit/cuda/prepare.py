@@ -16,7 +16,7 @@ import numpy as np
 from .. import devices
 from ..op import Problem
 from ..registry import Implementation
-from . import expressions
+from . import dividers, expressions
 from .header import OPTION_TYPES, KernelFile, Launch, read
 from .launch import KEPT, Argument, Bound, Executor, Extent, Function
 from .source import translation_unit
@@ -29,7 +29,7 @@ class Ready:
     Attributes
     ----------
     struct : np.void
-        The problem's numbers, which the kernels receive by value.
+        The problem's numbers and the header's dividers, which the kernels receive by value.
     launches : tuple of (str, tuple, tuple, int)
         Entry point, grid, block, and bytes of dynamic shared memory of each launch that has a block at all.
     """
@@ -52,7 +52,7 @@ class Prepared:
         bound: Sequence[Bound],
     ) -> None:
         self._pack, self._struct, self.bound = executor.pack, struct, tuple(bound)
-        self._functions = functions  # which the executor forgets when nobody has them
+        self._functions = functions  # which the executor forgets when they are in use no more
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
         self._options = [(name, OPTION_TYPES.get(ctype)) for name, ctype in kernel.header.options.items()]
@@ -92,10 +92,7 @@ class Runner:
 
     def scope(self, problem: Problem) -> dict[str, Any]:
         """The names that the header's expressions see."""
-        names = {**problem.scalars(), **self.kernel.header.tile}
-        for name, text in self.kernel.header.let.items():
-            names[name] = expressions.evaluate(text, names)
-        return names
+        return self.kernel.header.scope(problem)
 
     def _refusal(self, problem: Problem) -> str | None:
         """Why `when` does not hold, or None."""
@@ -141,7 +138,7 @@ class Runner:
         launches = ((one.entry, *self.extents(one, problem)) for one in self.kernel.header.launches)
         # An empty grid: nothing to do, which CUDA itself would refuse to launch.
         launches_made = tuple(launch for launch in launches if 0 not in launch[1])
-        return Ready(problem.struct()[0], launches_made)
+        return Ready(dividers.struct(self.kernel.header, problem), launches_made)
 
     def extents(self, launch: Launch, problem: Problem) -> tuple[Extent, Extent, int]:
         """Grid, block and shared bytes of a launch for a problem."""

@@ -273,14 +273,18 @@ def loops(blocks: Sequence[Block]) -> list[Loop]:
 
 
 def main_loop(blocks: Sequence[Block]) -> Loop | None:
-    """The loop with the most multiply-adds in its own blocks, or None if no loop has any."""
+    """The loop with the most multiply-adds in its own blocks, or None if no loop has any.
 
-    def weight(loop: Loop) -> int:
-        return sum(MULTIPLY_ADDS.get(i.name, 0) for i in _working(blocks, loop.own))
+    Of several with as many, as in a kernel with a path of its own for aligned arrays, it is the shortest.
+    """
+
+    def weight(loop: Loop) -> tuple[int, int]:
+        own = list(_working(blocks, loop.own))
+        return sum(MULTIPLY_ADDS.get(i.name, 0) for i in own), -len(own)
 
     found = loops(blocks)
     best = max(found, key=weight, default=None)
-    return best if best and weight(best) else None
+    return best if best and weight(best)[0] else None
 
 
 def _working(blocks: Sequence[Block], chosen: Iterable[int]) -> Iterator[Instruction]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..op import Problem
+from . import dividers
 from .header import KernelFile
 
 #: How a storage dtype is called in CUDA C++.
@@ -26,10 +27,16 @@ def translation_unit(kernel: KernelFile, problem: Problem, tile: Mapping[str, in
         f"#define CONVKIT_STORAGE_{problem.dtype} 1",  # type: ignore[attr-defined]
     ]
     lines += [f"[[maybe_unused]] constexpr int {name} = {value};" for name, value in values.items()]
-    if kernel.header.geometry == "constexpr":
-        numbers = ", ".join(f"{v!r}f" if isinstance(v, float) else str(v) for v in problem.scalars().values())
-        lines += [f"constexpr {kind} g = {{{numbers}}};", "#define GEOMETRY(type) const type"]
+    header, name = kernel.header, "type"
+    numbers = ", ".join(f"{v!r}f" if isinstance(v, float) else str(v) for v in problem.scalars().values())
+    if header.dividers:
+        lines += [dividers.c_struct(header, problem)]
+        kind, name = f"Divided<{kind}>", "Divided<type>"
+        of_each = ("{" + ", ".join(map(str, one)) + "}" for one in dividers.values(header, problem).values())
+        numbers = ", ".join([f"{{{numbers}}}", *of_each])
+    if header.geometry == "constexpr":
+        lines += [f"constexpr {kind} g = {{{numbers}}};", f"#define GEOMETRY(type) const {name}"]
     else:
-        lines += ["#define GEOMETRY(type) const type g"]
+        lines += [f"#define GEOMETRY(type) const {name} g"]
     path = str(kernel.path).replace("\\", "/")
     return "\n".join([*lines, f'#line 1 "{path}"', kernel.source])

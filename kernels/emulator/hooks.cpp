@@ -87,8 +87,9 @@ void __tsan_vptr_read(void**) {}
 
 void __ubsan_handle_type_mismatch_v1(const Mismatch* data, uintptr_t address) {
   const unsigned long alignment = 1ul << data->log_alignment;
-  // Copies of the fast mode keep the caller's address modulo 16 alone (memory.hpp), which is all that accesses
-  // of up to 16 bytes need, the widest on most GPUs: a struct aligned to more is moved in pieces there.
+  // Copies of the fast mode keep the caller's address modulo 16 alone (memory.hpp), which is all that
+  // accesses of up to 16 bytes need, the widest on most GPUs: a struct aligned to more is moved in pieces
+  // there.
   if (!worker->launch->check && alignment > 16 && address % 16 == 0) return;
   Report& r = wrong(address ? "misaligned access" : "null pointer", data->at, HERE);
   snprintf(r.text, sizeof(r.text), "address 0x%llx as %s, which needs a multiple of %lu",

@@ -296,7 +296,8 @@ int ckemu_begin(const Spec* spec, const ArgumentSpec* arguments) {
     packed[i] = a.pointer ? &pointers[i] : a.data;
     if (!a.pointer || !a.data) continue;
     size_t same = 0;  // an output in an input's place is one array here too: what is written is what is read
-    while (same < i && (launch->slots[same].null || arguments[same].data != a.data || arguments[same].bytes != a.bytes))
+    while (same < i &&
+           (launch->slots[same].null || arguments[same].data != a.data || arguments[same].bytes != a.bytes))
       ++same;
     if (same < i) {
       Slot& slot = launch->slots[same];

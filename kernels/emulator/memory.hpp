@@ -1,16 +1,17 @@
 // Where a kernel's array arguments live while it runs.
 //
 // One range of addresses is reserved (which costs no memory) and cut into equal slots, an argument in the
-// middle of each, everything around it inaccessible; slots are far enough apart that no 32-bit index, positive
-// or negative, leads from one array into another.
+// middle of each, everything around it inaccessible; slots are far enough apart that no 32-bit index,
+// positive or negative, leads from one array into another.
 //
-// A copy begins where the caller's array does, modulo 16 in fast mode and modulo 256 in check mode: a view at an
-// odd element reaches the kernel as one. In fast mode the array also ends where its pages end, so that the
+// A copy begins where the caller's array does, modulo 16 in fast mode and modulo 256 in check mode: a view at
+// an odd element reaches the kernel as one. In fast mode the array also ends where its pages end, so that the
 // first byte past it faults, or past the next multiple of 16; these bytes, and those before the array in its
-// first page, are poisoned, and whoever writes there is found after the launch. In check mode bounds are exact.
+// first page, are poisoned, and whoever writes there is found after the launch. In check mode bounds are
+// exact.
 //
-// Arguments at one address are one array: an output in an input's place. Inputs are read-only pages; outputs are copied back by a launch that went well, so that a failed one leaves
-// no trace.
+// Arguments at one address are one array: an output in an input's place. Inputs are read-only pages; outputs
+// are copied back by a launch that went well, so that a failed one leaves no trace.
 #pragma once
 
 #include <cstddef>

@@ -61,7 +61,8 @@ def cpu_kernels() -> Row:
     bad = {isa: reason for isa, reason in reasons.items() if "cannot be loaded" in reason}
     if bad:
         return Row(name, BROKEN, f"{found}; {next(iter(bad.values()))}", "run `pip install -e .` again", used)
-    wider = [reason for isa, reason in reasons.items() if "is not built" in reason]
+    order = list(extension.ISAS)
+    wider = [reasons[isa] for isa in order[: order.index(used)] if "is not built" in reasons.get(isa, "")]
     return Row(name, OK, found, wider[0] if wider else "", used)
 
 

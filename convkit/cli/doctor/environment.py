@@ -15,6 +15,7 @@ from .row import BROKEN, OK, UNKNOWN, Row
 #: The environment variables that convkit reads, and what for.
 VARIABLES = {
     "CONVKIT_BUILD_ISAS": "instruction sets that an install compiles for",
+    "CONVKIT_BUILD_PROGRESS": "file that an install writes its progress to",
     "CONVKIT_CACHE": "folder of compiled kernels",
     "CONVKIT_CUDNN": "libcudnn, or its folder",
     "CONVKIT_FUZZ_CALL": "tests: only this call",

@@ -34,8 +34,9 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
   return std::chrono::duration<double>(b - a).count();
 }
 
-// Runs work(thread) -> units done, in so many threads at once, and returns units per second. The clock runs from
-// the moment when all are ready to the end of the last, so threads that share a core are not counted twice.
+// Runs work(thread) -> units done, in so many threads at once, and returns units per second. The clock runs
+// from the moment when all are ready to the end of the last, so threads that share a core are not counted
+// twice.
 template <class Prepare, class Work>
 double rate(int threads, Prepare prepare, Work work) {
   std::atomic<int> ready{0};
@@ -68,8 +69,8 @@ double rate(int threads, Prepare prepare, Work work) {
   return total / elapsed;
 }
 
-// A peak is what the machine does undisturbed. So the time is cut into slices and the best one counts: another
-// process, or a clock that is still rising, then costs a slice and not the result.
+// A peak is what the machine does undisturbed. So the time is cut into slices and the best one counts:
+// another process, or a clock that is still rising, then costs a slice and not the result.
 template <class Slice>
 double best_of_slices(double seconds, Slice slice) {
   const int slices = 5;
@@ -88,12 +89,12 @@ struct Vector {
 // Some 10 microseconds of work: long enough that reading the clock between two calls is free.
 constexpr int kSteps = 4096;
 
-// ACCUMULATORS independent chains hide the latency of the FMA: two units times four cycles ask for 8 chains, and
-// the registers (16, or 32 with AVX-512 and NEON) bound them from above, with one left for the factor.
+// ACCUMULATORS independent chains hide the latency of the FMA: two units times four cycles ask for 8 chains,
+// and the registers (16, or 32 with AVX-512 and NEON) bound them from above, with one left for the factor.
 //
 // The step is a = a*f + a: its addend is its destination, so that it is a single instruction everywhere, NEON
-// included. With f = 2^-30, a + a*f rounds back to a: the values neither grow nor fade into slow denormals, and
-// without -ffast-math no compiler may conclude that.
+// included. With f = 2^-30, a + a*f rounds back to a: the values neither grow nor fade into slow denormals,
+// and without -ffast-math no compiler may conclude that.
 template <int BYTES, int ACCUMULATORS>
 CK_INLINE float fma_steps(float factor) {
   using V = typename Vector<BYTES>::type;
@@ -161,9 +162,10 @@ std::vector<std::string> cpu_isas() {
   if (__get_cpuid(1, &a, &b, &c, &d)) basic = c;
   if (__get_cpuid(0x80000001, &a, &b, &c, &d)) extended = c;
   const unsigned cx16 = 1u << 13, movbe = 1u << 22, f16c = 1u << 29, lahf = 1u << 0, lzcnt = 1u << 5;
-  const bool v2 = CK_HAS("ssse3") && CK_HAS("sse4.2") && CK_HAS("popcnt") && (basic & cx16) && (extended & lahf);
-  const bool v3 = v2 && CK_HAS("avx2") && CK_HAS("fma") && CK_HAS("bmi") && CK_HAS("bmi2") && (basic & movbe) &&
-                  (basic & f16c) && (extended & lzcnt);
+  const bool v2 =
+      CK_HAS("ssse3") && CK_HAS("sse4.2") && CK_HAS("popcnt") && (basic & cx16) && (extended & lahf);
+  const bool v3 = v2 && CK_HAS("avx2") && CK_HAS("fma") && CK_HAS("bmi") && CK_HAS("bmi2") &&
+                  (basic & movbe) && (basic & f16c) && (extended & lzcnt);
   const bool v4 = v3 && CK_HAS("avx512f") && CK_HAS("avx512bw") && CK_HAS("avx512cd") && CK_HAS("avx512dq") &&
                   CK_HAS("avx512vl");
 #undef CK_HAS
@@ -181,7 +183,8 @@ std::vector<std::string> cpu_isas() {
 double fma_gflops(int threads, double seconds) {
   const Fma& best = fma();
   threads = std::max(threads, 1);
-  // Read through volatile, so that the factor is unknown to the compiler, and written, so that the sum is wanted.
+  // Read through volatile, so that the factor is unknown to the compiler, and written, so that the sum is
+  // wanted.
   volatile float factor = 0x1p-30f;
   auto slice = [&](double duration) {
     auto work = [&](int) {
@@ -202,7 +205,8 @@ double fma_gflops(int threads, double seconds) {
 
 double copy_gbs(int threads, double megabytes, double seconds) {
   threads = std::max(threads, 1);
-  // Each thread owns a pair of pieces. Odd lines between them keep the two from falling on the same cache sets.
+  // Each thread owns a pair of pieces. Odd lines between them keep the two from falling on the same cache
+  // sets.
   const std::size_t page = 4096;
   const std::size_t piece =
       std::max<std::size_t>(page, static_cast<std::size_t>(megabytes * 1e6 / 2 / threads) / page * page);
@@ -219,8 +223,8 @@ double copy_gbs(int threads, double megabytes, double seconds) {
       double done = 0;
       const auto start = Clock::now();
       do {
-        // The C library's own copy, which for a size beyond the caches bypasses them on its way out. Where it does
-        // not, a written line is read first, and the memory moves half as much again as is counted here.
+        // The C library's own copy, which for a size beyond the caches bypasses them on its way out. Where it
+        // does not, a written line is read first, and the memory moves half as much again as is counted here.
         std::memcpy(to, from, piece);
         sink = to[piece / 2];
         done += 2.0 * static_cast<double>(piece);

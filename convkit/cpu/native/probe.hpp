@@ -15,8 +15,8 @@ std::vector<std::string> cpu_isas();
 // Single-precision multiply-adds, as GFLOP/s of all threads together (one multiply-add = 2 FLOP).
 double fma_gflops(int threads, double seconds);
 
-// Rate of copying memory, as GB/s (1e9 bytes) of all threads together. A copied byte counts twice, once read and
-// once written. `megabytes` (1e6 bytes) is the size of source and destination together, over all threads.
+// Rate of copying memory, as GB/s (1e9 bytes) of all threads together. A copied byte counts twice, once read
+// and once written. `megabytes` (1e6 bytes) is the size of source and destination together, over all threads.
 double copy_gbs(int threads, double megabytes, double seconds);
 
 }  // namespace convkit

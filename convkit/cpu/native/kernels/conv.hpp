@@ -1,26 +1,16 @@
-// What the convolution kernels share: the problem, and scratch memory.
+// What the convolution kernels share: scratch memory, and the epilogue.
 //
-// Inside, activations are blocked, (images, groups, blocks of 16 channels, rows, columns, 16), whatever the caller's
-// layout is: a register holds neighbouring channels of one pixel, so that no kernel shuffles. Users' NCHW arrays are
-// packed a chunk of images at a time, into scratch that stays in the caches, and results unpacked in the same way.
+// Inside, activations are blocked, (images, groups, blocks of 16 channels, rows, columns, 16), whatever the
+// caller's layout is: a register holds neighbouring channels of one pixel, so that no kernel shuffles. Users'
+// NCHW arrays are packed a chunk of images at a time, into scratch that stays in the caches, and results
+// unpacked in the same way.
 #pragma once
 
-#include "pool.hpp"
+#include "kernels.hpp"
 #include "simd.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
-
-// One output along an axis has stride 1 there, and one tap dilation 1 (bind_conv.cpp sees to it). So P and Q cannot be worked
-// out from the rest: an image may go on behind the last window.
-struct Conv {
-  int64_t N, C, H, W, K, R, S, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w,
-      groups, P, Q;
-
-  int64_t c_group() const { return C / groups; }
-  int64_t k_group() const { return K / groups; }
-  int64_t c_blocks() const { return ceil_div(c_group(), BLOCK); }  // of a group
-  int64_t k_blocks() const { return ceil_div(k_group(), BLOCK); }
-};
 
 // Scratch memory, handed out from the front. With no memory behind it, it only counts.
 class Scratch {
@@ -40,7 +30,8 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// f(begin, end) on ranges of `grain` units, on up to `threads` threads; what a unit gives must not depend on its range.
+// f(begin, end) on ranges of `grain` units, on up to `threads` threads; what a unit gives must not depend on
+// its range.
 template <class F>
 void parallel_ranges(int threads, int64_t units, int64_t grain, const F& f) {
   parallel_for(threads, ceil_div(units, grain),
@@ -54,7 +45,8 @@ struct Epilogue {
   const float* mask = nullptr;  // blocked like the output, or none: where it is not positive, 0 is stored
 };
 
-// All bits of the lanes below `count`, which are channels; the others are spare and stay zero, also beside a NaN.
+// All bits of the lanes below `count`, which are channels; the others are spare and stay zero, also beside a
+// NaN.
 CK_INLINE VI lanes_below(int64_t count) {
   VI keep = VI{};
   for (int l = 0; l < LANES; ++l) keep[l] = l < count ? -1 : 0;
@@ -92,56 +84,5 @@ struct Weights {
   const float* at;
   int64_t k_step, c_step, r_step, s_step;
 };
-
-// conv2d_fprop and conv2d_dgrad, each with the workspace that it wants, in bytes. x, y, dx, dy are NCHW or blocked as
-// the flags say; w is always (K, C/groups, R, S). x_mask: dx is zero where x is not positive.
-struct Layouts {
-  bool x_blocked, y_blocked;
-};
-
-namespace winograd {
-// Why it cannot do the problem, or nullptr.
-const char* refusal(const Conv& g);
-int64_t fprop_workspace(const Conv& g, Layouts l);
-int64_t dgrad_workspace(const Conv& g, Layouts l);
-int64_t wgrad_workspace(const Conv& g, Layouts l);
-void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu,
-           void* workspace, int threads);
-void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
-           int threads);
-void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads);
-}  // namespace winograd
-
-namespace direct {
-const char* refusal(const Conv& g);
-int64_t fprop_workspace(const Conv& g, Layouts l);
-int64_t dgrad_workspace(const Conv& g, Layouts l);
-int64_t wgrad_workspace(const Conv& g, Layouts l);
-void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu,
-           void* workspace, int threads);
-void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
-           int threads);
-void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads);
-}  // namespace direct
-
-namespace narrow_groups {  // NCHW alone, and no workspace
-const char* refusal(const Conv& g);
-void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads);
-void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads);
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads);
-}  // namespace narrow_groups
-
-namespace few_channels {  // NCHW alone; wgrad
-const char* refusal(const Conv& g);
-int64_t wgrad_workspace(const Conv& g);
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* workspace, int threads);
-}  // namespace few_channels
-
-namespace pointwise {  // NCHW alone; fprop and dgrad
-const char* refusal(const Conv& g);
-int64_t workspace(const Conv& g);
-void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, void* scratch, int threads);
-void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, void* scratch, int threads);
-}  // namespace pointwise
 
 }  // namespace convkit

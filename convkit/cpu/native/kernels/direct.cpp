@@ -2,16 +2,18 @@
 //
 //   y[n,k,p,q] = b[k] + sum over c, r, s of x[n, c, p*stride + r*dilation, q*stride + s*dilation] w[k,c,r,s]
 //
-// The input lies in a frame of zeros, so that no loop asks where the image ends: images are copied into it (or packed,
-// from NCHW) a few at a time; a blocked tensor without padding is its own frame.
+// The input lies in a frame of zeros, so that no loop asks where the image ends: images are copied into it
+// (or packed, from NCHW) a few at a time; a blocked tensor without padding is its own frame.
 //
-// dgrad     The outputs dx[h, w] fall into stride_h x stride_w classes by their residues. Each class is a correlation
-//           with stride 1 of dy and every stride-th tap of the turned filter: no multiplication by zeros.
-// Tiling    A register tile of 2 registers of k by up to 14 pixels of a row (two rows where a row is short), over all of
-//           c, r, s: a sum stays in its register from the first to the last term. Scalars of x are broadcast from memory,
-//           at constant distances.
-// Traffic   Weights are packed once for a call, [tile of k][block of c][r][s][c][k]; a tile's (c r s * 32 floats, 295 KB
-//           for conv3) stream from L2 for each 14 pixels: 16 GB/s at the FMA peak. x is read K/32 times, from L2.
+// dgrad     The outputs dx[h, w] fall into stride_h x stride_w classes by their residues. Each class is a
+//           correlation with stride 1 of dy and every stride-th tap of the turned filter: no multiplication
+//           by zeros.
+// Tiling    A register tile of 2 registers of k by up to 14 pixels of a row (two rows where a row is short),
+//           over all of c, r, s: a sum stays in its register from the first to the last term. Scalars of x
+//           are broadcast from memory, at constant distances.
+// Traffic   Weights are packed once for a call, [tile of k][block of c][r][s][c][k]; a tile's (c r s * 32
+//           floats, 295 KB for conv3) stream from L2 for each 14 pixels: 16 GB/s at the FMA peak. x is read
+//           K/32 times, from L2.
 // Bound     FMA. Where 14 pixels do not divide a row, its shares are even (27 = 14 + 13).
 // Error     One float32 sum of c*r*s terms.
 #include "direct.hpp"
@@ -22,23 +24,25 @@ namespace convkit {
 namespace direct {
 namespace {
 
-// A stride-1 or strided correlation of one set of taps, whose outputs may be some rows and columns of the map only.
+// A stride-1 or strided correlation of one set of taps, whose outputs may be some rows and columns of the map
+// only.
 struct Taps {
-  int64_t R, S;               // taps
-  Weights w;                  // of group 0
-  int64_t row, column;        // of the frame, where the first tap of the first output lies
-  int64_t out_row, out_column, outputs_h, outputs_w;  // the outputs: where the first lies in the map, and how many
+  int64_t R, S;         // taps
+  Weights w;            // of group 0
+  int64_t row, column;  // of the frame, where the first tap of the first output lies
+  int64_t out_row, out_column, outputs_h,
+      outputs_w;  // the outputs: where the first lies in the map, and how many
   float* packed;
 };
 
 struct Pass {
   Conv g;
   bool backward, in_blocked, out_blocked;
-  int64_t c, k;                                 // in and out, of a group
+  int64_t c, k;  // in and out, of a group
   int64_t in_H, in_W, out_H, out_W;
   int64_t in_stride_h, in_stride_w, out_stride_h, out_stride_w, dilation_h, dilation_w;
   int64_t frame_H, frame_W, top, left;
-  bool framed;                                  // or the caller's own memory serves
+  bool framed;  // or the caller's own memory serves
   int64_t images, classes;
   Taps taps[MAX_CLASSES];
   float *in, *out, *mask, *bias;
@@ -80,9 +84,11 @@ struct Pass {
 
   // One axis of the classes of dx: of the outputs first, first + stride, ... the taps that reach them.
   struct Axis {
-    int64_t outputs, taps, first_tap, start;  // start: row of dy under the first (turned) tap of the first output
+    int64_t outputs, taps, first_tap,
+        start;  // start: row of dy under the first (turned) tap of the first output
   };
-  static Axis axis(int64_t first, int64_t extent, int64_t stride, int64_t pad, int64_t window, int64_t dilation) {
+  static Axis axis(int64_t first, int64_t extent, int64_t stride, int64_t pad, int64_t window,
+                   int64_t dilation) {
     if (stride == 1) return {extent, window, 0, pad - (window - 1) * dilation};
     const int64_t tap = (first + pad) % stride, base = (first + pad) / stride;
     const int64_t count = tap < window ? ceil_div(window - tap, stride) : 0;
@@ -102,7 +108,8 @@ struct Pass {
         const Axis h = axis(a, g.H, g.stride_h, g.pad_top, g.R, g.dilation_h);
         const Axis v = axis(b, g.W, g.stride_w, g.pad_left, g.S, g.dilation_w);
         const bool reached = h.taps > 0 && v.taps > 0;  // or dx is zero there
-        const int64_t r_last = h.first_tap + (h.taps - 1) * g.stride_h, s_last = v.first_tap + (v.taps - 1) * g.stride_w;
+        const int64_t r_last = h.first_tap + (h.taps - 1) * g.stride_h,
+                      s_last = v.first_tap + (v.taps - 1) * g.stride_w;
         const float* last = w && reached ? w + r_last * g.S + s_last : nullptr;
         const Weights turned{last, g.R * g.S, k * g.R * g.S, -g.stride_h * g.S, -g.stride_w};
         taps[classes++] = {h.taps, v.taps, turned, h.start, v.start, a, b, h.outputs, v.outputs, nullptr};
@@ -119,13 +126,15 @@ struct Pass {
   }
 };
 
-// One block of c of one register's worth of k, at `to`, in rows of `width`: by transposition where the taps are
-// neighbours in memory, as they are but for dgrad with a stride.
-void pack_block(const Taps& t, const float* from, int64_t lanes, int64_t count, int64_t width, const float* end, float* to) {
+// One block of c of one register's worth of k, at `to`, in rows of `width`: by transposition where the taps
+// are neighbours in memory, as they are but for dgrad with a stride.
+void pack_block(const Taps& t, const float* from, int64_t lanes, int64_t count, int64_t width,
+                const float* end, float* to) {
   const int64_t area = t.R * t.S;
   const auto put = [&](int64_t c, int64_t i, V v) { store(to + (i * count + c) * width, v); };
   if (t.w.s_step == 1 && t.w.r_step == t.S && t.w.c_step == area) {
-    columns_as_lanes(from, t.w.k_step, lanes, count * area, end, [&](int64_t e, V v) { put(e / area, e % area, v); });
+    columns_as_lanes(from, t.w.k_step, lanes, count * area, end,
+                     [&](int64_t e, V v) { put(e / area, e % area, v); });
   } else if (t.w.s_step == -1 && t.w.r_step == -t.S && t.w.k_step == area) {
     for (int64_t c = 0; c < count; ++c)
       columns_as_lanes(from + c * t.w.c_step - (area - 1), area, lanes, area, end,
@@ -148,9 +157,9 @@ void pack_weights(const Pass& p, const Taps& t, int threads) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t block = unit % blocks, tile = unit / blocks % tiles, group = unit / blocks / tiles;
       const int64_t width = tile_width(tile, p.k), count = least(BLOCK, p.c - block * BLOCK);
-      float* to = t.packed + group * p.packed_group(t) + (tile * KT * p.c + block * BLOCK * width) * area;
+      float* to = t.packed + group * p.packed_group(t) + (tile * TILE_M * p.c + block * BLOCK * width) * area;
       for (int64_t lane = 0; lane < width; lane += LANES) {
-        const int64_t k = tile * KT + lane;
+        const int64_t k = tile * TILE_M + lane;
         const float* from = t.w.at + group * group_step + k * t.w.k_step + block * BLOCK * t.w.c_step;
         if (k < p.k)
           pack_block(t, from, p.k - k, count, width, p.w_end, to + lane);
@@ -169,7 +178,7 @@ struct Walk {
   float* y;
   const float* mask;
   int64_t y_part, y_pixel, y_pitch;
-  Finish finish[TILE_V];
+  Finish finish[TILE_M_REGISTERS];
 };
 
 // NJ outputs in rows of COLUMNS. STRIDE: pixel / BLOCK where it is a constant, else 0.
@@ -184,7 +193,8 @@ void outputs(const Walk& walk, const float* u, const float* x) {
       for (int64_t s = 0; s < walk.S; ++s) {
         const float* from = x + r * walk.row_step + s * walk.tap_step;
         for (int64_t c = 0; c < count; ++c, u += NV * LANES)
-          tile.step(u, LANES, [&](int j) { return from[c + j / COLUMNS * walk.pitch + j % COLUMNS * pixel]; });
+          tile.step(u, LANES,
+                    [&](int j) { return from[c + j / COLUMNS * walk.pitch + j % COLUMNS * pixel]; });
       }
     }
   }
@@ -212,13 +222,16 @@ Outputs two_rows(int64_t columns, std::integer_sequence<int, J...>) {
 }
 template <int NV, int STRIDE>
 Outputs choose(int64_t rows, int64_t columns) {
-  return rows == 2 ? two_rows<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_J / 2>())
-                   : one_row<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_J>());
+  return rows == 2 ? two_rows<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_N / 2>())
+                   : one_row<NV, STRIDE>(columns, std::make_integer_sequence<int, TILE_N>());
 }
 Outputs choose(bool wide, int64_t stride, int64_t rows, int64_t columns) {
-  if (wide) return stride == 1 ? choose<TILE_V, 1>(rows, columns)
-                  : stride == 2 ? choose<TILE_V, 2>(rows, columns) : choose<TILE_V, 0>(rows, columns);
-  return stride == 1 ? choose<1, 1>(rows, columns) : choose<1, 0>(rows, columns);
+  if (wide)
+    return stride == 1   ? choose<TILE_M_REGISTERS, 1>(rows, columns)
+           : stride == 2 ? choose<TILE_M_REGISTERS, 2>(rows, columns)
+                         : choose<TILE_M_REGISTERS, 0>(rows, columns);
+  return stride == 1 ? choose<NARROW_M_REGISTERS, 1>(rows, columns)
+                     : choose<NARROW_M_REGISTERS, 0>(rows, columns);
 }
 
 // A part of a map for one tile of k: output rows [p0, p1), columns [q0, q1).
@@ -226,19 +239,30 @@ struct Window {
   int64_t p0, p1, q0, q1;
 };
 
-void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Epilogue& e, int64_t n, int64_t g, int64_t k_tile,
-            const Window& area) {
-  const int64_t k = k_tile * KT, width = tile_width(k_tile, p.k), k0 = g * round_up(p.k, BLOCK) + k;
+void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Epilogue& e, int64_t n,
+            int64_t g, int64_t k_tile, const Window& area) {
+  const int64_t k = k_tile * TILE_M, width = tile_width(k_tile, p.k), k0 = g * round_up(p.k, BLOCK) + k;
   const float* u = t.packed + g * p.packed_group(t) + k * p.c * t.R * t.S;
   const float* from = x.at(n, g, 0) + (t.row * x.W + t.column) * BLOCK;
   float* to = y.at(n, g, k / BLOCK) + k % BLOCK + (t.out_row * y.W + t.out_column) * BLOCK;
   const int64_t row = p.in_stride_h * x.W * BLOCK, pixel = p.in_stride_w * BLOCK;
   const int64_t y_row = p.out_stride_h * y.W * BLOCK, y_pixel = p.out_stride_w * BLOCK;
-  Walk walk{p.c, t.R, t.S, x.plane(), p.dilation_h * x.W * BLOCK, p.dilation_w * BLOCK, pixel, row, nullptr, nullptr,
-            LANES < BLOCK ? LANES : y.plane(), y_pixel, y_row,
-            {Finish(e, k0, p.k - k), Finish(e, width == KT ? k0 + LANES : k0, p.k - k - LANES)}};
-  const int64_t columns = area.q1 - area.q0, shares = ceil_div(columns, TILE_J);
-  const int64_t together = columns <= TILE_J / 2 ? 2 : 1;
+  Walk walk{p.c,
+            t.R,
+            t.S,
+            x.plane(),
+            p.dilation_h * x.W * BLOCK,
+            p.dilation_w * BLOCK,
+            pixel,
+            row,
+            nullptr,
+            nullptr,
+            LANES < BLOCK ? LANES : y.plane(),
+            y_pixel,
+            y_row,
+            {Finish(e, k0, p.k - k), Finish(e, width == TILE_M ? k0 + LANES : k0, p.k - k - LANES)}};
+  const int64_t columns = area.q1 - area.q0, shares = ceil_div(columns, TILE_N);
+  const int64_t together = columns <= TILE_N / 2 ? 2 : 1;
   for (int64_t i = area.p0; i < area.p1; i += together) {
     const int64_t rows = least(together, area.p1 - i);
     for (int64_t share = 0; share < shares; ++share) {
@@ -246,7 +270,8 @@ void window(const Pass& p, const Taps& t, const Maps& x, const Maps& y, const Ep
       const int64_t at = i * y_row + (area.q0 + q.begin) * y_pixel;
       walk.y = to + at;
       walk.mask = e.mask ? e.mask + (walk.y - y.data) : nullptr;
-      choose(width == KT, p.in_stride_w, rows, q.end - q.begin)(walk, u, from + i * row + (area.q0 + q.begin) * pixel);
+      choose(width == TILE_M, p.in_stride_w, rows, q.end - q.begin)(
+          walk, u, from + i * row + (area.q0 + q.begin) * pixel);
     }
   }
 }
@@ -259,14 +284,16 @@ void no_taps(const Pass& p, const Taps& t, const Maps& y, int64_t n, int64_t g, 
     }
 }
 
-// Whether the rows of the outputs follow each other without a gap, in x and in y: an image is then one long row.
+// Whether the rows of the outputs follow each other without a gap, in x and in y: an image is then one long
+// row.
 bool rows_are_one(const Pass& p, const Taps& t, const Maps& x, const Maps& y) {
   const bool whole = x.H == y.H && x.W == y.W && t.outputs_h == y.H && t.outputs_w == y.W;
   const bool dense = p.in_stride_h == 1 && p.in_stride_w == 1 && p.out_stride_h == 1 && p.out_stride_w == 1;
   return t.R == 1 && t.S == 1 && whole && dense && !t.row && !t.column && !t.out_row && !t.out_column;
 }
 
-void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, const Epilogue& e, int threads) {
+void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, const Epilogue& e,
+               int threads) {
   Maps x = x_maps, y = y_maps;
   if (!t.R || !t.S) {
     parallel_ranges(threads, y.images * y.groups * y.blocks(), 1, [&](int64_t begin, int64_t end) {
@@ -279,23 +306,26 @@ void correlate(const Pass& p, Taps t, const Maps& x_maps, const Maps& y_maps, co
     x.W = y.W = t.outputs_w = x.H * x.W;
     x.H = y.H = t.outputs_h = 1;
   }
-  const int64_t ROWS = 4, COLUMNS = 8 * TILE_J;
-  const int64_t bands = ceil_div(t.outputs_h, ROWS), segments = ceil_div(t.outputs_w, COLUMNS), k_tiles = tiles_of(p.k);
-  parallel_ranges(threads, y.groups * k_tiles * y.images * bands * segments, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      int64_t i = unit;
-      const int64_t segment = i % segments;
-      i /= segments;
-      const int64_t band = i % bands;
-      i /= bands;
-      const int64_t n = i % y.images, k_tile = i / y.images % k_tiles, g = i / y.images / k_tiles;
-      const Range rows = piece(band, bands, t.outputs_h), columns = piece(segment, segments, t.outputs_w);
-      window(p, t, x, y, e, n, g, k_tile, {rows.begin, rows.end, columns.begin, columns.end});
-    }
-  });
+  const int64_t ROWS = 4, COLUMNS = 8 * TILE_N;
+  const int64_t bands = ceil_div(t.outputs_h, ROWS), segments = ceil_div(t.outputs_w, COLUMNS),
+                k_tiles = tiles_of(p.k);
+  parallel_ranges(
+      threads, y.groups * k_tiles * y.images * bands * segments, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+          int64_t i = unit;
+          const int64_t segment = i % segments;
+          i /= segments;
+          const int64_t band = i % bands;
+          i /= bands;
+          const int64_t n = i % y.images, k_tile = i / y.images % k_tiles, g = i / y.images / k_tiles;
+          const Range rows = piece(band, bands, t.outputs_h), columns = piece(segment, segments, t.outputs_w);
+          window(p, t, x, y, e, n, g, k_tile, {rows.begin, rows.end, columns.begin, columns.end});
+        }
+      });
 }
 
-void run(const Pass& p, const float* in, const float* b, bool relu, const float* mask, float* out, int threads) {
+void run(const Pass& p, const float* in, const float* b, bool relu, const float* mask, float* out,
+         int threads) {
   pad_bias(b, p.g.groups, p.k, p.bias);
   for (int64_t i = 0; i < p.classes; ++i)
     if (p.taps[i].R && p.taps[i].S) pack_weights(p, p.taps[i], threads);
@@ -321,26 +351,32 @@ void run(const Pass& p, const float* in, const float* b, bool relu, const float*
 }
 
 }  // namespace
+}  // namespace direct
 
-const char* refusal(const Conv& g) {
+using namespace direct;
+
+const char* conv2d_direct_refusal(const Conv& g) {
   const bool strided = g.stride_h > 1 || g.stride_w > 1, dilated = g.dilation_h > 1 || g.dilation_w > 1;
   if (strided && dilated) return "takes a stride or a dilation, not both";
   if (least(g.stride_h, g.H) * least(g.stride_w, g.W) > MAX_CLASSES) return "takes strides up to 8 x 8";
   return nullptr;
 }
 
-int64_t fprop_workspace(const Conv& g, Layouts l) { return Pass(g, false, l.x_blocked, l.y_blocked, nullptr, nullptr).bytes; }
-int64_t dgrad_workspace(const Conv& g, Layouts l) { return Pass(g, true, l.y_blocked, l.x_blocked, nullptr, nullptr).bytes; }
+int64_t conv2d_fprop_direct_workspace(const Conv& g, Layouts l) {
+  return Pass(g, false, l.x_blocked, l.y_blocked, nullptr, nullptr).bytes;
+}
+int64_t conv2d_dgrad_direct_workspace(const Conv& g, Layouts l) {
+  return Pass(g, true, l.y_blocked, l.x_blocked, nullptr, nullptr).bytes;
+}
 
-void fprop(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y, bool relu, void* workspace,
-           int threads) {
+void conv2d_fprop_direct(const Conv& g, Layouts l, const float* x, const float* w, const float* b, float* y,
+                         bool relu, void* workspace, int threads) {
   run(Pass(g, false, l.x_blocked, l.y_blocked, w, workspace), x, b, relu, nullptr, y, threads);
 }
 
-void dgrad(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask, float* dx, void* workspace,
-           int threads) {
+void conv2d_dgrad_direct(const Conv& g, Layouts l, const float* dy, const float* w, const float* x_mask,
+                         float* dx, void* workspace, int threads) {
   run(Pass(g, true, l.y_blocked, l.x_blocked, w, workspace), dy, nullptr, false, x_mask, dx, threads);
 }
 
-}  // namespace direct
 }  // namespace convkit

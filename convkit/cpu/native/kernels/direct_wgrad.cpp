@@ -2,13 +2,15 @@
 //
 //   dw[k,c,r,s] = sum over n, p, q of dy[n,k,p,q] x[n, c, p*stride + r*dilation, q*stride + s*dilation]
 //
-// Tiling    A register tile of 2 registers of k by 8 channels c for one tap (r, s); it runs over all pixels of an image.
-//           Both operands are read as they lie: dy in registers, x in scalars that are neighbours in memory.
-// Traffic   dy's tile of k (32 floats for each pixel) and x's block of c (16) are swept once for each tap and half block:
-//           from L2, 3 lines for 16 FMAs of 16 lanes. dw, packed, is read and written once for each image.
-// Order     Runs of some 512 pixels are summed in registers, the runs of an image, then the images, each in order: errors grow
-//           with the square roots of these three lengths, not with that of their product. A task is one tile of k, block of
-//           c, and row of taps, for all images.
+// Tiling    A register tile of 2 registers of k by 8 channels c for one tap (r, s); it runs over all pixels
+//           of an image. Both operands are read as they lie: dy in registers, x in scalars that are
+//           neighbours in memory.
+// Traffic   dy's tile of k (32 floats for each pixel) and x's block of c (16) are swept once for each tap and
+//           half block: from L2, 3 lines for 16 FMAs of 16 lanes. dw, packed, is read and written once for
+//           each image.
+// Order     Runs of some 512 pixels are summed in registers, the runs of an image, then the images, each in
+//           order: errors grow with the square roots of these three lengths, not with that of their product.
+//           A task is one tile of k, block of c, and row of taps, for all images.
 // Bound     FMA: 16 for 10 loads.
 #include "direct.hpp"
 
@@ -18,8 +20,8 @@ namespace convkit {
 namespace direct {
 namespace {
 
-constexpr int WGRAD_J = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
-constexpr int64_t RUN = 512;  // pixels that are summed in registers, about
+constexpr int WGRAD_TILE_N = REGISTERS == 32 ? 8 : 4;  // channels c of a register tile
+constexpr int64_t RUN = 512;                           // pixels that are summed in registers, about
 
 struct Problem {
   Conv g;
@@ -30,7 +32,8 @@ struct Problem {
   float *x, *dy, *packed;
   int64_t bytes;
 
-  Problem(const Conv& conv, Layouts layouts, void* workspace) : g(conv), l(layouts), c(g.c_group()), k(g.k_group()) {
+  Problem(const Conv& conv, Layouts layouts, void* workspace)
+      : g(conv), l(layouts), c(g.c_group()), k(g.k_group()) {
     frame_H = frame_extent(g.P, g.stride_h, g.R, g.dilation_h);
     frame_W = frame_extent(g.Q, g.stride_w, g.S, g.dilation_w);
     framed = !l.x_blocked || g.pad_top || g.pad_left || g.pad_bottom || g.pad_right;
@@ -57,49 +60,57 @@ struct Sweep {
 
 template <int NV, int STRIDE>
 void image(const Sweep& s, const float* dy, const float* x, float* to, bool first) {
-  float sums[WGRAD_J * NV * LANES] = {};
+  float sums[WGRAD_TILE_N * NV * LANES] = {};
   // Rows, in parts where they are longer than a run: all pixels of an image may be one row.
   const int64_t rows = most(1, RUN / s.columns), columns = rows > 1 ? s.columns : least(s.columns, RUN);
   const int64_t x_pixel = STRIDE ? STRIDE * BLOCK : s.x_pixel;
   for (int64_t p = 0; p < s.rows; p += rows) {
     for (int64_t q = 0; q < s.columns; q += columns) {
-      Tile<NV, WGRAD_J> tile;
+      Tile<NV, WGRAD_TILE_N> tile;
       tile.zero();
       for (int64_t i = p; i < least(s.rows, p + rows); ++i)
         tile.run(dy + i * s.dy_row + q * BLOCK, BLOCK, s.dy_part, x + i * s.x_row + q * x_pixel, x_pixel, 1,
                  least(columns, s.columns - q));
       CK_UNROLL
-      for (int j = 0; j < WGRAD_J * NV; ++j) {
+      for (int j = 0; j < WGRAD_TILE_N * NV; ++j) {
         float* at = sums + j * LANES;
         store(at, load(at) + tile.acc[j / NV][j % NV]);
       }
     }
   }
   CK_UNROLL
-  for (int j = 0; j < WGRAD_J * NV; ++j) {
+  for (int j = 0; j < WGRAD_TILE_N * NV; ++j) {
     const V sum = load(sums + j * LANES);
     store(to + j * LANES, first ? sum : load(to + j * LANES) + sum);
   }
 }
 
 // One tile of k, one block of c, one row of taps, all images of the chunk.
-void row_of_taps(const Problem& p, const Maps& x, const Maps& dy, int64_t g, int64_t k_tile, int64_t block, int64_t r,
-                 bool first) {
+void row_of_taps(const Problem& p, const Maps& x, const Maps& dy, int64_t g, int64_t k_tile, int64_t block,
+                 int64_t r, bool first) {
   const Conv& conv = p.g;
-  const int64_t k = k_tile * KT, width = tile_width(k_tile, p.k), area = conv.R * conv.S, padded = round_up(p.c, BLOCK);
-  Sweep s{conv.P, conv.Q, conv.Q * BLOCK, LANES < BLOCK ? LANES : dy.plane(), conv.stride_h * x.W * BLOCK,
+  const int64_t k = k_tile * TILE_M, width = tile_width(k_tile, p.k), area = conv.R * conv.S,
+                padded = round_up(p.c, BLOCK);
+  Sweep s{conv.P,
+          conv.Q,
+          conv.Q * BLOCK,
+          LANES < BLOCK ? LANES : dy.plane(),
+          conv.stride_h * x.W * BLOCK,
           conv.stride_w * BLOCK};
-  if (s.x_pixel == BLOCK && s.x_row == s.dy_row) s.columns *= s.rows, s.rows = 1;  // rows follow each other in both
-  const auto f = width == KT ? (conv.stride_w == 1 ? image<TILE_V, 1> : image<TILE_V, 0>)
-                             : (conv.stride_w == 1 ? image<1, 1> : image<1, 0>);
+  if (s.x_pixel == BLOCK && s.x_row == s.dy_row)
+    s.columns *= s.rows, s.rows = 1;  // rows follow each other in both
+  const auto f = width == TILE_M
+                     ? (conv.stride_w == 1 ? image<TILE_M_REGISTERS, 1> : image<TILE_M_REGISTERS, 0>)
+                     : (conv.stride_w == 1 ? image<NARROW_M_REGISTERS, 1> : image<NARROW_M_REGISTERS, 0>);
   const int64_t channels = least(BLOCK, p.c - block * BLOCK);
   for (int64_t tap = 0; tap < conv.S; ++tap) {
-    for (int64_t c = 0; c < channels; c += WGRAD_J) {
+    for (int64_t c = 0; c < channels; c += WGRAD_TILE_N) {
       float* to = p.packed + g * p.group_floats() + k * area * padded +
                   ((r * conv.S + tap) * padded + block * BLOCK + c) * width;
       for (int64_t n = 0; n < x.images; ++n)
         f(s, dy.at(n, g, k / BLOCK) + k % BLOCK,
-          x.at(n, g, block) + (r * conv.dilation_h * x.W + tap * conv.dilation_w) * BLOCK + c, to, first && n == 0);
+          x.at(n, g, block) + (r * conv.dilation_h * x.W + tap * conv.dilation_w) * BLOCK + c, to,
+          first && n == 0);
     }
   }
 }
@@ -108,20 +119,25 @@ void unpack_weights(const Problem& p, float* dw, int threads) {
   const int64_t parts = round_up(p.k, BLOCK) / LANES, area = p.g.R * p.g.S, padded = round_up(p.c, BLOCK);
   parallel_ranges(threads, p.g.groups * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t k = unit % parts * LANES, g = unit / parts, tile = k / KT, width = tile_width(tile, p.k);
+      const int64_t k = unit % parts * LANES, g = unit / parts, tile = k / TILE_M,
+                    width = tile_width(tile, p.k);
       if (k >= p.k) continue;
-      const float* from = p.packed + g * p.group_floats() + tile * KT * area * padded + k % KT;
-      lanes_as_columns([&](int64_t e) { return load(from + (e % area * padded + e / area) * width); }, p.k - k, p.c * area,
-                       dw + (g * p.k + k) * p.c * area, p.c * area);
+      const float* from = p.packed + g * p.group_floats() + tile * TILE_M * area * padded + k % TILE_M;
+      lanes_as_columns([&](int64_t e) { return load(from + (e % area * padded + e / area) * width); },
+                       p.k - k, p.c * area, dw + (g * p.k + k) * p.c * area, p.c * area);
     }
   });
 }
 
 }  // namespace
+}  // namespace direct
 
-int64_t wgrad_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+using namespace direct;
 
-void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw, void* workspace, int threads) {
+int64_t conv2d_wgrad_direct_workspace(const Conv& g, Layouts l) { return Problem(g, l, nullptr).bytes; }
+
+void conv2d_wgrad_direct(const Conv& g, Layouts l, const float* x, const float* dy, float* dw,
+                         void* workspace, int threads) {
   const Problem p(g, l, workspace);
   const int64_t k_tiles = tiles_of(p.k), blocks = ceil_div(p.c, BLOCK);
   for (int64_t n = 0; n < g.N; n += p.images) {
@@ -145,5 +161,4 @@ void wgrad(const Conv& g, Layouts l, const float* x, const float* dy, float* dw,
   unpack_weights(p, dw, threads);
 }
 
-}  // namespace direct
 }  // namespace convkit

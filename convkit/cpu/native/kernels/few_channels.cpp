@@ -2,27 +2,27 @@
 //
 //   dw[k,c,r,s] = sum over n, p, q of dy[n,k,p,q] x[n, c, p*stride + r*dilation, q*stride + s*dilation]
 //
-// Idea      Blocks of 16 channels would be empty for the most part (3 of 16), and dy, which is large, would be copied into
-//           them. Here registers lie along the columns, so that dy is read as it is; x is small, and copied into frames
-//           (frame.hpp), where each tap is a contiguous load.
+// Idea      Blocks of 16 channels would be empty for the most part (3 of 16), and dy, which is large, would
+//           be copied into them. Here registers lie along the columns, so that dy is read as it is; x is
+//           small, and copied into frames (frame.hpp), where each tap is a contiguous load.
 // Tiling    9 taps of a channel by 2 filters, summed over some rows: 9 + 2 loads for 18 FMAs.
-// Traffic   dy once, in parts that stay in L1 while all taps pass over them; x's frames for every two filters, from L2.
+// Traffic   dy once, in parts that stay in L1 while all taps pass over them; x's frames for every two
+//           filters, from L2.
 // Bound     FMA; taps are padded to a multiple of 9.
-// Measured  Zen 4, 2 threads (bench/results, -geometries): 3 x 3 from 3 to 64 channels on 224 x 224, N = 4: 4.6 ms by the public
-//           op, 151 GFLOP/s, 65 % of the FMA probe; Winograd took 12.
-// Order     Rows of a part, then parts and images in order, a register of partial sums for each weight: the same bits for
-//           any number of threads.
+// Measured  Zen 4, 2 threads (bench/results, -geometries): 3 x 3 from 3 to 64 channels on 224 x 224, N = 4:
+//           4.6 ms by the public op, 151 GFLOP/s, 65 % of the FMA probe; Winograd took 12.
+// Order     Rows of a part, then parts and images in order, a register of partial sums for each weight: the
+//           same bits for any number of threads.
 #include <vector>
 
 #include "frame.hpp"
 
 namespace convkit {
-namespace few_channels {
 namespace {
 
-constexpr int64_t FEW = 4;             // channels at the most
-constexpr int64_t FRAMES = 4 << 20;    // bytes of frames at a time
-constexpr int64_t PART = 16 << 10;     // bytes of dy that all taps pass over
+constexpr int64_t FEW = 4;           // channels at the most
+constexpr int64_t FRAMES = 4 << 20;  // bytes of frames at a time
+constexpr int64_t PART = 16 << 10;   // bytes of dy that all taps pass over
 
 struct Problem {
   Frame f;
@@ -43,13 +43,14 @@ struct Problem {
 
 }  // namespace
 
-const char* refusal(const Conv& g) {
+const char* conv2d_few_channels_refusal(const Conv& g) {
   return g.groups > 1 || g.C > FEW ? "takes up to 4 channels in, and one group" : nullptr;
 }
 
-int64_t wgrad_workspace(const Conv& g) { return Problem(g, nullptr).bytes; }
+int64_t conv2d_wgrad_few_channels_workspace(const Conv& g) { return Problem(g, nullptr).bytes; }
 
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* workspace, int threads) {
+void conv2d_wgrad_few_channels(const Conv& g, const float* x, const float* dy, float* dw, void* workspace,
+                               int threads) {
   const Problem p(g, workspace);
   const Frame& f = p.f;
   const std::vector<int64_t> at = taps_of_x(g, f);
@@ -71,7 +72,8 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* work
           for (int64_t c = 0; c < g.C; ++c) {
             for (int64_t share = 0; share < p.shares; ++share)
               add(g, at, step, dy + ((n + i) * g.K + k) * map, p.frames + (i * g.C + c) * f.floats(), row,
-                  least(g.P, row + p.rows), share * TAPS, Soon(), sums + (c * p.shares + share) * WGRAD_K * TAPS * LANES);
+                  least(g.P, row + p.rows), share * TAPS, Soon(),
+                  sums + (c * p.shares + share) * WGRAD_K * TAPS * LANES);
           }
         }
       }
@@ -86,5 +88,4 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, void* work
   }
 }
 
-}  // namespace few_channels
 }  // namespace convkit

@@ -1,7 +1,8 @@
 // Maps in frames of zeros, whose rows are cut into phases; and the sums that wgrad takes from them.
 //
-// Idea      With a stride of 2, the columns that a tap sees are every second one. A frame holds them as neighbours: columns
-//           0, 2, 4, ..., then 1, 3, 5, ... So for any stride, dilation and padding each tap is a contiguous load.
+// Idea      With a stride of 2, the columns that a tap sees are every second one. A frame holds them as
+//           neighbours: columns 0, 2, 4, ..., then 1, 3, 5, ... So for any stride, dilation and padding each
+//           tap is a contiguous load.
 #pragma once
 
 #include <vector>
@@ -50,9 +51,9 @@ CK_INLINE void merge_pairs(const float* even, const float* odd, int64_t count, f
   }
 }
 
-// One map between zeros: row i of the frame is row i - top of the map, column j is column j - left. A row is `phases` parts
-// of `width` floats: `margin`, then columns 0, phases, 2 phases, ...; then those of 1, phases + 1, ... The margin lets the
-// map itself begin at a cache line.
+// One map between zeros: row i of the frame is row i - top of the map, column j is column j - left. A row is
+// `phases` parts of `width` floats: `margin`, then columns 0, phases, 2 phases, ...; then those of 1, phases
+// + 1, ... The margin lets the map itself begin at a cache line.
 struct Frame {
   int64_t H, W, top, left, rows, phases, width, margin;
 
@@ -65,7 +66,9 @@ struct Frame {
 
   int64_t pitch() const { return phases * width; }
   int64_t floats() const { return rows * pitch(); }
-  int64_t at(int64_t row, int64_t column) const { return row * pitch() + column % phases * width + margin + column / phases; }
+  int64_t at(int64_t row, int64_t column) const {
+    return row * pitch() + column % phases * width + margin + column / phases;
+  }
 
   // The map into its place; what is around it is not touched.
   void fill(const float* map, float* frame) const {
@@ -94,9 +97,11 @@ struct Frame {
   // Pairs of columns that lie wholly in the map, then what is left at either end.
   void fill_pairs(const float* from, float* to, int64_t count) const {
     const int64_t room = width - margin, step = pitch(), odd = width;
-    const int64_t begin = least(room, ceil_div(most(0, left), 2)), end = most(begin, least(room, (W + left) / 2));
+    const int64_t begin = least(room, ceil_div(most(0, left), 2)),
+                  end = most(begin, least(room, (W + left) / 2));
     const int64_t before = 2 * begin - 1 - left, behind = 2 * end - left;  // columns of the map
-    const bool has_before = begin > 0 && before >= 0 && before < W, has_behind = end < room && behind >= 0 && behind < W;
+    const bool has_before = begin > 0 && before >= 0 && before < W,
+               has_behind = end < room && behind >= 0 && behind < W;
     for (int64_t i = 0; i < count; ++i, from += W, to += step) {
       if (end > begin) split_pairs(from + 2 * begin - left, end - begin, to + begin, to + odd + begin);
       if (has_before) to[odd + begin - 1] = from[before];
@@ -119,11 +124,11 @@ inline std::vector<int64_t> taps_of_x(const Conv& g, const Frame& f) {
   return at;
 }
 
-constexpr int TAPS = 9;                            // sums that wgrad holds in registers at a time, for each
+constexpr int TAPS = 9;                           // sums that wgrad holds in registers at a time, for each
 constexpr int WGRAD_K = REGISTERS == 32 ? 2 : 1;  // of so many filters
 
-// What is read next, which memory is asked for meanwhile, row by row: maps of x and dy, or none. The next image's maps lie a
-// whole image further on, where no prefetcher of the hardware looks.
+// What is read next, which memory is asked for meanwhile, row by row: maps of x and dy, or none. The next
+// image's maps lie a whole image further on, where no prefetcher of the hardware looks.
 struct Soon {
   const float *x = nullptr, *dy = nullptr;
   int64_t x_row = 0;  // floats of x for a row of dy
@@ -135,15 +140,17 @@ struct Soon {
   }
 };
 
-// Adds the products of rows [from, to) of `KS` maps of dy, one behind the other, with the taps [first, first + TAPS) of the
-// frame to sums, [filter][tap], a register of partial sums each. Taps beyond the last are the last again.
+// Adds the products of rows [from, to) of `KS` maps of dy, one behind the other, with the taps [first, first
+// + TAPS) of the frame to sums, [filter][tap], a register of partial sums each. Taps beyond the last are the
+// last again.
 template <int KS>
-void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, const float* dy, const float* frame,
-               int64_t from, int64_t to, int64_t first, const Soon& soon, float* sums) {
+void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, const float* dy,
+               const float* frame, int64_t from, int64_t to, int64_t first, const Soon& soon, float* sums) {
   const int64_t last = g.R * g.S - 1, tail = g.Q % LANES, map = g.P * g.Q;
   const VI keep = lanes_below(tail);
   const float* at[TAPS];
-  for (int64_t i = 0; i < TAPS; ++i) at[i] = frame + taps[static_cast<size_t>(least(first + i, last))] + from * step;
+  for (int64_t i = 0; i < TAPS; ++i)
+    at[i] = frame + taps[static_cast<size_t>(least(first + i, last))] + from * step;
   V total[KS][TAPS];
   CK_UNROLL
   for (int i = 0; i < KS * TAPS; ++i) total[i / TAPS][i % TAPS] = V{};
@@ -181,7 +188,8 @@ void correlate(const Conv& g, const std::vector<int64_t>& taps, int64_t step, co
     for (int i = 0; i < TAPS; ++i) at[i] += step;
   }
   CK_UNROLL
-  for (int i = 0; i < KS * TAPS; ++i) store(sums + i * LANES, load(sums + i * LANES) + total[i / TAPS][i % TAPS]);
+  for (int i = 0; i < KS * TAPS; ++i)
+    store(sums + i * LANES, load(sums + i * LANES) + total[i / TAPS][i % TAPS]);
 }
 
 }  // namespace convkit

@@ -2,8 +2,9 @@
 //
 //     out[j][v] = sum over c of  A[c][v] * B[j][c]
 //
-// A is packed, [c][width], and read once from front to back; B comes in blocks of 16 channels, so that the rows of a
-// tile lie at constant distances. Tiles of A are KT = TILE_V registers wide, the last one of a 16-channel block perhaps
+// As a GEMM: M are output channels, N pixels (or Winograd's tiles), K input channels c. A is packed,
+// [c][width], and read once from front to back; B comes in blocks of 16 channels, so that the rows of a tile
+// lie at constant distances. Tiles of A are TILE_M channels wide, the last one of a 16-channel block perhaps
 // less. Sums run over c in order: the bits depend on nothing else.
 #pragma once
 
@@ -11,10 +12,14 @@
 
 namespace convkit {
 
-constexpr int KT = TILE_V * LANES;  // output channels of a tile: 32, 16 or 8
+// Registers of a tile that only half as many channels are left for. Where a block holds a tile or more, there
+// is none.
+constexpr int NARROW_M_REGISTERS = TILE_M > BLOCK ? 1 : TILE_M_REGISTERS;
 
 // Output channels are padded to whole blocks; a tile is as wide as fits.
-CK_INLINE int64_t tiles_of(int64_t k) { return ceil_div(round_up(k, BLOCK), KT); }
-CK_INLINE int64_t tile_width(int64_t tile, int64_t k) { return least(KT, round_up(k, BLOCK) - tile * KT); }
+CK_INLINE int64_t tiles_of(int64_t k) { return ceil_div(round_up(k, BLOCK), TILE_M); }
+CK_INLINE int64_t tile_width(int64_t tile, int64_t k) {
+  return least(TILE_M, round_up(k, BLOCK) - tile * TILE_M);
+}
 
 }  // namespace convkit

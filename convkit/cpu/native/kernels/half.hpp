@@ -1,22 +1,17 @@
 // Storage types: float as it is, bfloat16 and float16 as 16-bit words that widen on load and round on store.
 //
-// Idea      Integers alone (and one float addition for float16's subnormals), so that every instruction set has
-//           vectors of them and no conversion instruction is needed. Rounding is to nearest even; NaN stays NaN,
-//           what lies beyond the largest number becomes infinity, subnormals are kept.
-// Cost      A vector: bfloat16 2 instructions to load, some 6 to store; float16 some 9 and 13. Where memory is the
-//           bound, half the bytes are nearly half the time; elsewhere a block is widened once as it is packed.
+// Idea      Integers alone (and one float addition for float16's subnormals), so that every instruction set
+//           has vectors of them and no conversion instruction is needed. Rounding is to nearest even; NaN
+//           stays NaN, what lies beyond the largest number becomes infinity, subnormals are kept.
+// Cost      A vector: bfloat16 2 instructions to load, some 6 to store; float16 some 9 and 13. Where memory
+//           is the bound, half the bytes are nearly half the time; elsewhere a block is widened once as it is
+//           packed.
 #pragma once
 
+#include "kernels.hpp"
 #include "simd.hpp"
 
 namespace convkit {
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
 
 typedef std::uint32_t VB __attribute__((vector_size(4 * LANES)));
 typedef std::uint16_t VH __attribute__((vector_size(2 * LANES)));
@@ -40,10 +35,10 @@ CK_INLINE void store(BFloat16* p, V v) {
 
 CK_INLINE V load(const Float16* p) {
   const VB h = __builtin_convertvector(*reinterpret_cast<const VHU*>(p), VB);
-  const VB magnitude = (h & 0x7fffu) << 13;                          // exponent and mantissa, in their places
-  VB b = magnitude + (112u << 23);                                   // the other bias: 127 - 15
-  b = magnitude >= (31u << 23) ? b + (112u << 23) : b;               // infinity and NaN
-  const V least = splat(0x1p-14f);                                   // subnormal: the mantissa counts 2^-24
+  const VB magnitude = (h & 0x7fffu) << 13;             // exponent and mantissa, in their places
+  VB b = magnitude + (112u << 23);                      // the other bias: 127 - 15
+  b = magnitude >= (31u << 23) ? b + (112u << 23) : b;  // infinity and NaN
+  const V least = splat(0x1p-14f);                      // subnormal: the mantissa counts 2^-24
   const V subnormal = of_bits(magnitude + (113u << 23)) - least;
   b = magnitude < (1u << 23) ? bits_of(subnormal) : b;
   return of_bits(b | ((h & 0x8000u) << 16));

@@ -1,7 +1,8 @@
 // Fully connected layers: what the two files of kernels, and Python's side, share.
 //
-// x is (N, C), w (K, C), y (N, K), row by row, of one storage type S: float, BFloat16 or Float16. Weights stay as they
-// are: no pass wants them in another order. The headers of linear_fprop.cpp and linear_backward.cpp argue the kernels.
+// x is (N, C), w (K, C), y (N, K), row by row, of one storage type S: float, BFloat16 or Float16. Weights
+// stay as they are: no pass wants them in another order. The headers of linear_fprop.cpp and
+// linear_backward.cpp argue the kernels.
 #pragma once
 
 #include "half.hpp"
@@ -9,57 +10,26 @@
 
 namespace convkit {
 
-// The update rule, as ops.sgd_momentum has it.
-struct Sgd {
-  float lr, momentum, weight_decay, undamped;
-  bool nesterov, lr_in_velocity;
-};
+// --------------------------------------------------------------------------------------------------- The
+// product that everything is made of: up to PANEL_M_REGISTERS registers of A by up to PANEL_N rows of B
+// --------------------------------------------------------------------------------------------------- 4 x 6
+// of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x 6 of
+// 16.
+constexpr int PANEL_M_REGISTERS = REGISTERS == 32 ? 4 : 2;
+constexpr int PANEL_N = 6;
+constexpr int PANEL_M = PANEL_M_REGISTERS * LANES;
 
-struct LinearShape {
-  int64_t N, C, K;
-};
-
-// Floats of scratch memory that linear_fprop wants.
-int64_t linear_fprop_scratch(const LinearShape& g);
-
-template <class S>
-void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
-                  float* scratch);
-
-// One pass backward. What is null is not wanted: dx, dw, or the update (w_new and v_new, which may be w and v).
-template <class S>
-struct LinearBackward {
-  LinearShape g;
-  const S *dy, *w, *x, *v;
-  S *dx, *dw, *w_new, *v_new;
-  bool relu;  // dx is 0 where x <= 0
-  Sgd sgd;
-  float* scratch;  // for dx
-};
-// Floats of scratch memory that linear_backward wants if dx is wanted.
-int64_t linear_backward_scratch(const LinearShape& g);
-
-template <class S>
-void linear_backward(int threads, const LinearBackward<S>& job);
-
-// ---------------------------------------------------------------------------------------------------
-// The product that everything is made of: up to PANEL_V registers of A by up to PANEL_J rows of B
-// ---------------------------------------------------------------------------------------------------
-// 4 x 6 of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x 6 of 16.
-constexpr int PANEL_V = REGISTERS == 32 ? 4 : 2;
-constexpr int PANEL_J = 6;
-constexpr int PANEL = PANEL_V * LANES;
-
-// sums[j * sums_row + ...] (+)= sum over i < count of A's row i, at a + i * PANEL, times b[i * b_step + j * b_row].
-using PanelProduct = void (*)(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count, float* sums,
-                              int64_t sums_row, bool add);
+// sums[j * sums_row + ...] (+)= sum over i < count of A's row i, at a + i * PANEL_M, times b[i * b_step + j *
+// b_row].
+using PanelProduct = void (*)(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count,
+                              float* sums, int64_t sums_row, bool add);
 
 template <int NV, int NJ>
 void panel_product(const float* a, const float* b, int64_t b_step, int64_t b_row, int64_t count, float* sums,
                    int64_t sums_row, bool add) {
   Tile<NV, NJ> tile;
   tile.zero();
-  tile.run(a, PANEL, LANES, b, b_step, b_row, count);
+  tile.run(a, PANEL_M, LANES, b, b_step, b_row, count);
   CK_UNROLL
   for (int j = 0; j < NJ; ++j) {
     CK_UNROLL
@@ -72,21 +42,22 @@ void panel_product(const float* a, const float* b, int64_t b_step, int64_t b_row
 
 template <int NV>
 CK_INLINE PanelProduct panel_product_of(int64_t rows) {
-  static constexpr PanelProduct table[PANEL_J] = {panel_product<NV, 1>, panel_product<NV, 2>, panel_product<NV, 3>,
-                                                  panel_product<NV, 4>, panel_product<NV, 5>, panel_product<NV, 6>};
+  static constexpr PanelProduct table[PANEL_N] = {panel_product<NV, 1>, panel_product<NV, 2>,
+                                                  panel_product<NV, 3>, panel_product<NV, 4>,
+                                                  panel_product<NV, 5>, panel_product<NV, 6>};
   return table[rows - 1];
 }
-// For 1 ... PANEL_V registers, and 1 ... PANEL_J rows.
+// For 1 ... PANEL_M_REGISTERS registers, and 1 ... PANEL_N rows.
 CK_INLINE PanelProduct panel_product_for(int64_t registers, int64_t rows) {
-  if constexpr (PANEL_V == 4) {
-    if (registers == 4) return panel_product_of<PANEL_V>(rows);
-    if (registers == 3) return panel_product_of<PANEL_V == 4 ? 3 : 1>(rows);
+  if constexpr (PANEL_M_REGISTERS == 4) {
+    if (registers == 4) return panel_product_of<PANEL_M_REGISTERS>(rows);
+    if (registers == 3) return panel_product_of<PANEL_M_REGISTERS == 4 ? 3 : 1>(rows);
   }
   return registers == 2 ? panel_product_of<2>(rows) : panel_product_of<1>(rows);
 }
 
 // The width of a panel that begins `left` floats before the end of a row, in registers.
-CK_INLINE int64_t panel_registers(int64_t left) { return least(PANEL_V, ceil_div(left, LANES)); }
+CK_INLINE int64_t panel_registers(int64_t left) { return least(PANEL_M_REGISTERS, ceil_div(left, LANES)); }
 
 // to[0 ... round_up(count, LANES)) = from[0 ... count), and zeros behind.
 template <class S>

@@ -1,27 +1,31 @@
-// Fully connected, backward: dx = dy w, dw = dy^T x, and the update of w and v by dw, which is then never stored.
+// Fully connected, backward: dx = dy w, dw = dy^T x, and the update of w and v by dw, which is then never
+// stored.
 //
-// Idea      One walk over w does whatever is wanted. A task owns a block of columns c. For a group of rows k it copies
-//           w's block to cache, makes its part of dx from it, makes the block of dw from x and dy, and has the update
-//           rule turn w, v and dw into the new w and v at once. So w crosses the bus once each way, v once each way;
-//           a framework writes dw, reads it again, and reads w twice more.
-//             All products are those of linear.hpp: registers of w (for dx) or of x (for dw), along c, in panels;
+// Idea      One walk over w does whatever is wanted. A task owns a block of columns c. For a group of rows k
+//           it copies w's block to cache, makes its part of dx from it, makes the block of dw from x and dy,
+//           and has the update rule turn w, v and dw into the new w and v at once. So w crosses the bus once
+//           each way, v once each way; a framework writes dw, reads it again, and reads w twice more.
+//             All products are those of linear.hpp: registers of w (for dx) or of x (for dw), along c, in
+//             panels;
 //           scalars of dy, of which each group has a copy that fits L1 and L2.
-// Tiling    SQUARE: 256 columns, 96 rows k, up to 128 images, 430 KB of L2, tiles of 4 x 6 registers. WIDE to WIDEST,
-//           for up to 32 images and long rows: 1024 to 3072 columns, since memory is the bound there and each row of w
-//           and of v is another page: 1024 were twice as fast as 256, and 2048 take 15 % less again at N = 16. The next
-//           group is asked for meanwhile.
-//           More than 128 images: first dx, for blocks of images; then dw, block after block added up in cache.
-// Tasks     Where dx is wanted, columns and blocks of images make few tasks: then the sum over k is split into pieces
-//           of at least LEAST_SPLIT rows, whose parts lie in scratch memory and are added up in order. dw needs no
-//           sum over k: its tasks are blocks of SPLIT rows. All of it depends on the shape alone, so do the bits.
-// Traffic   w and v read once and written once: 16 bytes a weight in float32, 8 in 16 bits; x once for each task,
-//           dy once for each block of columns.
+// Tiling    SQUARE: 256 columns, 96 rows k, up to 128 images, 430 KB of L2, tiles of 4 x 6 registers. WIDE to
+//           WIDEST, for up to 32 images and long rows: 1024 to 3072 columns, since memory is the bound there
+//           and each row of w and of v is another page: 1024 were twice as fast as 256, and 2048 take 15 %
+//           less again at N = 16. The next group is asked for meanwhile. More than 128 images: first dx, for
+//           blocks of images; then dw, block after block added up in cache.
+// Tasks     Where dx is wanted, columns and blocks of images make few tasks: then the sum over k is split
+//           into pieces of at least LEAST_SPLIT rows, whose parts lie in scratch memory and are added up in
+//           order. dw needs no sum over k: its tasks are blocks of SPLIT rows. All of it depends on the shape
+//           alone, so do the bits.
+// Traffic   w and v read once and written once: 16 bytes a weight in float32, 8 in 16 bits; x once for each
+//           task, dy once for each block of columns.
 // Bound     To N = 16 or so memory, then FMA: 4 N FLOP a weight.
-// Measured  Zen 4, 2 threads, N = 16, forward and backward with the update (bench/results): fc6 42.8 ms, fc7 19.3, fc8
-//           6.4, together 2.2 to 2.5 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1 (34 GB/s), 31-36 at 16 (where
-//           arithmetic, 10 ms, and traffic, 18, hardly overlap yet), at 128 on one thread 73 % of the FMA probe.
+// Measured  Zen 4, 2 threads, N = 16, forward and backward with the update (bench/results): fc6 42.8 ms, fc7
+//           19.3, fc8 6.4, together 2.2 to 2.5 times as fast as PyTorch. fc6's backward alone: 18 ms at N = 1
+//           (34 GB/s), 31-36 at 16 (where arithmetic, 10 ms, and traffic, 18, hardly overlap yet), at 128 on
+//           one thread 73 % of the FMA probe.
 #include "linear.hpp"
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
 namespace {
@@ -31,11 +35,12 @@ struct Extent {
   int64_t width, group, images;
 };
 constexpr Extent SQUARE{256, 96, 128};
-// Few images, memory is the bound: long stretches of w and v. The fewer the images, the longer: as much as fits.
+// Few images, memory is the bound: long stretches of w and v. The fewer the images, the longer: as much as
+// fits.
 constexpr Extent WIDE{1024, 24, 32}, WIDER{2048, 12, 16}, WIDEST{3072, 8, 8};
-constexpr int64_t SPLIT = 384;          // rows k of a task, where no sum runs over them
-constexpr int64_t ENOUGH = 32;          // tasks: with fewer, the sum over k is split as well, and then added up
-constexpr int64_t LEAST_SPLIT = 256;    // rows k at the least
+constexpr int64_t SPLIT = 384;        // rows k of a task, where no sum runs over them
+constexpr int64_t ENOUGH = 32;        // tasks: with fewer, the sum over k is split as well, and then added up
+constexpr int64_t LEAST_SPLIT = 256;  // rows k at the least
 
 const Extent& extent(const LinearShape& g) {
   if (g.C < 4 * WIDE.width || g.N > WIDE.images) return SQUARE;  // else there would be few tasks
@@ -49,7 +54,7 @@ int64_t dx_splits(const LinearShape& g) {
   return most(1, least(ENOUGH / tasks, g.K / LEAST_SPLIT));
 }
 
-// Panels are PANEL wide, one behind the other.
+// Panels are PANEL_M wide, one behind the other.
 struct Cache {
   alignas(64) float x[256 * 128];
   alignas(64) float dx[256 * 128];
@@ -62,8 +67,8 @@ struct Cache {
 template <class S>
 void pack(const S* from, int64_t stride, int64_t rows, int64_t width, float* panels, int64_t height) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < width; c += PANEL)
-      copy_row(from + r * stride + c, least(PANEL, width - c), panels + c * height + r * PANEL);
+    for (int64_t c = 0; c < width; c += PANEL_M)
+      copy_row(from + r * stride + c, least(PANEL_M, width - c), panels + c * height + r * PANEL_M);
   }
 }
 
@@ -83,7 +88,8 @@ CK_INLINE void rule(const Sgd& o, V& w, V dw, V& v) {
 }
 
 template <class S, Rule RULE>
-void update_row(const Sgd& o, const float* w, const float* dw, const S* v, S* w_new, S* v_new, int64_t width) {
+void update_row(const Sgd& o, const float* w, const float* dw, const S* v, S* w_new, S* v_new,
+                int64_t width) {
   int64_t c = 0;
   for (; c + LANES <= width; c += LANES) {
     V weight = load(w + c), velocity = load(v + c);
@@ -150,15 +156,19 @@ struct Task {
   // Register tiles that are computed while one group of rows is in cache.
   int64_t products(int64_t rows, bool gradient) const {
     const int64_t parts = gradient ? most(1, ceil_div(images, size.images)) : 0;
-    return ceil_div(width, PANEL) * ((job.dx ? ceil_div(images, PANEL_J) : 0) + parts * ceil_div(rows, PANEL_J));
+    return ceil_div(width, PANEL_M) *
+           ((job.dx ? ceil_div(images, PANEL_N) : 0) + parts * ceil_div(rows, PANEL_N));
   }
 
-  // Asks for the next group evenly over them: in bursts, the lines would wait for each other, and the tiles for them.
+  // Asks for the next group evenly over them: in bursts, the lines would wait for each other, and the tiles
+  // for them.
   Ahead<S> next(int64_t group, bool update, int64_t products) const {
     const int64_t at = group * job.g.C + c.begin;
     const int64_t rows = job.w ? most(0, least(size.group, k.end - group)) : 0;
     const int64_t lines = ceil_div(width * int64_t(sizeof(S)), 64);
-    return {job.w + at, update ? job.v + at : nullptr, job.g.C, rows, lines, ceil_div(rows * lines, most(1, products))};
+    return {job.w + at, update ? job.v + at : nullptr,
+            job.g.C,    rows,
+            lines,      ceil_div(rows * lines, most(1, products))};
   }
 
   void pack_dy(int64_t group, int64_t rows, Range part) {
@@ -167,29 +177,29 @@ struct Task {
   }
 
   void dgrad(int64_t rows, bool add, Ahead<S>& ahead) {
-    const int64_t tiles = ceil_div(images, PANEL_J);
-    for (int64_t at = 0; at < width; at += PANEL) {
+    const int64_t tiles = ceil_div(images, PANEL_N);
+    for (int64_t at = 0; at < width; at += PANEL_M) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range i = piece(t, tiles, images);
         ahead.some(ahead.share);
         const auto product = panel_product_for(registers, i.end - i.begin);
         product(cache.w + at * size.group, cache.dy + i.begin * size.group, 1, size.group, rows,
-                cache.dx + at * size.images + i.begin * PANEL, PANEL, add);
+                cache.dx + at * size.images + i.begin * PANEL_M, PANEL_M, add);
       }
     }
   }
 
   void wgrad(int64_t group, int64_t rows, int64_t count, bool add, bool last, Ahead<S>& ahead) {
-    const int64_t tiles = ceil_div(rows, PANEL_J);
-    for (int64_t at = 0; at < width; at += PANEL) {
+    const int64_t tiles = ceil_div(rows, PANEL_N);
+    for (int64_t at = 0; at < width; at += PANEL_M) {
       const int64_t registers = panel_registers(width - at);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, rows);
         ahead.some(ahead.share);
         const auto product = panel_product_for(registers, j.end - j.begin);
         product(cache.x + at * size.images, cache.dy + j.begin, size.group, 1, count,
-                cache.dw + at * size.group + j.begin * PANEL, PANEL, add);
+                cache.dw + at * size.group + j.begin * PANEL_M, PANEL_M, add);
         if (!last) continue;
         for (int64_t r = j.begin; r < j.end; ++r) finish_row(group, r, at);
       }
@@ -197,8 +207,8 @@ struct Task {
   }
 
   void finish_row(int64_t group, int64_t r, int64_t at) {
-    const int64_t to = (group + r) * job.g.C + c.begin + at, part = least(PANEL, width - at);
-    const float *w = cache.w + at * size.group + r * PANEL, *dw = cache.dw + at * size.group + r * PANEL;
+    const int64_t to = (group + r) * job.g.C + c.begin + at, part = least(PANEL_M, width - at);
+    const float *w = cache.w + at * size.group + r * PANEL_M, *dw = cache.dw + at * size.group + r * PANEL_M;
     if (job.dw) return store_row(dw, job.dw + to, part);
     const auto with = job.sgd.lr_in_velocity ? update_row<S, Rule::in_velocity>
                       : job.sgd.nesterov     ? update_row<S, Rule::nesterov>
@@ -208,9 +218,9 @@ struct Task {
 
   void put_dx() {
     for (int64_t i = 0; i < images; ++i) {
-      for (int64_t at = 0; at < width; at += PANEL) {
-        float* row = cache.dx + at * size.images + i * PANEL;
-        const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL, width - at);
+      for (int64_t at = 0; at < width; at += PANEL_M) {
+        float* row = cache.dx + at * size.images + i * PANEL_M;
+        const int64_t to = (n.begin + i) * job.g.C + c.begin + at, part = least(PANEL_M, width - at);
         if (partial)
           store_row(row, partial + to, part);
         else
@@ -239,8 +249,8 @@ void add_parts(int threads, const LinearBackward<S>& job, int64_t splits) {
   });
 }
 
-// Tasks: blocks of c; of n, for dx, whose sum runs over k, of which pieces are added up where tasks are few; of k for
-// dw, whose sum runs over n.
+// Tasks: blocks of c; of n, for dx, whose sum runs over k, of which pieces are added up where tasks are few;
+// of k for dw, whose sum runs over n.
 template <class S>
 void blocks(int threads, const LinearBackward<S>& job) {
   const LinearShape& g = job.g;
@@ -254,20 +264,21 @@ void blocks(int threads, const LinearBackward<S>& job) {
     const int64_t c = task / (k_blocks * n_blocks) * size.width;
     const Range images = job.dx ? Range{n, least(g.N, n + size.images)} : Range{0, g.N};
     float* partial = job.dx && k_blocks > 1 ? job.scratch + k * g.N * g.C : nullptr;
-    Task<S>{job, {c, least(g.C, c + size.width)}, piece(k, k_blocks, g.K), images, cache, size, partial}.run();
+    Task<S>{job, {c, least(g.C, c + size.width)}, piece(k, k_blocks, g.K), images, cache, size, partial}
+        .run();
   });
   if (job.dx && k_blocks > 1) add_parts(threads, job, k_blocks);
 }
 
 }  // namespace
 
-int64_t linear_backward_scratch(const LinearShape& g) {
+int64_t linear_backward_panels_floats(const LinearShape& g) {
   const int64_t splits = dx_splits(g);
   return splits > 1 ? splits * g.N * g.C : 0;
 }
 
 template <class S>
-void linear_backward(int threads, const LinearBackward<S>& job) {
+void linear_backward_panels(const LinearBackward<S>& job, int threads) {
   if (!(job.dx && (job.dw || job.w_new)) || job.g.N <= SQUARE.images) return blocks(threads, job);
   LinearBackward<S> first = job, second = job;  // one after the other: dx wants the old w
   first.dw = first.w_new = first.v_new = nullptr;
@@ -276,8 +287,8 @@ void linear_backward(int threads, const LinearBackward<S>& job) {
   blocks(threads, second);
 }
 
-template void linear_backward(int, const LinearBackward<float>&);
-template void linear_backward(int, const LinearBackward<BFloat16>&);
-template void linear_backward(int, const LinearBackward<Float16>&);
+template void linear_backward_panels(const LinearBackward<float>&, int);
+template void linear_backward_panels(const LinearBackward<BFloat16>&, int);
+template void linear_backward_panels(const LinearBackward<Float16>&, int);
 
 }  // namespace convkit

@@ -1,23 +1,28 @@
 // Fully connected, forward: y[n,k] = b[k] + sum over c of x[n,c] w[k,c], and ReLU.
 //
-// Idea      The weights are the traffic: 151 MB in AlexNet's fc6. They are read row by row, as they lie, once. What
-//           is packed is x, which is small. 16-bit storage is widened on the way, and rounded once at the end.
-//             Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES images of
+// Idea      The weights are the traffic: 151 MB in AlexNet's fc6. They are read row by row, as they lie,
+//           once. What is packed is x, which is small. 16-bit storage is widened on the way, and rounded once
+//           at the end.
+//             Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES
+//             images of
 //           accumulators, straight from w; a register's lanes are added up once, behind the last c.
-//             More: vectors of images. x is transposed once into panels [c][PANEL], a block of w is copied to cache,
+//             More: vectors of images. x is transposed once into panels [c][PANEL_M], a block of w is copied
+//             to cache,
 //           its numbers are the scalars that are broadcast (linear.hpp).
-// Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24 FMAs.
-//           Up to 6 images, a set is read from its first c to its last; with more, all sets go through DOT_CHUNK of c,
-//           so that a chunk of x serves them from cache. Panels: a task is ROWS rows by IMAGES images, CHUNK of c at a
-//           time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of 4 x 6 registers.
-// Traffic   w once for each IMAGES images, x once for each task (from L2 or L3), y once. Rows of w are C apart, often
-//           a power of two, where they would meet in one set of L1: hence the copy, in rows of CHUNK + 16.
+// Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24
+//           FMAs. Up to 6 images, a set is read from its first c to its last; with more, all sets go through
+//           DOT_CHUNK of c, so that a chunk of x serves them from cache. Panels: a task is TASK_N rows by
+//           TASK_M images, TASK_K of c at a time (48 x 256 of w and 256 x 128 of x, 180 KB, in L2), tiles of
+//           4 x 6 registers.
+// Traffic   w once for each TASK_M images, x once for each task (from L2 or L3), y once. Rows of w are C
+//           apart, often a power of two, where they would meet in one set of L1: hence the copy, in rows of
+//           TASK_K + 16.
 // Bound     N = 1 ... 8: memory. From 32 on: FMA. The next rows are asked for while these are worked on.
 // Bits      A task depends on the shape alone, not on the number of threads.
-// Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one thread, 64
-//           and 97 of 115 GFLOP/s.
+// Measured  Zen 4, fc6: N = 1 in 4.5 ms on 2 threads, 34 GB/s; N = 16 in 19 ms and N = 128 in 100 ms on one
+//           thread, 64 and 97 of 115 GFLOP/s.
 #include "linear.hpp"
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
 namespace {
@@ -28,14 +33,15 @@ namespace {
 constexpr int DOT_ROWS = 4;
 constexpr int DOT_IMAGES = REGISTERS == 32 ? 6 : 2;
 constexpr int64_t DOT_N = REGISTERS == 32 ? 24 : 12;  // up to so many images
-constexpr int64_t DOT_CHUNK = 384;  // of c, where the images are more than one group: 5 % faster than 256 or 512 at N = 8 and 16
-constexpr int64_t NEAR = 512;       // bytes of a row that are asked for early, where they are not
+constexpr int64_t DOT_CHUNK =
+    384;  // of c, where the images are more than one group: 5 % faster than 256 or 512 at N = 8 and 16
+constexpr int64_t NEAR = 512;     // bytes of a row that are asked for early, where they are not
 constexpr int64_t DOT_TASK = 16;  // rows of w
 
 int64_t dot_stride(int64_t C) { return round_up(C, 16) + 16; }
 
-// The rows of w that are worked on, and AHEAD of those that come next, which are asked for meanwhile: a line for each
-// step, since a burst would fill the buffers of misses and hold up everything behind it.
+// The rows of w that are worked on, and AHEAD of those that come next, which are asked for meanwhile: a line
+// for each step, since a burst would fill the buffers of misses and hold up everything behind it.
 template <class S>
 struct Rows {
   const S* now[DOT_ROWS];
@@ -51,7 +57,7 @@ void dot_chunk(const Rows<S>& w, const float* x, int64_t x_row, int64_t count, V
     CK_UNROLL
     for (int m = 0; m < M; ++m) acc[r][m] = sums[m * DOT_ROWS + r];
   }
-  const auto step = [&](int64_t c, const V (&rows)[DOT_ROWS]) {
+  const auto step = [&](int64_t c, const V(&rows)[DOT_ROWS]) {
     CK_UNROLL
     for (int m = 0; m < M; ++m) {
       const V image = load(x + m * x_row + c);
@@ -108,8 +114,8 @@ float total(const V& v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// Rows [k0, k0 + DOT_TASK) of w, with every image: sums[n * DOT_TASK + r]. Chunk by chunk of c, so that a chunk of x
-// serves all the rows from cache.
+// Rows [k0, k0 + DOT_TASK) of w, with every image: sums[n * DOT_TASK + r]. Chunk by chunk of c, so that a
+// chunk of x serves all the rows from cache.
 template <class S>
 void dot_rows(const LinearShape& g, const float* x, const S* w, int64_t k0, float* sums) {
   constexpr int64_t SETS = DOT_TASK / DOT_ROWS;
@@ -156,10 +162,10 @@ void finish(const float* sums, const S* b, S* y, int64_t height, bool relu) {
 }
 
 template <class S>
-void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu, float* scratch) {
-  parallel_for(g.N > 1 ? threads : 1, g.N, [&](int64_t n) {
-    copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C));
-  });
+void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+               float* scratch) {
+  parallel_for(g.N > 1 ? threads : 1, g.N,
+               [&](int64_t n) { copy_row(x + n * g.C, g.C, scratch + n * dot_stride(g.C)); });
   parallel_for(threads, ceil_div(g.K, DOT_TASK), [&](int64_t task) {
     float sums[DOT_N * DOT_TASK];
     const int64_t k = task * DOT_TASK, height = least(DOT_TASK, g.K - k);
@@ -172,53 +178,55 @@ void fprop_dot(int threads, const LinearShape& g, const S* x, const S* w, const 
 // ---------------------------------------------------------------------------------------------------
 // Many images: panels of images
 // ---------------------------------------------------------------------------------------------------
-constexpr int64_t CHUNK = 256;          // of c
-constexpr int64_t ROW = CHUNK + 16;     // in cache: rows a power of two apart would meet in one set
-constexpr int64_t ROWS = 8 * PANEL_J;   // of w, in a task
-constexpr int64_t IMAGES = 128;         // in a task
+// What a task has in cache: TASK_M images by TASK_N rows of w, TASK_K of c at a time.
+constexpr int64_t TASK_K = 256;
+constexpr int64_t ROW = TASK_K + 16;  // in cache: rows a power of two apart would meet in one set
+constexpr int64_t TASK_N = 8 * PANEL_N;
+constexpr int64_t TASK_M = 128;
 
-// Panel p of x, transposed: for each c, PANEL images (zeros behind the last).
+// Panel p of x, transposed: for each c, PANEL_M images (zeros behind the last).
 template <class S>
 void transpose_panel(const LinearShape& g, const S* x, int64_t p, int64_t c0, float* panels) {
-  float row[CHUNK];
-  const int64_t count = least(CHUNK, g.C - c0), images = least(PANEL, g.N - p * PANEL);
-  float* to = panels + p * PANEL * g.C + c0 * PANEL;
+  float row[TASK_K];
+  const int64_t count = least(TASK_K, g.C - c0), images = least(PANEL_M, g.N - p * PANEL_M);
+  float* to = panels + p * PANEL_M * g.C + c0 * PANEL_M;
   for (int64_t n = 0; n < panel_registers(images) * LANES; ++n) {
     if (n < images) {
-      copy_row(x + (p * PANEL + n) * g.C + c0, count, row);
+      copy_row(x + (p * PANEL_M + n) * g.C + c0, count, row);
     } else if (n == images) {
       std::memset(row, 0, sizeof row);
     }
-    for (int64_t c = 0; c < count; ++c) to[c * PANEL + n] = row[c];
+    for (int64_t c = 0; c < count; ++c) to[c * PANEL_M + n] = row[c];
   }
 }
 
 template <class S>
-void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k, Range n) {
-  alignas(64) float sums[ROWS * IMAGES];
-  alignas(64) float rows[ROWS * ROW];
-  const int64_t height = k.end - k.begin, tiles = ceil_div(height, PANEL_J);
-  const int64_t widths = ceil_div(n.end - n.begin, PANEL);
-  for (int64_t c = 0; c < g.C; c += CHUNK) {
-    const int64_t count = least(CHUNK, g.C - c), next = least(CHUNK, g.C - c - count);
+void panel_block(const LinearShape& g, const float* panels, const S* w, const S* b, S* y, bool relu, Range k,
+                 Range n) {
+  alignas(64) float sums[TASK_N * TASK_M];
+  alignas(64) float rows[TASK_N * ROW];
+  const int64_t height = k.end - k.begin, tiles = ceil_div(height, PANEL_N);
+  const int64_t widths = ceil_div(n.end - n.begin, PANEL_M);
+  for (int64_t c = 0; c < g.C; c += TASK_K) {
+    const int64_t count = least(TASK_K, g.C - c), next = least(TASK_K, g.C - c - count);
     for (int64_t r = 0; r < height; ++r) copy_row(w + (k.begin + r) * g.C + c, count, rows + r * ROW);
     const S* after = w + k.begin * g.C + c + count;
     Ahead<S> ahead{after, nullptr, g.C, next ? height : 0, ceil_div(next * int64_t(sizeof(S)), 64)};
     const int64_t share = ceil_div(height * ahead.lines, tiles * widths);
     for (int64_t p = 0; p < widths; ++p) {
-      const float* a = panels + (n.begin + p * PANEL) * g.C + c * PANEL;
-      const int64_t registers = panel_registers(n.end - n.begin - p * PANEL);
+      const float* a = panels + (n.begin + p * PANEL_M) * g.C + c * PANEL_M;
+      const int64_t registers = panel_registers(n.end - n.begin - p * PANEL_M);
       for (int64_t t = 0; t < tiles; ++t) {
         const Range j = piece(t, tiles, height);
         ahead.some(share);
         panel_product_for(registers, j.end - j.begin)(a, rows + j.begin * ROW, 1, ROW, count,
-                                                      sums + j.begin * IMAGES + p * PANEL, IMAGES, c > 0);
+                                                      sums + j.begin * TASK_M + p * PANEL_M, TASK_M, c > 0);
       }
     }
   }
   for (int64_t i = n.begin; i < n.end; ++i) {
-    float row[ROWS];
-    for (int64_t r = 0; r < height; ++r) row[r] = sums[r * IMAGES + i - n.begin];
+    float row[TASK_N];
+    for (int64_t r = 0; r < height; ++r) row[r] = sums[r * TASK_M + i - n.begin];
     finish(row, b ? b + k.begin : nullptr, y + i * g.K + k.begin, height, relu);
   }
 }
@@ -226,32 +234,32 @@ void panel_block(const LinearShape& g, const float* panels, const S* w, const S*
 template <class S>
 void fprop_panels(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
                   float* scratch) {
-  const int64_t chunks = ceil_div(g.C, CHUNK), blocks = ceil_div(g.N, IMAGES), tasks = ceil_div(g.K, ROWS);
-  parallel_for(threads, chunks * ceil_div(g.N, PANEL), [&](int64_t task) {
-    transpose_panel(g, x, task / chunks, task % chunks * CHUNK, scratch);
-  });
+  const int64_t chunks = ceil_div(g.C, TASK_K), blocks = ceil_div(g.N, TASK_M), tasks = ceil_div(g.K, TASK_N);
+  parallel_for(threads, chunks * ceil_div(g.N, PANEL_M),
+               [&](int64_t task) { transpose_panel(g, x, task / chunks, task % chunks * TASK_K, scratch); });
   parallel_for(threads, tasks * blocks, [&](int64_t task) {
-    const int64_t n = task % blocks * IMAGES;
-    panel_block(g, scratch, w, b, y, relu, piece(task / blocks, tasks, g.K), {n, least(n + IMAGES, g.N)});
+    const int64_t n = task % blocks * TASK_M;
+    panel_block(g, scratch, w, b, y, relu, piece(task / blocks, tasks, g.K), {n, least(n + TASK_M, g.N)});
   });
 }
 
 }  // namespace
 
-int64_t linear_fprop_scratch(const LinearShape& g) {
-  return g.N <= DOT_N ? g.N * dot_stride(g.C) : round_up(g.N, PANEL) * g.C;
+int64_t linear_fprop_panels_floats(const LinearShape& g) {
+  return g.N <= DOT_N ? g.N * dot_stride(g.C) : round_up(g.N, PANEL_M) * g.C;
 }
 
 template <class S>
-void linear_fprop(int threads, const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
-                  float* scratch) {
+void linear_fprop_panels(const LinearShape& g, const S* x, const S* w, const S* b, S* y, bool relu,
+                         float* scratch, int threads) {
   (g.N <= DOT_N ? fprop_dot<S> : fprop_panels<S>)(threads, g, x, w, b, y, relu, scratch);
 }
 
-template void linear_fprop(int, const LinearShape&, const float*, const float*, const float*, float*, bool, float*);
-template void linear_fprop(int, const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*, bool,
-                           float*);
-template void linear_fprop(int, const LinearShape&, const Float16*, const Float16*, const Float16*, Float16*, bool,
-                           float*);
+template void linear_fprop_panels(const LinearShape&, const float*, const float*, const float*, float*, bool,
+                                  float*, int);
+template void linear_fprop_panels(const LinearShape&, const BFloat16*, const BFloat16*, const BFloat16*,
+                                  BFloat16*, bool, float*, int);
+template void linear_fprop_panels(const LinearShape&, const Float16*, const Float16*, const Float16*,
+                                  Float16*, bool, float*, int);
 
 }  // namespace convkit

@@ -2,30 +2,30 @@
 #pragma once
 
 #include <cstdlib>
-#include <memory>
 #include <new>
 
-#include "pool.hpp"
 #include "simd.hpp"
+#include "thread_pool.hpp"
 
 namespace convkit {
 
-// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most, 8 MB or so. What is in
-// it lasts until another kernel asks, on this thread.
+// Scratch memory of the calling thread, kept from call to call: it grows to what was asked for at most, 8 MB
+// or so. What is in it lasts until another kernel asks, on this thread.
 inline float* local_floats(int64_t count) {
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
+  struct Memory {
+    float* floats = nullptr;
+    int64_t size = 0;
+    ~Memory() { std::free(floats); }
   };
-  static thread_local std::unique_ptr<float, Free> memory;
-  static thread_local int64_t size = 0;
-  if (count > size) {
-    memory.reset();
-    size = 0;
-    memory.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(round_up(4 * count, 64)))));
-    if (!memory) throw std::bad_alloc();
-    size = count;
+  static thread_local Memory memory;
+  if (count > memory.size) {
+    std::free(memory.floats);
+    memory.size = 0;
+    memory.floats = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(round_up(4 * count, 64))));
+    if (!memory.floats) throw std::bad_alloc();
+    memory.size = count;
   }
-  return memory.get();
+  return memory.floats;
 }
 
 // Below this many bytes read and written, waking another thread costs more than it saves.

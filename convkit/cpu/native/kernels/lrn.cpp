@@ -44,8 +44,8 @@ void LrnRows::squares(BlockedRow<> x, int64_t w0, int64_t n) const {
 // ---------------------------------------------------------------------------------------------------
 namespace {
 
-// Floats ahead that are asked for, four pixels of a block: 16 blocks of two or three tensors are more streams than the
-// hardware keeps apart.
+// Floats ahead that are asked for, four pixels of a block: 16 blocks of two or three tensors are more streams
+// than the hardware keeps apart.
 constexpr int64_t AHEAD = 4 * BLOCK;
 
 // The register of lanes D before those of b, or behind those of a; a comes before b.
@@ -59,7 +59,9 @@ CK_INLINE V behind(V a, V b, std::integer_sequence<int, L...>) {
 }
 CK_INLINE V five(V a, V b, V c) {
   constexpr auto lanes = std::make_integer_sequence<int, LANES>();
-  return ((before<2>(a, b, lanes) + before<1>(a, b, lanes)) + (behind<1>(b, c, lanes) + behind<2>(b, c, lanes))) + b;
+  return ((before<2>(a, b, lanes) + before<1>(a, b, lanes)) +
+          (behind<1>(b, c, lanes) + behind<2>(b, c, lanes))) +
+         b;
 }
 
 }  // namespace
@@ -177,7 +179,8 @@ void LrnRows::fprop_row(BlockedRow<> x, BlockedRow<float> y) const {
         CK_UNROLL
         for (int i = 0; i < PARTS; ++i) {
           const int64_t there = w * BLOCK + i * LANES;
-          const V sum = window(squares_ + w * width_ + at + i * LANES, b * BLOCK + i * LANES, g_.behind, g_.ahead);
+          const V sum =
+              window(squares_ + w * width_ + at + i * LANES, b * BLOCK + i * LANES, g_.behind, g_.ahead);
           V v = load(from + there) * power<ROOT>(k + scale * sum, g_.beta).direct;
           if (b == last) v = masked(lanes_below(g_.C - b * BLOCK, i), v);
           store(to + there, v);
@@ -240,7 +243,7 @@ void LrnRows::dgrad(BlockedRow<> dy, BlockedRow<> x, BlockedRow<float> dx, bool 
   g_.root() ? dgrad_row<true>(dy, x, dx, relu) : dgrad_row<false>(dy, x, dx, relu);
 }
 
-void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads) {
+void lrn_fprop_rows_blocked(const Lrn& g, const float* x, float* y, int threads) {
   const int64_t cut = bands(g.N, g.H, 4);
   parallel_for(workers(threads, 8 * g.N * g.image()), g.N * cut, [&](int64_t task) {
     LrnRows rows(g);
@@ -253,7 +256,7 @@ void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads) {
   });
 }
 
-void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads) {
+void lrn_dgrad_rows_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads) {
   const int64_t cut = bands(g.N, g.H, 4);
   parallel_for(workers(threads, 12 * g.N * g.image()), g.N * cut, [&](int64_t task) {
     LrnRows rows(g);

@@ -3,44 +3,30 @@
 //   d = k + alpha/n * sum of x^2 over the window,  y = x d^-beta,
 //   dx = dy d^-beta - 2 alpha beta/n x * (sum of dy x d^(-beta-1) over the mirrored window)
 //
-// Idea      A register holds 16 neighbouring channels of a pixel. For a window of five channels, a pixel's channels
-//           pass through registers, block by block: three registers of squares give the window's sum by four shuffles, and
-//           backward, three of dy x d^(-beta-1) follow a block behind. Nothing is stored that is not a result.
+// Idea      A register holds 16 neighbouring channels of a pixel. For a window of five channels, a pixel's
+//           channels pass through registers, block by block: three registers of squares give the window's sum
+//           by four shuffles, and backward, three of dy x d^(-beta-1) follow a block behind. Nothing is
+//           stored that is not a result.
 // Direct    A sum of five squares each time, not a running sum: no error builds up.
-// Power     beta = 3/4: z = d^-1/4 from an estimate by the exponent's bits and one polynomial (14 multiplications and
-//           additions, no square root, no division, which would take twice as long); then d^-3/4 = z^3 and
-//           d^-7/4 = z^7. Any other beta calls pow.
-// Other     sizes take the squares of a few pixels through scratch rows of channels, with zeros between the groups, so
-//           that a tap is an unaligned load. Where groups do not begin with a block of 16, each tap is masked by its
-//           channel's group: slower, and rare.
+// Power     beta = 3/4: z = d^-1/4 from an estimate by the exponent's bits and one polynomial (14
+//           multiplications and additions, no square root, no division, which would take twice as long); then
+//           d^-3/4 = z^3 and d^-7/4 = z^7. Any other beta calls pow.
+// Other     sizes take the squares of a few pixels through scratch rows of channels, with zeros between the
+//           groups, so that a tap is an unaligned load. Where groups do not begin with a block of 16, each
+//           tap is masked by its channel's group: slower, and rare.
 // Traffic   fprop reads x and writes y; dgrad reads dy and x and writes dx: 8 and 12 bytes per element.
-// Bound     Arithmetic: 16 multiplications forward and 23 backward go through one pipe, which takes one a cycle.
-// Measured  Zen 4, AVX-512, one thread: 16 channels of a pixel take 23 cycles forward and 41 backward; from memory,
-//           N = 16, 24 and 42-60 (a copy: 10-16).
+// Bound     Arithmetic: 16 multiplications forward and 23 backward go through one pipe, which takes one a
+//           cycle.
+// Measured  Zen 4, AVX-512, one thread: 16 channels of a pixel take 23 cycles forward and 41 backward; from
+//           memory, N = 16, 24 and 42-60 (a copy: 10-16).
 #pragma once
+
+#include <cmath>
 
 #include "half.hpp"
 #include "local.hpp"
 
 namespace convkit {
-
-struct Lrn {
-  int64_t N, C, H, W, groups, behind, ahead;
-  float k, scale, beta, coefficient;  // scale = alpha/n, coefficient = 2 alpha beta/n
-
-  int64_t blocks() const { return ceil_div(C, BLOCK); }
-  int64_t plane() const { return H * W * BLOCK; }
-  int64_t image() const { return blocks() * plane(); }
-  int64_t group() const { return C / groups; }
-  Lrn clamped() const {  // the window never leaves its group
-    Lrn g = *this;
-    g.behind = least(behind, most(1, group()) - 1);
-    g.ahead = least(ahead, most(1, group()) - 1);
-    return g;
-  }
-  bool five() const { return behind == 2 && ahead == 2; }
-  bool root() const { return beta == 0.75f && k >= 0x1p-100f; }  // what inverse_fourth_root is good for
-};
 
 // A row of pixels of a blocked image: pixel w of block b is at p + b * stride + w * BLOCK.
 template <class T = const float>
@@ -85,18 +71,17 @@ class LrnRows {
 
   Lrn g_;
   bool ragged_, usual_;
-  int64_t section_;        // blocks between two paddings
-  int64_t pad_, width_;    // floats of a padding, and of a pixel
-  int64_t chunk_;          // pixels at a time
+  int64_t section_;      // blocks between two paddings
+  int64_t pad_, width_;  // floats of a padding, and of a pixel
+  int64_t chunk_;        // pixels at a time
   float *squares_ = nullptr, *terms_ = nullptr, *direct_ = nullptr;
 };
 
-// ---------------------------------------------------------------------------------------------------
-// d^-1/4
-// ---------------------------------------------------------------------------------------------------
-// Halving the bits of a float twice halves its logarithm twice, but for the mantissa: an estimate z whose
-// e = 1 - d z^4 lies within 1/8. Then d^-1/4 = z (1 - e)^-1/4, the latter to 8e-9 by a polynomial of degree 5.
-// For d in [2^-100, inf]; NaN stays NaN.
+// --------------------------------------------------------------------------------------------------- d^-1/4
+// --------------------------------------------------------------------------------------------------- Halving
+// the bits of a float twice halves its logarithm twice, but for the mantissa: an estimate z whose e = 1 - d
+// z^4 lies within 1/8. Then d^-1/4 = z (1 - e)^-1/4, the latter to 8e-9 by a polynomial of degree 5. For d in
+// [2^-100, inf]; NaN stays NaN.
 CK_INLINE V inverse_fourth_root(V d) {
   const V z = reinterpret_cast<V>(0x4f580000 - (reinterpret_cast<VI>(d) >> 2));
   const V z2 = z * z;
@@ -124,14 +109,5 @@ CK_INLINE Power power(V d, float beta) {
   for (int l = 0; l < LANES; ++l) direct[l] = std::pow(d[l], -beta);
   return {direct, direct / d};
 }
-
-void lrn_fprop_blocked(const Lrn& g, const float* x, float* y, int threads);
-void lrn_dgrad_blocked(const Lrn& g, const float* dy, const float* x, float* dx, int threads);
-
-// NCHW: lrn_maps.cpp
-template <class S>
-void lrn_fprop_maps(const Lrn& g, const S* x, S* y, int threads);
-template <class S>
-void lrn_dgrad_maps(const Lrn& g, const S* dy, const S* x, S* dx, int threads);
 
 }  // namespace convkit

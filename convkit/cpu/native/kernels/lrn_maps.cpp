@@ -1,13 +1,14 @@
 // Local response normalisation across channels of NCHW arrays.
 //
-// Idea      A register holds neighbouring pixels of one channel. A task is a piece of the pixels of a group of
-//           channels, and goes down them: the squares of the last `size` of them are kept in a ring of rows, so that a
-//           window's sum is `size` aligned loads out of L1, and nothing is read twice from memory. Backward, a second
-//           ring holds dy x d^(-beta-1), and a third dy d^-beta, until the channels that a window reaches are there.
+// Idea      A register holds neighbouring pixels of one channel. A task is a piece of the pixels of a group
+//           of channels, and goes down them: the squares of the last `size` of them are kept in a ring of
+//           rows, so that a window's sum is `size` aligned loads out of L1, and nothing is read twice from
+//           memory. Backward, a second ring holds dy x d^(-beta-1), and a third dy d^-beta, until the
+//           channels that a window reaches are there.
 // Traffic   fprop reads x and writes y; dgrad reads dy and x and writes dx: 8 and 12 bytes per float.
 // Power     as in lrn.hpp.
-// Measured  Zen 4, AVX-512, one thread: 16 elements take 30 cycles forward and 45 backward; from memory, N = 16, 41-45
-//           and 70-78.
+// Measured  Zen 4, AVX-512, one thread: 16 elements take 30 cycles forward and 45 backward; from memory, N =
+//           16, 41-45 and 70-78.
 #include "lrn.hpp"
 
 namespace convkit {
@@ -25,7 +26,8 @@ struct Rings {
 
 // f(i, sum of lines [first, last] of a ring that exist) for each register i of the row.
 template <bool FIVE, class F>
-CK_INLINE void windows(const Rings& r, int64_t which, int64_t first, int64_t last, int64_t lines, int64_t n, const F& f) {
+CK_INLINE void windows(const Rings& r, int64_t which, int64_t first, int64_t last, int64_t lines, int64_t n,
+                       const F& f) {
   if constexpr (FIVE) {
     const float* row[5];
     for (int64_t o = 0; o < 5; ++o) {
@@ -33,11 +35,13 @@ CK_INLINE void windows(const Rings& r, int64_t which, int64_t first, int64_t las
       row[o] = line >= 0 && line < lines ? r.ring(which, line) : r.zeros();
     }
     for (int64_t i = 0; i < n; i += LANES)
-      f(i, ((load(row[0] + i) + load(row[1] + i)) + (load(row[3] + i) + load(row[4] + i))) + load(row[2] + i));
+      f(i,
+        ((load(row[0] + i) + load(row[1] + i)) + (load(row[3] + i) + load(row[4] + i))) + load(row[2] + i));
   } else {
     for (int64_t i = 0; i < n; i += LANES) {
       V total{};
-      for (int64_t line = most(0, first); line <= least(lines - 1, last); ++line) total += load(r.ring(which, line) + i);
+      for (int64_t line = most(0, first); line <= least(lines - 1, last); ++line)
+        total += load(r.ring(which, line) + i);
       f(i, total);
     }
   }
@@ -133,30 +137,32 @@ void each_piece(const Lrn& g, int64_t bytes, int threads, const Piece& piece) {
 }  // namespace
 
 template <class S>
-void lrn_fprop_maps(const Lrn& given, const S* x, S* y, int threads) {
+void lrn_fprop_rows(const Lrn& given, const S* x, S* y, int threads) {
   const Lrn g = given.clamped();
-  each_piece(g, 2 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    const auto piece = !g.root() ? fprop_piece<false, false, S>
-                       : g.five() ? fprop_piece<true, true, S>
-                                  : fprop_piece<false, true, S>;
-    piece(g, r, n, x + at, y + at);
-  });
+  each_piece(g, 2 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads,
+             [&](const Rings& r, int64_t at, int64_t n) {
+               const auto piece = !g.root()  ? fprop_piece<false, false, S>
+                                  : g.five() ? fprop_piece<true, true, S>
+                                             : fprop_piece<false, true, S>;
+               piece(g, r, n, x + at, y + at);
+             });
 }
 
 template <class S>
-void lrn_dgrad_maps(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
+void lrn_dgrad_rows(const Lrn& given, const S* dy, const S* x, S* dx, int threads) {
   const Lrn g = given.clamped();
-  each_piece(g, 3 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads, [&](const Rings& r, int64_t at, int64_t n) {
-    const auto piece = !g.root() ? dgrad_piece<false, false, S>
-                       : g.five() ? dgrad_piece<true, true, S>
-                                  : dgrad_piece<false, true, S>;
-    piece(g, r, n, dy + at, x + at, dx + at);
-  });
+  each_piece(g, 3 * g.N * g.C * g.H * g.W * int64_t(sizeof(S)), threads,
+             [&](const Rings& r, int64_t at, int64_t n) {
+               const auto piece = !g.root()  ? dgrad_piece<false, false, S>
+                                  : g.five() ? dgrad_piece<true, true, S>
+                                             : dgrad_piece<false, true, S>;
+               piece(g, r, n, dy + at, x + at, dx + at);
+             });
 }
 
-#define CK_LRN(S)                                                     \
-  template void lrn_fprop_maps(const Lrn&, const S*, S*, int);        \
-  template void lrn_dgrad_maps(const Lrn&, const S*, const S*, S*, int);
+#define CK_LRN(S)                                              \
+  template void lrn_fprop_rows(const Lrn&, const S*, S*, int); \
+  template void lrn_dgrad_rows(const Lrn&, const S*, const S*, S*, int);
 CK_LRN(float)
 CK_LRN(BFloat16)
 CK_LRN(Float16)

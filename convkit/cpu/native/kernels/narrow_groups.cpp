@@ -1,40 +1,47 @@
-// Convolution in narrow groups, every pass: up to 8 channels in and out of each group, such as depthwise (1 and 1), on
-// users' NCHW maps
+// Convolution in narrow groups, every pass: up to 8 channels in and out of each group, such as depthwise (1
+// and 1), on users' NCHW maps
 //
-//   y[n,k,p,q] = b[k] + sum over c of k's group, r, s of x[n, c, p*stride + r*dilation, q*stride + s*dilation] w[k,c,r,s]
+//   y[n,k,p,q] = b[k] + sum over c of k's group, r, s of x[n, c, p*stride + r*dilation, q*stride +
+//   s*dilation] w[k,c,r,s]
 //
-// Idea      A map at a time, registers along the columns; a register of channels would mostly hold those of other groups.
-//           The maps of a group are copied into frames of zeros in this thread's scratch, their rows cut into stride_w
-//           phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride, dilation and padding each tap is then
-//           a contiguous, unaligned load. A frame's zeros are written once for all the maps that a thread does.
-// dgrad     The same the other way round: frames of dy, and dx in phases. The dx of one phase is a stride-1 convolution of
-//           dy with those taps that reach it; the phases are merged on the way out.
-// wgrad     A register of partial sums for each of 9 taps and 2 filters, from frames of x and from rows of dy whose tails
-//           are masked (frame.hpp).
-// Tiling    fprop, dgrad: 8 registers of sums: of 4 filters, or of several rows, by one or two of columns. The last register
-//           of a row overlaps the one before it, so that tails cost no special case where a row fills a register.
+// Idea      A map at a time, registers along the columns; a register of channels would mostly hold those of
+//           other groups. The maps of a group are copied into frames of zeros in this thread's scratch, their
+//           rows cut into stride_w phases (columns 0, stride, 2 stride, ...; then 1, ...): for any stride,
+//           dilation and padding each tap is then a contiguous, unaligned load. A frame's zeros are written
+//           once for all the maps that a thread does.
+// dgrad     The same the other way round: frames of dy, and dx in phases. The dx of one phase is a stride-1
+//           convolution of dy with those taps that reach it; the phases are merged on the way out.
+// wgrad     A register of partial sums for each of 9 taps and 2 filters, from frames of x and from rows of dy
+//           whose tails are masked (frame.hpp).
+// Tiling    fprop, dgrad: 8 registers of sums: of 4 filters, or of several rows, by one or two of columns.
+//           The last register of a row overlaps the one before it, so that tails cost no special case where a
+//           row fills a register.
 // Traffic   x and y once each, the frames (50 KB for 112 x 112) from L1 and L2.
-// Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from L1/L2.
-// Measured  Zen 4, 2 threads, by the public op (bench/results, -geometries): 3 x 3 on 144 maps of 56 x 56, N = 8: 1.44, 1.37
-//           and 1.66 ms forward, dx and dw, 20 GB/s where copying was 31; 1.4 to 1.6 times as fast as PyTorch's best. With
-//           stride 2 0.81, 1.70 and 1.32 ms, 0.4 to 0.7 times as fast: filling the frames is half of it.
-// Order     wgrad: one thread does all of an input channel; some rows of a map, their sums, then maps, in order.
+// Bound     Memory for large batches; depthwise, 9 FMAs and 9 loads for each register of y (3 x 3), from
+//           L1/L2.
+// Measured  Zen 4, 2 threads, by the public op (bench/results, -geometries): 3 x 3 on 144 maps of 56 x 56, N
+//           = 8: 1.44, 1.37 and 1.66 ms forward, dx and dw, 20 GB/s where copying was 31; 1.4 to 1.6 times as
+//           fast as PyTorch's best. With stride 2 0.81, 1.70 and 1.32 ms, 0.4 to 0.7 times as fast: filling
+//           the frames is half of it.
+// Order     wgrad: one thread does all of an input channel; some rows of a map, their sums, then maps, in
+//           order.
 #include <atomic>
 #include <vector>
 
 #include "frame.hpp"
 
 namespace convkit {
-namespace narrow_groups {
 namespace {
 
-constexpr int64_t NARROW = 8;  // channels of a group at the most
+constexpr int64_t NARROW = 8;      // channels of a group at the most
 constexpr int64_t MOST = 1 << 24;  // floats of a frame, which each thread keeps
-constexpr int64_t STRIDE = 16;  // at the most: dgrad has a plane for each pair of phases
-constexpr int64_t RUN = 512;  // products that each lane of wgrad sums before they are added to earlier ones, about
+constexpr int64_t STRIDE = 16;     // at the most: dgrad has a plane for each pair of phases
+constexpr int64_t RUN =
+    512;  // products that each lane of wgrad sums before they are added to earlier ones, about
 constexpr int64_t TASK = 1 << 15;  // floats of a task at the least
 
-// --- scratch -------------------------------------------------------------------------------------------------------
+// --- scratch
+// ---------------------------------------------------------------------------------------------------
 
 // This thread's scratch: `zeros` floats that were zero when this call began, and `more` floats.
 float* scratch(uint64_t call, int64_t zeros, int64_t more) {
@@ -49,14 +56,16 @@ uint64_t next_call() {
   return ++calls;
 }
 
-// --- forward -------------------------------------------------------------------------------------------------------
+// --- forward
+// ---------------------------------------------------------------------------------------------------
 
-// What makes one plane of results from frames: `rows` by `columns` outputs, `pitch` apart; tap t of output (p, q) is at
-// offsets[t] + p * step + q of each input channel's frame, and its weight at which[t].
+// What makes one plane of results from frames: `rows` by `columns` outputs, `pitch` apart; tap t of output
+// (p, q) is at offsets[t] + p * step + q of each input channel's frame, and its weight at which[t].
 struct Plane {
   int64_t rows, columns, pitch, step;
   std::vector<int64_t> offsets, which;
-  // Where taps are a grid whose rows are neighbouring rows of the frame: the grid's rows, and the frame's pitch. Else 0.
+  // Where taps are a grid whose rows are neighbouring rows of the frame: the grid's rows, and the frame's
+  // pitch. Else 0.
   int64_t grid = 0, row = 0;
 };
 
@@ -86,7 +95,8 @@ struct Sums {
   }
 
   // One input channel, tap by tap.
-  CK_INLINE void add(const Plane& f, const float* frame, const float* weights, int64_t k_step, int64_t apart) {
+  CK_INLINE void add(const Plane& f, const float* frame, const float* weights, int64_t k_step,
+                     int64_t apart) {
     for (size_t t = 0; t < f.offsets.size(); ++t) {
       const float *at = frame + f.offsets[t], *tap = weights + f.which[t];
       V value[FILTERS];
@@ -104,8 +114,9 @@ struct Sums {
     }
   }
 
-  // The same, column of taps by column, where they are a grid of R rows: a register serves all the output rows that it
-  // reaches. Loads that cross a cache line, as almost all of these do, are what such a convolution is bound by.
+  // The same, column of taps by column, where they are a grid of R rows: a register serves all the output
+  // rows that it reaches. Loads that cross a cache line, as almost all of these do, are what such a
+  // convolution is bound by.
   template <int R, int STRIDE>
   CK_INLINE void add_grid(const Plane& f, const float* frame, const float* weights, int64_t apart) {
     static_assert(FILTERS == 1, "the registers are full");
@@ -140,8 +151,10 @@ struct Sums {
         for (int i = 0; i < COLS; ++i) {
           const V v = relu ? convkit::relu(total[k][r][i]) : total[k][r][i];
           float* to = y + k * plane + r * f.pitch + i * apart;
-          if (COLS == 1 && f.columns < LANES) store_part(to, v, f.columns);
-          else store(to, v);
+          if (COLS == 1 && f.columns < LANES)
+            store_part(to, v, f.columns);
+          else
+            store(to, v);
         }
       }
     }
@@ -149,20 +162,22 @@ struct Sums {
 };
 
 template <int FILTERS, int ROWS, int COLS, int R, int STRIDE>
-CK_INLINE void registers(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, int64_t p, int64_t q,
-                         int64_t apart, float* y, int64_t plane) {
+CK_INLINE void registers(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu,
+                         int64_t p, int64_t q, int64_t apart, float* y, int64_t plane) {
   Sums<FILTERS, ROWS, COLS> sums(b);
   for (int64_t c = 0; c < x.channels; ++c) {
     const float *frame = x.frames + c * x.floats + p * f.step + q, *weights = w.at + c * w.c_step;
-    if constexpr (R > 0) sums.template add_grid<R, STRIDE>(f, frame, weights, apart);
-    else sums.add(f, frame, weights, w.k_step, apart);
+    if constexpr (R > 0)
+      sums.template add_grid<R, STRIDE>(f, frame, weights, apart);
+    else
+      sums.add(f, frame, weights, w.k_step, apart);
   }
   sums.write(f, relu, y + p * f.pitch + q, plane, apart);
 }
 
 template <int FILTERS, int ROWS, int R, int STRIDE>
-CK_INLINE void rows_of(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, int64_t p, float* y,
-                       int64_t plane) {
+CK_INLINE void rows_of(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu,
+                       int64_t p, float* y, int64_t plane) {
   int64_t q = 0;
   for (; q + LANES < f.columns; q += 2 * LANES) {
     const int64_t second = least(q + LANES, f.columns - LANES);
@@ -173,22 +188,26 @@ CK_INLINE void rows_of(const Plane& f, const Inputs& x, const Filters& w, const 
 }
 
 template <int FILTERS, int ROWS, int R = 0, int STRIDE = 0>
-void planes(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, float* y, int64_t plane) {
+void planes(const Plane& f, const Inputs& x, const Filters& w, const float* b, bool relu, float* y,
+            int64_t plane) {
   const int64_t ahead = f.rows ? ceil_div(x.ahead * ROWS, f.rows) : 0;  // in each step
   int64_t p = 0;
   for (; p + ROWS <= f.rows; p += ROWS) {
-    for (int64_t i = p / ROWS * ahead; i < least(x.ahead, (p / ROWS + 1) * ahead); i += LINE) __builtin_prefetch(x.next + i, 0, 2);
+    for (int64_t i = p / ROWS * ahead; i < least(x.ahead, (p / ROWS + 1) * ahead); i += LINE)
+      __builtin_prefetch(x.next + i, 0, 2);
     rows_of<FILTERS, ROWS, R, STRIDE>(f, x, w, b, relu, p, y, plane);
   }
   for (; p < f.rows; ++p) rows_of<FILTERS, 1, R, STRIDE>(f, x, w, b, relu, p, y, plane);
 }
 
 // `count` filters, whose planes of results are `plane` floats apart.
-void forward(const Plane& f, const Inputs& x, Filters w, const float* b, bool relu, int64_t count, float* y, int64_t plane) {
+void forward(const Plane& f, const Inputs& x, Filters w, const float* b, bool relu, int64_t count, float* y,
+             int64_t plane) {
   constexpr int ROWS = REGISTERS > 16 ? 4 : 2;  // two of columns each, and room for weights and an input
   int64_t k = 0;
   for (; k + 4 <= count; k += 4)
-    planes<4, 1>(f, x, {w.at + k * w.k_step, w.k_step, w.c_step}, b ? b + k : nullptr, relu, y + k * plane, plane);
+    planes<4, 1>(f, x, {w.at + k * w.k_step, w.k_step, w.c_step}, b ? b + k : nullptr, relu, y + k * plane,
+                 plane);
   const bool strided = f.step != f.row;
   auto one = f.grid == 3   ? (strided ? planes<1, ROWS, 3, 2> : planes<1, ROWS, 3, 1>)
              : f.grid == 5 ? (strided ? planes<1, ROWS, 5, 2> : planes<1, ROWS, 5, 1>)
@@ -197,7 +216,8 @@ void forward(const Plane& f, const Inputs& x, Filters w, const float* b, bool re
     one(f, x, {w.at + k * w.k_step, w.k_step, w.c_step}, b ? b + k : nullptr, relu, y + k * plane, plane);
 }
 
-// --- the three passes ----------------------------------------------------------------------------------------------
+// --- the three passes
+// ----------------------------------------------------------------------------------------------
 
 Plane plane_of_y(const Conv& g, const Frame& f) {
   Plane plane{g.P, g.Q, g.Q, g.stride_h * f.pitch(), {}, {}};
@@ -207,7 +227,8 @@ Plane plane_of_y(const Conv& g, const Frame& f) {
   return plane;
 }
 
-// One dimension of dgrad: position i of a phase is reached by tap r, if at all, from position i + shift of dy.
+// One dimension of dgrad: position i of a phase is reached by tap r, if at all, from position i + shift of
+// dy.
 struct Reach {
   int64_t phases, pad, dilation;
 
@@ -241,7 +262,8 @@ struct Backward {
     frame = Frame(g.P, g.Q, -v.begin, -u.begin, rows + v.end - v.begin, 1, columns);
     for (int64_t a = 0; a < g.stride_h; ++a)
       for (int64_t b = 0; b < g.stride_w; ++b) {
-        Plane plane{ceil_div(most(0, g.H - a), g.stride_h), whole ? g.W : pitch, pitch, frame.pitch(), {}, {}};
+        Plane plane{
+            ceil_div(most(0, g.H - a), g.stride_h), whole ? g.W : pitch, pitch, frame.pitch(), {}, {}};
         for (int64_t t = 0; t < g.R * g.S; ++t) {
           const int64_t r = g.R - 1 - t / g.S, s = t % g.S;  // the frame's rows from the top
           if (!down.reaches(a, r) || !across.reaches(b, s)) continue;
@@ -252,7 +274,9 @@ struct Backward {
         phases.push_back(std::move(plane));
       }
   }
-  int64_t scratch() const { return phases.size() == 1 ? 0 : static_cast<int64_t>(phases.size()) * rows * pitch; }
+  int64_t scratch() const {
+    return phases.size() == 1 ? 0 : static_cast<int64_t>(phases.size()) * rows * pitch;
+  }
 };
 
 // The planes of one map's phases into its dx.
@@ -277,16 +301,18 @@ int64_t grain(int64_t floats) { return most(1, TASK / most(1, floats)); }
 
 }  // namespace
 
-const char* refusal(const Conv& g) {
-  if (g.groups == 1 || g.c_group() > NARROW || g.k_group() > NARROW) return "needs groups of up to 8 channels in and out";
+const char* conv2d_narrow_groups_refusal(const Conv& g) {
+  if (g.groups == 1 || g.c_group() > NARROW || g.k_group() > NARROW)
+    return "needs groups of up to 8 channels in and out";
   if (g.stride_h > STRIDE || g.stride_w > STRIDE) return "takes strides of up to 16";
   const Backward back(g);
-  const int64_t most_floats = most(frame_of_x(g).floats() * g.c_group(),
-                                   back.frame.floats() * g.k_group() + back.scratch());
+  const int64_t most_floats =
+      most(frame_of_x(g).floats() * g.c_group(), back.frame.floats() * g.k_group() + back.scratch());
   return most_floats > MOST ? "takes groups of up to 16 million pixels" : nullptr;
 }
 
-void fprop(const Conv& g, const float* x, const float* w, const float* b, float* y, bool relu, int threads) {
+void conv2d_fprop_narrow_groups(const Conv& g, const float* x, const float* w, const float* b, float* y,
+                                bool relu, int threads) {
   const Frame f = frame_of_x(g);
   const Plane plane = plane_of_y(g, f);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
@@ -297,13 +323,15 @@ void fprop(const Conv& g, const float* x, const float* w, const float* b, float*
       const int64_t first = unit % g.groups * k;  // filter
       for (int64_t i = 0; i < c; ++i) f.fill(x + (unit * c + i) * map, frames + i * f.floats());
       const int64_t ahead = unit + 1 < end ? c * map : 0;
-      forward(plane, {frames, c, f.floats(), x + (unit + 1) * c * map, ahead}, {w + first * c * taps, c * taps, taps}, b ? b + first : nullptr, relu, k,
+      forward(plane, {frames, c, f.floats(), x + (unit + 1) * c * map, ahead},
+              {w + first * c * taps, c * taps, taps}, b ? b + first : nullptr, relu, k,
               y + unit * k * g.P * g.Q, g.P * g.Q);
     }
   });
 }
 
-void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, float* dx, int threads) {
+void conv2d_dgrad_narrow_groups(const Conv& g, const float* dy, const float* w, const float* x_mask,
+                                float* dx, int threads) {
   const Backward plan(g);
   const Frame& f = plan.frame;
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, map = g.H * g.W;
@@ -315,7 +343,8 @@ void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, 
       for (int64_t i = 0; i < k; ++i) f.fill(dy + (unit * k + i) * g.P * g.Q, frames + i * f.floats());
       const float* filters = w + unit % g.groups * k * c * taps;
       float* to = dx + unit * c * map;
-      const Inputs in{frames, k, f.floats(), dy + (unit + 1) * k * g.P * g.Q, unit + 1 < end ? k * g.P * g.Q : 0};
+      const Inputs in{frames, k, f.floats(), dy + (unit + 1) * k * g.P * g.Q,
+                      unit + 1 < end ? k * g.P * g.Q : 0};
       if (whole) {
         forward(plan.phases[0], in, {filters, taps, c * taps}, nullptr, false, c, to, map);
       } else {
@@ -334,7 +363,7 @@ void dgrad(const Conv& g, const float* dy, const float* w, const float* x_mask, 
   });
 }
 
-void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
+void conv2d_wgrad_narrow_groups(const Conv& g, const float* x, const float* dy, float* dw, int threads) {
   const Frame f = frame_of_x(g);
   const std::vector<int64_t> at = taps_of_x(g, f);
   const int64_t c = g.c_group(), k = g.k_group(), taps = g.R * g.S, shares = ceil_div(taps, TAPS);
@@ -343,7 +372,8 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int thread
   const uint64_t call = next_call();
   parallel_for(threads, g.C, [&](int64_t unit) {
     const int64_t channel = unit % c, first = unit / c * k;
-    float *frame = scratch(call, f.floats(), kept_floats), *kept = frame + f.floats();  // [share][filter][tap]
+    float *frame = scratch(call, f.floats(), kept_floats),
+          *kept = frame + f.floats();  // [share][filter][tap]
     std::memset(kept, 0, static_cast<size_t>(kept_floats) * sizeof(float));
     for (int64_t n = 0; n < g.N; ++n) {
       f.fill(x + (n * g.C + unit) * g.H * g.W, frame);
@@ -357,16 +387,16 @@ void wgrad(const Conv& g, const float* x, const float* dy, float* dw, int thread
         const auto add = filters == 1 ? correlate<1> : correlate<WGRAD_K>;
         for (int64_t share = 0; share < shares; ++share)
           for (int64_t p = 0; p < g.P; p += rows)
-            add(g, at, step, dy + (n * g.K + first + i) * g.P * g.Q, frame, p, least(g.P, p + rows), share * TAPS,
-                share == 0 ? soon : Soon(), kept + (share * k + i) * TAPS * LANES);
+            add(g, at, step, dy + (n * g.K + first + i) * g.P * g.Q, frame, p, least(g.P, p + rows),
+                share * TAPS, share == 0 ? soon : Soon(), kept + (share * k + i) * TAPS * LANES);
         i += filters;
       }
     }
     for (int64_t i = 0; i < k; ++i)
       for (int64_t t = 0; t < taps; ++t)
-        dw[((first + i) * c + channel) * taps + t] = sum(load(kept + ((t / TAPS * k + i) * TAPS + t % TAPS) * LANES));
+        dw[((first + i) * c + channel) * taps + t] =
+            sum(load(kept + ((t / TAPS * k + i) * TAPS + t % TAPS) * LANES));
   });
 }
 
-}  // namespace narrow_groups
 }  // namespace convkit

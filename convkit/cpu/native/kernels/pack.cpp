@@ -2,8 +2,8 @@
 
 #include "transpose.hpp"
 
-// Traffic   Each element is read and written once. A register's worth of pixels of as many channels is transposed in
-//           registers; the ends of rows go element by element.
+// Traffic   Each element is read and written once. A register's worth of pixels of as many channels is
+//           transposed in registers; the ends of rows go element by element.
 // Bound     Memory: NCHW's channels are whole maps apart, so that a block reads 16 streams.
 
 namespace convkit {
@@ -53,8 +53,10 @@ int64_t grain(int64_t row_floats) { return most(1, 16384 / most(1, row_floats));
 
 void zero(float* p, int64_t count) { std::memset(p, 0, static_cast<size_t>(count) * sizeof(float)); }
 
-// to[w * BLOCK + i] = from[w * step + i] for i < count, where low <= w * step + i < high; else, and without from, 0.
-void spread(const float* from, int64_t step, int64_t count, int64_t low, int64_t high, int64_t pixels, float* to) {
+// to[w * BLOCK + i] = from[w * step + i] for i < count, where low <= w * step + i < high; else, and without
+// from, 0.
+void spread(const float* from, int64_t step, int64_t count, int64_t low, int64_t high, int64_t pixels,
+            float* to) {
   for (int64_t w = 0; w < pixels; ++w, to += BLOCK) {
     const int64_t first = w * step;
     if (from && count == 4 && first >= low && first + 4 <= high) {
@@ -68,8 +70,8 @@ void spread(const float* from, int64_t step, int64_t count, int64_t low, int64_t
   }
 }
 
-// Calls row(n, g, block, first pixel, count, to) for the rows that hold image; zeros elsewhere. A frame may also crop
-// the image: top and left are then negative.
+// Calls row(n, g, block, first pixel, count, to) for the rows that hold image; zeros elsewhere. A frame may
+// also crop the image: top and left are then negative.
 template <class Row>
 void framed(const Maps& m, int64_t H, int64_t W, int64_t top, int64_t left, int threads, const Row& row) {
   const int64_t rows = m.images * m.groups * m.blocks() * m.H;
@@ -84,8 +86,8 @@ void framed(const Maps& m, int64_t H, int64_t W, int64_t top, int64_t left, int 
       const int64_t before = least(m.W, most(0, left)), skipped = most(0, -left);
       const int64_t inside = most(0, least(W - skipped, m.W - before));
       zero(to, before * BLOCK);
-      row(plane / m.blocks() / m.groups, plane / m.blocks() % m.groups, plane % m.blocks(), h * W + skipped, inside,
-          to + before * BLOCK);
+      row(plane / m.blocks() / m.groups, plane / m.blocks() % m.groups, plane % m.blocks(), h * W + skipped,
+          inside, to + before * BLOCK);
       zero(to + (before + inside) * BLOCK, (m.W - before - inside) * BLOCK);
     }
   });
@@ -93,19 +95,23 @@ void framed(const Maps& m, int64_t H, int64_t W, int64_t top, int64_t left, int 
 
 }  // namespace
 
-void pack(const float* x, int64_t n0, int64_t H, int64_t W, const Maps& m, int64_t top, int64_t left, int threads) {
-  framed(m, H, W, top, left, threads, [&](int64_t n, int64_t g, int64_t block, int64_t pixel, int64_t count, float* to) {
-    const int64_t c = block * BLOCK;
-    const float* from = x + (((n0 + n) * m.groups + g) * m.channels + c) * H * W + pixel;
-    block_row(from, H * W, least(BLOCK, m.channels - c), count, to);
-  });
+void pack(const float* x, int64_t n0, int64_t H, int64_t W, const Maps& m, int64_t top, int64_t left,
+          int threads) {
+  framed(m, H, W, top, left, threads,
+         [&](int64_t n, int64_t g, int64_t block, int64_t pixel, int64_t count, float* to) {
+           const int64_t c = block * BLOCK;
+           const float* from = x + (((n0 + n) * m.groups + g) * m.channels + c) * H * W + pixel;
+           block_row(from, H * W, least(BLOCK, m.channels - c), count, to);
+         });
 }
 
-void frame(const float* x, int64_t n0, int64_t H, int64_t W, const Maps& m, int64_t top, int64_t left, int threads) {
-  framed(m, H, W, top, left, threads, [&](int64_t n, int64_t g, int64_t block, int64_t pixel, int64_t count, float* to) {
-    const float* from = x + ((((n0 + n) * m.groups + g) * m.blocks() + block) * H * W + pixel) * BLOCK;
-    std::memcpy(to, from, static_cast<size_t>(count * BLOCK) * sizeof(float));
-  });
+void frame(const float* x, int64_t n0, int64_t H, int64_t W, const Maps& m, int64_t top, int64_t left,
+           int threads) {
+  framed(m, H, W, top, left, threads,
+         [&](int64_t n, int64_t g, int64_t block, int64_t pixel, int64_t count, float* to) {
+           const float* from = x + ((((n0 + n) * m.groups + g) * m.blocks() + block) * H * W + pixel) * BLOCK;
+           std::memcpy(to, from, static_cast<size_t>(count * BLOCK) * sizeof(float));
+         });
 }
 
 void unpack(const Maps& m, int64_t n0, float* y, int threads) {
@@ -119,8 +125,8 @@ void unpack(const Maps& m, int64_t n0, float* y, int threads) {
   });
 }
 
-void space_to_depth(const float* x, int64_t n0, int64_t C, int64_t H, int64_t W, int64_t s, const Maps& m, int64_t top,
-                    int64_t left, int threads) {
+void space_to_depth(const float* x, int64_t n0, int64_t C, int64_t H, int64_t W, int64_t s, const Maps& m,
+                    int64_t top, int64_t left, int threads) {
   const int64_t used = C * s * s, spare = m.blocks() * BLOCK - used;
   parallel_ranges(threads, m.images * m.H, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -133,8 +139,10 @@ void space_to_depth(const float* x, int64_t n0, int64_t C, int64_t H, int64_t W,
         const float* from = x + (((n0 + n) * C + line / s) * H + row) * W - left;
         const bool there = row >= 0 && row < H;
         for (int64_t j = 0; j < s;) {  // s channels; they may end in another block than they begin in
-          const int64_t block = (channel + j) / BLOCK, lane = (channel + j) % BLOCK, count = least(s - j, BLOCK - lane);
-          spread(there ? from + j : nullptr, s, count, left - j, W + left - j, m.W, m.at(n, 0, block) + at + lane);
+          const int64_t block = (channel + j) / BLOCK, lane = (channel + j) % BLOCK,
+                        count = least(s - j, BLOCK - lane);
+          spread(there ? from + j : nullptr, s, count, left - j, W + left - j, m.W,
+                 m.at(n, 0, block) + at + lane);
           j += count;
         }
       }
@@ -142,8 +150,8 @@ void space_to_depth(const float* x, int64_t n0, int64_t C, int64_t H, int64_t W,
   });
 }
 
-void depth_to_space(const Maps& m, int64_t n0, float* x, int64_t C, int64_t H, int64_t W, int64_t s, int64_t top,
-                    int64_t left, int threads) {
+void depth_to_space(const Maps& m, int64_t n0, float* x, int64_t C, int64_t H, int64_t W, int64_t s,
+                    int64_t top, int64_t left, int threads) {
   parallel_ranges(threads, m.images * C * H, 8, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit % H + top, c = unit / H % C, n = unit / H / C;
@@ -151,7 +159,8 @@ void depth_to_space(const Maps& m, int64_t n0, float* x, int64_t C, int64_t H, i
       for (int64_t w = 0; w < W; ++w) {
         const int64_t column = w + left, channel = (c * s + row % s) * s + column % s;
         const bool there = row / s < m.H && column / s < m.W;
-        const float* from = m.at(n, 0, channel / BLOCK) + (row / s * m.W + column / s) * BLOCK + channel % BLOCK;
+        const float* from =
+            m.at(n, 0, channel / BLOCK) + (row / s * m.W + column / s) * BLOCK + channel % BLOCK;
         to[w] = there ? *from : 0.0f;
       }
     }

@@ -1,16 +1,18 @@
-// Vectors of the instruction set that this module is compiled for; GCC's and Clang's extensions, no intrinsics.
+// Vectors of the instruction set that this module is compiled for; GCC's and Clang's extensions, no
+// intrinsics.
 //
 // The sources of this folder are compiled once for each instruction set, each time into a module of its own
-// (setup.py), so nothing here asks what the CPU can do: the widest registers that the compiler may use are used.
-// Activations come in blocks of 16 channels whatever the registers' width: 16 lanes, 2 times 8, or 4 times 4.
+// (setup.py), so nothing here asks what the CPU can do: the widest registers that the compiler may use are
+// used. Activations come in blocks of 16 channels whatever the registers' width: 16 lanes, 2 times 8, or 4
+// times 4.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#define CK_INLINE inline __attribute__((always_inline))
+#include "integers.hpp"
+
 #define CK_UNROLL _Pragma("GCC unroll 64")
 
 #if defined(__AVX512F__)
@@ -23,13 +25,8 @@
 
 namespace convkit {
 
-using std::int64_t;
-using std::size_t;
-
-constexpr int LANES = CK_LANES;         // floats in a register
-constexpr int BLOCK = 16;               // channels in a block of nChw16c
-constexpr int64_t LINE = 16;            // floats of a cache line
-constexpr int PARTS = BLOCK / LANES;    // registers in a block
+constexpr int LANES = CK_LANES;       // floats in a register
+constexpr int PARTS = BLOCK / LANES;  // registers in a block
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int REGISTERS = 32;
 #else
@@ -38,6 +35,8 @@ constexpr int REGISTERS = 16;
 
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef std::int32_t VI __attribute__((vector_size(4 * LANES)));
+constexpr float INFINITE = __builtin_inff();  // INFINITY is of <cmath>, which takes long to compile
+
 // The same at any address of a float.
 typedef float VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -51,7 +50,9 @@ CK_INLINE void in_register(V& v) {
   (void)v;
 #endif
 }
-CK_INLINE V splat(float a) { return a - V{}; }  // not V{} + a: an addition must be done, since it makes -0 a 0
+CK_INLINE V splat(float a) {
+  return a - V{};
+}  // not V{} + a: an addition must be done, since it makes -0 a 0
 // max(v, 0) that keeps a NaN, as every ReLU here does.
 CK_INLINE V relu(V v) { return v <= V{} ? V{} : v; }
 // a where mask > 0 or NaN, else 0: the gradient of a ReLU whose output is `mask`.
@@ -68,18 +69,4 @@ CK_INLINE float sum(V v) {
   }
   return lanes[0];
 }
-
-CK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-CK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-CK_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-CK_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Piece i of `parts` even pieces of [0, total).
-struct Range {
-  int64_t begin, end;
-};
-CK_INLINE Range piece(int64_t i, int64_t parts, int64_t total) {
-  return {i * total / parts, (i + 1) * total / parts};
-}
-
 }  // namespace convkit

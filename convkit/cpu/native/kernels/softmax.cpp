@@ -1,6 +1,16 @@
-// softmax.hpp argues the kernels.
-#include "softmax.hpp"
+// Softmax and cross-entropy of rows of logits, the label's rank in a row, and what a batch's losses come to.
+//
+// Idea      A row is a task: its maximum, the exponentials of what lies below it, with their sum in double,
+//           and the division, out of L1. exp is 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
+//           The rank counts registers of comparisons: "not less" before the label, "greater" behind it.
+// Traffic   Logits are read and probabilities written once: 8 bytes per float. 1000 classes by the batch:
+//           small.
+// Summary   A batch has some hundred losses: one thread adds them up, in double. Loss n is part of sum n %
+//           SUMS, and the sums are added pairwise, so that every instruction set gives the same bits.
+// NaN       in a logit makes the row NaN: its exponential is NaN, and so is the sum. So does +infinity.
+#include <cmath>
 
+#include "half.hpp"
 #include "local.hpp"
 
 namespace convkit {
@@ -13,7 +23,8 @@ CK_INLINE V exp_negative(V x) {
   const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
   const V shifted = x * 1.44269504f + magic;
   const V n = shifted - magic;
-  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, of which the first times n is exact
+  const V r =
+      (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, of which the first times n is exact
   V p = splat(1.38888889e-3f);
   p = p * r + 8.33333333e-3f;
   p = p * r + 4.16666667e-2f;
@@ -53,21 +64,21 @@ CK_INLINE int64_t count_if(const S* z, int64_t n, const Test& test) {
 }  // namespace
 
 template <class S>
-void softmax_xent_fprop(int64_t N, int64_t K, const S* logits, const int64_t* labels, float* loss, S* probs,
-                        int threads) {
+void softmax_xent_fprop_vectors(int64_t N, int64_t K, const S* logits, const int64_t* labels, float* loss,
+                                S* probs, int threads) {
   parallel_for(workers(threads, 16 * N * K), N, [&](int64_t n) {
     const S* z = logits + n * K;
     float* row = local_floats(round_up(K, LANES));
-    V highest = splat(-INFINITY);
+    V highest = splat(-INFINITE);
     for (int64_t i = 0; i < K; i += LANES) {
-      const V v = get(z, i, K, -INFINITY);
+      const V v = get(z, i, K, -INFINITE);
       highest = v > highest ? v : highest;
     }
     float top = highest[0];
     for (int l = 1; l < LANES; ++l) top = highest[l] > top ? highest[l] : top;
     D lanes{};  // a loss near zero is log(1 + what is small): float32 would lose it beside the 1
     for (int64_t i = 0; i < K; i += LANES) {
-      V v = exp_negative(get(z, i, K, -INFINITY) - top);
+      V v = exp_negative(get(z, i, K, -INFINITE) - top);
       if (i + LANES > K)
         for (int64_t l = K - i; l < LANES; ++l) v[l] = 0;
       store(row + i, v);
@@ -82,8 +93,8 @@ void softmax_xent_fprop(int64_t N, int64_t K, const S* logits, const int64_t* la
 }
 
 template <class S>
-void softmax_xent_dgrad(int64_t N, int64_t K, const S* probs, const int64_t* labels, const float* dloss, S* dlogits,
-                        int threads) {
+void softmax_xent_dgrad_vectors(int64_t N, int64_t K, const S* probs, const int64_t* labels,
+                                const float* dloss, S* dlogits, int threads) {
   parallel_for(workers(threads, 8 * N * K), N, [&](int64_t n) {
     const S* p = probs + n * K;
     S* to = dlogits + n * K;
@@ -94,7 +105,8 @@ void softmax_xent_dgrad(int64_t N, int64_t K, const S* probs, const int64_t* lab
 }
 
 template <class S>
-void label_rank(int64_t N, int64_t K, const S* logits, const int64_t* labels, int32_t* rank, int threads) {
+void label_rank_vectors(int64_t N, int64_t K, const S* logits, const int64_t* labels, int32_t* rank,
+                        int threads) {
   parallel_for(workers(threads, 4 * N * K), N, [&](int64_t n) {
     const S* z = logits + n * K;
     const int64_t label = labels[n];
@@ -110,7 +122,8 @@ void label_rank(int64_t N, int64_t K, const S* logits, const int64_t* labels, in
 }
 
 template <class L>
-void loss_summary(int64_t N, const L* loss, const int32_t* rank, double* total, int64_t* errors, int32_t* finite) {
+void loss_summary_vectors(int64_t N, const L* loss, const int32_t* rank, double* total, int64_t* errors,
+                          int32_t* finite) {
   constexpr int SUMS = 8;
   double sums[SUMS] = {};
   bool good = true;
@@ -132,13 +145,14 @@ void loss_summary(int64_t N, const L* loss, const int32_t* rank, double* total, 
   errors[1] = fifth;
   *finite = good;
 }
-template void loss_summary(int64_t, const float*, const int32_t*, double*, int64_t*, int32_t*);
-template void loss_summary(int64_t, const double*, const int32_t*, double*, int64_t*, int32_t*);
+template void loss_summary_vectors(int64_t, const float*, const int32_t*, double*, int64_t*, int32_t*);
+template void loss_summary_vectors(int64_t, const double*, const int32_t*, double*, int64_t*, int32_t*);
 
-#define CK_SOFTMAX(S)                                                                                              \
-  template void softmax_xent_fprop(int64_t, int64_t, const S*, const int64_t*, float*, S*, int);                   \
-  template void softmax_xent_dgrad(int64_t, int64_t, const S*, const int64_t*, const float*, S*, int);             \
-  template void label_rank(int64_t, int64_t, const S*, const int64_t*, int32_t*, int);
+#define CK_SOFTMAX(S)                                                                                    \
+  template void softmax_xent_fprop_vectors(int64_t, int64_t, const S*, const int64_t*, float*, S*, int); \
+  template void softmax_xent_dgrad_vectors(int64_t, int64_t, const S*, const int64_t*, const float*, S*, \
+                                           int);                                                         \
+  template void label_rank_vectors(int64_t, int64_t, const S*, const int64_t*, int32_t*, int);
 CK_SOFTMAX(float)
 CK_SOFTMAX(BFloat16)
 CK_SOFTMAX(Float16)

@@ -4,9 +4,9 @@
 //
 // A is read in whole registers, B in scalars that are broadcast, so neither needs a shuffle; where b_row is a
 // constant, the rows' addresses are constants too, and no pointer per row is kept.
-// Tiling    NV * NJ accumulators hide the latency of the FMA (some 4 cycles times 1 or 2 units) and make the loads
-//           rare: NV + NJ of them for NV * NJ FMAs. They must fit the registers together with NV of A and one of B:
-//           2 x 14 of 32 registers, 2 x 6 of 16.
+// Tiling    NV * NJ accumulators hide the latency of the FMA (some 4 cycles times 1 or 2 units) and make the
+//           loads rare: NV + NJ of them for NV * NJ FMAs. They must fit the registers together with NV of A
+//           and one of B: 2 x 14 of 32 registers, 2 x 6 of 16.
 #pragma once
 
 #include "simd.hpp"
@@ -43,14 +43,15 @@ struct Tile {
     step(a, a_part, [&](int j) { return b[j * b_row]; });
   }
 
-  CK_INLINE void run(const float* a, int64_t a_step, int64_t a_part, const float* b, int64_t b_step, int64_t b_row,
-                     int64_t count) {
+  CK_INLINE void run(const float* a, int64_t a_step, int64_t a_part, const float* b, int64_t b_step,
+                     int64_t b_row, int64_t count) {
     for (int64_t i = 0; i < count; ++i) step(a + i * a_step, a_part, b + i * b_step, b_row);
   }
 };
 
-// The tile of this instruction set: registers of A, and rows of B at the most.
-constexpr int TILE_V = 2;
-constexpr int TILE_J = REGISTERS == 32 ? 14 : 6;
+// The tile of this instruction set: TILE_M numbers of A, in registers, by TILE_N rows of B at the most.
+constexpr int TILE_M_REGISTERS = 2;
+constexpr int TILE_M = TILE_M_REGISTERS * LANES;  // 32, 16 or 8
+constexpr int TILE_N = REGISTERS == 32 ? 14 : 6;
 
 }  // namespace convkit

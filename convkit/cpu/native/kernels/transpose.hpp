@@ -8,7 +8,8 @@
 namespace convkit {
 
 namespace detail {
-// Round D: lane l of the first result is b[l - D] where bit D of l is set, else a[l]; the second has what is left.
+// Round D: lane l of the first result is b[l - D] where bit D of l is set, else a[l]; the second has what is
+// left.
 template <int D, int... L>
 CK_INLINE void exchange(V& a, V& b, std::integer_sequence<int, L...>) {
   const V low = __builtin_shufflevector(a, b, ((L & D) ? LANES + L - D : L)...);
@@ -31,7 +32,8 @@ CK_INLINE void rounds(V (&r)[LANES]) {
 namespace detail {
 template <int... L>
 CK_INLINE void split(V& a, V& b, std::integer_sequence<int, L...>) {
-  const V even = __builtin_shufflevector(a, b, (2 * L)...), odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
+  const V even = __builtin_shufflevector(a, b, (2 * L)...),
+          odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
   a = even;
   b = odd;
 }
@@ -50,12 +52,12 @@ CK_INLINE void merge(V& a, V& b) { detail::merge(a, b, std::make_integer_sequenc
 
 CK_INLINE void transpose(V (&r)[LANES]) { detail::rounds<LANES / 2>(r); }
 
-// A matrix whose rows are the lanes (channels, `step` floats apart) and whose columns are neighbours in memory, as
-// registers of lanes: emit(e, v) for each column e < columns. Lanes from `lanes` on are zeros. Nothing at or beyond `end`
-// is read.
+// A matrix whose rows are the lanes (channels, `step` floats apart) and whose columns are neighbours in
+// memory, as registers of lanes: emit(e, v) for each column e < columns. Lanes from `lanes` on are zeros.
+// Nothing at or beyond `end` is read.
 template <class Emit>
-CK_INLINE void columns_as_lanes(const float* from, int64_t step, int64_t lanes, int64_t columns, const float* end,
-                                const Emit& emit) {
+CK_INLINE void columns_as_lanes(const float* from, int64_t step, int64_t lanes, int64_t columns,
+                                const float* end, const Emit& emit) {
   for (int64_t e = 0; e < columns; e += LANES) {
     const int64_t count = least(LANES, columns - e);
     V r[LANES];

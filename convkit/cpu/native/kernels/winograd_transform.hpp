@@ -1,21 +1,23 @@
-// The transforms of Winograd's minimal filtering (Toom-Cook) F(M x M, R x R) on tiles of T = M + R - 1 pixels a side.
+// The transforms of Winograd's minimal filtering (Toom-Cook) F(M x M, R x R) on tiles of T = M + R - 1 pixels
+// a side.
 //
 //     y = A^T [ (G w G^T) * (B^T x B) ] A        with *, the product of elements
 //
-// A tile is evaluated at the points 0, +-1, +-1/2, 2 and infinity (T = 7). Of the sets of seven small rationals these
-// and their like were the most exact in a search: relative RMS 2.6e-6 with float32 throughout against 1e-7 of a plain
-// sum; with the points +-1/3 or 3/2 instead, it is 1.3 to 1.6 times that.
+// A tile is evaluated at the points 0, +-1, +-1/2, 2 and infinity (T = 7). Of the sets of seven small
+// rationals these and their like were the most exact in a search: relative RMS 2.6e-6 with float32 throughout
+// against 1e-7 of a plain sum; with the points +-1/3 or 3/2 instead, it is 1.3 to 1.6 times that.
 //
 // Each matrix is applied by its structure, not by its entries:
-//   B^T   Its rows are the coefficients of the product of (x - p) over all other points. All but one row share the factor
-//         (x - 2), pairs share x (x +- a): 20 operations for 7 values instead of 37.
-//   G     Row p is 1, p, p^2, ...: the even and the odd powers, added and subtracted, for each pair. Its divisors, the
-//         products of (p - q) over the other points q, are left out here, and multiplied in once, in two dimensions
-//         (`divisor`): into the weights' transform, or, for the gradient of the weights, into that of the result.
+//   B^T   Its rows are the coefficients of the product of (x - p) over all other points. All but one row
+//         share the factor (x - 2), pairs share x (x +- a): 20 operations for 7 values instead of 37.
+//   G     Row p is 1, p, p^2, ...: the even and the odd powers, added and subtracted, for each pair. Its
+//         divisors, the products of (p - q) over the other points q, are left out here, and multiplied in
+//         once, in two dimensions (`divisor`): into the weights' transform, or, for the gradient of the
+//         weights, into that of the result.
 //   A^T   The transpose of such a matrix: pairs are added and subtracted first.
 //
-// B depends on the points alone. So F(5, 3) and F(3, 5) share it, and the gradient of the weights of the one is the
-// other: dw = A^T [ (G dy G^T) * (B^T x B) ] A with R x R outputs of "filters" of M x M pixels of dy.
+// B depends on the points alone. So F(5, 3) and F(3, 5) share it, and the gradient of the weights of the one
+// is the other: dw = A^T [ (G dy G^T) * (B^T x B) ] A with R x R outputs of "filters" of M x M pixels of dy.
 #pragma once
 
 #include "simd.hpp"

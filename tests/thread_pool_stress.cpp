@@ -1,6 +1,7 @@
-// Puts the kernels' thread pool under stress; built and run by tests/test_native.py, with ThreadSanitizer too.
-// What tasks share is deliberately not atomic: the pool must order it, and the sanitizer says where it does not.
-#include "pool.hpp"
+// Puts the kernels' thread pool under stress; built and run by tests/test_native.py, with ThreadSanitizer
+// too. What tasks share is deliberately not atomic: the pool must order it, and the sanitizer says where it
+// does not.
+#include "thread_pool.hpp"
 
 #include <pthread.h>
 #include <signal.h>
@@ -21,20 +22,20 @@
 using convkit::parallel_for;
 using std::int64_t;
 
-#define CHECK(truth)                                                       \
-  do {                                                                     \
-    if (!(truth)) {                                                        \
+#define CHECK(truth)                                                         \
+  do {                                                                       \
+    if (!(truth)) {                                                          \
       std::fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #truth); \
-      std::_Exit(1);                                                       \
-    }                                                                      \
+      std::_Exit(1);                                                         \
+    }                                                                        \
   } while (0)
 
 namespace {
 
 void sleep_us(int us) { std::this_thread::sleep_for(std::chrono::microseconds(us)); }
 
-// Threads wait for each other here, so that nothing depends on which of them gets a core first. One that never comes is
-// a failure, after a minute.
+// Threads wait for each other here, so that nothing depends on which of them gets a core first. One that
+// never comes is a failure, after a minute.
 class Meeting {
  public:
   // Goes on when as many threads have come.
@@ -92,7 +93,8 @@ void nested() {
   }
 }
 
-// Workers take over the caller's treatment of denormal numbers, also when it has changed since they were started.
+// Workers take over the caller's treatment of denormal numbers, also when it has changed since they were
+// started.
 void modes() {
 #if defined(__x86_64__)
   const unsigned before = __builtin_ia32_stmxcsr();
@@ -130,7 +132,8 @@ void signals() {
   CHECK(helped > 0);
 }
 
-// From region to region a thread takes the same part of the tasks; what one that is held up leaves, others do.
+// From region to region a thread takes the same part of the tasks; what one that is held up leaves, others
+// do.
 void shares() {
   const pthread_t caller = pthread_self();
   constexpr int64_t TASKS = 40;
@@ -146,7 +149,8 @@ void shares() {
   int done = 0;
   bool helped = false;
   parallel_for(2, TASKS, [&](int64_t i) {
-    for (int wait = 0; i == 0 && wait < 60000 && !helped; ++wait) {  // whoever has it is held up until all others are done
+    for (int wait = 0; i == 0 && wait < 60000 && !helped;
+         ++wait) {  // whoever has it is held up until all others are done
       sleep_us(1000);
       helped = __atomic_load_n(&done, __ATOMIC_SEQ_CST) == TASKS - 1;
     }
@@ -183,8 +187,8 @@ void forks(int rounds) {
   other.join();
 }
 
-// The system gives no thread: the work is done all the same. In a process of its own, since the C library keeps the
-// stacks of threads that have ended for others.
+// The system gives no thread: the work is done all the same. In a process of its own, since the C library
+// keeps the stacks of threads that have ended for others.
 void starved() {
   const rlimit none{1 << 20, 1 << 20};
   CHECK(setrlimit(RLIMIT_AS, &none) == 0);

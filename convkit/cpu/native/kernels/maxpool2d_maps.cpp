@@ -1,22 +1,25 @@
 // Max pooling of NCHW arrays, a map at a time.
 //
-// Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the column modulo the
-//           stride, so that tap s of all outputs is an unaligned load; each row's maxima over s, with their taps, go
-//           into a ring of rows, which the windows that overlap share, and the maximum over r of those is the output.
-//           Row by row and left to right, so the first of equal values wins; NaN as in pool2d.hpp.
-// Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where windows lie more
-//           than 16 columns apart, and backward where they are wider than a row: scratch stays small for any options.
-//           Whole registers are loaded and stored as long as they stay inside the map: what they spill into the next row is
-//           written again with it.
-// dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few rows that
-//           were widened, with a margin of zeros and of taps that there are not; then the remainders are interleaved.
-// Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in registers.
-// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 22 cycles forward and 26 backward on
-//           55 x 55, 34 and 39 on 27 x 27, where the last registers of a row are half empty.
+// Idea      A register holds neighbouring outputs of a row. A row of x is split by the remainder of the
+//           column modulo the stride, so that tap s of all outputs is an unaligned load; each row's maxima
+//           over s, with their taps, go into a ring of rows, which the windows that overlap share, and the
+//           maximum over r of those is the output. Row by row and left to right, so the first of equal values
+//           wins; NaN as in maxpool2d.hpp.
+// Edges     Outputs whose windows stick out to the left or right take a scalar loop, and so do all where
+//           windows lie more than 16 columns apart, and backward where they are wider than a row: scratch
+//           stays small for any options. Whole registers are loaded and stored as long as they stay inside
+//           the map: what they spill into the next row is written again with it.
+// dgrad     Gathered: for each remainder, a pixel's windows are unaligned loads of dy and argmax out of a few
+//           rows that were widened, with a margin of zeros and of taps that there are not; then the
+//           remainders are interleaved.
+// Usual     Window 3, stride 2, no padding: the split and the interleaving are shuffles of what is in
+//           registers.
+// Measured  Zen 4, AVX-512, one thread, window 3 and stride 2: 16 elements of x take 22 cycles forward and 26
+//           backward on 55 x 55, 34 and 39 on 27 x 27, where the last registers of a row are half empty.
 // Traffic   forward reads x and writes y and argmax, backward reads dy and argmax and writes dx.
 #include <utility>
 
-#include "pool2d.hpp"
+#include "maxpool2d.hpp"
 
 namespace convkit {
 namespace {
@@ -25,14 +28,14 @@ namespace {
 struct Tap {
   int64_t remainder, offset;
 };
-CK_INLINE Tap tap_at(const Pool& g, int64_t s) {
+CK_INLINE Tap tap_at(const MaxPool& g, int64_t s) {
   const int64_t shift = s * g.dilation_w - g.pad_left;
   const int64_t offset = shift >= 0 ? shift / g.stride_w : -ceil_div(-shift, g.stride_w);
   return {shift - offset * g.stride_w, offset};
 }
 // The first `count` of them, at the front of some scratch; returns what is behind them.
 int64_t tap_floats(int64_t count) { return round_up(count * int64_t(sizeof(Tap) / sizeof(float)), LANES); }
-float* fill_taps(const Pool& g, int64_t count, float* scratch) {
+float* fill_taps(const MaxPool& g, int64_t count, float* scratch) {
   for (int64_t s = 0; s < count; ++s) reinterpret_cast<Tap*>(scratch)[s] = tap_at(g, s);
   return scratch + tap_floats(count);
 }
@@ -52,10 +55,15 @@ CK_INLINE V alternate(V a, V b, std::integer_sequence<int, L...>) {
 constexpr auto LANE = std::make_integer_sequence<int, LANES>();
 
 template <class S>
-CK_INLINE void widen(const S* from, int64_t count, float* to) {
+CK_NOINLINE void widen(const S* from, int64_t count, float* to) {
   int64_t i = 0;
   for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = load_one(from + i);
+}
+
+template <class Index>
+CK_NOINLINE void widen_taps(const Index* from, int64_t count, std::int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<std::int32_t>(from[i]);
 }
 
 CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
@@ -68,15 +76,19 @@ CK_INLINE void see_one(float v, int t, float& best, std::int32_t& winner) {
 template <bool USUAL>
 class Fprop {
  public:
-  explicit Fprop(const Pool& g)
-      : g_(g), width_(round_up(g.Q, LANES) + LANES), part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
+  CK_NOINLINE explicit Fprop(const MaxPool& g)
+      : g_(g),
+        width_(round_up(g.Q, LANES) + LANES),
+        part_(ceil_div(g.W, g.stride_w) + 2 * LANES),
         period_(least(g.H, g.span())) {
     first_ = least(g.Q, ceil_div(g.pad_left, g.stride_w));
     const int64_t room = g.W - 1 - (g.S - 1) * g.dilation_w + g.pad_left;
     last_ = room < 0 || g.stride_w > NEAR ? first_ : most(first_, least(g.Q, room / g.stride_w + 1));
     inner_ = first_ < last_ ? g.S : 0;
   }
-  int64_t floats() const { return tap_floats(inner_) + g_.W + 3 * LANES + parts() + 2 * (period_ + 1) * width_; }
+  int64_t floats() const {
+    return tap_floats(inner_) + g_.W + 3 * LANES + parts() + 2 * (period_ + 1) * width_;
+  }
 
   template <class S, class Index>
   void plane(const S* x, S* y, Index* argmax, float* scratch) {
@@ -90,7 +102,8 @@ class Fprop {
       const int64_t top = g_.top(p);
       const Range r = taps_inside(top, g_.dilation_h, g_.R, g_.H);
       next = most(next, top);
-      for (; next < least(g_.H, top + g_.span()); ++next) across(x + next * g_.W, (g_.H - next) * g_.W, next % period_);
+      for (; next < least(g_.H, top + g_.span()); ++next)
+        across(x + next * g_.W, (g_.H - next) * g_.W, next % period_);
       down(top, r, y + p * g_.Q, argmax + p * g_.Q, (g_.P - p) * g_.Q);
     }
   }
@@ -101,35 +114,46 @@ class Fprop {
   // A row of x: the maxima over s, into slot `slot` of the ring. `room` elements may be read.
   template <class S>
   void across(const S* x, int64_t room, int64_t slot) {
-    float* values = values_ + slot * width_;
-    std::int32_t* taps = taps_ + slot * width_;
-    const auto put = [=](int64_t q, const Best& best) {
-      store(values + q, best.value);
-      std::memcpy(taps + q, &best.tap, sizeof best.tap);
-    };
     if constexpr (USUAL) {
       if (2 * round_up(last_, LANES) + 2 <= room) {
-        across_usual(x, put);
+        across_usual(x, slot);
       } else {
         widen(x, g_.W, row_);
-        across_usual(row_, put);
+        across_usual(row_, slot);
       }
       if (last_ < g_.Q) widen(x + 2 * last_, g_.W - 2 * last_, row_ + 2 * last_);
     } else {
       widen(x, g_.W, row_);
-      const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
-      for (int64_t q = first_; q < last_; q += LANES) {
-        Best best{load_tap(parts, 0, q), VI{}};
-        for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
-        put(q, best);
-      }
+      across_any(slot);
     }
+    across_ends(slot);
+  }
+
+  CK_INLINE void put(int64_t slot, int64_t q, const Best& best) {
+    store(values_ + slot * width_ + q, best.value);
+    std::memcpy(taps_ + slot * width_ + q, &best.tap, sizeof best.tap);
+  }
+
+  // Any window, of row_: the outputs whose windows do not stick out.
+  CK_NOINLINE void across_any(int64_t slot) {
+    const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
+    for (int64_t q = first_; q < last_; q += LANES) {
+      Best best{load_tap(parts, 0, q), VI{}};
+      for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
+      put(slot, q, best);
+    }
+  }
+
+  // The other outputs, one by one.
+  CK_NOINLINE void across_ends(int64_t slot) {
+    float* values = values_ + slot * width_;
+    std::int32_t* taps = taps_ + slot * width_;
     for (int64_t q = 0; q < g_.Q; ++q) {
       if (q == first_) q = last_;
       if (q == g_.Q) break;
       const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
       const float* at = row_ + g_.left(q);
-      values[q] = -INFINITY;
+      values[q] = -INFINITE;
       taps[q] = 0;
       if (s.begin == s.end) continue;
       values[q] = at[s.begin * g_.dilation_w];
@@ -139,19 +163,19 @@ class Fprop {
     }
   }
 
-  template <class S, class Put>
-  CK_INLINE void across_usual(const S* x, const Put& put) {
+  template <class S>
+  CK_INLINE void across_usual(const S* x, int64_t slot) {
     for (int64_t q = 0; q < last_; q += LANES, x += 2 * LANES) {
       const V a = load(x), b = load(x + LANES);
       Best best{second_lanes<0>(a, b, LANE), VI{}};
       best.see(second_lanes<1>(a, b, LANE), 1);
       best.see(second_lanes<0>(load(x + 2), load(x + LANES + 2), LANE), 2);
-      put(q, best);
+      put(slot, q, best);
     }
   }
 
   // The columns of row_, those of each remainder together.
-  const float* split() {
+  CK_NOINLINE const float* split() {
     for (int64_t j = 0; j < least(g_.stride_w, g_.W); ++j) {
       const int64_t count = (g_.W - j - 1) / g_.stride_w + 1;
       for (int64_t i = 0; i < count; ++i) parts_[j * part_ + i] = row_[i * g_.stride_w + j];
@@ -167,7 +191,7 @@ class Fprop {
   template <class S, class Index>
   void down(int64_t top, Range r, S* y, Index* argmax, int64_t room) {
     for (int64_t q = 0; q < g_.Q; q += LANES) {
-      Best best{splat(-INFINITY), VI{}};
+      Best best{splat(-INFINITE), VI{}};
       for (int64_t i = r.begin; i < r.end; ++i) {
         const int64_t slot = (top + i * g_.dilation_h) % period_;
         VI tap;
@@ -188,7 +212,13 @@ class Fprop {
         Winners<Index>::store_part(argmax + q, best.tap, count);
       }
     }
-    for (int64_t q = 0; q < g_.Q; ++q) {  // windows that see nothing
+    see_nothing(argmax);
+  }
+
+  // Windows that lie in the padding alone.
+  template <class Index>
+  CK_NOINLINE void see_nothing(Index* argmax) {
+    for (int64_t q = 0; q < g_.Q; ++q) {
       if (q == first_) q = last_;
       if (q == g_.Q) break;
       const Range s = taps_inside(g_.left(q), g_.dilation_w, g_.S, g_.W);
@@ -196,10 +226,11 @@ class Fprop {
     }
   }
 
-  const Pool& g_;
-  int64_t width_, part_, period_;  // floats of a row of outputs, and of a remainder's columns; rows of the ring
-  int64_t first_, last_;           // outputs whose windows do not stick out, unless all are done one by one
-  int64_t inner_;                  // taps of those
+  const MaxPool& g_;
+  int64_t width_, part_,
+      period_;            // floats of a row of outputs, and of a remainder's columns; rows of the ring
+  int64_t first_, last_;  // outputs whose windows do not stick out, unless all are done one by one
+  int64_t inner_;         // taps of those
   const Tap* tap_ = nullptr;
   float *row_ = nullptr, *parts_ = nullptr, *values_ = nullptr;
   std::int32_t* taps_ = nullptr;
@@ -208,7 +239,7 @@ class Fprop {
 template <bool USUAL>
 class Dgrad {
  public:
-  explicit Dgrad(const Pool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
+  CK_NOINLINE explicit Dgrad(const MaxPool& g) : g_(g), part_(round_up(ceil_div(g.W, g.stride_w), LANES)) {
     apart_ = g.stride_w > NEAR || g.S > g.W;
     inner_ = apart_ ? 0 : g.S;
     int64_t behind = 0;
@@ -220,7 +251,9 @@ class Dgrad {
     if (apart_) width_ = round_up(g.Q, LANES);
     period_ = least(g.P, (g.span() - 1) / g.stride_h + 2);  // one more than a row of dx wants: it comes early
   }
-  int64_t floats() const { return tap_floats(inner_) + 2 * period_ * width_ + parts() + round_up(g_.W, LANES); }
+  int64_t floats() const {
+    return tap_floats(inner_) + 2 * period_ * width_ + parts() + round_up(g_.W, LANES);
+  }
 
   template <class S, class Index>
   void plane(const S* dy, const Index* argmax, S* dx, float* scratch) {
@@ -235,16 +268,12 @@ class Dgrad {
       for (; next < least(g_.P, (h + g_.pad_top) / g_.stride_h + 2); ++next) {
         const int64_t at = next % period_ * width_ + before_;
         widen(dy + next * g_.Q, g_.Q, dy_ + at);
-        for (int64_t q = 0; q < g_.Q; ++q) taps_[at + q] = static_cast<std::int32_t>(argmax[next * g_.Q + q]);
+        widen_taps(argmax + next * g_.Q, g_.Q, taps_ + at);
       }
       if constexpr (USUAL) {
         usual_row(h, dx + h * g_.W);
-      } else if (apart_) {
-        one_by_one(h);
-        write(parts_, dx + h * g_.W);
       } else {
-        gather(h);
-        interleave(dx + h * g_.W);
+        write(any_row(h), dx + h * g_.W);
       }
     }
   }
@@ -285,7 +314,17 @@ class Dgrad {
       store_part(dx, v, count);
   }
 
-  void gather(int64_t h) {
+  // A row of dx, for any window.
+  const float* any_row(int64_t h) {
+    if (!apart_) {
+      gather(h);
+      return interleave();
+    }
+    one_by_one(h);
+    return parts_;
+  }
+
+  CK_NOINLINE void gather(int64_t h) {
     for (int64_t j = 0; j < g_.stride_w; ++j) {
       for (int64_t i = 0; i < part_; i += LANES) {
         V total{};
@@ -301,7 +340,7 @@ class Dgrad {
     }
   }
 
-  void one_by_one(int64_t h) {
+  CK_NOINLINE void one_by_one(int64_t h) {
     for (int64_t w = 0; w < g_.W; ++w) {
       float total = 0;
       each_window(h + g_.pad_top, g_.stride_h, g_.dilation_h, g_.R, g_.P, [&](int64_t p, int64_t r) {
@@ -315,23 +354,21 @@ class Dgrad {
   }
 
   template <class S>
-  void write(const float* row, S* dx) {
+  CK_NOINLINE void write(const float* row, S* dx) {
     for (int64_t w = 0; w < g_.W; w += LANES) put(dx + w, load(row + w), g_.W - w, g_.W - w);
   }
 
-  template <class S>
-  void interleave(S* dx) {
+  // What gather left, in the order of the pixels.
+  CK_NOINLINE const float* interleave() {
     const int64_t stride = g_.stride_w;
-    float* row = parts_;
-    if (stride > 1) {
-      row += stride * part_;
-      for (int64_t j = 0; j < least(stride, g_.W); ++j)
-        for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
-    }
-    write(row, dx);
+    if (stride == 1) return parts_;
+    float* row = parts_ + stride * part_;
+    for (int64_t j = 0; j < least(stride, g_.W); ++j)
+      for (int64_t i = 0; i * stride + j < g_.W; ++i) row[i * stride + j] = parts_[j * part_ + i];
+    return row;
   }
 
-  const Pool& g_;
+  const MaxPool& g_;
   bool apart_;     // pixels are done one by one
   int64_t inner_;  // taps of registers
   int64_t part_, before_ = 0, width_, period_;
@@ -343,30 +380,36 @@ class Dgrad {
 }  // namespace
 
 template <class S, class Index>
-void maxpool2d_fprop_maps(const Pool& g, const S* x, S* y, Index* argmax, int threads) {
+void maxpool2d_fprop_rows(const MaxPool& g, const S* x, S* y, Index* argmax, int threads) {
   const auto run = [&](auto usual) {
     parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
       Fprop<decltype(usual)::value> pool(g);
       pool.plane(x + i * g.H * g.W, y + i * g.P * g.Q, argmax + i * g.P * g.Q, local_floats(pool.floats()));
     });
   };
-  g.usual() ? run(std::true_type()) : run(std::false_type());
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual()) return run(std::true_type());
+  }
+  run(std::false_type());
 }
 
 template <class S, class Index>
-void maxpool2d_dgrad_maps(const Pool& g, const S* dy, const Index* argmax, S* dx, int threads) {
+void maxpool2d_dgrad_rows(const MaxPool& g, const S* dy, const Index* argmax, S* dx, int threads) {
   const auto run = [&](auto usual) {
     parallel_for(workers(threads, 4 * g.N * g.C * (g.H * g.W + g.P * g.Q)), g.N * g.C, [&](int64_t i) {
       Dgrad<decltype(usual)::value> pool(g);
       pool.plane(dy + i * g.P * g.Q, argmax + i * g.P * g.Q, dx + i * g.H * g.W, local_floats(pool.floats()));
     });
   };
-  g.usual() ? run(std::true_type()) : run(std::false_type());
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual()) return run(std::true_type());
+  }
+  run(std::false_type());
 }
 
-#define CK_MAPS(S, Index)                                                               \
-  template void maxpool2d_fprop_maps(const Pool&, const S*, S*, Index*, int);           \
-  template void maxpool2d_dgrad_maps(const Pool&, const S*, const Index*, S*, int);
+#define CK_MAPS(S, Index)                                                        \
+  template void maxpool2d_fprop_rows(const MaxPool&, const S*, S*, Index*, int); \
+  template void maxpool2d_dgrad_rows(const MaxPool&, const S*, const Index*, S*, int);
 #define CK_MAPS_OF(S) CK_MAPS(S, std::uint8_t) CK_MAPS(S, std::uint16_t) CK_MAPS(S, std::uint32_t)
 CK_MAPS_OF(float)
 CK_MAPS_OF(BFloat16)

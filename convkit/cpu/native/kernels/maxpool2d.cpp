@@ -1,13 +1,13 @@
-// Blocked: pool2d.hpp argues the kernels.
-#include "pool2d.hpp"
+// Blocked: maxpool2d.hpp argues the kernels.
+#include "maxpool2d.hpp"
 
 namespace convkit {
 namespace {
 
 // The window whose taps [r.begin, r.end) x [s.begin, s.end) lie inside; row(r) is where tap (r, 0) lies.
 template <class Rows>
-CK_INLINE Best window(const Pool& g, const Rows& row, Range r, Range s, int part) {
-  Best best{splat(-INFINITY), VI{}};
+CK_INLINE Best window(const MaxPool& g, const Rows& row, Range r, Range s, int part) {
+  Best best{splat(-INFINITE), VI{}};
   if (r.begin == r.end || s.begin == s.end) return best;
   const int64_t step = g.dilation_w * BLOCK;
   best = {load(row(r.begin) + s.begin * step + part * LANES), VI{} + int(r.begin * g.S + s.begin)};
@@ -18,10 +18,11 @@ CK_INLINE Best window(const Pool& g, const Rows& row, Range r, Range s, int part
   return best;
 }
 
-// Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen a NaN.
+// Window 3, stride 2: outputs [0, count) of a row of a block, from three rows of x. False if it may have seen
+// a NaN.
 template <class Index>
-CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, const float* row1, const float* row2,
-                           int64_t ahead, float* y, Index* argmax) {
+CK_INLINE bool usual_fprop(const MaxPool& g, int64_t count, const float* row0, const float* row1,
+                           const float* row2, int64_t ahead, float* y, Index* argmax) {
   VI tap[9], nan{};
   CK_UNROLL
   for (int t = 0; t < 9; ++t) tap[t] = VI{} + static_cast<int>(t / 3 * g.S + t % 3);
@@ -57,13 +58,15 @@ CK_INLINE bool usual_fprop(const Pool& g, int64_t count, const float* row0, cons
 }  // namespace
 
 template <class Index>
-void maxpool2d_fprop_row(const Pool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax) {
+void maxpool2d_fprop_row(const MaxPool& g, int64_t p, bool spare, const RowRing& x, float* y, Index* argmax) {
   const int64_t top = g.top(p);
   const Range r = taps_inside(top, g.dilation_h, g.R, g.H);
   int64_t q = 0;
-  if (g.usual() && r.end == 3) {
-    q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
-    if (!usual_fprop(g, q, x.row(top), x.row(top + 1), x.row(top + 2), x.ahead, y, argmax)) q = 0;
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual() && r.end == 3) {
+      q = least(g.Q, (g.W - 1) / 2);  // windows with all taps inside
+      if (!usual_fprop(g, q, x.row(top), x.row(top + 1), x.row(top + 2), x.ahead, y, argmax)) q = 0;
+    }
   }
   for (; q < g.Q; ++q) {
     const int64_t left = g.left(q);
@@ -82,7 +85,7 @@ namespace {
 
 // Window 3, stride 2: one row of windows, whose tap r this row is. Adds to dx, or begins it.
 template <bool ADD, class Index>
-CK_INLINE void usual_dgrad(const Pool& g, int r, const float* dy, const Index* argmax, float* dx) {
+CK_INLINE void usual_dgrad(const MaxPool& g, int r, const float* dy, const Index* argmax, float* dx) {
   CK_UNROLL
   for (int part = 0; part < PARTS; ++part) {
     const int64_t o = part * LANES;
@@ -107,19 +110,21 @@ CK_INLINE void usual_dgrad(const Pool& g, int r, const float* dy, const Index* a
 }  // namespace
 
 template <class Index>
-void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index* argmax, float* dx) {
+void maxpool2d_dgrad_row(const MaxPool& g, int64_t h, const float* dy, const Index* argmax, float* dx) {
   const int64_t row = g.Q * BLOCK;
-  if (g.usual()) {
-    const int64_t p = h / 2;
-    const bool upper = h % 2 == 0 && p > 0, own = p < g.P;
-    if (upper) usual_dgrad<false>(g, 2, dy + (p - 1) * row, argmax + (p - 1) * row, dx);
-    if (upper && own)
-      usual_dgrad<true>(g, 0, dy + p * row, argmax + p * row, dx);
-    else if (own)
-      usual_dgrad<false>(g, int(h % 2), dy + p * row, argmax + p * row, dx);
-    else if (!upper)
-      std::memset(dx, 0, size_t(g.W * BLOCK) * sizeof(float));
-    return;
+  if constexpr (may_be_usual<Index>) {
+    if (g.usual()) {
+      const int64_t p = h / 2;
+      const bool upper = h % 2 == 0 && p > 0, own = p < g.P;
+      if (upper) usual_dgrad<false>(g, 2, dy + (p - 1) * row, argmax + (p - 1) * row, dx);
+      if (upper && own)
+        usual_dgrad<true>(g, 0, dy + p * row, argmax + p * row, dx);
+      else if (own)
+        usual_dgrad<false>(g, int(h % 2), dy + p * row, argmax + p * row, dx);
+      else if (!upper)
+        std::memset(dx, 0, size_t(g.W * BLOCK) * sizeof(float));
+      return;
+    }
   }
   for (int64_t w = 0; w < g.W; ++w) {
     for (int part = 0; part < PARTS; ++part) {
@@ -136,7 +141,7 @@ void maxpool2d_dgrad_row(const Pool& g, int64_t h, const float* dy, const Index*
 }
 
 template <class Index>
-void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* argmax, int threads) {
+void maxpool2d_fprop_rows_blocked(const MaxPool& g, const float* x, float* y, Index* argmax, int threads) {
   const int64_t blocks = g.blocks(), row = g.Q * BLOCK;
   parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
     const RowRing rows{x + task * g.H * g.W * BLOCK, g.H, g.W * BLOCK, 2 * g.W * BLOCK};
@@ -148,7 +153,8 @@ void maxpool2d_fprop_blocked(const Pool& g, const float* x, float* y, Index* arg
 }
 
 template <class Index>
-void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax, float* dx, int threads) {
+void maxpool2d_dgrad_rows_blocked(const MaxPool& g, const float* dy, const Index* argmax, float* dx,
+                                  int threads) {
   const int64_t blocks = g.blocks(), row = g.W * BLOCK, plane = g.P * g.Q * BLOCK;
   parallel_for(workers(threads, 4 * g.N * (g.x_image() + g.y_image())), g.N * blocks, [&](int64_t task) {
     for (int64_t h = 0; h < g.H; ++h)
@@ -156,11 +162,11 @@ void maxpool2d_dgrad_blocked(const Pool& g, const float* dy, const Index* argmax
   });
 }
 
-#define CK_POOL(Index)                                                                                              \
-  template void maxpool2d_fprop_row(const Pool&, int64_t, bool, const RowRing&, float*, Index*);                          \
-  template void maxpool2d_dgrad_row(const Pool&, int64_t, const float*, const Index*, float*);                      \
-  template void maxpool2d_fprop_blocked(const Pool&, const float*, float*, Index*, int);                            \
-  template void maxpool2d_dgrad_blocked(const Pool&, const float*, const Index*, float*, int);
+#define CK_POOL(Index)                                                                              \
+  template void maxpool2d_fprop_row(const MaxPool&, int64_t, bool, const RowRing&, float*, Index*); \
+  template void maxpool2d_dgrad_row(const MaxPool&, int64_t, const float*, const Index*, float*);   \
+  template void maxpool2d_fprop_rows_blocked(const MaxPool&, const float*, float*, Index*, int);    \
+  template void maxpool2d_dgrad_rows_blocked(const MaxPool&, const float*, const Index*, float*, int);
 CK_POOL(std::uint8_t)
 CK_POOL(std::uint16_t)
 CK_POOL(std::uint32_t)

@@ -1,4 +1,4 @@
-#include "pool.hpp"
+#include "thread_pool.hpp"
 
 #include <pthread.h>
 #if defined(__linux__)
@@ -26,8 +26,8 @@ void pause() {
 #endif
 }
 
-// A thread's rounding and its treatment of denormal numbers. A caller may have changed its own at any time, as
-// torch.set_flush_denormal does; a worker has those of whoever started it.
+// A thread's rounding and its treatment of denormal numbers. A caller may have changed its own at any time,
+// as torch.set_flush_denormal does; a worker has those of the thread that started it.
 #if defined(__x86_64__)
 using Mode = unsigned;
 Mode mode() { return __builtin_ia32_stmxcsr(); }
@@ -46,8 +46,9 @@ Mode mode() { return 0; }
 void adopt(Mode) {}
 #endif
 
-// Holds back every signal while it lives, for the threads that are started meanwhile. Not those that a fault of the
-// thread itself raises: blocked, they would end the process before faulthandler could say where it was.
+// Holds back every signal while it lives, for the threads that are started meanwhile. Not those that a fault
+// of the thread itself raises: blocked, they would end the process before faulthandler could say where it
+// was.
 class NoSignals {
  public:
   NoSignals() {
@@ -83,9 +84,9 @@ int this_cpu() {
 #endif
 }
 
-// Moves this thread to another CPU, if it is on that one and may run elsewhere. The system often wakes a worker where
-// its caller runs, and a region is over before it would move one of the two: measured on two idle CPUs, whole calls of
-// 5 ms took 9.5 ms, one after the other.
+// Moves this thread to another CPU, if it is on that one and may run elsewhere. The system often wakes a
+// worker where its caller runs, and a region is over before it would move one of the two: measured on two
+// idle CPUs, whole calls of 5 ms took 9.5 ms, one after the other.
 void leave(int cpu) {
 #if defined(__linux__)
   if (cpu < 0 || sched_getcpu() != cpu) return;
@@ -103,14 +104,14 @@ void leave(int cpu) {
 // What different threads write lies on cache lines of its own.
 constexpr int LINE = 64;
 
-struct Pool {
+struct ThreadPool {
   std::atomic<bool> busy{false};  // a region runs; only its caller may touch what is not atomic here
   int workers = 0;
 
-  // The region. Its parts are written before `open` is set, and not again until `open` is cleared and `inside` has
-  // come down to 0: a worker that finds `open` set after it has counted itself in may use them. (It counts itself in,
-  // then looks at `open`; the caller clears `open`, then looks at `inside`. All in one order that everybody sees, so
-  // one of the two sees the other.)
+  // The region. Its parts are written before `open` is set, and not again until `open` is cleared and
+  // `inside` has come down to 0: a worker that finds `open` set after it has counted itself in may use them.
+  // (It counts itself in, then looks at `open`; the caller clears `open`, then looks at `inside`. All in one
+  // order that everybody sees, so one of the two sees the other.)
   TaskFunction function = nullptr;
   const void* context = nullptr;
   Mode caller_mode{};
@@ -118,8 +119,8 @@ struct Pool {
   std::atomic<int> caller_cpu{-1};
   std::atomic<bool> open{false};
 
-  // The tasks are cut into shares, one for each thread: it takes those of its own first, and then those that are left
-  // of the others'. Beyond SHARES threads, some have one together.
+  // The tasks are cut into shares, one for each thread: it takes those of its own first, and then those that
+  // are left of the others'. Beyond SHARES threads, some have one together.
   struct alignas(LINE) Share {
     std::atomic<std::int64_t> next{0};
     std::int64_t end = 0;
@@ -137,14 +138,15 @@ struct Pool {
   void work(int index) {
     for (int turn = 0; turn < shares; ++turn) {
       Share& s = share[(index + turn) % shares];
-      // Asked before it is taken: whoever only looks leaves the line to its owner.
+      // Asked before it is taken: a thread that only looks leaves the line to its owner.
       for (std::int64_t i; s.next.load() < s.end && (i = s.next.fetch_add(1)) < s.end;) function(context, i);
     }
   }
 
   void serve(int index) {
     for (std::uint64_t seen = 0;;) {
-      // A region for fewer threads is none of this worker's business: it neither spins nor stays awake for it.
+      // A region for fewer threads is none of this worker's business: it neither spins nor stays awake for
+      // it.
       auto rung = [&] { return epoch.load() != seen && index < helpers.load(); };
       if (!spin(rung)) {
         std::unique_lock<std::mutex> lock(bed);
@@ -198,16 +200,16 @@ struct Pool {
   }
 };
 
-Pool* pool = new Pool;  // never freed: workers may outlive every static
+ThreadPool* pool = new ThreadPool;  // never freed: workers may outlive every static
 
-const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new ThreadPool; });
 
 }  // namespace
 
 void run_tasks(int threads, std::int64_t tasks, TaskFunction function, const void* context) {
   (void)registered;
-  Pool& p = *pool;
-  if (p.busy.exchange(true)) {
+  ThreadPool& p = *pool;
+  if (threads <= 1 || tasks <= 1 || p.busy.exchange(true)) {
     for (std::int64_t i = 0; i < tasks; ++i) function(context, i);
     return;
   }

@@ -1,4 +1,4 @@
-"""ReLU, dropout and the update rule in C++, in place too: native/kernels/pointwise.hpp."""
+"""ReLU, dropout and the update rule in C++, in place too: native/kernels/elementwise.cpp."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Launch = Callable[..., None]
 
 @compiled("relu_fprop", name="vectors", dtypes=STORAGE)
 def relu_fprop(g: Elementwise) -> Launch:
-    return kernel("relu_fprop", g.dtype, g.size)
+    return kernel("relu_fprop_vectors", g.dtype, g.size)
 
 
 @compiled("relu_dgrad", name="vectors", dtypes=STORAGE)
 def relu_dgrad(g: Elementwise) -> Launch:
-    return kernel("relu_dgrad", g.dtype, g.size)
+    return kernel("relu_dgrad_vectors", g.dtype, g.size)
 
 
 @compiled("dropout_dgrad", name="vectors", dtypes=STORAGE)
 @compiled("dropout_fprop", name="vectors", dtypes=STORAGE)
 def dropout(g: Elementwise) -> Launch:
-    run = kernel("dropout", g.dtype, g.size)
+    run = kernel("dropout_fprop_vectors", g.dtype, g.size)
 
     def launch(x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
         run(x, y, seed, offset, threshold(p), scale)
@@ -38,7 +38,7 @@ def dropout(g: Elementwise) -> Launch:
 
 @compiled("sgd_momentum", name="vectors", dtypes=STORAGE)
 def sgd_momentum(g: Elementwise) -> Launch:
-    run = kernel("sgd_momentum", g.dtype, g.size)
+    run = kernel("sgd_momentum_vectors", g.dtype, g.size)
 
     def launch(
         w: Array,
