@@ -1,9 +1,9 @@
-"""Arrays in and out: NumPy, CuPy, or anything with DLPack, without importing what the user has not.
+"""Arrays in and out: NumPy, CuPy, or anything with DLPack; libraries are used only where the user has them.
 
 `view` turns what the caller passed into an array that implementations understand (NumPy for the CPU, CuPy
-for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. `queue` is where the work
-on arrays belongs: on their GPU, in order with the stream of the library that they come from. Everything that
-differs between NumPy and CuPy is here.
+for a GPU), without a copy; `Kind.wrap` turns a result back into the caller's kind. `queue` is the block in
+which to work on arrays: on their GPU, in order with the stream of the library that they come from. Everything
+that differs between NumPy and CuPy is here.
 
 A device is "cpu", or a GPU with its number, "cuda:1"; "cuda" alone is CuPy's current one.
 """
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +32,54 @@ DTYPES: dict[str, np.dtype] = {
 }
 #: The type of a user's array, and so of the result: NumPy's, CuPy's, PyTorch's, a `layouts.Tensor`, ...
 A = TypeVar("A")
+
+
+class GpuArray(Protocol):
+    """CuPy's array: what convkit asks of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def flags(self) -> Any: ...
+    @property
+    def device(self) -> Any: ...
+    @property
+    def data(self) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+    def view(self, dtype: Any = ...) -> GpuArray: ...
+    def reshape(self, *shape: Any) -> GpuArray: ...
+    def transpose(self, *axes: Any) -> GpuArray: ...
+    def copy(self) -> GpuArray: ...
+    def fill(self, value: Any) -> None: ...
+    def min(self) -> Any: ...
+    def max(self) -> Any: ...
+    def mean(self) -> Any: ...
+    def get(self) -> np.ndarray: ...
+    def set(self, values: np.ndarray) -> None: ...
+
+
+#: What implementations compute on: NumPy's array, or CuPy's.
+Array = np.ndarray | GpuArray
+
+
+class _HasDtype(Protocol):
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
 _NOTHING = contextlib.nullcontext()
 #: Libraries whose arrays are known here, also where a user's class derives from theirs.
@@ -59,7 +107,7 @@ class Kind:
         """ "cpu" or "cuda": what implementations are for."""
         return self.device.partition(":")[0]
 
-    def wrap(self, array: np.ndarray) -> Any:
+    def wrap(self, array: Array) -> Any:
         """A result as the caller's kind, sharing its memory; as it is where the library cannot take it."""
         if self.module in ("numpy", "cupy"):
             return array
@@ -181,7 +229,7 @@ def _plain_torch(value: Any) -> bool:
 
 
 def _refuse_torch(name: str, value: Any) -> None:
-    """Refuse a tensor of which its memory says too little, or whose gradient would be lost."""
+    """Refuse a tensor whose values are not all in its memory, or whose gradient would be lost."""
     torch = sys.modules["torch"]
     # What FakeTensor, DTensor, ... change, and what functionalisation and lazy modules leave as it is.
     dispatch, lazy = torch.Tensor.__torch_dispatch__, torch.nn.parameter.UninitializedTensorMixin
@@ -214,10 +262,10 @@ def _plainly(torch: Any, value: Any) -> contextlib.AbstractContextManager[Any]:
     """A block in which a subclass does not change what a tensor's methods mean."""
     if type(value) is torch.Tensor:
         return _NOTHING
-    return torch._C.DisableTorchFunctionSubclass()  # type: ignore[no-any-return]
+    return torch._C.DisableTorchFunctionSubclass()
 
 
-def view(name: str, value: Any, *, write: bool = False, kind: Kind | None = None) -> np.ndarray:
+def view(name: str, value: Any, *, write: bool = False, kind: Kind | None = None) -> Array:
     """The caller's array as a NumPy array, or a CuPy array, over the same memory, read-only or not.
 
     `kind` is that of `kind_of`, where it is known.
@@ -242,7 +290,7 @@ def view(name: str, value: Any, *, write: bool = False, kind: Kind | None = None
         raise _unreadable(name, value, error) from error
 
 
-def _torch_view(name: str, value: Any, kind: Kind, write: bool) -> Any:
+def _torch_view(name: str, value: Any, kind: Kind, write: bool) -> Array:
     torch = sys.modules["torch"]
     with _plainly(torch, value):
         if value.is_neg():  # a sign that torch has put off, and that DLPack does not carry
@@ -265,9 +313,10 @@ def plain(value: Any) -> np.ndarray | None:
     try:
         if torch is None or not _plain_torch(value) or value.is_neg():
             return None
-        return _torch_view("", value, TORCH, False)  # type: ignore[no-any-return]
+        found = _torch_view("", value, TORCH, False)
     except Exception:  # whatever a library raises: `view` says what
         return None
+    return found if isinstance(found, np.ndarray) else None
 
 
 def foreign(value: Any) -> bool:
@@ -282,7 +331,7 @@ def written(values: Iterable[Any]) -> None:
         sys.modules["torch"].autograd.graph.increment_version(tensors)
 
 
-def dtype_name(name: str, array: np.ndarray) -> str:
+def dtype_name(name: str, array: _HasDtype) -> str:
     """The storage dtype's name, or an error that lists the known ones."""
     found = _names().get(array.dtype)
     if found is None or not array.dtype.isnative:
@@ -304,7 +353,15 @@ def np_dtype(name: str) -> np.dtype:
     return DTYPES.get(name) or np.dtype(name)
 
 
-def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray:
+@overload
+def zeros(shape: tuple[int, ...], dtype: str, device: Literal["cpu"] = "cpu") -> np.ndarray: ...
+
+
+@overload
+def zeros(shape: tuple[int, ...], dtype: str, device: str) -> Array: ...
+
+
+def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> Array:
     """A new array of zeros; on a CPU, memory that is never touched is never taken."""
     if device != "cpu":
         array = empty(shape, dtype, device)
@@ -314,9 +371,24 @@ def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> np.ndarray
     return empty(shape, dtype, make=np.zeros)
 
 
+@overload
+def empty(
+    shape: tuple[int, ...],
+    dtype: str,
+    device: Literal["cpu"] = "cpu",
+    make: Callable[..., np.ndarray] = ...,
+) -> np.ndarray: ...
+
+
+@overload
+def empty(
+    shape: tuple[int, ...], dtype: str, device: str, make: Callable[..., np.ndarray] = ...
+) -> Array: ...
+
+
 def empty(
     shape: tuple[int, ...], dtype: str, device: str = "cpu", make: Callable[..., np.ndarray] = np.empty
-) -> np.ndarray:
+) -> Array:
     """A new array, 64-byte aligned for vector loads; a clear error where memory is short.
 
     Source
@@ -332,7 +404,7 @@ def empty(
         if device != "cpu":
             cupy = _cupy()
             with _current(device):
-                return cupy.empty(shape, kind)  # type: ignore[no-any-return]
+                return cupy.empty(shape, kind)
         raw = make(count * kind.itemsize + 64, np.uint8)
     except (MemoryError, ValueError) as error:
         gib = count * kind.itemsize / 2**30
@@ -341,7 +413,7 @@ def empty(
     return np.ndarray(shape, kind, raw, start)
 
 
-def assign(target: np.ndarray, values: Any) -> None:
+def assign(target: Array, values: Array) -> None:
     """target[...] = values, between host and device where they differ; not from one GPU to another."""
     if isinstance(target, np.ndarray):
         if isinstance(values, np.ndarray):
@@ -362,21 +434,29 @@ def assign(target: np.ndarray, values: Any) -> None:
             _bytes(target)[...] = _bytes(contiguous(values, target.dtype.name))
 
 
-def contiguous(array: Any, dtype: str) -> Any:
+@overload
+def contiguous(array: np.ndarray, dtype: str) -> np.ndarray: ...
+
+
+@overload
+def contiguous(array: GpuArray, dtype: str) -> GpuArray: ...
+
+
+def contiguous(array: Array, dtype: str) -> Array:
     """The array itself where it is contiguous, aligned and of that dtype; else a copy that is."""
     kind = np_dtype(dtype)
     if isinstance(array, np.ndarray):
         return np.require(array, kind, ["C", "A"]).reshape(array.shape)
     with on(array):
         cupy = _cupy()
-        if not _aligned(array):  # which no kernel can read, CuPy's own neither, but as bytes
+        if not _aligned(array):  # no kernel can read it except as bytes, CuPy's own included
             array = _bytes(array).copy().view(array.dtype).reshape(array.shape)
         ready = cupy.ascontiguousarray(array, kind)
         return ready if ready.ndim == array.ndim else ready.reshape(array.shape)  # CuPy makes (1,) of ()
 
 
-def bounds(array: Any) -> tuple[int, int]:
-    """Address of the first byte of an array, and that behind its last."""
+def bounds(array: Array) -> tuple[int, int]:
+    """Address of the first byte of an array, and of the byte after its last."""
     start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
     if array.size == 0:
         return start, start
@@ -384,18 +464,18 @@ def bounds(array: Any) -> tuple[int, int]:
     return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + array.itemsize
 
 
-def overlap(a: Any, b: Any) -> bool:
+def overlap(a: Array, b: Array) -> bool:
     """Whether the extents of two arrays in memory overlap."""
     (a0, a1), (b0, b1) = bounds(a), bounds(b)
     return a0 < b1 and b0 < a1
 
 
-def in_order(array: Any) -> bool:
+def in_order(array: Array) -> bool:
     """Whether an implementation may write into the array as it is: contiguous and aligned."""
     return bool(array.flags.c_contiguous) and _aligned(array)
 
 
-def _aligned(array: Any) -> bool:
+def _aligned(array: Array) -> bool:
     """Whether elements begin at multiples of their size; CuPy keeps no flag of it."""
     if isinstance(array, np.ndarray):
         return bool(array.flags.aligned)
@@ -428,28 +508,28 @@ def _too_old(version: str) -> bool:
     return first.isdecimal() and int(first) < 14
 
 
-def _cuda_view(value: Any) -> Any:
+def _cuda_view(value: Any) -> GpuArray:
     """As a CuPy array; CuPy's current stream waits for what the array's library has queued for it."""
     cupy = _cupy()
     return value if _is_cupy(value) else cupy.from_dlpack(value)
 
 
-def _bytes(array: Any) -> Any:
+def _bytes(array: GpuArray) -> Any:
     """A CuPy array as bytes, with one dimension more."""
     strides = (*array.strides, 1)
     return _cupy().ndarray((*array.shape, array.itemsize), np.uint8, memptr=array.data, strides=strides)
 
 
-def place(array: Any) -> str:
+def place(array: Array) -> str:
     """The device of a NumPy or CuPy array."""
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
 
 
-def on(array: Any) -> contextlib.AbstractContextManager[Any]:
+def on(array: Array) -> contextlib.AbstractContextManager[Any]:
     """A block in which an array's GPU is the current one; for arrays on the CPU, nothing."""
     if isinstance(array, np.ndarray):
         return _NOTHING
-    return _cupy().cuda.Device(array.device.id)  # type: ignore[no-any-return]
+    return _cupy().cuda.Device(array.device.id)
 
 
 def gpus() -> int:
@@ -511,7 +591,7 @@ def _queued(found: list[tuple[Any, int]]) -> Iterator[None]:
 
     DLPack orders one half: `cupy.from_dlpack` makes the current stream wait for what the producer has queued,
     and a library's own `from_dlpack` makes its stream wait for the current one. It knows nothing of the end
-    of the call, behind which an input may be overwritten or freed, and an `out=` read.
+    of the call, after which an input may be overwritten or freed, and an `out=` read.
 
     Where the first array is PyTorch's, its stream is CuPy's current one meanwhile: launches and memory of the
     results are then ordered as PyTorch's own are, and no event is needed.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, devices, layouts
+from .arrays import Array
 from .op import Op, Problem
 from .registry import Implementation
 
@@ -21,7 +22,7 @@ KEPT_WORKSPACE = 64 << 20
 
 
 class _Local(threading.local):
-    memory: Any = None
+    memory: np.ndarray | None = None
 
 
 _local = _Local()
@@ -33,7 +34,7 @@ def take(size: int) -> np.ndarray:
     if memory is None or memory.size < size:
         del memory  # before more is taken
         memory = arrays.empty((size,), "uint8")
-    return memory  # type: ignore[no-any-return]
+    return memory
 
 
 def keep(memory: np.ndarray) -> None:
@@ -61,7 +62,7 @@ class Call:
     op : Op
     implementation : Implementation
     problem : Problem
-    inputs, outputs : tuple of ndarray
+    inputs, outputs : tuple of Array
         Contiguous, in the order that the op declares; an optional input may be None.
     options : dict
         Keyword arguments of the implementation, flags that are given among them; a plan changes them
@@ -73,8 +74,8 @@ class Call:
     op: Op
     implementation: Implementation
     problem: Problem
-    inputs: tuple[np.ndarray | None, ...]
-    outputs: tuple[np.ndarray, ...]
+    inputs: tuple[Array | None, ...]
+    outputs: tuple[Array, ...]
     options: dict[str, Any] = field(default_factory=dict)
     layer: str = ""
     #: An executor, the implementation's `prepare`, and what that has made for the executor.
@@ -88,7 +89,7 @@ class Call:
         workspace = self.implementation.workspace
         return workspace(self.problem) if workspace and not self.problem.empty else 0
 
-    def nchw(self, names: tuple[str, ...], memory: tuple[Any, ...]) -> list[Any]:
+    def nchw(self, names: tuple[str, ...], memory: tuple[Array | None, ...]) -> list[Array | None]:
         """Tensors of this call, each as its problem says: itself, or a copy of one in another layout."""
         declared = layouts.declared(self.implementation.layout)
         return [

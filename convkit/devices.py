@@ -16,12 +16,12 @@ from typing import Any
 from . import arrays
 from .errors import NoImplementation, OptionError
 
-#: What NumPy arrays are given to here, in the place of a GPU.
+#: The executor that takes NumPy arrays in the place of a GPU in this context, or None.
 _instead: ContextVar[Any] = ContextVar("convkit_executor", default=None)
 
 
-#: What the CPU backend computes with, once it is chosen: see `cpu.extension`. What has been bound for one
-#: choice is not for another.
+#: The compiled kernels of the CPU backend, once they are chosen (`cpu.extension`). A call that is bound to
+#: one build of them is not valid for another.
 cpu_kernels: Any = None
 
 
@@ -41,7 +41,7 @@ def current() -> Any:
 
 @contextlib.contextmanager
 def instead(executor: Any) -> Iterator[None]:
-    """Give NumPy arrays to the CUDA kernels inside a `with` block, and the kernels to this executor."""
+    """Inside a `with` block, run CUDA kernels on NumPy arrays, by this executor."""
     token = _instead.set(executor)
     try:
         yield
@@ -50,7 +50,7 @@ def instead(executor: Any) -> Iterator[None]:
 
 
 def emulating() -> bool:
-    """Whether NumPy arrays are given to the CUDA kernels here."""
+    """Whether CUDA kernels run on NumPy arrays in this context."""
     return _instead.get() is not None
 
 
@@ -93,4 +93,4 @@ def on_gpu(device: str, instead: str) -> contextlib.AbstractContextManager[Any]:
     number, count = int(device.removeprefix("cuda:")), cupy.cuda.runtime.getDeviceCount()
     if number >= count:
         raise OptionError(f"there is no {device}: CuPy sees {count}, from cuda:0 to cuda:{count - 1}")
-    return cupy.cuda.Device(number)  # type: ignore[no-any-return]
+    return cupy.cuda.Device(number)

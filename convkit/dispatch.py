@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import arrays, bound, devices, layouts
+from .arrays import Array
 from .call import Call
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
 from .layouts import Tensor
@@ -47,7 +48,7 @@ def operation(function: F) -> F:
             raise
 
     if not method and bound.bindable(function):
-        return bound.quick(function, wrapper)  # type: ignore[no-any-return]
+        return bound.quick(function, wrapper)
     return wrapper  # type: ignore[return-value]
 
 
@@ -81,7 +82,7 @@ class Arguments:
     def __init__(self, op: str, **given: Any) -> None:
         self.op = OPS[op]
         self.given = given
-        self.views: dict[str, np.ndarray | None] = {}
+        self.views: dict[str, Array | Tensor | None] = {}
         kinds = {
             name: arrays.kind_of(name, value.data if isinstance(value, Tensor) else value)
             for name, value in given.items()
@@ -101,7 +102,7 @@ class Arguments:
                     raise DtypeError(f"{name} must be an array, not None")
                 self.views[name] = None
                 continue
-            array: Any = value if isinstance(value, Tensor) else arrays.view(name, value, kind=kinds[name])
+            array = value if isinstance(value, Tensor) else arrays.view(name, value, kind=kinds[name])
             kind = "int32" if name in self.op.flags else self.op.dtypes.get(name)
             if kind is None:
                 dtypes[name] = arrays.dtype_name(name, array)
@@ -123,7 +124,7 @@ class Arguments:
 
     def __getattr__(self, name: str) -> np.ndarray:
         try:
-            return self.__dict__["views"][name]  # type: ignore[no-any-return]
+            return self.__dict__["views"][name]
         except KeyError:
             raise AttributeError(name) from None
 
@@ -208,8 +209,8 @@ class Arguments:
             raise OptionError(f"the arrays must share a layout, not {words}")
         return layouts.NCHW.name, dict.fromkeys(self.op.outputs, row)
 
-    def _input(self, problem: Problem, name: str) -> np.ndarray | None:
-        array: Any = self.views[name]
+    def _input(self, problem: Problem, name: str) -> Array | None:
+        array = self.views[name]
         if array is None:
             return None
         if isinstance(array, Tensor):
@@ -232,9 +233,9 @@ class Arguments:
             raise OptionError(f"out must be a tuple of {len(self.op.outputs)}: {self.op.outputs}")
         return tuple(out)
 
-    def _outputs(self, problem: Problem, out: Any) -> list[np.ndarray | None]:
+    def _outputs(self, problem: Problem, out: Any) -> list[Array | None]:
         """The arrays behind `out=`, each checked before anything is written."""
-        found: list[np.ndarray | None] = []
+        found: list[Array | None] = []
         for name, value in zip(self.op.outputs, self._out_objects(out), strict=True):
             if value is None:
                 found.append(None)
@@ -263,9 +264,7 @@ class Arguments:
             raise OptionError("the outputs share memory with each other")
         return found
 
-    def _direct(
-        self, name: str, out: np.ndarray, inputs: tuple[np.ndarray | None, ...], *flags: np.ndarray | None
-    ) -> bool:
+    def _direct(self, name: str, out: Array, inputs: tuple[Array | None, ...], *flags: Array | None) -> bool:
         """Whether an implementation may write into `out` itself, or needs a buffer in between."""
         if not arrays.in_order(out):
             return False

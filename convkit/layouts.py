@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import overload
 
 import numpy as np
 
 from . import arrays
+from .arrays import Array, GpuArray
 from .errors import OptionError, unknown
 from .op import Shape
 
@@ -51,7 +52,7 @@ class Layout:
             extents[1] = -(-shape[1] // self.block)
         return (*(extents[axis] for axis in self.axes), *((self.block,) if self.block else ()))
 
-    def pack(self, array: Any, memory: Any) -> None:
+    def pack(self, array: Array, memory: Array) -> None:
         """Fill memory of `physical` shape from an array in the logical order, on the same device."""
         if not self.axes:
             memory[...] = array
@@ -71,7 +72,13 @@ class Layout:
         self.pack(array, memory)
         return memory
 
-    def unpack(self, memory: Any, shape: Shape) -> Any:
+    @overload
+    def unpack(self, memory: np.ndarray, shape: Shape) -> np.ndarray: ...
+
+    @overload
+    def unpack(self, memory: GpuArray, shape: Shape) -> GpuArray: ...
+
+    def unpack(self, memory: Array, shape: Shape) -> Array:
         """The elements in the logical order: a view where the layout is that, else a copy."""
         if not self.axes:
             return memory
@@ -82,7 +89,13 @@ class Layout:
         whole = memory.transpose(0, 1, 4, 2, 3).reshape(N, memory.shape[1] * self.block, H, W)
         return arrays.contiguous(whole[:, :C], memory.dtype.name)
 
-    def padding(self, memory: Any, shape: Shape) -> Any:
+    @overload
+    def padding(self, memory: np.ndarray, shape: Shape) -> np.ndarray | None: ...
+
+    @overload
+    def padding(self, memory: GpuArray, shape: Shape) -> GpuArray | None: ...
+
+    def padding(self, memory: Array, shape: Shape) -> Array | None:
         """The padding channels, which are to be zeros; None where there are none."""
         used = shape[1] % self.block if self.block else 0
         return memory[:, -1][..., used:] if used else None
@@ -113,7 +126,7 @@ class Declared:
     def of(self, tensor: str) -> Layout:
         """Layout of one tensor of the op."""
         group = _GROUPS.get(tensor)
-        return NCHW if group is None else getattr(self, group)  # type: ignore[no-any-return]
+        return NCHW if group is None else getattr(self, group)
 
     def __str__(self) -> str:
         sides = self.x.name if self.x == self.y else f"{self.x.name}>{self.y.name}"
@@ -181,14 +194,14 @@ class Tensor:
 
     Attributes
     ----------
-    data : ndarray
-        NumPy or CuPy, of `layout.physical(shape)`.
+    data : Array
+        NumPy's or CuPy's, of `layout.physical(shape)`.
     layout : Layout
     shape : tuple of int
         The logical shape, (N, C, H, W).
     """
 
-    data: Any
+    data: Array
     layout: Layout
     shape: Shape
 
@@ -207,7 +220,7 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        return self.data.dtype  # type: ignore[no-any-return]
+        return self.data.dtype
 
     @property
     def nbytes(self) -> int:
@@ -235,14 +248,14 @@ class Tensor:
         return cls(arrays.empty(row.physical(shape), dtype, device), row, tuple(shape))
 
     @classmethod
-    def of(cls, array: np.ndarray, layout: str) -> Tensor:
+    def of(cls, array: Array, layout: str) -> Tensor:
         """A copy of an array in the logical order, NumPy or CuPy."""
         tensor = cls.empty(array.shape, array.dtype.name, layout, arrays.place(array))
         with arrays.on(array):
             tensor.layout.pack(array, tensor.data)
         return tensor
 
-    def logical(self) -> Any:
+    def logical(self) -> Array:
         """The elements in the logical order (NCHW): an array, a copy unless the layout is that."""
         with arrays.on(self.data):
             return self.layout.unpack(self.data, self.shape)

@@ -45,7 +45,7 @@ class Problem:
 
     def dtype_of(self, tensor: str) -> str:
         """Storage dtype of a tensor; all are of the problem's own dtype unless a subclass differs."""
-        return self.dtype  # type: ignore[attr-defined,no-any-return]
+        return self.dtype  # type: ignore[attr-defined]
 
     def shape(self, tensor: str) -> Shape:
         """Shape of the tensor of that name."""
@@ -126,7 +126,7 @@ def extent(name: str) -> Stretch:
     """The stretch of one field of a problem."""
 
     def stretch(g: Any, value: int) -> Problem:
-        return replace(g, **{name: value})  # type: ignore[no-any-return]
+        return replace(g, **{name: value})
 
     return stretch
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -237,7 +236,7 @@ def _lowered(g: Conv2d, x: Array, col: Array, tile: Tile) -> Array:
     return matrix
 
 
-def _scratch(workspace: Array, *parts: tuple[int, Any]) -> list[Array]:
+def _scratch(workspace: Array, *parts: tuple[int, np.dtype]) -> list[Array]:
     """Flat arrays of so many elements and such a dtype, one behind the other in the workspace."""
     found, at = [], 0
     for size, dtype in parts:
@@ -246,14 +245,14 @@ def _scratch(workspace: Array, *parts: tuple[int, Any]) -> list[Array]:
     return found
 
 
-def _scratch_bytes(*parts: tuple[int, Any]) -> int:
+def _scratch_bytes(*parts: tuple[int, np.dtype]) -> int:
     return sum(-(-size * dtype.itemsize // 64) * 64 for size, dtype in parts)
 
 
 # ---------------------------------------------------------------------------------------------------
 # The passes
 # ---------------------------------------------------------------------------------------------------
-def _fprop_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
+def _fprop_parts(g: Conv2d) -> tuple[tuple[int, np.dtype], ...]:
     dtype, columns = accumulator(g), _largest(g).columns
     return (0 if _in_place(g) else _taps(g) * columns, dtype), (g.K * columns, dtype)
 
@@ -283,7 +282,7 @@ def conv2d_fprop(
         )
 
 
-def _dgrad_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
+def _dgrad_parts(g: Conv2d) -> tuple[tuple[int, np.dtype], ...]:
     dtype, columns = accumulator(g), _largest(g).columns
     return (
         (0 if _in_place(g) else _taps(g) * columns, dtype),
@@ -319,7 +318,7 @@ def conv2d_dgrad(g: Conv2d, dy: Array, w: Array, dx: Array, *, workspace: Array)
         )
 
 
-def _wgrad_parts(g: Conv2d) -> tuple[tuple[int, Any], ...]:
+def _wgrad_parts(g: Conv2d) -> tuple[tuple[int, np.dtype], ...]:
     dtype = accumulator(g)
     several = 0 if _largest(g) == Tile(0, g.N, 0, g.P, 0, g.Q) else g.K * _taps(g) // g.groups
     return (*_dgrad_parts(g), (several, dtype), (several, np.dtype(np.float64)))

@@ -190,7 +190,7 @@ def _asked(refusal: str) -> Callable[..., str | None]:
     """`when` of an algorithm that says itself what it cannot do, by the binding of that name."""
 
     def when(g: Conv2d, way: str, layout: str) -> str | None:
-        return getattr(extension.kernels(), refusal)(numbers(g))  # type: ignore[no-any-return]
+        return getattr(extension.kernels(), refusal)(numbers(g))
 
     return when
 

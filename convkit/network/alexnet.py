@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .network import PLAN_MEMORY, Network
+from .network import Network
+from .plan_cache import PLAN_MEMORY
 from .presets import preset as find
-from .presets import variant
+from .variant import variant
 
 
 class AlexNet(Network):
@@ -29,7 +30,7 @@ class AlexNet(Network):
         A factor for the outputs of conv1 to conv5, fc6 and fc7, each rounded to what the groups allow; or
         these seven numbers.
     init : {"he"}, optional
-        Instead of the preset's start: weights normal with sigma sqrt(2/fan in), biases 0.
+        Instead of the preset's initialisation: weights normal with sigma sqrt(2/fan in), biases 0.
 
     Attributes
     ----------

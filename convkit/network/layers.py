@@ -1,7 +1,7 @@
 """Layers: hyper-parameters, and which ops they are made of, forward and backward.
 
-A layer is a frozen description: for an input's shape it says which ops it needs, on which problems. It knows
-nothing of plans, memory or devices; a network's plan puts the ops in a row, fuses some, and runs them.
+A layer is a frozen description: for the shape of an input it gives the ops that it needs, and their problems.
+It does not know plans, memory or devices. A network's plan puts the ops in a row, fuses some, and runs them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
-
-import numpy as np
 
 from ..errors import OptionError
 from ..op import Problem, Shape
@@ -22,93 +20,20 @@ from ..ops.linear import Linear as LinearProblem
 from ..ops.lrn import LRN
 from ..ops.maxpool2d import Pool2d
 from ..options import finite, integer
-
-Array = np.ndarray
-
-
-# ---------------------------------------------------------------------------------------------------
-# Initialisation
-# ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Normal:
-    """Normal values with mean 0.
-
-    Parameters
-    ----------
-    sigma : float
-        Standard deviation.
-    """
-
-    sigma: float
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return rng.standard_normal(shape, np.float32) * np.float32(self.sigma)
-
-    def __str__(self) -> str:
-        return f"normal, sigma {self.sigma:g}"
+from .init import Constant as Constant
+from .init import FanInUniform as FanInUniform
+from .init import He as He
+from .init import Init
+from .init import Normal as Normal
 
 
-@dataclass(frozen=True)
-class Constant:
-    """One value everywhere.
-
-    Parameters
-    ----------
-    value : float
-    """
-
-    value: float
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return np.full(shape, self.value, np.float32)
-
-    def __str__(self) -> str:
-        return f"{self.value:g}"
-
-
-@dataclass(frozen=True)
-class FanInUniform:
-    """Uniform on +-1/sqrt(fan in): torch.nn's default for convolutions and linear layers."""
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        bound = 1 / np.sqrt(fan_in)
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
-
-    def __str__(self) -> str:
-        return "uniform, +-1/sqrt(fan in)"
-
-
-@dataclass(frozen=True)
-class He:
-    """Normal values with mean 0 and standard deviation sqrt(2/fan in).
-
-    Activations then keep their scale through any number of layers with ReLUs.
-
-    Source
-    ------
-    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, equation 10.
-    """
-
-    def fill(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> Array:
-        return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
-
-    def __str__(self) -> str:
-        return "normal, sigma sqrt(2/fan in)"
-
-
-Init = Normal | Constant | FanInUniform | He
-
-
-# ---------------------------------------------------------------------------------------------------
-# Layers
-# ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Use:
     """An op that a layer needs.
 
     Its tensors have the op's own names: x and y are the layer's input and output, dx and dy their gradients,
-    w and b its parameters, dw and db theirs. What else it writes forward (argmax) is kept for its backward
-    pass.
+    w and b the layer's parameters, dw and db their gradients. Anything else that the forward op writes, such
+    as argmax, is kept for the backward pass.
 
     Attributes
     ----------
@@ -260,7 +185,7 @@ class Linear(Layer):
 
 @dataclass(frozen=True)
 class Relu(Layer):
-    """Rectified linear unit. Its gradient starts from its output, so that it may run in place.
+    """Rectified linear unit. Its gradient is made from its output, so it may run in place.
 
     Parameters
     ----------
@@ -276,7 +201,7 @@ class Relu(Layer):
 class Lrn(Layer):
     """Local response normalisation: ``y = x * (k + alpha/size * sum x^2)^-beta``.
 
-    The backward pass starts from its input.
+    The backward pass reads its input.
 
     Parameters
     ----------
@@ -343,7 +268,9 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Dropout, in place: behind a ReLU the zeros that it adds let no gradient through either.
+    """Dropout. Where its input is a ReLU's output, it runs in place.
+
+    The ReLU's gradient then reads zeros where dropout has put them, and dropout's own gradient is zero there.
 
     Parameters
     ----------

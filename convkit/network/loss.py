@@ -1,18 +1,18 @@
-"""What a step or an evaluation says of its batch."""
+"""The result of a step or an evaluation: the loss, and counts of errors."""
 
 from __future__ import annotations
 
 
 class Loss(float):
-    """A mean loss, which is a float, and what else is known of the batch.
+    """A mean loss: a float, with counts of errors of the same batch.
 
     Attributes
     ----------
     errors, top5_errors : int
-        Images whose class is not the first, or not among the first five, of the network's.
+        Images for which the label is not the network's first class, or not among its first five.
     images : int
     finite : bool
-        Whether every image's loss is finite. Where it is not, a step has changed no weight and no velocity.
+        Whether every image's loss is finite. If not, the step has changed no weight and no velocity.
     """
 
     errors: int

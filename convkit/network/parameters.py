@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
+from ..arrays import Array, assign, empty
 from ..errors import OptionError, unknown
+from ..op import Shape
+from .layers import Layer
 
 
-class Parameters(Mapping[str, np.ndarray]):
+class Parameters(Mapping[str, Any]):
     """A network's parameters, their gradients or their velocities: arrays by name, in the layers' order.
 
     A network's plans are bound to these very arrays. So values are written into an array,
@@ -24,11 +27,11 @@ class Parameters(Mapping[str, np.ndarray]):
         "conv1.w", "conv1.b", ...; on a GPU CuPy arrays.
     """
 
-    def __init__(self, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, kind: str, arrays: Mapping[str, Array]) -> None:
         self._kind = kind
         self._arrays = dict(arrays)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -62,3 +65,62 @@ class Parameters(Mapping[str, np.ndarray]):
         )
 
     __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+class Kept:
+    """An attribute of a network that is never replaced: `params`, `grads` or `velocities`.
+
+    The network has its value in a dict, `_arrays`.
+
+    Parameters
+    ----------
+    doc : str
+        Its docstring.
+    """
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, network: None, owner: type) -> Kept: ...
+
+    @overload
+    def __get__(self, network: object, owner: type) -> Parameters: ...
+
+    def __get__(self, network: Any, owner: type) -> Kept | Parameters:
+        return self if network is None else network._arrays[self._name]
+
+    def __set__(self, network: Any, value: Any) -> NoReturn:
+        name = self._name
+        raise OptionError(f"a network keeps its {name}; write into them: net.{name}[name][...] = array")
+
+
+def initial(
+    layers: Sequence[Layer], input_shape: Shape, num_classes: int, seed: int, dtype: str, device: str
+) -> dict[str, Array]:
+    """The first values of all parameters, by name.
+
+    Each parameter has a random stream of its own, so that another layer leaves the others as they were.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    input_shape : (C, H, W)
+    num_classes, seed : int
+    dtype, device : str
+    """
+    found: dict[str, Array] = {}
+    shape: Shape = (1, *input_shape)
+    for index, layer in enumerate(layers):
+        parameters = layer.parameters(shape, num_classes)
+        fan_in = int(np.prod(parameters["w"][0][1:])) if "w" in parameters else 1
+        for which, (name, (w_shape, init)) in enumerate(parameters.items()):
+            stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, which)))
+            array = empty(w_shape, dtype, device)
+            assign(array, init.fill(stream, w_shape, fan_in))
+            found[f"{layer.name}.{name}"] = array
+        shape = layer.output_shape(shape, num_classes)
+    return found

@@ -1,7 +1,8 @@
-"""What `Network.state` returns: checked before any of it is loaded, and compared with what runs."""
+"""The state of a network: checks before it is loaded, and a comparison with what runs afterwards."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
+from ..arrays import Array
 from ..errors import DtypeError, OptionError, ShapeError
 from ..options import integer
+from .plan import Plan
 
 #: Version of a state.
 FORMAT = 1
@@ -18,7 +21,7 @@ _KEYS = ("format", "dtype", "shapes", "params", "velocities", "seed", "dropout_o
 #: Lines of an error or a warning that lists differences.
 _LISTED = 6
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,41 @@ class State:
     seed: int
     dropout_offset: int
     plan: dict[str, Any] | None
+
+
+@dataclass
+class Record:
+    """What the steps of a network run, as fingerprints of their plans.
+
+    Attributes
+    ----------
+    ran : dict, optional
+        Of the last step; None where that is not known.
+    expected : dict, optional
+        Of the last step of a loaded state, until a step is compared with it.
+    plan : weak reference, optional
+        The plan that `ran` is of.
+    fused : bool
+        Whether updates were fused in it.
+    """
+
+    ran: Mapping[str, Any] | None = None
+    expected: Mapping[str, Any] | None = None
+    plan: weakref.ref[Plan] | None = None
+    fused: bool = True
+
+    def note(self, plan: Plan) -> str:
+        """Note that a step runs this plan; returns where it differs from the expected one, as lines of text.
+
+        Implementations depend on the batch, so the comparison waits for a plan of the same batch.
+        """
+        if self.plan is None or self.plan() is not plan or self.fused != plan.fused:
+            self.ran, self.plan, self.fused = plan.fingerprint(), weakref.ref(plan), plan.fused
+        before, now = self.expected, self.ran
+        if before is None or now is None or before.get("batch") != now["batch"]:
+            return ""
+        self.expected = None
+        return differences(before, now)
 
 
 def checked(state: Any, params: Arrays, dtype: str) -> State:
@@ -70,7 +108,7 @@ def copies(params: Arrays) -> dict[str, np.ndarray]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Where two fingerprints of a plan differ: some lines, or an empty string."""
+    """The differences of two fingerprints of plans as lines of text; empty if there are none."""
     old, new = _flat(before), _flat(now)
     return _some(
         [
@@ -81,7 +119,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, np.ndarray]:
+def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, Array]:
     """The arrays of a part of a state, after all checks."""
     if not isinstance(found, Mapping):
         raise OptionError(f"{part} must be a dict of arrays, not {type(found).__name__}")
@@ -94,9 +132,9 @@ def _part(part: str, found: Any, params: Arrays, dtype: str) -> dict[str, np.nda
     return values
 
 
-def _restored(name: str, value: Any, dtype: str) -> np.ndarray:
+def _restored(name: str, value: Any, dtype: str) -> Array:
     array, kind = arrays.view(name, value), arrays.np_dtype(dtype)
-    # NumPy's files keep of bfloat16 that it has two bytes.
+    # A file of NumPy's keeps bfloat16 as items of two bytes.
     return array.view(kind) if array.dtype == np.dtype(f"V{kind.itemsize}") else array
 
 
@@ -126,7 +164,7 @@ def _some(lines: Sequence[str]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A nested dict as one level: its leaves, by the words that lead to them."""
+    """A nested dict as a flat one: each leaf by the keys that lead to it, joined by spaces."""
     if not isinstance(value, Mapping):
         return {name: value}
     return {k: v for key, part in value.items() for k, v in _flat(part, f"{name} {key}".strip()).items()}

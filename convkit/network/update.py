@@ -1,4 +1,4 @@
-"""The update rule: SGD with momentum, and what it does to each parameter of a network."""
+"""The update rule, SGD with momentum, and its rates for each parameter of a network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Rates(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class Update:
-    """SGD with momentum: its rates, which parameters have rates of their own, which are frozen.
+    """SGD with momentum: its rates, parameters with rates of their own, and frozen parameters.
 
     Parameters are named "conv1.w", "conv1.b", ... A pattern has ``*``, ``?`` or ``[...]`` in it, as for file
     names: "conv1.*" are the parameters of a layer, "*.b" all biases.
@@ -57,12 +57,12 @@ class Update:
     lr_in_velocity : bool
         Convention of `convkit.sgd_momentum`.
     rates : mapping of str to float
-        Learning rates by parameter name or pattern. Such a rate is used as it is: it comes before a step's
-        `lr` and before the rules for biases. A parameter's own name comes before a pattern; among the
-        patterns that fit it, the last one given counts.
+        Learning rates by parameter name or pattern. Such a rate is used as it is: a step's `lr` and the
+        rules for biases do not change it. A parameter's own name counts before a pattern; of several
+        patterns that match, the last one counts.
     frozen : tuple of str
-        Names or patterns of parameters that a step does not change at all: no gradient step, no momentum,
-        no weight decay; their velocities stay as they are. It comes before `rates`.
+        Names or patterns of parameters that a step does not change: no gradient step, no momentum, no
+        weight decay. Their velocities do not change either. It counts before `rates`.
 
     Raises
     ------
@@ -125,7 +125,7 @@ class Update:
         lr : float
             Learning rate of this step.
         first_layer : str
-            Name of the first layer with parameters, whose bias `bias_lr_fixed` passes over.
+            Name of the first layer with parameters; `bias_lr_fixed` does not apply to its bias.
 
         Returns
         -------

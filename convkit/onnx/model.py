@@ -145,6 +145,7 @@ def _checked(info: onnx.ValueInfoProto, value: Any, symbols: dict[str, int]) -> 
     if arrays.kind_of(label, value).device != "cpu":
         raise DtypeError(f"{label} must live on the CPU")
     array = arrays.view(label, value)
+    assert isinstance(array, np.ndarray)  # on a CPU
     code = info.type.tensor_type.elem_type
     if code not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         dtype = dtype_of(label, code)

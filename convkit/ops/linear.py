@@ -346,7 +346,7 @@ def linear_wgrad_sgd(
     a = Arguments("linear_wgrad_sgd", x=x, dy=dy, w=w, v=v, finite=finite)
     rule = sgd.rule(lr, momentum, weight_decay, lr_in_velocity)
     problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
-    return a.run(problem, out=out, impl=impl, math=math, **rule)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl, math=math, **rule)
 
 
 @operation
@@ -390,4 +390,4 @@ def linear_dgrad_wgrad_sgd(
     a = Arguments("linear_dgrad_wgrad_sgd", dy=dy, w=w, x=x, v=v, finite=finite)
     rule = sgd.rule(lr, momentum, weight_decay, lr_in_velocity)
     problem = Linear.of(a.x.shape, a.w.shape, a.dtype)
-    return a.run(problem, out=out, impl=impl, math=math, relu=flag("relu", relu), **rule)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl, math=math, relu=flag("relu", relu), **rule)

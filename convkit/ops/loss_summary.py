@@ -130,4 +130,4 @@ def loss_summary(
     """
     a = Arguments("loss_summary", loss=loss, rank=rank)
     problem = LossSummary.of(a.loss.shape, a.dtype)
-    return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl)

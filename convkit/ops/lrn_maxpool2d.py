@@ -272,7 +272,7 @@ def lrn_maxpool2d_fprop(
         may win.
     """
     a = Arguments("lrn_maxpool2d_fprop", x=x)
-    return a.run(_problem(a.x.shape, lrn, pool, a.dtype), out=out, impl=impl)  # type: ignore[no-any-return]
+    return a.run(_problem(a.x.shape, lrn, pool, a.dtype), out=out, impl=impl)
 
 
 @operation

@@ -144,7 +144,7 @@ def maxpool2d_fprop(
         ceil_mode=ceil_mode,
         dtype=a.dtype,
     )
-    return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl)
 
 
 @operation

@@ -204,7 +204,7 @@ def sgd_momentum(
     if lr_in_velocity and (nesterov or dampening):
         raise OptionError("nesterov and dampening are defined for lr_in_velocity=False only")
     numbers = _numbers(lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening)
-    return a.run(  # type: ignore[no-any-return]
+    return a.run(
         Elementwise(a.w.shape, a.dtype),
         out=out,
         impl=impl,

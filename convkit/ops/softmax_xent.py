@@ -223,7 +223,7 @@ def softmax_xent_fprop(
     a = Arguments("softmax_xent_fprop", logits=logits, labels=labels)
     problem = SoftmaxXent.of(a.logits.shape, a.dtype)
     in_range("labels", a.labels, problem.K, "a class")
-    return a.run(problem, out=out, impl=impl)  # type: ignore[no-any-return]
+    return a.run(problem, out=out, impl=impl)
 
 
 @operation

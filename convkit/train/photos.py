@@ -83,7 +83,7 @@ def examples() -> list[Path]:
 
 #: Keeps what Pillow logs of a damaged file off stderr. Other handlers get it all the same.
 _SILENT = logging.NullHandler()
-#: Formats whose 16-bit samples have a range of their own, which Pillow does not tell.
+#: Formats whose 16-bit samples have a range that Pillow does not report.
 _UNSCALED = ("FITS", "MCIDAS")
 #: Formats whose mode "I" holds 16-bit samples: Pillow scales them to 65535.
 _SIXTEEN_BITS_IN_I = ("PNG", "PPM")
@@ -94,7 +94,7 @@ _TURNS = {
 }  # fmt: skip
 _SIDEWAYS = (5, 6, 7, 8)
 #: A side that is longer than this times the shorter one is cut before it is resized. That may change the
-#: order of Pillow's two passes, each of which rounds, and so a pixel by a grey level.
+#: order of Pillow's two passes. Each of them rounds, so a pixel may change by one grey level.
 _WINDOW = 4
 #: Tags of EXIF and TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339
@@ -113,8 +113,8 @@ def load(path: Path, preset: Preset) -> np.ndarray:
     - floating point is taken from 0 to 1, where all values are in there;
     - other floating point, 32-bit integers and signed integers are refused: no file says what is white.
 
-    Of an image more than 4 times as long as wide only what the centre crop needs is converted and resized: it
-    takes next to no memory besides its decoded file.
+    Of an image more than 4 times as long as wide, only what the centre crop needs is converted and resized.
+    It takes little memory besides its decoded file.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def load(path: Path, preset: Preset) -> np.ndarray:
     if how.resize < size:
         raise OptionError(f"a crop of {size} pixels needs resize of at least as many, not {how.resize}")
     try:
-        with warnings.catch_warnings():  # Pillow warns of what is odd in a file that it reads all the same
+        with warnings.catch_warnings():  # Pillow warns of oddities in files that it can read
             warnings.simplefilter("ignore")
             photo = _centre(path, how.resize, size)
     except ImageError as error:
@@ -190,7 +190,7 @@ class _Axis:
         if not windowed:
             return cls(0, 0, extent, whole, left)
         begin, end = left * extent / whole, (left + size) * extent / whole
-        margin = max(1, extent / whole) + 1  # as wide as the filter: a pixel is what the whole would make it
+        margin = max(1, extent / whole) + 1  # the width of the filter: pixels are those of the uncut image
         cut = max(0, math.floor(min(begin, extent - end) - margin))
         return cls(cut, begin - cut, end - cut, size, 0)
 
@@ -222,7 +222,7 @@ def _centre(path: Path, resize: int, size: int) -> Any:
 
 
 def _white(file: Any) -> tuple[int, bool]:
-    """The value of white in an image of more than 8 bits, or 0; and whether it stands for black instead."""
+    """(white, inverted): the value of white in an image of more than 8 bits, or 0; whether it is black."""
     tags = getattr(file, "tag_v2", {})
     inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     advice = "what is white is not written in the file; save it with 8 or 16 bits"
@@ -263,7 +263,7 @@ def _eight_bits(photo: Any, white: int, inverted: bool) -> Any:
 def batch(
     paths: Sequence[str | Path], preset: Preset, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-    """A batch of photographs; where there are fewer than `size`, they take turns.
+    """A batch of photographs; where there are fewer than `size`, they are repeated in turn.
 
     Parameters
     ----------

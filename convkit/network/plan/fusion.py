@@ -1,8 +1,8 @@
 """Which ops become one: three tables of patterns, and the rules by which they are applied.
 
-A pattern takes neighbours and returns what stands for them, or None where it does not fit. Whether there is
-an implementation of the result, and whether the user has named one of the ops that would vanish, is asked
-here once for all of them (`Choices`).
+A pattern takes neighbours and returns the node or stage that replaces them, or None where it does not fit.
+Two more conditions are the same for all patterns, and are asked of `Choices`: there is an implementation of
+the result, and the user has not named an implementation of one of the replaced ops.
 """
 
 from __future__ import annotations
@@ -11,27 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from ...op import OPS
 from ...ops.elementwise import Elementwise
 from ...ops.lrn import LRN
 from ...ops.lrn_maxpool2d import LrnMaxPool2d
 from ...ops.maxpool2d import Pool2d
-from .graph import FINITE, VIEW, Node, Stage, Value, gradient, velocity
-
-#: The ops that are several, with those that they stand for.
-PARTS = {
-    "conv2d_dgrad_relu": ("conv2d_dgrad", "relu_dgrad"),
-    "lrn_maxpool2d_fprop": ("lrn_fprop", "maxpool2d_fprop"),
-    "lrn_maxpool2d_dgrad": ("lrn_dgrad", "maxpool2d_dgrad"),
-    "linear_wgrad_sgd": ("linear_wgrad", "sgd_momentum"),
-    "linear_dgrad_wgrad_sgd": ("linear_dgrad", "linear_wgrad", "sgd_momentum"),
-}
+from .graph import FINITE, VIEW, Graph, Node, Stage, Value, gradient, velocity
 
 
 class Choices(Protocol):
-    """What the patterns ask: see `choice.Choices`."""
+    """What the patterns ask; `choice.Chooser` answers."""
 
     def named(self, layers: Sequence[str], *ops: str) -> bool:
-        """Whether the user has named an implementation of one of these ops: it must be seen to run."""
+        """Whether the user has named an implementation of one of these ops, which must then run."""
 
     def fits(self, node: Node) -> bool:
         """Whether there is an implementation for the node, in the layouts of its values."""
@@ -55,17 +47,28 @@ def epilogue(a: Stage, b: Stage) -> Stage | None:
 
 def lrn_maxpool(a: Stage, b: Stage) -> Stage | None:
     """LRN across channels, then max pooling: the normalised values are not stored."""
-    lrn, pool = a.forward.problem, b.forward.problem
-    if not (isinstance(lrn, LRN) and isinstance(pool, Pool2d)) or lrn.region != "across_channels":
+    if (a.forward.op, b.forward.op) != ("lrn_fprop", "maxpool2d_fprop"):
+        return None
+    problem = _lrn_maxpool(a.forward, b.forward)
+    if problem is None:
         return None
     forward = replace(
         b.forward,
         layers=(*a.layers, *b.layers),
         op="lrn_maxpool2d_fprop",
-        problem=LrnMaxPool2d(lrn, pool, lrn.dtype),
+        problem=problem,
         tensors={**b.forward.tensors, "x": a.x},
     )
     return _together(a, b, forward)
+
+
+def _lrn_maxpool(lrn: Node, pool: Node) -> LrnMaxPool2d | None:
+    """The problem of both as one, where the normalisation is across channels."""
+    normalised, pooled = lrn.problem, pool.problem
+    assert isinstance(normalised, LRN) and isinstance(pooled, Pool2d)
+    if normalised.region != "across_channels":
+        return None
+    return LrnMaxPool2d(normalised, pooled, normalised.dtype)
 
 
 def _together(a: Stage, b: Stage, forward: Node) -> Stage:
@@ -73,7 +76,7 @@ def _together(a: Stage, b: Stage, forward: Node) -> Stage:
     return Stage(forward, backward, a.x, b.y)
 
 
-#: (pattern, ops that vanish)
+#: (pattern, the ops that it replaces)
 FORWARD: tuple[tuple[Callable[[Stage, Stage], Stage | None], tuple[str, ...]], ...] = (
     (epilogue, ("relu_fprop", "relu_dgrad")),
     (lrn_maxpool, ("lrn_fprop", "lrn_dgrad", "maxpool2d_fprop", "maxpool2d_dgrad")),
@@ -81,20 +84,20 @@ FORWARD: tuple[tuple[Callable[[Stage, Stage], Stage | None], tuple[str, ...]], .
 
 
 # ---------------------------------------------------------------------------------------------------
-# Backward: a node, and the next one that reads what it wrote
+# Backward: a node, and the next one that reads its output
 # ---------------------------------------------------------------------------------------------------
 def lrn_maxpool_dgrad(a: Node, b: Node) -> Node | None:
     """Gradient of a pool, then of the LRN below it."""
     if (a.op, b.op) != ("maxpool2d_dgrad", "lrn_dgrad"):
         return None
-    lrn, pool = b.problem, a.problem
-    if not (isinstance(lrn, LRN) and isinstance(pool, Pool2d)) or lrn.region != "across_channels":
+    problem = _lrn_maxpool(b, a)
+    if problem is None:
         return None
     names = {"dy": a.tensors["dy"], "argmax": a.tensors["argmax"]}
     return Node(
         (*b.layers, *a.layers) if a.layers != b.layers else a.layers,
         "lrn_maxpool2d_dgrad",
-        LrnMaxPool2d(lrn, pool, lrn.dtype),
+        problem,
         {**names, "x": b.tensors["x"], "dx": b.tensors["dx"]},
         {"relu": False},
     )
@@ -115,15 +118,15 @@ def lrn_maxpool_relu_dgrad(a: Node, b: Node) -> Node | None:
     return replace(a, tensors={**a.tensors, "dx": b.tensors["dx"]}, options={**a.options, "relu": True})
 
 
-#: (pattern, ops that vanish)
+#: (pattern, the ops that it replaces)
 BACKWARD: tuple[tuple[Callable[[Node, Node], Node | None], tuple[str, ...]], ...] = (
-    (lrn_maxpool_dgrad, PARTS["lrn_maxpool2d_dgrad"]),
-    (conv_relu_dgrad, PARTS["conv2d_dgrad_relu"]),
+    (lrn_maxpool_dgrad, OPS["lrn_maxpool2d_dgrad"].parts),
+    (conv_relu_dgrad, OPS["conv2d_dgrad_relu"].parts),
     (lrn_maxpool_relu_dgrad, ("relu_dgrad",)),
 )
 
-#: Gradients that a ReLU's may be taken before as well: what these ops let through is positive where their
-#: output is. A pool's output has a fraction of the elements.
+#: Gradients that commute with a ReLU's: an element that the forward op passes on is positive exactly where
+#: the op's output is positive. The ReLU's gradient is cheaper before a pool's: there are fewer elements.
 TRANSPARENT = ("maxpool2d_dgrad", "dropout_dgrad", "reorder", VIEW)
 
 
@@ -148,15 +151,15 @@ def backward(nodes: Sequence[Node], values: dict[str, Value], choices: Choices) 
 
 
 def _fused(a: Node, b: Node, choices: Choices) -> Node | None:
-    for pattern, vanishing in BACKWARD:
+    for pattern, replaced in BACKWARD:
         one = pattern(a, b)
-        if one and not choices.named((*a.layers, *b.layers), *vanishing) and choices.fits(one):
+        if one and not choices.named((*a.layers, *b.layers), *replaced) and choices.fits(one):
             return one
     return None
 
 
 def _above(a: Node, relu: Node, values: dict[str, Value], choices: Choices) -> list[Node] | None:
-    """The gradient of a ReLU taken before `a` instead of behind it."""
+    """The gradient of a ReLU taken before `a` instead of after it."""
     if relu.op != "relu_dgrad" or a.op not in TRANSPARENT or choices.named(relu.layers, "relu_dgrad"):
         return None
     before = a.tensors["dy" if "dy" in a.tensors else "x"]
@@ -171,11 +174,13 @@ def _above(a: Node, relu: Node, values: dict[str, Value], choices: Choices) -> l
 
 
 # ---------------------------------------------------------------------------------------------------
-# Update: the gradients of a layer's weights, and what is made of them
+# Update: the gradients of a layer's weights, and the rules that use them
 # ---------------------------------------------------------------------------------------------------
 def updates(nodes: Sequence[Node], rules: Sequence[Node], choices: Choices) -> tuple[list[Node], list[Node]]:
-    """A backward pass and the update rules behind it: weights are updated as their gradient is made, where
-    there is an implementation. Such a gradient is never stored.
+    """A backward pass and its update rules, after fusion: (nodes, rules that are left).
+
+    Weights are updated as their gradient is made, where there is an implementation. The gradient is then
+    never stored.
     """
     found, rest = list(nodes), []
     for rule in rules:
@@ -211,7 +216,7 @@ def _linear(
     found: Sequence[Node],
     choices: Choices,
 ) -> tuple[Node, list[Node]]:
-    """Both gradients and the update as one node, with the ReLU's below; and the nodes that it stands for."""
+    """Both gradients, the update, and the ReLU below as one node; and the nodes that it replaces."""
     gone, dx, relu = [wgrad, dgrad], dgrad.tensors["dx"], False
     readers = [node for node in found if dx in node.reads]
     if len(readers) == 1 and (mask := readers[0]).op == "relu_dgrad":
@@ -235,9 +240,21 @@ UNSET = {
 
 
 def rule(parameter: str, value: Value) -> Node:
-    """The update of one parameter, which a step forbids whose loss is not finite."""
+    """The update of one parameter. It reads the flag that is 0 where the loss is not finite."""
     tensors = {
         "w": parameter, "dw": gradient(parameter), "v": velocity(parameter),
         "w_new": parameter, "v_new": velocity(parameter), "finite": FINITE,
     }  # fmt: skip
     return Node((parameter,), "sgd_momentum", Elementwise(value.shape, value.dtype), tensors, UNSET)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Which ops a user may name
+# ---------------------------------------------------------------------------------------------------
+def ops_of(graph: Graph, layer: str) -> set[str]:
+    """The ops that may run for a layer: its own, the update of its parameters, and fused ones of these."""
+    nodes = [n for s in graph.stages for n in (s.forward, *s.backward) if layer in s.layers]
+    own = {name for name in graph.parameters if name.rpartition(".")[0] == layer}
+    nodes += [rule(name, graph.values[name]) for name in own]
+    found = {node.op for node in nodes} - {VIEW}
+    return found | {op.name for op in OPS.values() if found.intersection(op.parts)}

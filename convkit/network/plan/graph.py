@@ -18,7 +18,7 @@ from ..layers import Layer, Use
 
 #: The value that says whether a step's loss is finite, which an update reads.
 FINITE = "finite"
-#: The op of a node that runs nothing: its output is its input, in another shape.
+#: The op of a node that runs nothing: its output is its input in another shape.
 VIEW = "view"
 
 
@@ -34,7 +34,7 @@ def velocity(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a value.
+    """Shape and dtype of a value, and the activation that it belongs to.
 
     Attributes
     ----------
@@ -42,9 +42,9 @@ class Value:
         Logical shape.
     dtype : str
     of : str
-        The activation that it is the gradient of, or empty.
+        The activation of which it is the gradient, or empty.
     beside : str
-        The activation that its op writes with it (a pool's y, of its argmax), or empty.
+        The activation that the same op writes, or empty: of a pool's argmax, its y.
     """
 
     shape: Shape
@@ -62,7 +62,7 @@ class Node:
     layers : tuple of str
         The layers that it belongs to.
     op : str
-        In `registry.OPS`, or `VIEW`.
+        In `op.OPS`, or `VIEW`.
     problem : Problem
     tensors : mapping
         For each of the op's tensors, by its name in the op, the value. An optional input may be missing.
@@ -78,17 +78,17 @@ class Node:
 
     @property
     def layer(self) -> str:
-        """How tables call it: "conv1+relu1"."""
+        """The layers as one name, for tables: "conv1+relu1"."""
         return "+".join(self.layers)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The op's flags that it is given."""
+        """Flags of the op that are given."""
         return () if self.op == VIEW else tuple(f for f in OPS[self.op].flags if f in self.tensors)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The op's names of what it writes."""
+        """The op's names of its outputs."""
         return ("y",) if self.op == VIEW else OPS[self.op].outputs
 
     @property
@@ -102,14 +102,14 @@ class Node:
         return tuple(self.tensors[name] for name in self.outputs)
 
     def renamed(self, before: str, after: str) -> Node:
-        """The same on another value."""
+        """The node with one value replaced by another."""
         names = {name: after if value == before else value for name, value in self.tensors.items()}
         return replace(self, tensors=names)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What lies between two activations: a layer, or several that run as one.
+    """The ops between two activations: a layer, or several that run as one.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class Stage:
     x, y : str
         Values.
     before : Node, optional
-        Brings the input into another layout, which x then names.
+        Copies the input into another layout; x is then the copy.
     """
 
     forward: Node
@@ -156,7 +156,7 @@ class Graph:
 
 
 def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: str) -> Graph:
-    """The passes of some layers in a row, for images of (N, C, H, W), with the loss at their end."""
+    """The passes of layers in a row, and the loss, for images of shape (N, C, H, W)."""
     values = {"x": Value(input_shape, dtype), gradient("x"): Value(input_shape, dtype, "x")}
     stages, parameters = [], []
     x, shape = "x", input_shape
@@ -184,7 +184,7 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
 
 
 def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value]) -> Node:
-    """A use with the layer's values; what the op writes besides them is a value of the layer's own."""
+    """A use with the layer's values; a further output of the op becomes a new value of the layer."""
     op = OPS[use.op]
     for name in op.outputs:
         if name not in names:
@@ -197,7 +197,7 @@ def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value])
 
 
 def _loss(logits: str, values: dict[str, Value], dtype: str) -> tuple[Node, ...]:
-    """Cross-entropy of the logits with the labels, the ranks of the labels, and what they come to."""
+    """Cross-entropy of the logits with the labels, the ranks of the labels, and the sums of both."""
     N, K = values[logits].shape
     rows = SoftmaxXent(N, K, dtype)
     whole = LossSummary(N, rows.dtype_of("loss"))

@@ -1,22 +1,20 @@
 """Memory of a plan: what each value is kept in.
 
-Activations live from the forward to the backward pass, in memory of their own. The gradients of activations
-live until the last node that reads them: they share a few arenas. An op that may work in place does, where
-nothing else needs what it overwrites.
+Activations live from the forward to the backward pass, each in its own memory. A gradient of an activation
+lives until the last node that reads it, so gradients share a few arenas. An op that may work in place does so
+where no other node needs the value that it overwrites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 from ... import arrays
+from ...arrays import Array
 from ...op import OPS, Shape, np_itemsize
 from .graph import VIEW, Node
 from .program import Program
-
-Array = Any
 
 
 class Memory:
@@ -44,7 +42,7 @@ class Memory:
         return self._arrays[value]
 
     def new(self, shape: Shape, dtype: str, instead: Array | None = None) -> Array:
-        """An array, not filled; perhaps instead of one that is given up."""
+        """An array, not filled; `instead` is one that it replaces, which no longer counts in `bytes`."""
         array = arrays.empty(shape, dtype, self._device)
         self.bytes += int(array.nbytes) - (0 if instead is None else int(instead.nbytes))
         return array
@@ -80,7 +78,7 @@ class Memory:
     def backward(self) -> None:
         """Memory of the gradients of activations: arenas in turn, each as large as its largest gradient."""
         nodes = self._program.backward
-        root = {value: value for value in self._arrays}  # whose memory a value lies in
+        root = {value: value for value in self._arrays}  # the value whose memory a value shares
         for i, node in enumerate(nodes):
             for value in node.writes:
                 if value in root:
@@ -118,7 +116,7 @@ class Memory:
 
 
 def _readers(program: Program) -> dict[str, list[tuple[Node, str]]]:
-    """For each activation's memory, the nodes that read it, and as what; views are looked through."""
+    """For each activation, (node, its name there) of all that read its memory, also through views."""
     root: dict[str, str] = {}
     for node in program.forward:
         if node.op == VIEW:
@@ -134,9 +132,9 @@ def _readers(program: Program) -> dict[str, list[tuple[Node, str]]]:
 
 
 def _alone(node: Node, readers: Mapping[str, Sequence[tuple[Node, str]]]) -> bool:
-    """Whether a node may overwrite its input: nothing else reads it, but as the sign of a ReLU's output.
+    """Whether a node may overwrite its input: no other node reads it, except a ReLU's gradient its sign.
 
-    That a dropout leaves as it is, or makes zero where it lets no gradient through either.
+    Dropout keeps the sign, or writes a zero where its own gradient is zero, so the product is the same.
     """
     others = (other for other in readers[node.tensors["x"]] if other[0] is not node)
     return all(other.op == "relu_dgrad" and name == "y" for other, name in others)

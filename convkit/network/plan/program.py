@@ -1,7 +1,7 @@
 """What a network runs, decided but without memory: nodes in order, implementations and layouts.
 
-A `Program` is made from layers and shapes alone, in milliseconds; whoever asks what convkit would pick for a
-layer asks one.
+A `Program` is made from layers and shapes alone, in milliseconds. It is what to ask which implementation
+convkit picks for a layer.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ...op import Shape
 from ...registry import Implementation
 from ..layers import Layer
 from . import fusion
-from .choice import Chooser, arrange
+from .arrange import arrange
+from .choice import Chooser
 from .graph import VIEW, Graph, Node, gradient, lower
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step behind the loss.
+    """A training step after the loss.
 
     Attributes
     ----------
@@ -84,7 +85,7 @@ class Program:
         self.backward = tuple(fused)
 
     def gradients(self, nodes: Iterable[Node], wanted: Collection[str]) -> tuple[Node, ...]:
-        """Those of the nodes on which the wanted values depend."""
+        """The nodes on which the wanted values depend."""
         needed, found = set(wanted), []
         for node in reversed(tuple(nodes)):
             if needed.intersection(node.writes):
@@ -93,7 +94,7 @@ class Program:
         return tuple(reversed(found))
 
     def step(self, parameters: Iterable[str], *, fused: bool = True) -> Step:
-        """The backward pass and the update of these parameters, and nothing else.
+        """The backward pass and the update of these parameters.
 
         Parameters
         ----------
@@ -111,7 +112,7 @@ class Program:
         return Step(tuple(made), tuple(rest))
 
     def _rule(self, name: str) -> Node:
-        """The update of a parameter; without the flag where the implementation does not take it."""
+        """The update of a parameter; without the flag "finite" where no implementation takes it."""
         node = fusion.rule(name, self.graph.values[name])
         try:
             self.pick(node)
@@ -128,5 +129,5 @@ class Program:
         return self.chooser.layout(value)
 
     def runs(self, nodes: Iterable[Node]) -> list[Node]:
-        """The nodes without views, which run nothing."""
+        """The nodes that run something: all but views."""
         return [node for node in nodes if node.op != VIEW]

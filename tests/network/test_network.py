@@ -22,10 +22,11 @@ import convkit as ck
 from convkit import devices, registry
 from convkit.cpu import extension
 from convkit.cuda.emulate import Emulator
-from convkit.network import layers, network
+from convkit.network import layers, network, planned, update
 from convkit.network.parameters import Parameters
 from convkit.network.plan import Plan
-from convkit.network.presets import PRESETS, Preset, diff, preset, variant
+from convkit.network.presets import PRESETS, Preset, diff, preset
+from convkit.network.variant import variant
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((4, 3, 12, 12)).astype(np.float32)
@@ -510,7 +511,7 @@ def test_training_and_testing_in_turn_plan_once(monkeypatch):
             made.append(args[0].graph.values["x"].shape[0])
             super().__init__(*args)
 
-    monkeypatch.setattr(network, "Plan", Counted)
+    monkeypatch.setattr(planned, "Plan", Counted)
     net = tiny()
     for _ in range(2):
         for size in (4, 4, 3, 2):  # batches, the last one of an epoch, one to test with
@@ -529,7 +530,7 @@ def test_plans_give_way_where_memory_is_short(monkeypatch):
             raise ck.OutOfMemory("no memory for an array")
         return Plan(*args)
 
-    monkeypatch.setattr(network, "Plan", short)
+    monkeypatch.setattr(planned, "Plan", short)
     net.plan(2)
     assert asked == [1, 0]
 
@@ -667,7 +668,7 @@ def test_a_variant_for_photographs_of_another_size():
 
 
 def test_public_names():
-    assert ck.layers is layers and ck.Update is network.Update and ck.Network is network.Network
+    assert ck.layers is layers and ck.Update is update.Update and ck.Network is network.Network
     assert {"He", "Normal", "Constant", "FanInUniform"} <= set(dir(ck.layers))
 
 
@@ -1464,7 +1465,7 @@ def test_an_implementation_of_the_same_name_is_noticed_by_the_next_step(monkeypa
 # What the documentation shows
 # ---------------------------------------------------------------------------------------------------
 def test_the_examples_of_the_documentation_run(capsys):
-    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     scope: dict = {}
     for code in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(code, scope)

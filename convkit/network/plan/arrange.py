@@ -1,0 +1,144 @@
+"""In which layouts the activations of a network lie, and which stages run as one: a single search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ... import layouts
+from ...layouts import NCHW, Layout
+from ...ops.reorder import Reorder
+from ...registry import implementations
+from . import fusion
+from .choice import Chooser
+from .graph import Graph, Node, Stage, Value, gradient
+
+#: Cost of a change of layout, in passes over a tensor: it is read and written, forward and backward. A tensor
+#: that stays in NCHW costs one pass: kernels that compute in another layout pack it themselves.
+REORDER = 4
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Stages from the input to some activation, with the layouts of the activations between, and the cost.
+
+    The cost is a pair: elements of an image that kernels have to bring into another layout; and stages.
+    """
+
+    cost: tuple[int, int] = (0, 0)
+    stages: tuple[Stage, ...] = ()
+    layouts: tuple[tuple[str, Layout], ...] = ()
+
+
+def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage, ...]:
+    """The stages that run: some fused, with changes of layout between them; fills the chooser's layouts.
+
+    Dynamic programming along the row: for each activation and each layout of it, the cheapest way there.
+    """
+    stages, rows = graph.stages, _computed_in(chooser)
+    best: list[dict[Layout, _Way]] = [{NCHW: _Way()}, *({} for _ in stages)]
+    for i in range(len(stages)):
+        for stage, j in _candidates(stages, i, chooser, fuse):
+            for x_layout, before in best[i].items():
+                for way, y_layout in _ways(stage, x_layout, before, chooser, rows):
+                    known = best[j].get(y_layout)
+                    if known is None or way.cost < known.cost:
+                        best[j][y_layout] = way
+    way = best[-1][NCHW]
+    chooser.layouts.clear()
+    chooser.layouts.update(way.layouts)
+    return way.stages
+
+
+def _computed_in(chooser: Chooser) -> list[Layout]:
+    """The layouts of activations in which implementations for the device compute, NCHW last."""
+    found = {NCHW}
+    for implementation in implementations(device=chooser.device, layout=None):
+        if implementation.op != "reorder":
+            declared = layouts.declared(implementation.layout)
+            found |= {declared.x, declared.y}
+    return sorted(found, key=lambda row: (row == NCHW, row.name))
+
+
+def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -> list[tuple[Stage, int]]:
+    """The stages that may begin at an activation, with the number of the activation at their end."""
+    found = [(stages[i], i + 1)]
+    for pattern, replaced in fusion.FORWARD if fuse else ():
+        one = pattern(stages[i], stages[i + 1]) if i + 1 < len(stages) else None
+        if one is not None and not chooser.named(one.layers, *replaced):
+            found.append((one, i + 2))
+    return found
+
+
+def _ways(
+    stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout]
+) -> Iterator[tuple[_Way, Layout]]:
+    """Each way extended by a stage, from an input in that layout; with the layout of the output."""
+    x, y = chooser.values[stage.x], chooser.values[stage.y]
+    for inner in _possible(x.shape, rows):
+        entered = stage if inner == x_layout else _reordered(stage, x_layout, inner, chooser)
+        for y_layout in _possible(y.shape, rows) if entered else ():
+            assert entered is not None
+            inside = _fitting(entered, inner, y_layout, chooser)
+            if inside is None:
+                continue
+            cost = 0 if entered is stage else REORDER * _elements(x)
+            cost += 0 if y_layout.axes else _elements(y)
+            chosen = {**inside, entered.x: inner, stage.x: x_layout, stage.y: y_layout}
+            yield (
+                _Way(
+                    (before.cost[0] + cost, before.cost[1] + 1),
+                    (*before.stages, entered),
+                    (*before.layouts, *chosen.items()),
+                ),
+                y_layout,
+            )
+
+
+def _possible(shape: Sequence[int], rows: Sequence[Layout]) -> list[Layout]:
+    """Layouts that an activation of that shape may have: those without padding channels."""
+    if len(shape) != 4:
+        return [NCHW]
+    return [row for row in rows if not row.block or shape[1] % row.block == 0]
+
+
+def _elements(value: Value) -> int:
+    """Elements of one image's feature maps."""
+    return prod(value.shape[1:]) if len(value.shape) == 4 else 0
+
+
+def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> Stage | None:
+    """The stage on a copy of its input in another layout; None where there is no copy in both directions."""
+    value = chooser.values[stage.x]
+    copy = f"{stage.x} in {inner.name}"
+    chooser.values[copy] = Value(value.shape, value.dtype)
+    chooser.values[gradient(copy)] = Value(value.shape, value.dtype, copy)
+    chooser.layouts.update({stage.x: outer, copy: inner, gradient(stage.x): outer, gradient(copy): inner})
+    problem = Reorder(*value.shape, value.dtype)  # type: ignore[call-arg, arg-type]
+    there = Node(stage.layers, "reorder", problem, {"x": stage.x, "y": copy})
+    back = Node(stage.layers, "reorder", problem, {"x": gradient(copy), "y": gradient(stage.x)})
+    if not (chooser.fits(there) and chooser.fits(back)):
+        return None
+    forward, *backward = (
+        node.renamed(stage.x, copy).renamed(gradient(stage.x), gradient(copy))
+        for node in (stage.forward, *stage.backward)
+    )
+    return Stage(forward, (*backward, back), copy, stage.y, there)
+
+
+def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
+    """Layouts of the gradients inside a stage with which it runs between these two layouts, or None."""
+    ends = {stage.x: x_layout, stage.y: y_layout}
+    chooser.layouts.update(ends)
+    chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
+    if not chooser.fits(stage.forward):
+        return None
+    nodes = [node for node in stage.backward if node.op != "reorder"]
+    inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
+    for middle in dict.fromkeys((y_layout, x_layout)):
+        inside = dict.fromkeys(inner, middle)
+        chooser.layouts.update(inside)
+        if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
+            return inside
+    return None
