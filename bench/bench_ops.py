@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import pytest
 
-from convkit.bench import figures, stats
+from convkit.bench.measure import stats
+from convkit.bench.results import figures
 
 _now = 0.0
 
@@ -33,21 +34,21 @@ def _advance(seconds: float) -> None:
 
 @pytest.mark.benchmark(timer=device_time)
 @pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # by what is not timed
-def test_call(benchmark, races, row, contender):
+def test_call(benchmark, races, row, entry):
     result = races.result(row, timed=benchmark.enabled)
-    if contender in result.refused:
-        pytest.fail(f"{row} {contender!r} was not timed: {result.refused[contender]}", pytrace=False)
-    item, samples = result.item, [ms / 1e3 for calls in result.samples[contender] for ms in calls]
+    if entry in result.refused:
+        pytest.fail(f"{row} {entry!r} was not timed: {result.refused[entry]}", pytrace=False)
+    item, samples = result.item, [ms / 1e3 for calls in result.samples[entry] for ms in calls]
     replay = iter(samples)
     benchmark.group = f"{item.layer} {item.op}"
     benchmark.pedantic(lambda: _advance(next(replay)), rounds=len(samples))
-    checks, rounds = result.checks[contender], result.rounds(contender)
+    checks, rounds = result.checks[entry], result.rounds(entry)
     ms, (low, high) = stats.median(rounds), stats.interval(rounds)
     work = {"dtype": item.dtype, "math": item.math, "flops": item.flops, "bytes": item.bytes}
     ceilings = figures.ceilings_for({**work, "probes": result.probes}, races.ceilings)
     percent, ceiling = figures.share(work, ms, *ceilings)
     benchmark.extra_info.update(
-        **races.about[row, contender],
+        **races.about[row, entry],
         percent=percent,
         ceiling=ceiling,
         clock=races.clock.name,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from convkit.bench import own, timing, work
+from convkit.bench import work
+from convkit.bench.measure import clocks, own, timing
 from convkit.errors import ConvkitError
 
 
@@ -44,16 +45,16 @@ def _items(options):
 
 
 def pytest_generate_tests(metafunc):
-    if "contender" not in metafunc.fixturenames:
+    if "entry" not in metafunc.fixturenames:
         return
     options = metafunc.config.option
     rows, ids = [], []
     for item in metafunc.config.convkit_items:
-        for contender in own.contenders(item, options.device, reference=options.reference):
+        for entry in own.entries(item, options.device, reference=options.reference):
             # By name: parameters are stored with the results, and must be the same in the next run.
-            rows.append((item.id, contender.name))
-            ids.append(f"{item.layer}-{item.op}-{contender.name.replace(' ', '-')}")
-    metafunc.parametrize(("row", "contender"), rows, ids=ids)
+            rows.append((item.id, entry.name))
+            ids.append(f"{item.layer}-{item.op}-{entry.name.replace(' ', '-')}")
+    metafunc.parametrize(("row", "entry"), rows, ids=ids)
 
 
 class Races:
@@ -65,10 +66,10 @@ class Races:
         self.selected: dict[str, set[str]] = {}
         for test in session.items:
             if call := getattr(test, "callspec", None):
-                self.selected.setdefault(call.params["row"], set()).add(call.params["contender"])
+                self.selected.setdefault(call.params["row"], set()).add(call.params["entry"])
         self.results: dict[str, timing.Result] = {}
         self.about: dict[tuple[str, str], dict] = {}
-        self.clock = timing.clock_for(self.options.device)
+        self.clock = clocks.clock_for(self.options.device)
         self.ceilings = {} if self.options.benchmark_disable else self.clock.ceilings()
 
     def result(self, row: str, *, timed: bool = True) -> timing.Result:
@@ -78,15 +79,15 @@ class Races:
             settings = timing.Settings(rounds=options.rounds, cache=options.cache)
             if not timed:
                 settings = timing.Settings.quickly(rounds=1, turn_s=0, pause_s=0, cache=options.cache)
-            entries = [
-                contender
-                for contender in own.contenders(item, options.device, reference=options.reference)
-                if contender.name in self.selected[row]
+            records = [
+                entry
+                for entry in own.entries(item, options.device, reference=options.reference)
+                if entry.name in self.selected[row]
             ]
-            for contender in entries:
-                about = {"marks": list(contender.marks), "layout": contender.layout}
-                self.about[row, contender.name] = about
-            self.results[row] = timing.race(item, entries, self.clock, settings, ceilings=self.ceilings)
+            for entry in records:
+                about = {"marks": list(entry.marks), "layout": entry.layout}
+                self.about[row, entry.name] = about
+            self.results[row] = timing.race(item, records, self.clock, settings, ceilings=self.ceilings)
             if self.results[row].interrupted:
                 raise KeyboardInterrupt
         return self.results[row]

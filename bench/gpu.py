@@ -305,20 +305,20 @@ def failed(document: Document) -> list[str]:
 # ---------------------------------------------------------------------------------------------------
 def machine() -> Document:
     """What ran it: device, driver, versions."""
-    from convkit.bench import capsule, conditions
+    from convkit.bench.results import files
 
-    found = conditions.machine("cuda")
+    found = machine.machine("cuda")
     plain = {
         **(found["gpu"] or {}),
         **{k: v for k, v in found.items() if k != "gpu"},
         "device": found["name"],
     }
-    return {**capsule.plain(plain), **capsule.commit()}
+    return {**files.plain(plain), **files.commit()}
 
 
 def kernel_hashes() -> dict[str, str]:
     """SHA-256 of each kernel file and of what they include: a figure belongs to a source."""
-    from convkit.bench import sources
+    from convkit.bench.results import sources
     from convkit.paths import kernels_dir
 
     files = sorted([*kernels_dir().glob("*.cu"), *kernels_dir().glob("*.cuh")])

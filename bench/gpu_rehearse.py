@@ -83,7 +83,7 @@ def install() -> None:
     sys.modules["cupy"] = module
     fake_cupy.KERNEL[0] = 1e-5
     from convkit import check, devices
-    from convkit.bench import clocks
+    from convkit.bench.measure import clocks
     from convkit.cuda import gpu
     from convkit.network import presets
 

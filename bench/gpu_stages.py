@@ -25,8 +25,9 @@ from gpu_common import REHEARSED, SIZES, Record, clock, emulated, place, torch_h
 
 import convkit as ck
 from convkit import check
-from convkit.bench import capsule, conditions
+from convkit.bench.measure import conditions
 from convkit.bench.peers import Missing
+from convkit.bench.results import files
 from convkit.check.cases import cases
 from convkit.cuda import nvrtc
 from convkit.cuda.header import builtin_files, read
@@ -99,7 +100,7 @@ def worker(stage: Work, folder: Path, usable: Callable[[], bool] = lambda: True)
                     "error": f"{text} ({Path(at.filename).name}:{at.lineno})",
                 }
             record = {"key": key, **record, "seconds": round(time.monotonic() - began, 4)}
-            records.write(json.dumps(capsule.plain(record)) + "\n")
+            records.write(json.dumps(files.plain(record)) + "\n")
             records.flush()
             if not usable():
                 print(f"the CUDA context is lost after {key}", file=sys.stderr)

@@ -21,10 +21,10 @@ from cudnn_stand_in import frontend as stand_in
 from test_cudnn import SOURCE, build
 
 from convkit import cli, devices
+from convkit.bench.peers.cudnn import library
 from convkit.cli import doctor
 from convkit.cpu import extension, threads
 from convkit.cuda import host_compiler, nvrtc, sass
-from convkit.cudnn import library
 from convkit.errors import ConvkitError
 
 ROOT = Path(__file__).resolve().parent.parent

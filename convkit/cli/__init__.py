@@ -321,7 +321,7 @@ def _shown(path: Path) -> str:
 def _profile(net: Any, x: Any, labels: Any, args: argparse.Namespace) -> Any:
     from tqdm import tqdm
 
-    from ..bench.profile import profile
+    from ..bench.measure.profile import profile
 
     plan = net.plan(len(x))
     total = args.repeats + 1 + (0 if args.no_errors else len(plan.calls()) - 1)

@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import arrays, paths
+from ..bench.peers.cudnn import library
 from ..cpu import extension
 from ..cuda import nvrtc, sass
 from ..cuda.cache import Cache
-from ..cudnn import library
 from ..errors import ConvkitError, MissingExtra
 
 OK, MISSING, BROKEN, OLD, UNKNOWN = "ok", "missing", "broken", "old", "unknown"
@@ -832,7 +832,7 @@ def _reproduce(name: str) -> str:
     """A command that ends as the probe did."""
     others = {"GPU": "nvidia-smi", "nvdisasm": "nvdisasm --version"}
     modules = {"CuPy": "cupy", "NVRTC": "convkit.cuda.nvrtc as it; it.version()", "cuDNN frontend": "cudnn"}
-    modules |= {"cuDNN": "convkit.cudnn.library as it; it.load()"} | {
+    modules |= {"cuDNN": "convkit.bench.peers.cudnn.library as it; it.load()"} | {
         about[0]: about[2] for about in OPTIONAL
     }
     command = others.get(name) or f"python -c 'import {modules[name]}'"

@@ -1,4 +1,4 @@
-"""JAX as a contender: jitted functions, NHWC, images and weights in that layout beforehand.
+"""JAX as an entry: jitted functions, NHWC, images and weights in that layout beforehand.
 
 A call is over when its result is there (`block_until_ready`).
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
 from ...registry import OPS
-from ..timing import Contender
+from ..measure.entry import Entry
 from ..work import Item
 from . import Missing, need
 
@@ -34,7 +34,7 @@ def _here(device: str) -> None:
         raise Missing("runs on streams of its own, which events on the current stream do not time")
 
 
-def contenders(item: Item, device: str) -> list[Contender]:
+def entries(item: Item, device: str) -> list[Entry]:
     """One, where its primitives make the op."""
     _here(device)
     jax = need("jax")
@@ -63,7 +63,7 @@ def contenders(item: Item, device: str) -> list[Contender]:
     if isinstance(item.problem, Conv2d):
         facts["algorithm_flops"] = item.fast_flops
     marks = ("no argmax",) if "argmax" in OPS[item.op].outputs else ()
-    return [Contender("jax", "JAX", bind, read, "NHWC", facts, marks)]
+    return [Entry("jax", "JAX", bind, read, "NHWC", facts, marks)]
 
 
 def _weights(name: str) -> bool:
