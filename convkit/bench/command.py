@@ -135,7 +135,8 @@ def wanted_of(args: argparse.Namespace) -> Wanted:
     geometries = tuple(GEOMETRIES) if args.geometries else ()
     wanted = work.Wanted(
         args.net, args.preset, _words("--layers", args.layers), _words("--directions", args.directions),
-        _batches(args.batch), tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math, geometries,
+        _batches(args.batch), tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math,
+        geometries,
     )  # fmt: skip
     if whole := _whole(args):
         if wanted.layers or wanted.ops or wanted.convs or wanted.directions or geometries:
