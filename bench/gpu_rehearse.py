@@ -161,7 +161,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
         path.chmod(0o755)
     library = folder / "libcudnn_stand_in.so"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "cc"
-    source = TESTS / "cudnn_stand_in" / "cudnn.c"
+    source = TESTS / "bench" / "cudnn_stand_in" / "cudnn.c"
     command = [
         *compiler.split(),
         "-std=c99",
