@@ -29,17 +29,22 @@ from convkit.errors import ConvkitError
 
 ALL = "torch,onnxruntime,jax"
 PYTORCH = ("PyTorch",)
+_LAYERS = (
+    "conv1,conv2,conv3,conv4,conv5,norm1+pool1,norm2+pool2,fc6+relu6,fc7+relu7,fc8,fc6+update,fc7+update,"
+    "fc8+update"
+)
 #: What is measured, by file: arguments of `convkit bench`, and what takes their place with `--quick`.
 RUNS = {
     "steps": (["--step", "--batch", "1,16,128", "--against", ALL], ["--step", "--batch", "1"]),
     "steps-owt": (["--step", "--preset", "owt", "--batch", "16", "--against", ALL], None),
     "forward": (["--forward", "--batch", "1,16,128", "--against", ALL], ["--forward", "--batch", "1"]),
     "layers": (
-        ["--layers", "conv1,conv2,conv3,conv4,conv5,norm1+pool1,norm2+pool2,fc6+relu6,fc7+relu7,fc8,fc6+update,"
-         "fc7+update,fc8+update", "--directions", "fwd,dgrad,wgrad,update", "--batch", "16"],
+        ["--layers", _LAYERS, "--directions", "fwd,dgrad,wgrad,update", "--batch", "16"],
         ["--layers", "conv2,norm1+pool1", "--batch", "2"],
     ),
-    "geometries": (["--geometries", "--against", "torch,onnxruntime"], ["--geometries", "--against", "torch"]),
+    "geometries": (
+        ["--geometries", "--against", "torch,onnxruntime"], ["--geometries", "--against", "torch"]
+    ),
     "processes": (["--memory", "--first-call", "--batch", "128"], ["--first-call"]),
 }  # fmt: skip
 
@@ -77,10 +82,11 @@ def _both(number: int) -> tuple[str, str]:
     return _id(layer, "lrn_maxpool2d_fprop"), _id(layer, "lrn_maxpool2d_dgrad")
 
 
+_STEPS = (("paper", 1, 3.5), ("paper", 16, 3.5), ("paper", 128, 7), ("owt", 16, 2.5))
 GOALS: tuple[Goal, ...] = (
     *(
         Goal(f"step, {preset}, N = {batch}", value, _id("step", "step", batch, preset))
-        for preset, batch, value in (("paper", 1, 3.5), ("paper", 16, 3.5), ("paper", 128, 7), ("owt", 16, 2.5))
+        for preset, batch, value in _STEPS
     ),
     *(
         Goal(f"forward, N = {batch}", value, _id("forward", "forward", batch), ("ONNX Runtime",))
@@ -185,7 +191,9 @@ def _over(verdicts: list[Verdict], goal: Goal) -> list[Verdict]:
         return []
     if goal.over == "least":
         worst = min(verdicts, key=lambda v: v.measured)
-        return [Verdict(goal, f"least of {len(verdicts)}: {worst.what}", worst.measured, worst.low, worst.high)]
+        return [
+            Verdict(goal, f"least of {len(verdicts)}: {worst.what}", worst.measured, worst.low, worst.high)
+        ]
     ratios = [v.measured for v in verdicts]
     return [Verdict(goal, f"median of {len(ratios)}", median(ratios), *stats.interval(ratios))]
 

@@ -17,7 +17,7 @@ from convkit.bench.results import compare, figures, files, shape, sources, verif
 from convkit.bench.show import tables
 from convkit.cli import main
 from convkit.errors import OptionError
-from convkit.geometry import Conv2d
+from convkit.ops.conv2d import Conv2d
 from convkit.registry import implementations
 
 CEILINGS = {

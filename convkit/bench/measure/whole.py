@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ...check.tolerance import relative_rms
-from ...geometry import Problem
 from ...network.alexnet import AlexNet
 from ...network.presets import PRESETS
+from ...op import Problem
 from ...registry import Implementation
 from ..steps import Step
 from ..work import FORWARD, Item

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...cpu import threads
-from ...geometry import LRN, Conv2d, Linear, Pool2d, Problem
+from ...op import Problem
+from ...ops.conv2d import Conv2d
+from ...ops.linear import Linear
+from ...ops.lrn import LRN
+from ...ops.maxpool2d import Pool2d
 from ..measure.entry import OWN, PICKED, Clock, Entry, Result, Settings
 from ..measure.timing import in_turns
 from ..peers import PEERS, Missing

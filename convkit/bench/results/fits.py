@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import OutOfMemory
-from ...geometry import np_itemsize
+from ...op import np_itemsize
 from ..work import NETWORK_OPS, Item
 
 #: Copies of an item's memory in float64 that its check holds at once: inputs, outputs, squares, bounds.
