@@ -23,7 +23,7 @@ from convkit.bench.peers import torch as torch_peer
 from convkit.check import inputs as fill
 from convkit.check import tolerance
 from convkit.check.cases import Case
-from convkit.registry import OPS
+from convkit.op import OPS
 
 # ---------------------------------------------------------------------------------------------------
 # Layers

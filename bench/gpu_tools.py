@@ -29,7 +29,8 @@ from convkit.check import tolerance
 from convkit.check.cases import Case, cases
 from convkit.cuda import nvrtc
 from convkit.dispatch import Call
-from convkit.registry import OPS, implementations
+from convkit.op import OPS
+from convkit.registry import implementations
 
 PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
 CHECKERS = ("memcheck", "racecheck", "synccheck")

@@ -220,8 +220,10 @@ def cupy(args: argparse.Namespace) -> list[Row]:
     """CuPy's own share: its function, called with what is packed already; and what stands around a call."""
     from convkit import arrays, devices
     from convkit.errors import MissingExtra
-    from convkit.geometry import Conv2d, Pointwise
-    from convkit.registry import OPS, select
+    from convkit.op import OPS
+    from convkit.ops.conv2d import Conv2d
+    from convkit.ops.elementwise import Elementwise
+    from convkit.registry import select
 
     try:
         library = arrays._cupy()
@@ -234,7 +236,7 @@ def cupy(args: argparse.Namespace) -> list[Row]:
                "nesterov": False, "lr_in_velocity": False}  # fmt: skip
     executor = devices.current()
     for name in _LAUNCHED:
-        problem = Conv2d.of((1, 1, 3, 3), (1, 1, 3, 3)) if OPS[name].problem is Conv2d else Pointwise((16,))
+        problem = Conv2d.of((1, 1, 3, 3), (1, 1, 3, 3)) if OPS[name].problem is Conv2d else Elementwise((16,))
         implementation = select(name, problem, device="cuda")
         assert implementation.prepare is not None
         prepared: Any = implementation.prepare(problem)

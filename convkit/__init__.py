@@ -2,44 +2,36 @@
 
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .cuda.emulate import emulate
+from .discovery import register
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
-from .fused import (
-    conv2d_dgrad_relu,
-    linear_dgrad_wgrad_sgd,
-    linear_wgrad_sgd,
-    lrn_maxpool2d_dgrad,
-    lrn_maxpool2d_fprop,
-    reorder,
-)
-from .geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from .network import layers
 from .network.alexnet import AlexNet
 from .network.loss import Loss
 from .network.network import Network
 from .network.update import Update
-from .ops import (
-    conv2d_bgrad,
-    conv2d_dgrad,
-    conv2d_fprop,
-    conv2d_wgrad,
-    dropout_dgrad,
-    dropout_fprop,
-    label_rank,
+from .ops.channel_sum import ChannelSum
+from .ops.conv2d import Conv2d, conv2d_bgrad, conv2d_dgrad, conv2d_dgrad_relu, conv2d_fprop, conv2d_wgrad
+from .ops.dropout import dropout_dgrad, dropout_fprop
+from .ops.elementwise import Elementwise
+from .ops.linear import (
+    Linear,
     linear_bgrad,
     linear_dgrad,
+    linear_dgrad_wgrad_sgd,
     linear_fprop,
     linear_wgrad,
-    loss_summary,
-    lrn_dgrad,
-    lrn_fprop,
-    maxpool2d_dgrad,
-    maxpool2d_fprop,
-    relu_dgrad,
-    relu_fprop,
-    sgd_momentum,
-    softmax_xent_dgrad,
-    softmax_xent_fprop,
+    linear_wgrad_sgd,
 )
-from .registry import implementations, implements, register, use
+from .ops.loss_summary import loss_summary
+from .ops.lrn import LRN, lrn_dgrad, lrn_fprop
+from .ops.lrn_maxpool2d import lrn_maxpool2d_dgrad, lrn_maxpool2d_fprop
+from .ops.maxpool2d import Pool2d, maxpool2d_dgrad, maxpool2d_fprop
+from .ops.relu import relu_dgrad, relu_fprop
+from .ops.reorder import reorder
+from .ops.sgd import sgd_momentum
+from .ops.softmax_xent import SoftmaxXent, label_rank, softmax_xent_dgrad, softmax_xent_fprop
+from .registry import implementations, implements, use
+
+Pointwise = Elementwise  # its name before
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,8 @@ DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
+#: The type of a user's array, and so of the result: NumPy's, CuPy's, PyTorch's, a `layouts.Tensor`, ...
+A = TypeVar("A")
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
 _NOTHING = contextlib.nullcontext()
 #: Libraries whose arrays are known here, also where a user's class derives from theirs.

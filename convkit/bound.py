@@ -38,7 +38,7 @@ import numpy as np
 from . import arrays, devices, layouts, registry
 from .errors import ConvkitError
 from .layouts import Tensor
-from .registry import OPS, Op
+from .op import OPS, Op
 
 if TYPE_CHECKING:
     from .dispatch import Call

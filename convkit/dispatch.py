@@ -10,16 +10,16 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from . import arrays, bound, devices, layouts
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
-from .geometry import Pointwise, Problem
 from .layouts import Tensor
-from .registry import OPS, Implementation, Op, select
+from .op import OPS, Op, Problem
+from .registry import Implementation, select
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -202,14 +202,17 @@ class Arguments:
                 self.views[name] = None
                 continue
             array: Any = value if isinstance(value, Tensor) else arrays.view(name, value, kind=kinds[name])
-            if name in ("labels", "argmax"):
+            kind = "int32" if name in self.op.flags else self.op.dtypes.get(name)
+            if kind is None:
+                dtypes[name] = arrays.dtype_name(name, array)
+            elif kind == "integer":
                 if array.dtype.kind not in "iu":
                     raise DtypeError(f"{name} must be of an integer dtype, not {array.dtype}")
-            elif name == "rank" or name in self.op.flags:
-                if array.dtype != np.int32:
-                    raise DtypeError(f"{name} must be of dtype int32, not {array.dtype}")
-            elif name != "dloss":
-                dtypes[name] = arrays.dtype_name(name, array)
+            elif kind == "real":
+                if not np.can_cast(array.dtype, np.float64, "same_kind"):
+                    raise DtypeError(f"{name} must be of real numbers, not of dtype {array.dtype}")
+            elif array.dtype != np.dtype(kind):
+                raise DtypeError(f"{name} must be of dtype {kind}, not {array.dtype}")
             self.views[name] = array
         if len(set(dtypes.values())) > 1:
             raise DtypeError(
@@ -262,10 +265,7 @@ class Arguments:
             )
             for name, array in zip(self.op.outputs, given, strict=True)
         )
-        size = problem
-        if isinstance(problem, Pointwise) and outputs[0].size != problem.size:
-            size = replace(problem, dims=outputs[0].shape)  # with the spare channels
-        call = Call(self.op, implementation, size, inputs, outputs, options)
+        call = Call(self.op, implementation, problem.in_memory(outputs[0].shape), inputs, outputs, options)
         arrays.written(self._out_objects(out))
         call.run()
         bound.leave(call)
@@ -296,10 +296,10 @@ class Arguments:
         }
         if not any(row.axes for row in found.values()):
             return layouts.NCHW.name, dict.fromkeys(self.op.outputs, layouts.NCHW)
-        if not isinstance(problem, Pointwise):
+        if not self.op.inplace:
             declared = layouts.declared(layouts.named(found))
             return str(declared), {name: declared.of(name) for name in self.op.outputs}
-        # To a pointwise op any order of the elements is as good as another, and it leaves zeros as they are.
+        # To an elementwise op any order of the elements is as good as another; it leaves zeros as they are.
         row = next(row for row in found.values() if row.axes)
         if "offset" in self.op.options:
             raise OptionError(f"it counts the elements in their order, so none may be in {row.name}")

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import arrays
 from .errors import OptionError, unknown
-from .geometry import Shape
+from .op import Shape
 
 
 @dataclass(frozen=True)

@@ -1,142 +1,23 @@
-"""Which ops there are, which implementations each one has, and how one is chosen.
+"""Which implementations each op has, and how one is chosen.
 
-An implementation registers by existing: every module of `convkit.cpu` and every `kernels/*.cu` is found
-on the first look-up, and a user's file is added with `register`. Nothing here keeps a list of
-implementations by hand.
+Nothing here keeps a list of implementations by hand: `convkit.discovery` finds what convkit ships on the
+first look-up (`finder`), and adds a user's file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from . import layouts
 from .errors import NoImplementation, OptionError, unknown
-from .geometry import (
-    LRN,
-    ChannelSum,
-    Conv2d,
-    Linear,
-    LossSummary,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Problem,
-    Reorder,
-    SoftmaxXent,
-    finite,
-)
-
-
-@dataclass(frozen=True)
-class Op:
-    """What an op reads and writes: names of tensors, whose shapes and dtypes its problem knows.
-
-    `optional` inputs may be None. `options` are further arguments of an implementation, by keyword.
-    `flags` are inputs that need not be given, and that an implementation need not know: they are passed
-    by keyword, like an option, and only where they are given.
-    An op that is `inplace` reads each element before it writes it, and nothing else, so an output may
-    be one of the inputs. In any op, "w_new" may be written in w's place: see `updates`.
-    """
-
-    name: str
-    problem: type[Problem]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    inplace: bool = False
-    flags: tuple[str, ...] = ()
-
-    @property
-    def updates(self) -> dict[str, str]:
-        """Outputs that are an input's new value, with that input: each may be written in its place."""
-        return {out: out.removesuffix("_new") for out in self.outputs if out.endswith("_new")}
-
-
-_SGD = ("lr", "momentum", "weight_decay", "dampening", "nesterov", "lr_in_velocity")
-#: Where it is 0, the update changes nothing: each new value is the old one, bit for bit.
-_FINITE = ("finite",)
-
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (
-        Op("conv2d_fprop", Conv2d, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
-        Op("conv2d_dgrad", Conv2d, ("dy", "w"), ("dx",)),
-        # dx of a convolution whose input is a ReLU's output, x: zero where x is.
-        Op("conv2d_dgrad_relu", Conv2d, ("dy", "w", "x"), ("dx",)),
-        Op("conv2d_wgrad", Conv2d, ("x", "dy"), ("dw",)),
-        Op("conv2d_bgrad", ChannelSum, ("dy",), ("db",)),
-        Op("relu_fprop", Pointwise, ("x",), ("y",), inplace=True),
-        Op("relu_dgrad", Pointwise, ("dy", "y"), ("dx",), inplace=True),
-        Op("lrn_fprop", LRN, ("x",), ("y",)),
-        Op("lrn_dgrad", LRN, ("dy", "x"), ("dx",)),
-        Op("maxpool2d_fprop", Pool2d, ("x",), ("y", "argmax")),
-        Op("maxpool2d_dgrad", Pool2d, ("dy", "argmax"), ("dx",)),
-        # From one layout to another; an implementation's own layout says which.
-        Op("reorder", Reorder, ("x",), ("y",)),
-        # With relu, dx is zero where x is not positive: x is then a ReLU's output.
-        Op("lrn_maxpool2d_fprop", LrnMaxPool2d, ("x",), ("y", "argmax")),
-        Op("lrn_maxpool2d_dgrad", LrnMaxPool2d, ("dy", "argmax", "x"), ("dx",), options=("relu",)),
-        Op("linear_fprop", Linear, ("x", "w", "b"), ("y",), optional=("b",), options=("relu",)),
-        Op("linear_dgrad", Linear, ("dy", "w"), ("dx",)),
-        Op("linear_wgrad", Linear, ("x", "dy"), ("dw",)),
-        Op("linear_bgrad", ChannelSum, ("dy",), ("db",)),
-        # wgrad and sgd_momentum in one, so that dw is never stored; beside dx, which the old w makes.
-        Op(
-            "linear_wgrad_sgd",
-            Linear,
-            ("x", "dy", "w", "v"),
-            ("w_new", "v_new"),
-            options=_SGD,
-            flags=_FINITE,
-        ),
-        # With relu, dx is zero where x is not positive: x is then a ReLU's output.
-        Op(
-            "linear_dgrad_wgrad_sgd",
-            Linear,
-            ("dy", "w", "x", "v"),
-            ("dx", "w_new", "v_new"),
-            options=("relu", *_SGD),
-            flags=_FINITE,
-        ),
-        Op(
-            "dropout_fprop", Pointwise, ("x",), ("y",), options=("p", "seed", "offset", "scale"), inplace=True
-        ),
-        Op(
-            "dropout_dgrad",
-            Pointwise,
-            ("dy",),
-            ("dx",),
-            options=("p", "seed", "offset", "scale"),
-            inplace=True,
-        ),
-        Op("softmax_xent_fprop", SoftmaxXent, ("logits", "labels"), ("loss", "probs")),
-        Op("softmax_xent_dgrad", SoftmaxXent, ("probs", "labels", "dloss"), ("dlogits",)),
-        # How many classes stand before the label's; and what a step says of itself.
-        Op("label_rank", SoftmaxXent, ("logits", "labels"), ("rank",)),
-        Op("loss_summary", LossSummary, ("loss", "rank"), ("total", "errors", "finite")),
-        Op(
-            "sgd_momentum",
-            Pointwise,
-            ("w", "dw", "v"),
-            ("w_new", "v_new"),
-            options=_SGD,
-            inplace=True,
-            flags=_FINITE,
-        ),
-    )
-}
+from .op import OPS, Problem
+from .options import finite
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
 MATH = ("tf32", "fp32-emulated", "fp32")
@@ -344,90 +225,44 @@ def implements(
     return decorate
 
 
-def register(path: str | Path) -> list[Implementation]:
-    """Load a user's file and register the implementations in it.
+def _nothing(device: str) -> None:
+    pass
 
-    Parameters
-    ----------
-    path : path
-        A kernel file (`.cu`), of which only the header is read; or a Python file that uses
-        `@convkit.implements`, which is executed: load only what you trust.
 
-    Returns
-    -------
-    list of Implementation
-        Those that the file registered.
-
-    Raises
-    ------
-    OptionError
-        If the file does not exist, is of an unknown type, fails, or registers nothing.
-    """
-    try:
-        path = Path(path).resolve()
-    except TypeError:
-        raise OptionError(f"a path is needed, not {path!r}") from None
-    if not path.is_file():
-        raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
-    builtin()
-    if path.suffix == ".cu":
-        from .cuda.prepare import implementation
-
-        return [add(implementation(path))]
-    if path.suffix != ".py":
-        raise OptionError(
-            f"{path.name}: a .cu or a .py file can be registered, not {path.suffix or 'this'!r}"
-        )
-    before = dict(_IMPLEMENTATIONS)
-    module_name = f"convkit_user_{abs(hash(path)):x}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        with _LOCK:  # a file that fails half-way leaves nothing behind
-            _IMPLEMENTATIONS.clear()
-            _IMPLEMENTATIONS.update(before)
-            changed()
-        sys.modules.pop(module_name, None)
-        raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
-    found = [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
-    if not found:
-        raise OptionError(
-            f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
-        )
-    return found
+#: Adds what convkit ships for a device; `convkit.discovery` puts it here.
+finder: Callable[[str], None] = _nothing
 
 
 def builtin(device: str | None = None) -> None:
-    """Register what convkit ships: import the modules of `convkit.cpu`, read the headers of `kernels/`.
+    """Add what convkit ships for a device, or for all, unless that has been done.
 
-    The headers only where they may be asked for: a first call on a CPU need not wait for them.
+    For CUDA only where it may be asked for: a first call on a CPU need not wait for the kernels' headers.
     """
     if not _loaded.issuperset(wanted := DEVICES if device is None else (device,)):
         with _LOCK:
             for one in wanted:
                 if one not in _loaded:
-                    _BUILTIN[one]()
+                    finder(one)
                     _loaded.add(one)
 
 
-def _builtin_cpu() -> None:
-    package = importlib.import_module("convkit.cpu")
-    for module in pkgutil.iter_modules(package.__path__, "convkit.cpu."):
-        importlib.import_module(module.name)
+@contextlib.contextmanager
+def whole() -> Iterator[dict[tuple[str, str, str, str], Implementation]]:
+    """All that is registered, for a block that adds to it: if the block fails, nothing of it is left."""
+    before = dict(_IMPLEMENTATIONS)
+    try:
+        yield before
+    except BaseException:
+        with _LOCK:
+            _IMPLEMENTATIONS.clear()
+            _IMPLEMENTATIONS.update(before)
+            changed()
+        raise
 
 
-def _builtin_cuda() -> None:
-    from .cuda import header, prepare
-
-    for path in header.builtin_files():
-        add(prepare.implementation(path))
-
-
-_BUILTIN: dict[str, Callable[[], None]] = {"cpu": _builtin_cpu, "cuda": _builtin_cuda}
+def since(before: dict[tuple[str, str, str, str], Implementation]) -> list[Implementation]:
+    """What has been registered since `whole` gave this."""
+    return [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
 
 
 def implementations(

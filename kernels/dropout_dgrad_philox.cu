@@ -25,7 +25,7 @@
 
 // dy and dx may be one array, hence no __restrict__.
 extern "C" __launch_bounds__(THREADS) __global__
-    void dropout_dgrad_philox(GEOMETRY(Pointwise), const storage_t* dy, storage_t* dx, double p,
+    void dropout_dgrad_philox(GEOMETRY(Elementwise), const storage_t* dy, storage_t* dx, double p,
                               unsigned long long seed, unsigned long long offset, float scale) {
   philox_dropout<ELEMENTS>(g.size, dy, dx, p, seed, offset, scale);
 }

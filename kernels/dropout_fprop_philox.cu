@@ -25,7 +25,7 @@
 
 // x and y may be one array, hence no __restrict__.
 extern "C" __launch_bounds__(THREADS) __global__
-    void dropout_fprop_philox(GEOMETRY(Pointwise), const storage_t* x, storage_t* y, double p,
+    void dropout_fprop_philox(GEOMETRY(Elementwise), const storage_t* x, storage_t* y, double p,
                               unsigned long long seed, unsigned long long offset, float scale) {
   philox_dropout<ELEMENTS>(g.size, x, y, p, seed, offset, scale);
 }

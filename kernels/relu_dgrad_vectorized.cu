@@ -24,7 +24,7 @@ static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
 
 // dx may be dy or y, hence no __restrict__: each thread loads all it needs before it stores.
 extern "C" __launch_bounds__(THREADS) __global__
-    void relu_dgrad_vectorized(GEOMETRY(Pointwise), const storage_t* dy, const storage_t* y, storage_t* dx) {
+    void relu_dgrad_vectorized(GEOMETRY(Elementwise), const storage_t* dy, const storage_t* y, storage_t* dx) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(dy) && aligned(y) && aligned(dx);
   Pack gradients[CHUNKS], outputs[CHUNKS];

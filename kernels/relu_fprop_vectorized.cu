@@ -27,7 +27,7 @@ static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
 
 // x and y may be one array, hence no __restrict__: each thread loads all it needs before it stores.
 extern "C" __launch_bounds__(THREADS) __global__
-    void relu_fprop_vectorized(GEOMETRY(Pointwise), const storage_t* x, storage_t* y) {
+    void relu_fprop_vectorized(GEOMETRY(Elementwise), const storage_t* x, storage_t* y) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(x) && aligned(y);
   Pack packs[CHUNKS];

@@ -40,7 +40,7 @@ static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
 
 // w_new and v_new may be w, dw or v, hence no __restrict__: each thread loads all it needs before it stores.
 extern "C" __launch_bounds__(THREADS) __global__
-    void sgd_momentum_vectorized(GEOMETRY(Pointwise), const storage_t* w, const storage_t* dw,
+    void sgd_momentum_vectorized(GEOMETRY(Elementwise), const storage_t* w, const storage_t* dw,
                                  const storage_t* v, storage_t* w_new, storage_t* v_new, float lr,
                                  float momentum, float weight_decay, double dampening, int nesterov,
                                  int lr_in_velocity, const int* finite) {

@@ -18,7 +18,11 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from convkit.errors import ShapeError
-from convkit.geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d, window_span
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.window import window_span
 
 #: An integer between two, both included.
 Pick = Callable[[int, int], int]

@@ -12,7 +12,8 @@ import pytest
 import convkit as ck
 from convkit import arrays
 from convkit.arrays import np_dtype
-from convkit.registry import ALL_DTYPES, OPS
+from convkit.op import OPS
+from convkit.registry import ALL_DTYPES
 
 LRN, POOL = {"size": 3}, {"window": 2, "stride": 2}
 RULE = {"lr": 0.5, "momentum": 0.5}

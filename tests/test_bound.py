@@ -27,7 +27,8 @@ from convkit.cpu import extension
 from convkit.cuda.emulate import Emulator
 from convkit.errors import OptionError
 from convkit.layouts import Tensor
-from convkit.registry import ALL_DTYPES, OPS
+from convkit.op import OPS
+from convkit.registry import ALL_DTYPES
 
 LRN, POOL = {"size": 3}, {"window": 2, "stride": 2}
 RULE = {"lr": 0.5, "momentum": 0.25}

@@ -15,7 +15,8 @@ import convkit as ck
 from convkit import check, registry
 from convkit.cpu import extension
 from convkit.cpu.native_call import FLOOR, FOLD
-from convkit.geometry import LRN, Conv2d
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.lrn import LRN
 
 CONVOLUTIONS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_dgrad_relu", "conv2d_wgrad")
 POOLS = ("maxpool2d_fprop", "maxpool2d_dgrad")

@@ -12,7 +12,7 @@ import convkit as ck
 from convkit import check, layouts
 from convkit.arrays import empty
 from convkit.cpu import extension
-from convkit.geometry import Conv2d
+from convkit.ops.conv2d import Conv2d
 from convkit.registry import implementations, select
 
 ALGORITHMS = ("winograd", "direct", "narrow_groups", "few_channels", "pointwise")

@@ -19,21 +19,21 @@ from conftest import need
 
 import convkit as ck
 from convkit import arrays, layouts, registry
-from convkit.cpu import blas, conv2d_im2col_gemm, jit, philox, reference, storage, threads
+from convkit.cpu import blas, conv2d_im2col_gemm, jit, storage, threads
 from convkit.dispatch import Arguments
 from convkit.errors import NoImplementation, OptionError
-from convkit.geometry import (
-    LRN,
-    ChannelSum,
-    Conv2d,
-    Linear,
-    LossSummary,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Reorder,
-    SoftmaxXent,
-)
+from convkit.op import OPS
+from convkit.ops import philox
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
+from convkit.ops.loss_summary import LossSummary
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.reorder import Reorder
+from convkit.ops.softmax_xent import SoftmaxXent
 
 need("numba")
 
@@ -47,7 +47,7 @@ PIXELS = Conv2d.of((3, 20, 19, 17), (36, 20, 1, 1))
 MAPS = Conv2d.of((3, 20, 15, 14), (36, 20, 3, 3), padding=1)
 NORM_POOL = LrnMaxPool2d(LRN.of((3, 24, 30, 40), k=2.0), Pool2d.of((3, 24, 30, 40)))
 DENSE = Linear.of((7, 300), (400, 300))
-FLAT = Pointwise((3, 16, 30, 41))
+FLAT = Elementwise((3, 16, 30, 41))
 DROP = {"p": 0.4, "seed": 2**40 + 3, "offset": 2**33, "scale": 1.5}
 SGD = {
     "lr": 0.1,
@@ -124,7 +124,7 @@ def inputs_of(op, problem, seed=0):
         if name == "argmax":
             pool = problem.pool if isinstance(problem, LrnMaxPool2d) else problem
             argmax = np.empty(shape, dtype)
-            reference.maxpool2d_fprop(pool, rng.standard_normal(pool.shape("x")), np.empty(shape), argmax)
+            OPS["maxpool2d_fprop"].define(pool, rng.standard_normal(pool.shape("x")), np.empty(shape), argmax)
             found.append(argmax)
         elif name == "labels":
             found.append(rng.integers(0, problem.K, shape))
@@ -376,7 +376,7 @@ def test_the_number_of_threads(monkeypatch):
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "99999", "²"])
 def test_a_number_of_threads_that_is_none(value, monkeypatch):
     monkeypatch.setenv(threads.VARIABLE, value)
-    problem = Pointwise((3, 4))
+    problem = Elementwise((3, 4))
     assert "maximum" in {i.name for i in ours("relu_fprop", problem)}
     for implementation in ours("relu_fprop", problem):
         with pytest.raises(OptionError, match="CONVKIT_NUM_THREADS"):
@@ -452,8 +452,8 @@ BIG = [
     ("conv2d_dgrad", Conv2d.of((6, 32, 40, 40), (32, 32, 1, 1)), {}),
     ("conv2d_wgrad", Conv2d.of((6, 32, 40, 40), (32, 32, 1, 1)), {}),
     ("conv2d_bgrad", ChannelSum.of((16, 64, 40, 40), 4), {}),
-    ("relu_fprop", Pointwise((1000, 1001)), {}),
-    ("relu_dgrad", Pointwise((1000, 1001)), {}),
+    ("relu_fprop", Elementwise((1000, 1001)), {}),
+    ("relu_dgrad", Elementwise((1000, 1001)), {}),
     ("lrn_fprop", LRN.of((8, 64, 40, 40)), {}),
     ("lrn_dgrad", LRN.of((8, 64, 40, 40)), {}),
     ("maxpool2d_fprop", Pool2d.of((16, 64, 40, 40)), {}),
@@ -472,12 +472,12 @@ BIG = [
     ("linear_dgrad", Linear.of((500, 1000), (1000, 1000)), {}),
     ("linear_wgrad", Linear.of((500, 1000), (1000, 1000)), {}),
     ("linear_bgrad", ChannelSum.of((1000, 1000), 2), {}),
-    ("dropout_fprop", Pointwise((1000, 1001)), DROP),
+    ("dropout_fprop", Elementwise((1000, 1001)), DROP),
     ("softmax_xent_fprop", SoftmaxXent(1000, 1000), {}),
     ("softmax_xent_dgrad", SoftmaxXent(1000, 1000), {}),
     ("label_rank", SoftmaxXent(1000, 1000), {}),
     ("loss_summary", LossSummary(1_000_000), {}),
-    ("sgd_momentum", Pointwise((1000, 1001)), SGD),
+    ("sgd_momentum", Elementwise((1000, 1001)), SGD),
 ]
 
 
@@ -554,7 +554,7 @@ def test_an_input_cannot_be_written(monkeypatch):
     storage.accelerates("relu_fprop", name="naughty")(run)
     for dtype in registry.ALL_DTYPES:
         x = np.zeros(3, arrays.np_dtype(dtype))
-        added[0].run(Pointwise((3,), dtype), x, x.copy())
+        added[0].run(Elementwise((3,), dtype), x, x.copy())
         assert x.flags.writeable
     assert written == [False] * 4
 

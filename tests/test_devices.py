@@ -22,8 +22,8 @@ from convkit.cuda.header import builtin_files, read
 from convkit.cuda.launch import KernelError
 from convkit.cuda.source import translation_unit
 from convkit.errors import MissingExtra
-from convkit.geometry import Pointwise
 from convkit.network import layers
+from convkit.ops.elementwise import Elementwise
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 9, 7), np.float32)
@@ -77,7 +77,7 @@ WILD = """// /// kernel
 // block = ["THREADS"]
 // rank = -90
 // ///
-extern "C" __global__ void relu_fprop_wild(GEOMETRY(Pointwise), const float* x, float* y) {
+extern "C" __global__ void relu_fprop_wild(GEOMETRY(Elementwise), const float* x, float* y) {
     const long long i = blockIdx.x * 64 + threadIdx.x;
     y[i + (1 << 26)] = x[i];
 }
@@ -571,7 +571,7 @@ def test_a_kernel_reaches_the_device_as_its_own_machine_code(capability, arch, c
     kernel = read(next(p for p in builtin_files() if p.stem == "relu_fprop_vectorized"))
     with device:
         executor = cuda.executor()
-        source = translation_unit(kernel, Pointwise((5,)))
+        source = translation_unit(kernel, Elementwise((5,)))
         loaded = [executor.function(source, kernel.stem, include=(kernel.path.parent,)) for _ in range(2)]
     assert executor.arch == arch and executor.device == 1
     assert loaded[0] is loaded[1]  # compiled, and loaded, once

@@ -25,7 +25,7 @@ import convkit as ck
 from convkit.cuda import emulator, host_compiler
 from convkit.cuda.cache import Cache, key_of
 from convkit.cuda.launch import Argument, KernelError
-from convkit.geometry import Conv2d
+from convkit.ops.conv2d import Conv2d
 from convkit.paths import kernels_dir
 
 PLANTED = Path(__file__).parent / "planted"

@@ -24,9 +24,11 @@ from convkit.arrays import np_dtype
 from convkit.check import FIRST, Case, Question, attempt
 from convkit.check.tolerance import _STORAGE, Expected, compare
 from convkit.check.verdicts import SECOND
-from convkit.cpu import extension, reference
-from convkit.geometry import Conv2d, window_span
-from convkit.registry import ALL_DTYPES, OPS, implementations
+from convkit.cpu import extension
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.window import window_span
+from convkit.registry import ALL_DTYPES, implementations
 
 CALLS = 20_000
 DIRECTIONS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "conv2d_dgrad_relu")
@@ -139,7 +141,7 @@ def test_the_fast_float64_is_the_reference():
         got = exact(op, g, given, relu)
         wanted = np.empty(got.shape)
         inputs = [given[name] for name in OPS[op].inputs]
-        getattr(reference, op)(g, *inputs, wanted, **({"relu": relu} if op == "conv2d_fprop" else {}))
+        OPS[op].define(g, *inputs, wanted, **({"relu": relu} if op == "conv2d_fprop" else {}))
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
 

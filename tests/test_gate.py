@@ -15,11 +15,14 @@ from blocks import BLOCKED, block, unblock
 
 from convkit import check
 from convkit.check import check_these, tolerance
-from convkit.cpu import reference
-from convkit.cpu.philox import words
 from convkit.errors import OptionError
-from convkit.geometry import Conv2d, Linear
-from convkit.registry import ALL_DTYPES, OPS, Implementation, implementations
+from convkit.op import OPS
+from convkit.ops import window
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.linear import Linear
+from convkit.ops.lrn import window_sum
+from convkit.ops.philox import words
+from convkit.registry import ALL_DTYPES, Implementation, implementations
 
 #: In users' layout; test_conv_native and test_memory_native put the others through the gate.
 SHIPPED = [
@@ -66,7 +69,7 @@ def test_random_cases_repeat():
 # Planted bad kernels
 # ---------------------------------------------------------------------------------------------------
 BAD: list[tuple[str, str, str, object, dict]] = []
-RIGHT = {op: getattr(reference, op) for op in OPS}
+RIGHT = {op: OPS[op].define for op in OPS}
 
 
 def bad(op: str, reason: str, **declared):
@@ -421,15 +424,15 @@ def does_not_divide_alpha(g, x, y):
 
 @bad("lrn_fprop", VALUE)
 def divides_alpha_by_what_lies_inside(g, x, y):
-    ones = reference._window_sum(g, np.ones(x.shape), g.behind, g.ahead)
+    ones = window_sum(g, np.ones(x.shape), g.behind, g.ahead)
     x64 = x.astype(np.float64)
-    y[...] = x64 * (g.k + g.alpha / ones * reference._window_sum(g, x64**2, g.behind, g.ahead)) ** -g.beta
+    y[...] = x64 * (g.k + g.alpha / ones * window_sum(g, x64**2, g.behind, g.ahead)) ** -g.beta
 
 
 @bad("lrn_fprop", VALUE)
 def reaches_behind_where_size_is_even(g, x, y):
     x64 = x.astype(np.float64)
-    y[...] = x64 * (g.k + g.alpha / g.taps * reference._window_sum(g, x64**2, g.ahead, g.behind)) ** -g.beta
+    y[...] = x64 * (g.k + g.alpha / g.taps * window_sum(g, x64**2, g.ahead, g.behind)) ** -g.beta
 
 
 @bad("lrn_fprop", VALUE)
@@ -463,7 +466,7 @@ def forgets_the_second_term(g, dy, x, dx):
 @bad("maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
 def takes_the_last_of_equals(g, x, y, argmax):
     RIGHT["maxpool2d_fprop"](g, x, y, argmax)
-    for r, s, windows, pixels in reference._seen(g):
+    for r, s, windows, pixels in window.seen(g):
         np.copyto(argmax[windows], r * g.S + s, where=x[pixels] == y[windows])
 
 
@@ -494,7 +497,7 @@ def keeps_eight_bits_of_argmax(g, x, y, argmax):
 @bad("maxpool2d_dgrad", VALUE)
 def keeps_the_last_of_overlapping_windows(g, dy, argmax, dx):
     dx[...] = 0
-    for r, s, windows, pixels in reference._seen(g):
+    for r, s, windows, pixels in window.seen(g):
         np.copyto(dx[pixels], dy[windows], where=argmax[windows] == r * g.S + s)
 
 
@@ -523,7 +526,7 @@ def counts_in_32_bits(g, x, y, p, seed, offset, scale):
 
 @bad("dropout_fprop", "is NaN, expected 0")
 def multiplies_nan_by_zero(g, x, y, p, seed, offset, scale):
-    from convkit.cpu.philox import dropped
+    from convkit.ops.philox import dropped
 
     y[...] = x * (scale * ~dropped(g.size, p, seed, offset).reshape(x.shape)).astype(x.dtype)
 

@@ -15,12 +15,16 @@ import pytest
 from convkit import check, emulate, registry
 from convkit.check import check_these, sizes, tolerance
 from convkit.check.cases import all_cases, size_cases
-from convkit.cpu import reference
 from convkit.cuda.prepare import implementation as kernel_implementation
-from convkit.geometry import LRN, Conv2d, Linear, Pointwise, Pool2d
-from convkit.registry import OPS, Implementation, implementations
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
+from convkit.ops.lrn import LRN
+from convkit.ops.maxpool2d import Pool2d
+from convkit.registry import Implementation, implementations
 
-RIGHT = {op: getattr(reference, op) for op in OPS}
+RIGHT = {op: OPS[op].define for op in OPS}
 
 
 def first_failure(implementation: Implementation, seed: int = 0):
@@ -148,10 +152,7 @@ def test_a_kernel_with_a_limit_is_refused(op, what):
 def test_every_op_is_asked_about_each_extent(op):
     """And about more than any fixed case has; so that a new op cannot be forgotten."""
     stretched = {c.name.rpartition(" ")[0] for c in size_cases(op)}
-    kind = OPS[op].problem
-    extents = set(sizes.EXTENTS[kind]) - {"elements"}
-    if op == "linear_bgrad":
-        extents -= {"P", "Q"}
+    extents = set(OPS[op].cases.extents) - {"elements"}
     assert extents <= stretched, op
 
 
@@ -275,7 +276,7 @@ KERNEL = """// relu_fprop_wide
 // when = "size < 8000000000"
 // ///
 // 12345 in a comment is no limit
-extern "C" __global__ void relu_fprop_wide(GEOMETRY(Pointwise), const float* x, float* y) {
+extern "C" __global__ void relu_fprop_wide(GEOMETRY(Elementwise), const float* x, float* y) {
     long long i = blockIdx.y * 2LL * THREADS + threadIdx.x;
     for (; i < g.size && i < 0x1f40; i += 1.5f > 0 ? 192 : 3u)
         y[i] = x[i] < 0 ? 0 : x[i];
@@ -297,13 +298,13 @@ def test_constants_of_a_kernel_file(wide):
 
 def test_a_grid_that_cuda_refuses_is_found_without_a_launch(wide):
     """At 10^10 elements, by the header alone; a `when` that excludes them is respected."""
-    fault = sizes.launch_fault(wide, Pointwise((2**31,)))
+    fault = sizes.launch_fault(wide, Elementwise((2**31,)))
     assert fault == "grid.y of relu_fprop_wide would be 11,184,811; CUDA allows 65,535"
-    assert not sizes.launch_fault(wide, Pointwise((10**6,)))
-    case = check.Case("relu_fprop", Pointwise((2**31,)), "huge", unrun=True)
+    assert not sizes.launch_fault(wide, Elementwise((10**6,)))
+    case = check.Case("relu_fprop", Elementwise((2**31,)), "huge", unrun=True)
     verdict = check.verdicts.judge_launch(wide, case)
     assert not verdict.ok and verdict.unrun and "grid.y" in str(verdict)
-    far = check.Case("relu_fprop", Pointwise((10**10,)), "huge", unrun=True)
+    far = check.Case("relu_fprop", Elementwise((10**10,)), "huge", unrun=True)
     assert check.verdicts.judge_launch(wide, far).declined
 
 
@@ -320,19 +321,21 @@ def test_what_would_take_the_emulator_minutes_is_declined(compiler):
 def test_a_header_that_breaks_at_huge_problems_is_a_fault(tmp_path):
     path = tmp_path / "relu_fprop_wide.cu"
     path.write_text(KERNEL.replace('"ceil_div(size, THREADS * 2)"', '"size // (size - 2147483648)"'))
-    fault = sizes.launch_fault(kernel_implementation(path), Pointwise((2**31,)))
+    fault = sizes.launch_fault(kernel_implementation(path), Elementwise((2**31,)))
     assert "divides by zero" in fault
     path.write_text(KERNEL.replace('block = ["THREADS"]', 'block = ["size // 1000"]'))
-    assert "CUDA allows 1024 threads" in sizes.launch_fault(kernel_implementation(path), Pointwise((2**22,)))
+    assert "CUDA allows 1024 threads" in sizes.launch_fault(
+        kernel_implementation(path), Elementwise((2**22,))
+    )
     path.write_text(KERNEL.replace("rank = -90", 'shared = "size // 10"'))
-    assert "shared memory" in sizes.launch_fault(kernel_implementation(path), Pointwise((3_000_000,)))
+    assert "shared memory" in sizes.launch_fault(kernel_implementation(path), Elementwise((3_000_000,)))
 
 
 @pytest.mark.parametrize("kernel", implementations(device="cuda"), ids=lambda i: f"{i.op}-{i.name}")
 def test_shipped_kernels_can_be_launched_at_any_size(kernel):
     verdicts = [
         check.verdicts.judge_launch(kernel, check.Case(kernel.op, g, "huge", unrun=True))
-        for g in sizes.huge(kernel.op)
+        for g in OPS[kernel.op].cases.huge()
     ]
     assert not [str(v) for v in verdicts if not v.ok]
     assert any(not v.declined for v in verdicts)
@@ -342,7 +345,7 @@ def test_stretching_keeps_a_problem_valid():
     """The window fits, padding stays within a pool's window, groups divide."""
     rng = np.random.default_rng(1)
     for op in OPS:
-        for base in sizes.bases(op):
+        for base in OPS[op].cases.bases():
             for _ in range(60):
                 problem = sizes.stretched_at_random(op, base, rng)
                 assert all(
@@ -389,7 +392,7 @@ def test_the_reference_passes_whatever_the_data(op, dtype):
     problems = {
         LRN: LRN.of((3, 16, 4, 4), alpha=1e-4),
         Linear: Linear(3, 5, 4),
-        Pointwise: Pointwise((3, 7)),
+        Elementwise: Elementwise((3, 7)),
         Conv2d: Conv2d.of((2, 3, 6, 5), (4, 3, 3, 2)),
         Pool2d: Pool2d.of((2, 3, 7, 6)),
     }
@@ -457,4 +460,4 @@ def test_a_kernel_that_overwrites_what_it_still_reads_is_refused(compiler):
 
 def test_a_check_of_a_kernel_file_judges_its_launches(wide):
     asked = [case for case, _, _ in check._its_own(wide, True, 0, None) if case.unrun]
-    assert {case.problem for case in asked} == set(sizes.huge("relu_fprop"))
+    assert {case.problem for case in asked} == set(OPS["relu_fprop"].cases.huge())

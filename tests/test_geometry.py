@@ -10,19 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convkit.errors import ConvkitError, OptionError, ShapeError
-from convkit.geometry import (
-    LRN,
-    ChannelSum,
-    Conv2d,
-    Linear,
-    LossSummary,
-    Pointwise,
-    Pool2d,
-    SoftmaxXent,
-    output_extent,
-    padding4,
-    window_span,
-)
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
+from convkit.ops.loss_summary import LossSummary
+from convkit.ops.lrn import LRN
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.softmax_xent import SoftmaxXent
+from convkit.ops.window import output_extent, padding4, window_span
 
 
 def count_by_hand(size, window, stride, before, after, dilation, ceil):
@@ -143,7 +139,7 @@ def test_struct_has_every_number_in_order():
     assert all(struct.dtype[n] == np.int32 for n in struct.dtype.names)
     lrn = LRN.of((1, 2, 3, 4), alpha=0.5).struct()
     assert lrn["alpha"].dtype == np.float32 and lrn["alpha"][0] == 0.5
-    assert Pointwise((2**33,)).struct()["size"][0] == 2**33
+    assert Elementwise((2**33,)).struct()["size"][0] == 2**33
     with pytest.raises(ShapeError, match="32-bit"):
         LRN.of((1, 2**31, 1, 1)).struct()
 
@@ -185,7 +181,7 @@ REFUSED = {
     "sum rank": lambda: ChannelSum.of((2, 3), 4),
     "softmax classes": lambda: SoftmaxXent.of((3, 0)),
     "losses of two dimensions": lambda: LossSummary.of((3, 1)),
-    "pointwise bytes": lambda: Pointwise((2**62, 4)),
+    "pointwise bytes": lambda: Elementwise((2**62, 4)),
 }
 
 

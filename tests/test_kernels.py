@@ -18,8 +18,15 @@ from convkit.cuda import expressions, nvrtc
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import Runner
 from convkit.cuda.source import translation_unit
-from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Pool2d, SoftmaxXent
-from convkit.registry import OPS
+from convkit.op import OPS
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.softmax_xent import SoftmaxXent
 
 KERNELS = builtin_files()
 
@@ -31,7 +38,7 @@ GOOD = """// relu_fprop_mine
 // block = ["THREADS"]
 // rank = -90
 // ///
-extern "C" __global__ void relu_fprop_mine(GEOMETRY(Pointwise), const float* x, float* y) {
+extern "C" __global__ void relu_fprop_mine(GEOMETRY(Elementwise), const float* x, float* y) {
     static_assert(THREADS % 32 == 0, "whole warps");
     const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     if (i < g.size) y[i] = x[i] < 0 ? 0 : x[i];
@@ -108,7 +115,7 @@ def test_inline_ptx_is_in_one_file():
         LRN.of((1, 4, 2, 2), k=2.0),
         Linear.of((2, 3), (4, 3)),
         ChannelSum.of((2, 3, 4, 5), 4),
-        Pointwise((3, 4)),
+        Elementwise((3, 4)),
         SoftmaxXent.of((2, 10)),
         LrnMaxPool2d(LRN.of((1, 4, 9, 7), k=2.0, groups=2), Pool2d.of((1, 4, 9, 7), padding=1)),
     ],
@@ -222,7 +229,7 @@ def test_a_problem_is_worked_out_once(mine, compiler, monkeypatch):
         first = ck.relu_fprop(x, impl="mine")
         for place in ("convkit.cuda.expressions.evaluate", "convkit.cuda.prepare.translation_unit"):
             monkeypatch.setattr(place, lambda *arguments: pytest.fail(f"again: {arguments}"))
-        monkeypatch.setattr(Pointwise, "struct", lambda problem: pytest.fail("again"))
+        monkeypatch.setattr(Elementwise, "struct", lambda problem: pytest.fail("again"))
         np.testing.assert_array_equal(ck.relu_fprop(x, impl="mine"), first)
         with pytest.raises(pytest.fail.Exception):  # another problem is another matter
             ck.relu_fprop(x[:50], impl="mine")
@@ -245,7 +252,7 @@ def test_two_files_of_one_name(mine, tmp_path):
 def test_source_prints_the_unit(mine, capsys):
     assert main(["source", str(mine())]) == 0
     out = capsys.readouterr().out
-    assert "struct Pointwise" in out and "constexpr int THREADS = 64;" in out and "#line 1" in out
+    assert "struct Elementwise" in out and "constexpr int THREADS = 64;" in out and "#line 1" in out
     assert main(["source", "conv2d_fprop_nave"]) == 2
     assert "did you mean 'conv2d_fprop_naive'" in capsys.readouterr().err
     assert main(["source", "conv2d_fprop_naive", "--dtype", "float16"]) == 2
@@ -256,8 +263,8 @@ def test_geometry_as_constants(mine, compiler):
         ("rank = -90", 'geometry = "constexpr"'),
         ("if (i < g.size)", "static_assert(g.size == 100);\n    if (i < g.size)"),
     )
-    unit = translation_unit(read(path), Pointwise((100,)))
-    assert "constexpr Pointwise g = {100};" in unit
+    unit = translation_unit(read(path), Elementwise((100,)))
+    assert "constexpr Elementwise g = {100};" in unit
     ck.register(path)
     with ck.emulate():
         assert (ck.relu_fprop(-np.ones(100, np.float32), impl="mine") == 0).all()
@@ -272,7 +279,7 @@ def test_nvrtc_compiles_and_caches(mine, tmp_path, monkeypatch):
     need("cuda.core")
     monkeypatch.setenv("CONVKIT_CACHE", str(tmp_path / "cache"))
     kernel = read(mine())
-    unit = translation_unit(kernel, Pointwise((100,)))
+    unit = translation_unit(kernel, Elementwise((100,)))
     cubin = nvrtc.compile_cubin(unit, "sm_90a")
     facts = cubin.resources()["relu_fprop_mine"]
     assert cubin.code[:4] == b"\x7fELF" and 4 < facts.registers < 40 and facts.spill_bytes == 0
@@ -331,8 +338,8 @@ def test_expressions_agree_with_python(a, b, sign):
 
 def test_when_gives_its_reason(mine):
     runner = Runner(read(mine(("rank = -90", 'when = "size <= 2 * THREADS"'))))
-    assert runner.refusal(Pointwise((129,))) == "needs size <= 2 * THREADS; here THREADS = 64, size = 129"
-    assert runner.refusal(Pointwise((128,))) is None
+    assert runner.refusal(Elementwise((129,))) == "needs size <= 2 * THREADS; here THREADS = 64, size = 129"
+    assert runner.refusal(Elementwise((128,))) is None
 
 
 # ---------------------------------------------------------------------------------------------------

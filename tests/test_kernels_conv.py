@@ -12,7 +12,8 @@ import convkit as ck
 from convkit.check import Case, Question
 from convkit.cuda.header import KernelFile, read
 from convkit.cuda.prepare import Runner
-from convkit.geometry import Conv2d, Linear
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.linear import Linear
 from convkit.paths import kernels_dir
 
 pytestmark = pytest.mark.usefixtures("compiler")

@@ -19,7 +19,6 @@ from convkit.arrays import np_dtype
 from convkit.check.cases import Case
 from convkit.check.inputs import make
 from convkit.check.tolerance import expected
-from convkit.cpu.philox import words
 from convkit.cuda import emulator
 from convkit.cuda.header import KernelFile, read
 from convkit.cuda.launch import Argument
@@ -27,18 +26,16 @@ from convkit.cuda.null import nulled
 from convkit.cuda.prepare import Runner, implementation
 from convkit.cuda.source import translation_unit
 from convkit.dispatch import Call
-from convkit.geometry import (
-    LRN,
-    ChannelSum,
-    LossSummary,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Problem,
-    SoftmaxXent,
-)
+from convkit.op import OPS, Problem
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.loss_summary import LossSummary
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.philox import words
+from convkit.ops.softmax_xent import SoftmaxXent
 from convkit.paths import kernels_dir
-from convkit.registry import OPS
 
 OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
@@ -67,7 +64,7 @@ def lrn_pool(shape: tuple[int, ...], pool: dict | None = None, **lrn: object) ->
 
 #: A problem of odd extents for each op, and one of even ones, whose packs are whole.
 PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
-    Pointwise: (Pointwise((1, 4, 1031)), Pointwise((4096,))),
+    Elementwise: (Elementwise((1, 4, 1031)), Elementwise((4096,))),
     LRN: (
         LRN.of((2, 14, 3, 5), groups=2, alpha=0.7),
         LRN.of((1, 75, 2, 8), size=3, beta=0.6, alpha=0.7),
@@ -200,7 +197,7 @@ def pointers(kernel: KernelFile) -> list[str]:
 def wrapped(kernel: KernelFile, parameters: list[str], arguments: list[str]) -> str:
     """A kernel that calls the file's own with other pointers: under the emulator it is a function."""
     options = [f"{ctype} {name}" for name, ctype in kernel.header.options.items()]
-    parameters = ["GEOMETRY(Pointwise)", *parameters, *options]
+    parameters = ["GEOMETRY(Elementwise)", *parameters, *options]
     return (
         f'\nextern "C" __global__ void wrapped({", ".join(parameters)}) {{\n'
         f"    {kernel.stem}({', '.join(['g', *arguments, *kernel.header.options])});\n}}\n"
@@ -216,7 +213,7 @@ def call_wrapped(
     function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
 
 
-ELEMENTWISE = [k for k in KERNELS if k.op.problem is Pointwise]
+ELEMENTWISE = [k for k in KERNELS if k.op.problem is Elementwise]
 
 
 def shifted(array: np.ndarray) -> np.ndarray:
@@ -272,7 +269,7 @@ def test_in_place_gives_the_same_bits(kernel):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
     """Where NaN fills the gradient; a whole pack, and elements behind the last one."""
-    inputs, _ = question("sgd_momentum", Pointwise((4096 + 3,), dtype))
+    inputs, _ = question("sgd_momentum", Elementwise((4096 + 3,), dtype))
     w, v, dw = inputs["w"], inputs["v"], np.full_like(inputs["dw"], np.nan)
     old, flag = (w.copy(), v.copy()), np.zeros(1, np.int32)
     with ck.emulate(check=True):
@@ -292,7 +289,7 @@ def kernel_named(stem: str) -> KernelFile:
 )
 def test_dropout_drops_what_the_reference_drops(p, seed, offset):
     """Bit for bit, thresholds that lie between two words or beyond the last one included."""
-    problem, size = Pointwise((4099,)), 4099
+    problem, size = Elementwise((4099,)), 4099
     y = np.full(size, np.nan, np.float32)
     options = {"p": p, "seed": seed, "offset": offset, "scale": 1.0}
     launch(kernel_named("dropout_fprop_philox"), problem, {"x": np.ones(size, np.float32), "y": y}, options)
@@ -582,7 +579,7 @@ def test_an_argmax_that_is_no_position_gives_its_gradient_to_no_pixel(problem, c
 def test_the_layers_of_alexnet(kernel):
     """Real extents, where indices are large and segments many; batch 2."""
     layers: dict[type[Problem], tuple[Problem, ...]] = {
-        Pointwise: (Pointwise((2, 96, 55, 55)),),
+        Elementwise: (Elementwise((2, 96, 55, 55)),),
         LRN: (LRN.of((2, 96, 55, 55), groups=2, k=2.0), LRN.of((2, 256, 27, 27), groups=2, k=2.0)),
         Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
         SoftmaxXent: (SoftmaxXent(128, 1000),),

@@ -7,11 +7,12 @@ import pytest
 
 from convkit.arrays import np_dtype
 from convkit.check import Case, Question, judge
-from convkit.check.cases import SGD
 from convkit.cpu import extension, threads
 from convkit.dispatch import Arguments, Call
-from convkit.geometry import Linear
-from convkit.registry import OPS, implementations
+from convkit.op import OPS
+from convkit.ops.linear import Linear
+from convkit.ops.sgd import TRIED as SGD
+from convkit.registry import implementations
 
 pytestmark = pytest.mark.skipif(
     extension.kernels_missing() is not None, reason="the C++ kernels are not built"

@@ -10,17 +10,16 @@ from blocks import block, physical, unblock
 
 import convkit as ck
 from convkit import check, registry
-from convkit.cpu import extension, philox
-from convkit.geometry import (
-    LRN,
-    ChannelSum,
-    LossSummary,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Reorder,
-    SoftmaxXent,
-)
+from convkit.cpu import extension
+from convkit.ops import philox
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.loss_summary import LossSummary
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.reorder import Reorder
+from convkit.ops.softmax_xent import SoftmaxXent
 
 F = np.float32
 NAMES = ("rows", "two_passes", "vectors", "registers", "transpose")
@@ -65,7 +64,7 @@ BIG = {
     Pool2d: Pool2d.of((2, 40, 41, 37), padding=1, ceil_mode=True),
     LrnMaxPool2d: LrnMaxPool2d(LRN.of((1, 96, 55, 55), alpha=0.5), Pool2d.of((1, 96, 55, 55))),
     ChannelSum: ChannelSum.of((3, 37, 40, 31), 4),
-    Pointwise: Pointwise((131, 1001)),
+    Elementwise: Elementwise((131, 1001)),
     Reorder: Reorder(2, 37, 40, 31),
 }
 
@@ -162,7 +161,7 @@ def test_the_first_nan_of_a_window_wins(layout):
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 40_000])
 @pytest.mark.parametrize("offset", [0, 2**32 - 3])
 def test_dropout_has_the_words_of_philox(size, offset):
-    g, y = Pointwise((size,)), np.empty(size, F)
+    g, y = Elementwise((size,)), np.empty(size, F)
     seed = 0x0123456789ABCDEF
     run("dropout_fprop", "vectors")(g, np.ones(size, F), y, p=0.3, seed=seed, offset=offset, scale=2.0)
     assert np.array_equal(y == 0, philox.dropped(size, 0.3, seed, offset))

@@ -22,9 +22,16 @@ from convkit.arrays import np_dtype
 from convkit.check import tolerance
 from convkit.cpu import extension
 from convkit.errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
-from convkit.geometry import LRN, ChannelSum, Conv2d, Linear, Pointwise, Pool2d, SoftmaxXent
 from convkit.layouts import Tensor
-from convkit.registry import ALL_DTYPES, OPS
+from convkit.op import OPS
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
+from convkit.ops.lrn import LRN
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.softmax_xent import SoftmaxXent
+from convkit.registry import ALL_DTYPES
 
 CONTENDERS = {
     op: [i for i in ck.implementations(op, device="cpu", layout=None) if i.name != "reference"] for op in OPS
@@ -164,7 +171,7 @@ def test_relu_fprop(shape, seed, dtype):
     x = random(seed, *shape)
     expected = np.array([v if v > 0 else 0.0 for v in x.ravel()]).reshape(shape)
     assert np.array_equal(ck.relu_fprop(x, impl="reference"), expected)
-    gate("relu_fprop", Pointwise(tuple(shape)), dtype, seed)
+    gate("relu_fprop", Elementwise(tuple(shape)), dtype, seed)
 
 
 @given(st.lists(st.integers(1, 12), max_size=4), SEEDS, DTYPES)
@@ -172,7 +179,7 @@ def test_relu_dgrad(shape, seed, dtype):
     dy, y = random(seed, *shape), np.asarray(np.maximum(random(seed + 1, *shape), 0))
     expected = np.array([d if v > 0 else 0.0 for d, v in zip(dy.ravel(), y.ravel())]).reshape(shape)
     assert np.array_equal(ck.relu_dgrad(dy, y, impl="reference"), expected)
-    gate("relu_dgrad", Pointwise(tuple(shape)), dtype, seed)
+    gate("relu_dgrad", Elementwise(tuple(shape)), dtype, seed)
 
 
 @st.composite
@@ -348,7 +355,7 @@ def philox4x32_10(counter, key):
     ],
 )  # fmt: skip
 def test_philox_known_answers(counter, key, words):
-    from convkit.cpu.philox import philox
+    from convkit.ops.philox import philox
 
     assert tuple(philox4x32_10(counter, key)) == words
     assert tuple(int(w[0]) for w in philox(tuple(np.array([c]) for c in counter), key)) == words
@@ -370,7 +377,7 @@ def test_dropout(op, shape, p, seed, offset, scale, dtype):
         expected.append(0.0 if word < p * 2**32 else value * scale)
     options = {"p": p, "seed": seed, "offset": offset, "scale": scale}
     equal(getattr(ck, op)(x, **options, impl="reference"), np.array(expected).reshape(shape))
-    gate(op, Pointwise(tuple(shape)), dtype, 0, **options)
+    gate(op, Elementwise(tuple(shape)), dtype, 0, **options)
 
 
 def test_dropout_defaults_to_inverted():
@@ -428,7 +435,7 @@ def test_sgd_momentum(shape, seed, dtype, kind, lr, momentum, weight_decay, damp
     got = ck.sgd_momentum(w, dw, v, **options, impl="reference")
     equal(got[0], w_new)
     equal(got[1], v_new)
-    gate("sgd_momentum", Pointwise(tuple(shape)), dtype, seed, **options)
+    gate("sgd_momentum", Elementwise(tuple(shape)), dtype, seed, **options)
 
 
 # ---------------------------------------------------------------------------------------------------

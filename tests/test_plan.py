@@ -16,11 +16,12 @@ from strategies import seeded
 
 import convkit as ck
 from convkit import layouts, registry
-from convkit.geometry import ChannelSum, Pointwise
 from convkit.network import layers as L
 from convkit.network.plan import fusion
 from convkit.network.plan.graph import Graph, Node, lower
 from convkit.network.plan.program import Program
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.elementwise import Elementwise
 
 INIT = L.Normal(0.1)
 
@@ -149,7 +150,7 @@ def test_the_gradient_of_a_relu_moves_up_through_a_change_of_layout():
     relu, second = of.stages
     of.values["r.y in B"] = of.values["r.y"]
     of.values["d(r.y in B)"] = replace(of.values["d(r.y)"], of="r.y in B")
-    problem = Pointwise((2, 16, 8, 8))
+    problem = Elementwise((2, 16, 8, 8))
     back = Node(("c",), "reorder", problem, {"x": "d(r.y in B)", "y": "d(r.y)"})
     above = [node.renamed("d(r.y)", "d(r.y in B)").renamed("r.y", "r.y in B") for node in second.backward]
     nodes = fusion.backward([*above, back, *relu.backward], of.values, Choices())
@@ -391,7 +392,7 @@ class Gate(L.Layer):
         return {"b": (x_shape[1:2], L.Constant(1))}
 
     def passes(self, x_shape, num_classes, dtype):
-        g = Pointwise(x_shape, dtype)
+        g = Elementwise(x_shape, dtype)
         bias = ChannelSum.of(x_shape, len(x_shape), dtype)
         bgrad = "linear_bgrad" if len(x_shape) == 2 else "conv2d_bgrad"
         return L.Passes(L.Use("relu_fprop", g), (L.Use("relu_dgrad", g), L.Use(bgrad, bias)))

@@ -17,8 +17,9 @@ from convkit.cuda import launch
 from convkit.cuda import prepare as prepared
 from convkit.cuda.launch import Kept
 from convkit.cuda.null import nulled
-from convkit.geometry import Pointwise
-from convkit.registry import OPS, Implementation
+from convkit.op import OPS
+from convkit.ops.elementwise import Elementwise
+from convkit.registry import Implementation
 
 X = np.random.default_rng(0).standard_normal((2, 4, 9, 7), np.float32)
 
@@ -30,7 +31,7 @@ SCALED = """// /// kernel
 // block = ["THREADS"]
 // rank = -90
 // ///
-extern "C" __global__ void relu_fprop_scaled(GEOMETRY(Pointwise), const float* x, float* y) {{
+extern "C" __global__ void relu_fprop_scaled(GEOMETRY(Elementwise), const float* x, float* y) {{
     const long long i = blockIdx.x * THREADS + threadIdx.x;
     if (i < g.size) y[i] = {scale}.0f * x[i];
 }}
@@ -85,8 +86,8 @@ def test_a_launch_is_prepared_once_for_a_problem():
         assert len(executor.prepared) == 1
         ck.relu_fprop(X[:1])
         assert len(executor.prepared) == 2 and len(executor._functions) == 1  # one source for both
-        prepare = registry.select("relu_fprop", Pointwise((3,)), device="cuda").prepare
-        assert prepare(Pointwise((5,))) is prepare(Pointwise((5,)))
+        prepare = registry.select("relu_fprop", Elementwise((3,)), device="cuda").prepare
+        assert prepare(Elementwise((5,))) is prepare(Elementwise((5,)))
 
 
 def test_what_is_kept_is_bounded(scaled, monkeypatch):
@@ -271,8 +272,8 @@ def test_a_launch_works_nothing_out(monkeypatch):
     with nulled(seen) as executor:
         run = call.bare()
         for where, name in (
-            (prepared, "translation_unit"), (prepared.expressions, "evaluate"), (Pointwise, "scalars"),
-            (Pointwise, "struct"), (executor, "function"), (executor.prepared, "get"),
+            (prepared, "translation_unit"), (prepared.expressions, "evaluate"), (Elementwise, "scalars"),
+            (Elementwise, "struct"), (executor, "function"), (executor.prepared, "get"),
         ):  # fmt: skip
             monkeypatch.setattr(where, name, refuse)
         call.run()
@@ -319,7 +320,7 @@ def test_an_empty_batch_launches_nothing_and_is_zero():
 
 def test_a_number_of_tensors_that_does_not_fit_is_refused():
     with nulled():
-        launch = registry.select("relu_fprop", Pointwise((3,)), device="cuda").prepare(Pointwise((3,)))
+        launch = registry.select("relu_fprop", Elementwise((3,)), device="cuda").prepare(Elementwise((3,)))
         with pytest.raises(TypeError, match="2 tensors are needed, not 1"):
             launch(np.zeros(3, np.float32))
 

@@ -12,8 +12,11 @@ from blocks import blocked
 import convkit as ck
 from convkit import registry
 from convkit.errors import NoImplementation, OptionError
-from convkit.geometry import LRN, Conv2d, Pointwise
-from convkit.registry import ALL_DTYPES, OPS, Implementation, select
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.lrn import LRN
+from convkit.registry import ALL_DTYPES, Implementation, select
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +72,12 @@ def test_highest_rank_that_accepts_is_chosen():
     plant("coarse", 1700, error=1e-3)
     plant("tensor", 1600, math="tf32")
     plant("good", 1000)
-    assert select("relu_fprop", Pointwise((3,))).name == "good"
+    assert select("relu_fprop", Elementwise((3,))).name == "good"
     assert ck.relu_fprop(X).tolist() == [7, 7]
-    assert select("relu_fprop", Pointwise((3,), "float64")).name == "doubles"
-    assert select("relu_fprop", Pointwise((3,)), math="tf32").name == "tensor"
+    assert select("relu_fprop", Elementwise((3,), "float64")).name == "doubles"
+    assert select("relu_fprop", Elementwise((3,)), math="tf32").name == "tensor"
     with ck.use(max_error=1e-2):
-        assert select("relu_fprop", Pointwise((3,))).name == "coarse"
+        assert select("relu_fprop", Elementwise((3,))).name == "coarse"
 
 
 def test_named_one_is_taken_or_refused_never_replaced():
@@ -97,7 +100,7 @@ def test_a_refusal_lists_every_candidate_with_its_reason():
     with pytest.raises(NoImplementation) as caught:
         ck.relu_fprop(X)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("relu_fprop: no implementation for cpu takes Pointwise")
+    assert lines[0].startswith("relu_fprop: no implementation for cpu takes Elementwise")
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["picky", "lacking", "coarse", "tensor"]
     for word in ("Monday", "no compiler", "0.001, above max_error = 1e-05", "computes in tf32"):
         assert word in str(caught.value)
@@ -307,9 +310,9 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path, name, text, words):
 
 def test_refusal_of_a_problem():
     one = Implementation("relu_fprop", "one", lambda *a: None, when=lambda g: "odd" if g.size % 2 else None)
-    assert one.refusal(Pointwise((4,))) is None
-    assert one.refusal(Pointwise((3,))) == "odd"
-    assert one.refusal(Pointwise((4,), "float16")) == "takes float32, not float16"
+    assert one.refusal(Elementwise((4,))) is None
+    assert one.refusal(Elementwise((3,))) == "odd"
+    assert one.refusal(Elementwise((4,), "float16")) == "takes float32, not float16"
 
 
 def test_workspace_is_given_aligned():
@@ -338,4 +341,4 @@ def test_when_gives_none_or_a_reason(given):
         "relu_fprop", "mine", lambda p, x, y: None, when=lambda problem: given
     )
     with pytest.raises(OptionError, match="it gives None where the problem fits"):
-        implementation.refusal(Pointwise((4,), "float32"))
+        implementation.refusal(Elementwise((4,), "float32"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import convkit as ck
 from convkit import check, registry
 from convkit.cpu import extension
-from convkit.geometry import Conv2d
+from convkit.ops.conv2d import Conv2d
 
 #: Each op with its strategy, and examples for each instruction set.
 OPS = {
@@ -79,7 +79,7 @@ def test_a_stride_along_an_axis_of_one_output_means_nothing(isa, dtype):
             row, strides = x.reshape(1, 1, 1, 7), stride[::-1]
             assert np.array_equal(ck.conv2d_fprop(row, w, stride=strides, impl="direct"), row)
             assert np.array_equal(ck.conv2d_dgrad(row, w, row.shape, stride=strides, impl="direct"), row)
-            masked = ck.fused.conv2d_dgrad_relu(x, w, x - 3, stride=stride, impl="direct")
+            masked = ck.conv2d_dgrad_relu(x, w, x - 3, stride=stride, impl="direct")
             assert np.array_equal(masked, np.where(x > 3, x, 0))
 
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import OptionError, unknown
-from ..geometry import Problem, Shape
 from ..network.presets import PRESETS
+from ..op import Problem, Shape
 from . import work
 from .work import FORWARD, MEMORY, NETWORK_OPS, STEP, Item, Wanted, of_preset
 

@@ -13,23 +13,20 @@ from math import prod
 from typing import Any
 
 from ..errors import ConvkitError, OptionError, unknown
-from ..geometry import (
-    LRN,
-    Conv2d,
-    Linear,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Problem,
-    Reorder,
-    Shape,
-    SoftmaxXent,
-)
 from ..network.layers import Conv, Dropout, Layer, Lrn, MaxPool, Relu
 from ..network.layers import Linear as LinearLayer
 from ..network.presets import preset
 from ..network.update import Update
-from ..registry import ALL_DTYPES, MATH, OPS
+from ..op import OPS, Problem, Shape
+from ..ops.conv2d import Conv2d
+from ..ops.elementwise import Elementwise
+from ..ops.linear import Linear
+from ..ops.lrn import LRN
+from ..ops.lrn_maxpool2d import LrnMaxPool2d
+from ..ops.maxpool2d import Pool2d
+from ..ops.reorder import Reorder
+from ..ops.softmax_xent import SoftmaxXent
+from ..registry import ALL_DTYPES, MATH
 from .geometries import GEOMETRIES
 from .geometries import QUICK as QUICK_GEOMETRIES
 
@@ -88,7 +85,7 @@ class Item:
     @property
     def direction(self) -> str:
         """One of `DIRECTIONS`."""
-        return direction_of(self.op)
+        return OPS[self.op].direction
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -169,14 +166,6 @@ def text_of(item: Item) -> str:
     return " ".join(words)
 
 
-def direction_of(op: str) -> str:
-    """The direction of an op, by its name."""
-    last = op.removesuffix("_relu").rpartition("_")[2]
-    return {"fprop": "fwd", "reorder": "fwd", "rank": "fwd", "summary": "fwd"}.get(
-        last, last if last in DIRECTIONS else "update"
-    )
-
-
 def item_of(row: Mapping[str, Any]) -> Item:
     """The item that a row of a result file was measured on.
 
@@ -201,8 +190,8 @@ def item_of(row: Mapping[str, Any]) -> Item:
 def _problem(kind: type[Problem], values: Mapping[str, Any]) -> Problem:
     if kind is LrnMaxPool2d:
         return LrnMaxPool2d(LRN(**values["lrn"]), Pool2d(**values["pool"]), values["dtype"])
-    if kind is Pointwise:
-        return Pointwise(tuple(values["dims"]), values["dtype"])
+    if kind is Elementwise:
+        return Elementwise(tuple(values["dims"]), values["dtype"])
     return kind(**values)
 
 
@@ -271,6 +260,8 @@ def _of_net(wanted: Wanted, batch: int, dtype: str) -> list[Item]:
     check_names(f"layer of {wanted.net} ({wanted.preset})", wanted.layers, names)
     chosen = [item for item in whole if not wanted.layers or item.layer in wanted.layers]
     if wanted.ops:
+        elsewhere = [] if wanted.layers else [op for op in wanted.ops if all(i.op != op for i in whole)]
+        chosen += [item for op in elsewhere for item in of_cases(op, batch, dtype, wanted.math)]
         return [
             item
             for item in chosen
@@ -282,7 +273,7 @@ def _of_net(wanted: Wanted, batch: int, dtype: str) -> list[Item]:
 def _of_conv(text: str, dtype: str, wanted: Wanted, name: str = "") -> Iterator[Item]:
     problem = replace(convolution(text), dtype=dtype)
     for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"):
-        if direction_of(op) not in (wanted.directions or USUAL):
+        if OPS[op].direction not in (wanted.directions or USUAL):
             continue
         label = name or "".join(text.split())
         yield Item(
@@ -395,6 +386,18 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
     yield item("loss", "softmax_xent_dgrad", problem)
 
 
+def of_cases(op: str, batch: int, dtype: str, math: str) -> Iterator[Item]:
+    """An op that no AlexNet has, on the layers that its own cases name."""
+    row = OPS[op]
+    stretch = row.cases.extents.get("N")
+    options = dict(row.cases.options[0]) if row.cases.options else {}
+    for name, plain in row.cases.layers():
+        problem: Any = stretch(plain, batch) if stretch else plain
+        problem = replace(problem, dtype=dtype)
+        identifier = identity("cases", name, op, batch, dtype, math)
+        yield Item(identifier, op, problem, dtype, math, name, "cases", batch, options, row.optional)
+
+
 #: (layer's name, op, problem, absent inputs, options)
 Record = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
 
@@ -406,7 +409,7 @@ def _of_layer(layer: Layer, x: Shape, num_classes: int, dtype: str) -> Iterator[
         yield layer.name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
         return
     training = {**layer.options(True), "seed": 1} if isinstance(layer, Dropout) else {}
-    uses = sorted((passes.forward, *passes.backward), key=lambda use: DIRECTIONS.index(direction_of(use.op)))
+    uses = sorted((passes.forward, *passes.backward), key=lambda use: DIRECTIONS.index(OPS[use.op].direction))
     for use in uses:
         yield layer.name, use.op, use.problem, OPS[use.op].optional, {**use.options, **training}
 
@@ -432,7 +435,7 @@ def _fused(
         }  # fmt: skip
         yield f"{layer.name}+update", "linear_wgrad_sgd", linear, (), rule
         yield f"{layer.name}+update", "linear_dgrad_wgrad_sgd", linear, (), {"relu": False, **rule}
-        yield f"{layer.name}.w", "sgd_momentum", Pointwise((y[1], x[1]), dtype), (), rule
+        yield f"{layer.name}.w", "sgd_momentum", Elementwise((y[1], x[1]), dtype), (), rule
     elif isinstance(layer, Lrn) and isinstance(after, MaxPool) and layer.region == "across_channels":
         lrn, pool = layer.problem(x), after.problem(x)
         both, name = LrnMaxPool2d(lrn, pool, dtype), f"{layer.name}+{after.name}"

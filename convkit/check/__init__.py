@@ -23,12 +23,14 @@ import numpy as np
 from ..cuda.emulate import emulate
 from ..cuda.prepare import Runner
 from ..devices import emulating, gpu_found
+from ..discovery import register
 from ..errors import OptionError, unknown
-from ..geometry import Problem, SoftmaxXent, integer
-from ..registry import OPS, Implementation, implementations, register
+from ..op import OPS, Problem
+from ..ops.softmax_xent import SoftmaxXent
+from ..options import integer
+from ..registry import Implementation, implementations
 from . import sizes
 from .cases import Case, all_cases, cases, random_cases, varied
-from .inputs import STRAY_LABELS
 from .network import check_step
 from .verdicts import FIRST, Question, Verdict, attempt, judge, judge_launch
 
@@ -205,14 +207,13 @@ def _its_own(implementation: Implementation, quick: bool, seed: int, random: int
         more = [*(c.problem for c in asked), *drawn, *fixed]
         limits = sizes.own_problems(implementation, 8 if quick else 24, rng, accepts, more)
         own = [varied(op, problem, name, index) for index, (name, problem) in enumerate(limits)]
-    if implementation.device == "cuda" and "labels" in OPS[op].inputs:  # on a CPU, such labels are refused
-        for rows in (9, 11), (65, 300):
-            asked.append(Case(op, SoftmaxXent(*rows), "no class", fill=STRAY_LABELS))
+    if implementation.device == "cuda":
+        asked += [Case(op, g, name, fill=fill) for name, fill, g in OPS[op].cases.on_device()]
     plan = [(case, dtype, [implementation]) for case in asked for dtype in implementation.dtypes]
     for index, case in enumerate(own):
         plan += _with_dtypes(case, [implementation], index)
     if isinstance(implementation.run, Runner):
-        far = [Case(op, problem, "not run, its launch alone", unrun=True) for problem in sizes.huge(op)]
+        far = [Case(op, problem, "not run, its launch alone", unrun=True) for problem in OPS[op].cases.huge()]
         plan += [(case, implementation.dtypes[0], [implementation]) for case in far]
     return plan
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import np_dtype
-from ..cpu import reference
-from ..geometry import Conv2d, LrnMaxPool2d, Pool2d, SoftmaxXent
-from ..registry import OPS
+from ..op import OPS
+from ..ops.softmax_xent import STRAY_LABELS
 from .cases import Case
 
 Fill = Callable[[np.ndarray, np.random.Generator], None]
@@ -42,12 +41,6 @@ def _beside_zeros(a: np.ndarray, rng: np.random.Generator) -> None:
     _plant(np.nan)(a, rng)
 
 
-#: Tensors that are a ReLU's output, or its input: every other case has them rectified.
-RECTIFIED = {("relu_dgrad", "y"), ("conv2d_dgrad_relu", "x"), ("lrn_maxpool2d_dgrad", "x")}
-
-#: Half of the labels are no class: what lives on a GPU cannot be looked at beforehand.
-STRAY_LABELS = "stray labels"
-
 #: What is done to normally distributed data, by name.
 FILLS: dict[str, Fill] = {
     "normal": lambda a, rng: None,
@@ -70,36 +63,20 @@ FILLS: dict[str, Fill] = {
 PLANTED = ("nan", "inf", "nan beside zeros")
 
 
-def plantable(case: Case) -> set[str]:
-    """Inputs whose NaN and infinities must come out at one set of places in every right algorithm.
-
-    Not the one that meets the padding: whether 0 * NaN is computed there, or left out as no pixel at all,
-    is the algorithm's own affair. In a dgrad, zeros between the strides meet w in the same way.
-    """
-    g = case.problem
-    names = set(OPS[case.op].inputs)
-    if isinstance(g, Conv2d):
-        padded = any((g.pad_top, g.pad_bottom, g.pad_left, g.pad_right))
-        if case.op.startswith("conv2d_dgrad") or padded:
-            names.discard("w")
-        if case.op == "conv2d_wgrad" and padded:
-            names.discard("dy")
-    return names
-
-
 def make(case: Case, seed: int, salt: int = 0) -> dict[str, np.ndarray | None]:
     """Inputs by name, then flags, in the problem's dtypes. The same case, seed, salt: the same inputs."""
     # The dtype is left out of the seed, so that a case has the same numbers in each, up to rounding.
     letters = [ord(c) for c in f"{case.op} {case.name} {case.fill}"]
     rng = np.random.default_rng([seed, salt, *letters, len(case.absent)])
+    plantable = OPS[case.op].cases.plantable(OPS[case.op], case.problem)
     made: dict[str, np.ndarray | None] = {}
     for name in OPS[case.op].inputs:
         if name in case.absent:
             made[name] = None
             continue
-        value = _one(case, name, rng)
+        value = values(case, name, rng)
         if value.dtype.kind == "f":
-            if name in plantable(case) or case.fill not in PLANTED:
+            if name in plantable or case.fill not in PLANTED:
                 FILLS[case.fill](value, rng)
             elif case.fill == "nan beside zeros":
                 value[rng.random(value.shape) < 0.67] = 0
@@ -121,28 +98,13 @@ def _normal(shape: tuple[int, ...], rng: np.random.Generator, heavy: bool) -> np
     return np.resize(rng.standard_normal(PERIOD, dtype), shape)
 
 
-def _one(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
-    g, shape = case.problem, case.problem.shape(name)
-    if name == "labels":
-        assert isinstance(g, SoftmaxXent)
-        labels = rng.integers(0, g.K, shape)
-        if case.fill == STRAY_LABELS:
-            labels[::2] = rng.choice([-100, -1, g.K, 2**31, -(2**40), 2**62], labels[::2].shape)
-        return labels
-    if name == "rank":  # more of those beside which the errors begin, and one that no row has
-        return rng.choice([0, 0, 1, 2, 4, 5, 6, 999, 2**31 - 1], shape)
-    if name == "argmax":
-        g = g.pool if isinstance(g, LrnMaxPool2d) else g
-        assert isinstance(g, Pool2d)
-        x, y = rng.standard_normal(g.shape("x")), np.empty(shape)
-        FILLS[case.fill](x, rng)
-        argmax = np.empty(shape, np_dtype(g.dtype_of("argmax")))
-        reference.maxpool2d_fprop(g, x, y, argmax)
-        return argmax
+def values(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
+    """Fresh values of one input, before they are filled."""
+    op, shape = OPS[case.op], case.problem.shape(name)
+    own = op.cases.values(name, case.problem, rng, case.fill, lambda a: FILLS[case.fill](a, rng))
+    if own is not None:
+        return own
     value = _normal(shape, rng, case.heavy)
-    if name == "probs":
-        value = np.exp(value)
-        value /= value.sum(axis=1, keepdims=True)
-    elif (case.op, name) in RECTIFIED and len(case.name) % 2:
+    if name in op.rectified and len(case.name) % 2:  # in every other case
         np.maximum(value, 0, out=value)
-    return np.asarray(value)
+    return value

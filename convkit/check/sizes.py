@@ -14,7 +14,6 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -22,24 +21,8 @@ import numpy as np
 
 from ..cuda.prepare import Runner
 from ..errors import ConvkitError
-from ..geometry import (
-    LRN,
-    ChannelSum,
-    Conv2d,
-    Linear,
-    LossSummary,
-    LrnMaxPool2d,
-    Pointwise,
-    Pool2d,
-    Problem,
-    Reorder,
-    SoftmaxXent,
-    window_span,
-)
-from ..registry import OPS, Implementation
-
-#: Gives the problem with one extent changed, and with whatever else has to follow.
-Stretch = Callable[[Any, int], Problem]
+from ..op import OPS, Problem
+from ..registry import Implementation
 
 #: Values of an extent that tensors have. Whole blocks of 64 to 1024, and one element more than fits them.
 LADDER = (5, 9, 17, 33, 64, 65, 129, 256, 513, 1024)
@@ -64,142 +47,10 @@ def within(op: str, problem: Problem, limit: tuple[int, float]) -> bool:
 # ---------------------------------------------------------------------------------------------------
 # One extent at a time
 # ---------------------------------------------------------------------------------------------------
-def _fitting(g: Any) -> Problem:
-    """The problem with an image that its window fits into, and padding that a pool accepts."""
-    span_h, span_w = window_span(g.R, g.dilation_h), window_span(g.S, g.dilation_w)
-    if isinstance(g, Pool2d):
-        pads = {name: min(getattr(g, name), span_h - 1) for name in ("pad_top", "pad_bottom")}
-        pads |= {name: min(getattr(g, name), span_w - 1) for name in ("pad_left", "pad_right")}
-        g = _with(g, **pads)
-    high, wide = span_h - g.pad_top - g.pad_bottom, span_w - g.pad_left - g.pad_right
-    return _with(g, H=max(g.H, high), W=max(g.W, wide))
-
-
-def _with(g: Any, **changes: Any) -> Any:
-    """A changed copy; what cannot be computed before the window fits is not looked at yet."""
-    values = {name: getattr(g, name) for name in g.__dataclass_fields__}
-    made = object.__new__(type(g))
-    for name, value in {**values, **changes}.items():
-        object.__setattr__(made, name, value)
-    return made
-
-
-def _checked(g: Any) -> Problem:
-    """The problem as its own constructor makes it, which may refuse."""
-    return replace(g)
-
-
-def _field(name: str) -> Stretch:
-    def stretch(g: Any, value: int) -> Problem:
-        changed = _with(g, **{name: value})
-        return _checked(_fitting(changed) if isinstance(g, (Conv2d, Pool2d)) else changed)
-
-    return stretch
-
-
-def _conv_channels(g: Conv2d, value: int) -> Problem:
-    return replace(g, C=value * g.groups)
-
-
-def _conv_filters(g: Conv2d, value: int) -> Problem:
-    return replace(g, K=value * g.groups)
-
-
-def _conv_groups(g: Conv2d, value: int) -> Problem:
-    return replace(g, C=g.C // g.groups * value, K=g.K // g.groups * value, groups=value)
-
-
-def _groups(g: LRN, value: int) -> Problem:
-    return replace(g, C=g.C // g.groups * value, groups=value)
-
-
-def _lrn_channels(g: LRN, value: int) -> Problem:
-    return replace(g, C=value * g.groups)
-
-
-def _fused(name: str) -> Stretch:
-    """An extent of LRN and of the pool behind it."""
-
-    def stretch(g: LrnMaxPool2d, value: int) -> Problem:
-        if name == "size":
-            return replace(g, lrn=replace(g.lrn, size=value))
-        pool: Any = _field(name)(g.pool, value)
-        C = pool.C - pool.C % g.lrn.groups or g.lrn.groups
-        pool = replace(pool, C=C)
-        return replace(g, pool=pool, lrn=replace(g.lrn, N=pool.N, C=C, H=pool.H, W=pool.W))
-
-    return stretch
-
-
-def _elements(g: Pointwise, value: int) -> Problem:
-    return replace(g, dims=(value,))
-
-
-def _fields(*names: str) -> dict[str, Stretch]:
-    return {name: _field(name) for name in names}
-
-
-_WINDOW = ("R", "S", "stride_h", "stride_w", "dilation_h", "dilation_w")
-_PADS = ("pad_top", "pad_bottom", "pad_left", "pad_right")
-#: The extents of each kind of problem: those of tensors, and those of windows and the like.
-EXTENTS: dict[type[Problem], dict[str, Stretch]] = {
-    Conv2d: {
-        **_fields("N", "H", "W", *_WINDOW, *_PADS),
-        "channels": _conv_channels,
-        "filters": _conv_filters,
-        "groups": _conv_groups,
-    },
-    Pool2d: _fields("N", "C", "H", "W", *_WINDOW, *_PADS),
-    LRN: {**_fields("N", "H", "W", "size"), "channels": _lrn_channels, "groups": _groups},
-    LrnMaxPool2d: {name: _fused(name) for name in ("N", "C", "H", "W", "size", *_WINDOW, *_PADS)},
-    Reorder: _fields("N", "C", "H", "W"),
-    ChannelSum: _fields("N", "K", "P", "Q"),
-    Linear: _fields("N", "C", "K"),
-    Pointwise: {"elements": _elements},
-    SoftmaxXent: _fields("N", "K"),
-    LossSummary: _fields("N"),
-}
-_SMALL = {*_WINDOW, *_PADS, "size"}
-
-
-def bases(op: str) -> list[Problem]:
-    """Small problems whose extents are stretched: one where nothing is even, equal or one, and plainer ones.
-
-    The last has so few elements that it may be stretched far.
-    """
-    kind = OPS[op].problem
-    if kind is Conv2d:
-        wide, plain = Conv2d(2, 2, 5, 4, 3, 2, 3, 1, 2, 1, 0, 1, 2), Conv2d(1, 3, 1, 2, 2, 1, 1)
-        return [wide, plain, Conv2d(1, 2, 2, 3, 2, 2, 2)]
-    if kind is Pool2d:
-        return [Pool2d(2, 3, 7, 6, 3, 2, 2, 1, 1, 0, 0, 1), Pool2d(1, 1, 2, 3, 2, 2, 1, 1)]
-    if kind is LRN:
-        inside = LRN(2, 2, 5, 4, 3, 0.5, region="within_channel")
-        return [LRN(2, 7, 3, 2, 5, 0.5), inside, LRN(1, 4, 2, 1, 4, 0.5, 1.0, 2.0, 2)]
-    if kind is LrnMaxPool2d:
-        shapes = (2, 5, 7, 6), (1, 16, 5, 3), (1, 3, 3, 3)
-        return [LrnMaxPool2d(LRN(*x, 5, 0.5), Pool2d(*x, 3, 3, 2, 2)) for x in shapes]
-    if kind is Reorder:
-        return [Reorder(2, 3, 3, 5), Reorder(1, 1, 2, 1)]
-    if kind is ChannelSum:
-        return (
-            [ChannelSum(2, 3, 3, 5, 4), ChannelSum(1, 2, 1, 3, 4)]
-            if op == "conv2d_bgrad"
-            else [ChannelSum(3, 5, 1, 1, 2)]
-        )
-    if kind is Linear:
-        return [Linear(3, 5, 7), Linear(2, 3, 1)]
-    if kind is SoftmaxXent:
-        return [SoftmaxXent(3, 5)]
-    if kind is LossSummary:
-        return [LossSummary(3)]
-    return [Pointwise((3, 5))]
-
-
 def _stretched(op: str, base: Problem, extent: str, value: int) -> Problem | None:
     """The base with that extent, or None where there is no such problem."""
-    stretch = EXTENTS[type(base)].get(extent)
-    if stretch is None or (extent in ("P", "Q") and getattr(base, "rank", 4) == 2):
+    stretch = OPS[op].cases.extents.get(extent)
+    if stretch is None:
         return None
     try:
         return stretch(base, value)
@@ -209,7 +60,7 @@ def _stretched(op: str, base: Problem, extent: str, value: int) -> Problem | Non
 
 def stretched_at_random(op: str, problem: Problem, rng: np.random.Generator) -> Problem:
     """The problem with one extent drawn anew, if it stays cheap: each octave up to 1024 is as likely."""
-    extents = list(EXTENTS[type(problem)])
+    extents = list(OPS[op].cases.extents)
     extent, value = extents[int(rng.integers(len(extents)))], int(2 ** rng.uniform(0, 10))
     found = _stretched(op, problem, extent, value)
     return found if found is not None and within(op, found, CHEAP) else problem
@@ -217,11 +68,9 @@ def stretched_at_random(op: str, problem: Problem, rng: np.random.Generator) -> 
 
 def _ladder(op: str) -> Iterator[tuple[str, Problem]]:
     """(name, problem) for each rung of each extent."""
-    near, *_, far = bases(op) * 2
-    for extent in EXTENTS[type(near)]:
-        if extent == "elements":
-            continue
-        rungs: tuple[int, ...] = OPTIONS if extent in _SMALL else LADDER
+    near, *_, far = OPS[op].cases.bases() * 2
+    for extent in OPS[op].cases.extents:
+        rungs: tuple[int, ...] = OPTIONS if extent in OPS[op].cases.small else LADDER
         if extent in ("R", "S"):
             rungs = (*OPTIONS, 33, 47)
         if extent == "groups":  # many small products, one after the other, in the reference
@@ -231,78 +80,13 @@ def _ladder(op: str) -> Iterator[tuple[str, Problem]]:
                 yield f"{extent} {value}", problem
 
 
-def _elementwise(op: str) -> Iterator[tuple[str, Problem]]:
-    """Whole blocks, one element more, and octaves up to millions of elements, as far as that is cheap."""
-    for exponent in range(6, 18):
-        whole, more = 1 << exponent, (1 << exponent) + 1
-        if exponent > 12:  # one of the two, in the middle of the octave
-            sizes: tuple[int, ...] = (3 * whole // 2 + exponent % 2,)
-        else:
-            sizes = whole, more
-        for size in sizes:
-            yield f"{size:,} elements", Pointwise((size,))
-    # Beyond, as far as it is cheap to judge. A grid that is too small shows at any size beyond its own.
-    for most in (2_200_000,) if op == "relu_fprop" else (600_000,):
-        yield f"{most:,} elements", Pointwise((most,))
-
-
-def _strides_and_dilations(op: str) -> Iterator[tuple[str, Problem]]:
-    """Each stride up to 3 beside each dilation up to 3, along one axis and then the other."""
-    base = bases(op)[0]
-    if not isinstance(base, (Conv2d, Pool2d)):
-        return
-    for stride in (1, 2, 3):
-        for dilation in (1, 2, 3):
-            along = "hw"[(stride + dilation) % 2]
-            options = {f"stride_{along}": stride, f"dilation_{along}": dilation}
-            other = {"H": 1, "W": 11, "R": 1, "S": 3} if along == "w" else {"H": 11, "W": 1, "R": 3, "S": 1}
-            plain = dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w"), 1)
-            pads = dict.fromkeys(_PADS, 0)
-            changed: Any = {**plain, **pads, **other, **options}
-            yield f"stride {stride}, dilation {dilation}", replace(base, **changed)
-
-
-def _large(op: str) -> Iterator[tuple[str, Problem]]:
-    """Beyond what a grid's y and z may count (65,535), or with very long sums."""
-    many = 65_537
-    kind = OPS[op].problem
-    if kind is Conv2d:
-        yield "66,049 pixels", Conv2d(1, 2, 257, 257, 3, 3, 3, 1, 1, 1, 1, 1, 1)
-        yield "65,537 images", Conv2d(many, 1, 1, 2, 2, 1, 2)
-        yield "65,537 filters", Conv2d(1, 2, 1, 1, many, 1, 1)
-    elif kind is Pool2d:
-        yield "66,049 maps", Pool2d(257, 257, 2, 1, 2, 1, 1, 1)
-    elif kind is LRN:
-        yield "65,537 images", LRN(many, 1, 1, 1, 5, 0.5)
-        yield "66,049 pixels", LRN(1, 2, 257, 257, 5, 0.5)
-    elif kind is LrnMaxPool2d:
-        yield "65,537 images", LrnMaxPool2d(LRN(many, 1, 2, 1, 5, 0.5), Pool2d(many, 1, 2, 1, 2, 1, 1, 1))
-    elif kind is Reorder:
-        yield "65,537 images", Reorder(many, 1, 1, 1)
-        yield "65,537 channels", Reorder(1, many, 1, 1)
-    elif op == "conv2d_bgrad":
-        yield "65,537 channels", ChannelSum(1, many, 1, 2, 4)
-        yield "65,537 images", ChannelSum(many, 2, 1, 1, 4)
-    elif kind is ChannelSum:
-        yield "65,537 channels", ChannelSum(2, many, 1, 1, 2)
-        yield "65,537 rows", ChannelSum(many, 3, 1, 1, 2)
-    elif kind is Linear:
-        yield "65,537 rows", Linear(many, 2, 1)
-        yield "65,537 inputs", Linear(2, many, 1)
-        yield "65,537 outputs", Linear(1, 2, many)
-    elif kind is SoftmaxXent:
-        yield "65,537 rows", SoftmaxXent(many, 3)
-        yield "65,537 classes", SoftmaxXent(2, many)
-    elif kind is LossSummary:
-        yield "65,537 rows", LossSummary(many)
-
-
 def problems(op: str) -> Iterator[tuple[str, Problem, bool]]:
     """(name, problem, whether it is heavy) for every size that the gate asks of an op."""
-    found = _elementwise(op) if OPS[op].problem is Pointwise else _ladder(op)
-    for name, problem in (*found, *_strides_and_dilations(op)):
+    asked = OPS[op].cases
+    ladder = asked.ladder()
+    for name, problem in (*(_ladder(op) if ladder is None else ladder), *asked.more()):
         yield name, problem, not within(op, problem, CHEAP)
-    for name, problem in _large(op):
+    for name, problem in asked.large():
         yield name, problem, True
 
 
@@ -394,6 +178,7 @@ def _pairs(
     implementation: Implementation, extents: list[str], rng: np.random.Generator
 ) -> Iterator[tuple[str, int]]:
     """(extent, number), each once: what the code names first, then extents of tensors, then the others."""
+    small = OPS[implementation.op].cases.small
     declared, code = constants(implementation)
     rng.shuffle(code)
     seen = dict.fromkeys(_named(implementation, extents))
@@ -401,7 +186,7 @@ def _pairs(
     turns = []
     for number in (*declared, *code):
         order = [extents[i] for i in rng.permutation(len(extents))]
-        turns.append([(extent, number) for extent in sorted(order, key=lambda extent: extent in _SMALL)])
+        turns.append([(extent, number) for extent in sorted(order, key=small.__contains__)])
     for turn in zip(*turns):
         yield from (pair for pair in turn if pair not in seen)
 
@@ -445,13 +230,13 @@ def own_problems(
     accepts : callable
         Whether the candidate takes a problem.
     more : iterable of Problem
-        Further problems to stretch, where it does not take `bases`.
+        Further problems to stretch, where it does not take the op's `bases`.
     """
     op = implementation.op
-    stretchable = [p for p in (*bases(op), *more) if accepts(p)][:3]
+    stretchable = [p for p in (*OPS[op].cases.bases(), *more) if accepts(p)][:3]
     if not stretchable:
         return []
-    extents = list(EXTENTS[OPS[op].problem])
+    extents = list(OPS[op].cases.extents)
     found: dict[Problem, str] = {}
 
     def add(extent: str, value: int, why: str) -> None:
@@ -481,54 +266,6 @@ def own_problems(
 # ---------------------------------------------------------------------------------------------------
 # Launches that are too large to run
 # ---------------------------------------------------------------------------------------------------
-def huge(op: str) -> list[Problem]:
-    """Problems that a large GPU has the memory for, but no check the time: 10^5 maps, 10^10 elements."""
-    many, row = 100_000, 10_000
-    kind = OPS[op].problem
-    if kind is Conv2d:
-        return [
-            Conv2d(many, 3, 16, 16, 64, 3, 3),
-            Conv2d(1, many, 8, 8, 64, 3, 3),
-            Conv2d(1, 64, 8, 8, many, 3, 3),
-            Conv2d(1, many, 8, 8, many, 3, 3, groups=many),
-            Conv2d(1, 1, many, many, 1, 3, 3),
-            Conv2d(512, 256, 256, 256, 64, 3, 3, 1, 1, 1, 1, 1, 1),
-            Conv2d(1, 64, 2, 2_000_000, 64, 1, 3),
-            Conv2d(1, 64, 2_000_000, 2, 64, 3, 1),
-        ]
-    if kind is Pool2d:
-        return [
-            Pool2d(many, 3, 32, 32, 3, 3, 2, 2),
-            Pool2d(512, 512, 200, 200, 3, 3, 2, 2),
-            Pool2d(1, 1, many, many, 3, 3, 2, 2),
-            Pool2d(1, 2, 2, 2_000_000, 2, 3, 1, 2),
-            Pool2d(1, 2, 2_000_000, 2, 3, 2, 2, 1),
-        ]
-    if kind is LRN:
-        across = [LRN(many, 3, 32, 32), LRN(512, 512, 200, 200), LRN(1, 5, many, row), LRN(2, many, 16, 16)]
-        return [*across, *(replace(g, region="within_channel", size=3) for g in across)]
-    if kind is LrnMaxPool2d:
-        shapes = (many, 16, 32, 32), (512, 512, 200, 200)
-        return [LrnMaxPool2d(LRN(*x), Pool2d(*x, 3, 3, 2, 2)) for x in shapes]
-    if kind is Reorder:
-        return [Reorder(many, 3, 32, 32), Reorder(512, 512, 200, 200), Reorder(1, 16, many, row)]
-    if op == "conv2d_bgrad":
-        return [
-            ChannelSum(many, 64, 32, 32, 4),
-            ChannelSum(1, many, 100, 100, 4),
-            ChannelSum(1, 1, many, many, 4),
-        ]
-    if kind is ChannelSum:
-        return [ChannelSum(10_000_000, 1000, 1, 1, 2), ChannelSum(10, 100_000_000, 1, 1, 2)]
-    if kind is Linear:
-        return [Linear(10_000_000, 64, 64), Linear(1, many, many), Linear(16, 64, 10_000_000)]
-    if kind is SoftmaxXent:
-        return [SoftmaxXent(100_000_000, 10), SoftmaxXent(10, 100_000_000)]
-    if kind is LossSummary:
-        return [LossSummary(2_000_000_000)]
-    return [Pointwise((10_000_000_000,)), Pointwise((2**31,)), Pointwise((2**31 - 1,))]
-
-
 #: From CUDA's programming guide, for every GPU of compute capability 7.5 and up; shared memory is Hopper's.
 GRID, BLOCK, THREADS, SHARED = (2**31 - 1, 65_535, 65_535), (1024, 1024, 64), 1024, 227 * 1024
 

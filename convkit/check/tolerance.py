@@ -27,8 +27,8 @@ tests/test_gate.py measures both sides.
 
 Other ops
 ---------
-LRN, softmax: first-order conditioning, written out below. ReLU, max-pooling and argmax have nothing to
-round: they are exact. Dropout's and the update rule's few operations get a few u of the magnitudes added.
+LRN, softmax: first-order conditioning, written out beside the ops. ReLU, max-pooling and argmax have nothing
+to round: they are exact. Dropout's and the update rule's few operations get a few u of the magnitudes added.
 
 Storage adds half a unit in the last place of a 16-bit type, and whatever a subnormal loses: the 16-bit
 float16 in full, the others may flush theirs to zero.
@@ -53,13 +53,12 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import np_dtype
-from ..cpu import keep, reference
-from ..geometry import LRN, Problem, SoftmaxXent
-from ..registry import OPS, Implementation
+from ..op import OPS, Problem, Tensors
+from ..ops.rounding import sums
+from ..ops.sgd import forbidden
+from ..registry import Implementation
 
 Array = np.ndarray
-Inputs = dict[str, "Array | None"]
 
 #: Declared relative RMS error of plain float32 arithmetic: up to this, sums are held to the bound above.
 PLAIN = 1e-6
@@ -124,20 +123,7 @@ def _rms(a: Array) -> float:
     return float(np.sqrt(np.mean(np.square(a)))) if a.size else 0.0
 
 
-def run_reference(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any]) -> dict[str, Array]:
-    """The reference's outputs by name, in float64 whatever the problem's dtype; integers as they are."""
-    outputs: dict[str, Array] = {}
-    for name in OPS[op].outputs:
-        own = np_dtype(problem.dtype_of(name))
-        outputs[name] = np.zeros(problem.shape(name), own if own.kind in "iu" else np.float64)
-    if not problem.empty or OPS[op].updates:
-        flags = {name: inputs[name] for name in OPS[op].flags if name in inputs}
-        tensors = (array for name, array in inputs.items() if name not in flags)
-        getattr(reference, op)(problem, *tensors, *outputs.values(), **options, **flags)
-    return outputs
-
-
-def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any]) -> dict[str, Expected]:
+def expected(op: str, problem: Problem, inputs: Tensors, options: dict[str, Any]) -> dict[str, Expected]:
     """The reference's outputs with their bounds, by name.
 
     Parameters
@@ -149,10 +135,11 @@ def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any])
     options : dict
     """
     with np.errstate(all="ignore"):
-        values = run_reference(op, problem, inputs, options)
+        declared = OPS[op]
+        values = declared.evaluate(problem, inputs, options)
         dtype: str = problem.dtype  # type: ignore[attr-defined]
         u = 2.0**-53 if dtype == "float64" else 2.0**-24
-        arithmetic = _ROUNDING.get(op, _sum)(op, problem, inputs, options, values)
+        arithmetic = declared.rounding(declared, problem, inputs, options, values)
         found = {}
         for name, value in values.items():
             relative, least = _STORAGE.get(problem.dtype_of(name), (0.0, 0.0))
@@ -167,215 +154,14 @@ def expected(op: str, problem: Problem, inputs: Inputs, options: dict[str, Any])
                 size = np.abs(value) + np.nan_to_num(rounding, posinf=0.0)
                 storage = np.nan_to_num(relative * size, posinf=0.0) + least
             found[name] = Expected(value, rounding, storage, scale, exact=weight is None)
-        if op == "lrn_maxpool2d_fprop":
-            found["argmax"] = replace(found["argmax"], accepts=_near_maximum(problem, inputs, u))
+        for name, accepts in declared.accepts(problem, inputs, u).items() if declared.accepts else ():
+            found[name] = replace(found[name], accepts=accepts)
         return found
 
 
-# Each of these returns, for each output, (bound of the rounding in units of u, scale of a declared error).
-Weights = dict[str, tuple["Array | None", Array]]
-
-
-def _f64(a: Array | None) -> Array:
-    assert a is not None
-    return a.astype(np.float64)
-
-
-def _sum(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    squares: Inputs = {n: a if a is None or a.dtype.kind in "iu" else _f64(a) ** 2 for n, a in inputs.items()}
-    if op == "conv2d_dgrad_relu":  # a NaN that the mask hides has still been in the sums around it
-        squares["x"] = np.ones(g.shape("x"))
-    (spread,) = run_reference(op, g, squares, {**options, **({"relu": False} if options else {})}).values()
-    ((name, value),) = values.items()
-    scale = np.sqrt(spread) + np.abs(value)
-    return {name: (4 * np.sqrt(g.reduction(op)) * scale, scale)}
-
-
-def _exact(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    return {name: (None, np.zeros(value.shape)) for name, value in values.items()}
-
-
-def _few(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    """A product or two."""
-    return {name: (4 * np.abs(value), np.abs(value)) for name, value in values.items()}
-
-
-def _lrn_parts(g: LRN, x: Array) -> tuple[Array, Array]:
-    """d, and the relative error of d^-beta in units of u, for beta = 1 of it and apart from it."""
-    d = g.k + g.alpha / g.taps * reference._window_sum(g, x**2, g.behind, g.ahead)
-    # Squares are positive: their sum's relative error is that of L additions, and d's is no more.
-    return d, np.sqrt(g.taps) + 3 + np.abs(np.log(d))
-
-
-def _lrn_fprop(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    # d^-beta multiplies d's relative error by beta; a power by exp and log adds u |beta ln d|; products, 4.
-    _, error = _lrn_parts(g, _f64(inputs["x"]))
-    y = np.abs(values["y"])
-    return {"y": (4 * y * (abs(g.beta) * error + 4), y)}
-
-
-def _lrn_dgrad(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    x, dy = _f64(inputs["x"]), _f64(inputs["dy"])
-    d, error = _lrn_parts(g, x)
-    first = np.abs(dy * d**-g.beta)
-    terms = np.abs(dy * x * d ** (-g.beta - 1))
-    factor = np.abs(2 * g.alpha * g.beta / g.taps * x)
-    # Each term of the sum has its own error, and the sum of L of them rounds as any sum does.
-    sums = reference._window_sum(
-        g, terms * (abs(g.beta + 1) * error + 4 + np.sqrt(g.taps)), g.ahead, g.behind
-    )
-    scale = first + factor * reference._window_sum(g, terms, g.ahead, g.behind)
-    return {"dx": (4 * (first * (abs(g.beta) * error + 4) + factor * sums), scale)}
-
-
-def _lrn_maxpool_fprop(
-    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
-) -> Weights:
-    # The maximum of a window is off by no more than any of its elements is.
-    normalised = run_reference("lrn_fprop", g.lrn, inputs, {})
-    ((weight, _),) = _lrn_fprop(op, g.lrn, inputs, options, normalised).values()
-    assert weight is not None
-    largest = run_reference("maxpool2d_fprop", replace(g.pool, dtype="float64"), {"x": weight}, {})["y"]
-    return {"y": (largest, np.abs(values["y"])), "argmax": (None, np.zeros(values["argmax"].shape))}
-
-
-def _near_maximum(g: Any, inputs: Inputs, u: float) -> Callable[[Array], Array]:
-    """Whether each of these taps sees a value that rounding could make the largest of its window."""
-    y = run_reference("lrn_fprop", g.lrn, inputs, {})["y"]
-    ((weight, _),) = _lrn_fprop("", g.lrn, inputs, {}, {"y": y}).values()
-    assert weight is not None
-    highest = y + u * weight
-    lowest = run_reference("maxpool2d_fprop", g.pool, {"x": y - u * weight}, {})["y"]
-
-    def accepts(got: Array) -> Array:
-        good = np.zeros(got.shape, bool)
-        for r, s, windows, pixels in reference._seen(g.pool):
-            value, least = highest[pixels], lowest[windows]
-            fits = np.where(np.isnan(least), np.isnan(value), ~(value < least))
-            good[windows] |= (got[windows] == r * g.pool.S + s) & fits
-        return good
-
-    return accepts
-
-
-def _lrn_maxpool_dgrad(
-    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
-) -> Weights:
-    magnitudes = {"dy": np.abs(_f64(inputs["dy"])), "argmax": inputs["argmax"]}
-    inner = run_reference("maxpool2d_dgrad", replace(g.pool, dtype="float64"), magnitudes, {})["dx"]
-    # The pool's sums of a few terms come first, and are then as good as one more rounding of each product.
-    ((weight, scale),) = _lrn_dgrad("", g.lrn, {"dy": inner, "x": inputs["x"]}, {}, {}).values()
-    assert weight is not None
-    return {"dx": (weight + 4 * np.sqrt(g.pool.reduction("maxpool2d_dgrad")) * scale, scale)}
-
-
-def _softmax(op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    assert isinstance(g, SoftmaxXent)
-    z = _f64(inputs["logits"])
-    _, label = reference._own_class(g, inputs["labels"])  # type: ignore[arg-type]
-    shifted = np.abs(z - z.max(axis=1, keepdims=True)) if z.size else z
-    p, loss = values["probs"], values["loss"]
-    # exp(z - max): the subtraction's error counts |z - max| fold. The sum of K positive terms weighs theirs.
-    weighted = np.where(p > 0, p * shifted, 0)  # 0 * inf: a logit of -inf has no weight
-    total = weighted.sum(axis=1, keepdims=True) + np.sqrt(g.K) + 4
-    with_class = shifted[np.arange(g.N), label]
-    weight = 4 * np.where(p > 0, p * (shifted + total), p)
-    return {"loss": (4 * (total[:, 0] + with_class + np.abs(loss)), np.abs(loss)), "probs": (weight, p)}
-
-
-def _softmax_dgrad(
-    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
-) -> Weights:
-    magnitude = np.abs(values["dlogits"]) + np.zeros(g.shape("probs"))
-    return {"dlogits": (4 * magnitude, magnitude)}  # p - 1 is exact near 1, and rounds once elsewhere
-
-
-def _loss_summary(
-    op: str, g: Any, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
-) -> Weights:
-    # The sum is in float64 whatever the losses are, and the reference's own as well: twice 2^-53, here in
-    # units of the u that `expected` takes from the losses' dtype.
-    unit = 1 if g.dtype == "float64" else 2.0**-28
-    scale = np.sqrt(np.sum(_f64(inputs["loss"]) ** 2, keepdims=True)) + np.abs(values["total"])
-    total = (4 * unit * np.sqrt(g.reduction(op)) * scale, scale)
-    return {**_exact(op, g, inputs, options, values), "total": total}
-
-
-def _update_size(w: Array, dw: Array, v: Array, options: dict[str, Any]) -> tuple[Array, Array]:
-    """Magnitudes that the update rule adds up, of the weights and of the velocity."""
-    w, dw, v = np.abs(w), np.abs(dw), np.abs(v)
-    lr, momentum, damp = abs(options["lr"]), abs(options["momentum"]), abs(1 - options["dampening"])
-    gradient = dw + abs(options["weight_decay"]) * w
-    if options["lr_in_velocity"]:
-        velocity = momentum * v + lr * gradient
-        weights = w + velocity
-    else:
-        velocity = momentum * v + damp * gradient
-        weights = w + lr * (velocity + (gradient + momentum * velocity if options["nesterov"] else 0))
-    return weights, velocity
-
-
-def kept(inputs: Inputs) -> bool:
+def kept(inputs: Tensors) -> bool:
     """Whether the inputs forbid an update, so that its new values are the old ones, bit for bit."""
-    return keep.forbidden(inputs.get("finite"))
-
-
-def _sgd(op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]) -> Weights:
-    if kept(inputs):
-        return _exact(op, g, inputs, options, values)
-    w, dw, v = (_f64(inputs[name]) for name in ("w", "dw", "v"))
-    weights, velocity = _update_size(w, dw, v, options)
-    return {"w_new": (8 * weights, weights), "v_new": (8 * velocity, velocity)}
-
-
-def _part(op: str, g: Problem, inputs: Inputs) -> tuple[Array, Array, Array]:
-    """Value, bound and scale of the only output of an op that is a part of another."""
-    mine: Inputs = {name: inputs[name] for name in OPS[op].inputs}
-    values = run_reference(op, g, mine, {})
-    ((name, value),) = values.items()
-    return value, *_sum(op, g, mine, {}, values)[name]  # type: ignore[return-value]
-
-
-def _linear_sgd(
-    op: str, g: Problem, inputs: Inputs, options: dict[str, Any], values: dict[str, Array]
-) -> Weights:
-    """The update's own rounding, and what it makes of the gradient's; dx is as that of linear_dgrad."""
-    gradient, bound, scale = _part("linear_wgrad", g, inputs)
-    w, v = _f64(inputs["w"]), _f64(inputs["v"])
-    own = _update_size(w, gradient, v, options)
-    passed = _update_size(np.zeros(w.shape), bound, np.zeros(v.shape), options)
-    scales = _update_size(w, scale, v, options)
-    weights: Weights = {
-        name: (8 * a + b, c) for name, a, b, c in zip(("w_new", "v_new"), own, passed, scales, strict=True)
-    }
-    if "dx" in values:
-        _, bound, scale = _part("linear_dgrad", g, inputs)
-        masked = (_f64(inputs["x"]) <= 0) & bool(options["relu"])
-        weights["dx"] = np.where(masked, 0, bound), np.where(masked, 0, scale)
-    if kept(inputs):
-        weights |= _exact(op, g, inputs, options, {name: values[name] for name in ("w_new", "v_new")})
-    return weights
-
-
-_ROUNDING = {
-    "relu_fprop": _exact,
-    "relu_dgrad": _exact,
-    "reorder": _exact,
-    "maxpool2d_fprop": _exact,
-    "dropout_fprop": _few,
-    "dropout_dgrad": _few,
-    "lrn_fprop": _lrn_fprop,
-    "lrn_dgrad": _lrn_dgrad,
-    "lrn_maxpool2d_fprop": _lrn_maxpool_fprop,
-    "lrn_maxpool2d_dgrad": _lrn_maxpool_dgrad,
-    "softmax_xent_fprop": _softmax,
-    "softmax_xent_dgrad": _softmax_dgrad,
-    "label_rank": _exact,
-    "loss_summary": _loss_summary,
-    "sgd_momentum": _sgd,
-    "linear_wgrad_sgd": _linear_sgd,
-    "linear_dgrad_wgrad_sgd": _linear_sgd,
-}
+    return forbidden(inputs.get("finite"))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -445,7 +231,7 @@ def compare(name: str, got: Array, want: Expected, implementation: Implementatio
         if want.value.dtype.kind == "f" and got.dtype.itemsize == 2:  # beyond 65504, float16 has infinity
             stored = (reference_value + np.copysign(bound, reference_value)).astype(got.dtype)
             wrong &= ~(np.isinf(y) & (stored == got))
-        if error_declared > PLAIN and _ROUNDING.get(op, _sum) is _sum:
+        if error_declared > PLAIN and OPS[op].rounding is sums:
             wrong &= ~(_spread(want.touched) & ~np.isfinite(y))
             wrong |= ~np.isfinite(reference_value) & np.isfinite(y)
         if wrong.any():
@@ -529,6 +315,5 @@ def relative_rms(got: Array, wanted: Array) -> float:
 
 
 __all__ = [
-    "ENOUGH", "PLAIN", "SPREAD", "Comparison", "Expected", "compare", "expected", "relative_rms",
-    "run_reference",
+    "ENOUGH", "PLAIN", "SPREAD", "Comparison", "Expected", "compare", "expected", "kept", "relative_rms",
 ]  # fmt: skip

@@ -27,13 +27,13 @@ from .. import layouts
 from ..arrays import np_dtype
 from ..devices import emulating
 from ..dispatch import Call
-from ..geometry import Problem
-from ..registry import OPS, Implementation, Op
+from ..op import OPS, Op, Problem, Tensors
+from ..registry import Implementation
 from . import inputs as fill
 from . import sizes
 from .cases import Case
 from .device import Twins
-from .tolerance import Comparison, Expected, Inputs, compare, expected, kept
+from .tolerance import Comparison, Expected, compare, expected, kept
 
 #: Bytes before and behind each tensor: a row, or a small plane.
 GUARD = 16 * 1024
@@ -107,8 +107,8 @@ class Question:
     """A case in one dtype, with its inputs and what is expected; one serves every implementation."""
 
     case: Case
-    inputs: Inputs
-    others: Inputs
+    inputs: Tensors
+    others: Tensors
     wanted: dict[str, Expected]
 
     @classmethod
@@ -224,7 +224,7 @@ def attempt(
     question: Question,
     setting: Setting,
     *,
-    first_on: Inputs | None = None,
+    first_on: Tensors | None = None,
     inplace: dict[str, str] | None = None,
 ) -> Run:
     """Run an implementation once, and look at the memory around its tensors.
@@ -235,7 +235,7 @@ def attempt(
     question : Question
     setting : Setting
     first_on : dict, optional
-        Inputs of a run before this one, in the same memory.
+        Tensors of a run before this one, in the same memory.
     inplace : dict, optional
         For an output's name, the input in whose place it is written.
     """
@@ -528,6 +528,6 @@ def _is_kept(implementation: Implementation, question: Question, first: Run) -> 
     return not before.fault and _same(first, before) and not _equal(question.inputs, question.others)
 
 
-def _equal(a: Inputs, b: Inputs) -> bool:
+def _equal(a: Tensors, b: Tensors) -> bool:
     pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]] = [(a[name], b[name]) for name in a]
     return all(x is y or (x is not None and y is not None and x.tobytes() == y.tobytes()) for x, y in pairs)

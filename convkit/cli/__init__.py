@@ -246,7 +246,7 @@ def _print_cpu() -> None:
 # convkit alexnet
 # ---------------------------------------------------------------------------------------------------
 def _choices(pairs: Sequence[str]) -> dict[str, Any]:
-    from ..registry import OPS
+    from ..op import OPS
 
     chosen: dict[str, Any] = {}
     for text in pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..geometry import ChannelSum
+from ..ops.channel_sum import ChannelSum
 from .native_call import STORAGE, compiled, kernel
 
 Launch = Callable[..., None]

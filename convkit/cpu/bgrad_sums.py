@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import ChannelSum
+from ..ops.channel_sum import ChannelSum
 from . import threads
 from .storage import accelerates
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Conv2d
+from ..ops.conv2d import Conv2d
 from . import blas, jit, threads
 from .jit import uint
 from .storage import accelerates, accumulator

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .. import layouts
-from ..geometry import Conv2d, window_span
+from ..ops.conv2d import Conv2d
+from ..ops.window import window_span
 from . import extension, threads
 from .native_call import excess
 from .storage import prepares

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import Linear
+from ..ops.linear import Linear
 from . import blas, threads
 from .storage import accelerates
 

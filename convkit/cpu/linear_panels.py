@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Linear
-from . import keep, threads
+from ..ops.linear import Linear
+from ..ops.sgd import forbidden, keep
+from . import threads
 from .native_call import STORAGE, compiled, kernels
 
 Array = np.ndarray
@@ -91,8 +92,8 @@ def linear_wgrad_sgd(g: Linear) -> Launch:
         finite: Array | None = None,
         **sgd: Any,
     ) -> None:
-        if keep.forbidden(finite):
-            keep.copy((w, v), (w_new, v_new))
+        if forbidden(finite):
+            keep((w, v), (w_new, v_new))
             return
         run(dy, w, x, v, None, None, w_new, v_new, sgd=sgd)
 
@@ -117,9 +118,9 @@ def linear_dgrad_wgrad_sgd(g: Linear) -> Launch:
         finite: Array | None = None,
         **sgd: Any,
     ) -> None:
-        if keep.forbidden(finite):
+        if forbidden(finite):
             run(dy, w, x, None, dx, None, None, None, relu=relu, sgd={}, workspace=workspace)
-            keep.copy((w, v), (w_new, v_new))
+            keep((w, v), (w_new, v_new))
             return
         run(dy, w, x, v, dx, None, w_new, v_new, relu=relu, sgd=sgd, workspace=workspace)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import LrnMaxPool2d
+from ..ops.lrn_maxpool2d import LrnMaxPool2d
 from . import extension, lrn_rows, maxpool2d_rows, threads
 from .native_call import kernels
 from .storage import prepares

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..geometry import LrnMaxPool2d
+from ..ops.lrn_maxpool2d import LrnMaxPool2d
 from . import lrn_rows, maxpool2d_rows
 from .native_call import compiled, kernel
 

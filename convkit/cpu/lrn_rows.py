@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from ..geometry import LRN
+from ..ops.lrn import LRN
 from .native_call import STORAGE, compiled, kernel, kernels
 
 Launch = Callable[..., None]

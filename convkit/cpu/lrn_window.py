@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import LRN
+from ..ops.lrn import LRN
 from . import jit, threads
 from .jit import uint
 from .storage import accelerates, accumulator

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import Pool2d
+from ..ops.maxpool2d import Pool2d
 from . import jit, threads
 from .jit import uint
 from .storage import accelerates

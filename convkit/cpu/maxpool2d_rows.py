@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from ..geometry import Pool2d, window_span
+from ..ops.maxpool2d import Pool2d
+from ..ops.window import window_span
 from .native_call import STORAGE, compiled, excess, kernel, kernels
 
 Launch = Callable[..., None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from ..geometry import Problem
+from ..op import Problem
 from ..registry import Implementation, add
 from . import extension, threads
 

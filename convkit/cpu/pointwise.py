@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import Pointwise
+from ..ops.elementwise import Elementwise
+from ..ops.philox import MULTIPLIERS, ROUNDS, WEYL, threshold
 from . import jit, threads
 from .jit import uint
-from .philox import MULTIPLIERS, ROUNDS, WEYL, threshold
 from .storage import accelerates, accumulator
 
 Array = np.ndarray
@@ -32,12 +32,12 @@ _WEYL_0, _WEYL_1 = map(np.uint64, WEYL)
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-def _blocks(g: Pointwise) -> int:
+def _blocks(g: Elementwise) -> int:
     return -(-g.size // BLOCK)
 
 
 @accelerates("relu_fprop", name="maximum")
-def relu_fprop(g: Pointwise, x: Array, y: Array) -> None:
+def relu_fprop(g: Elementwise, x: Array, y: Array) -> None:
     source, target = x.reshape(-1), y.reshape(-1)
 
     def blocks(start: int, stop: int) -> None:
@@ -62,7 +62,7 @@ def _relu_dgrad(dy, y, dx, start, stop):
 
 
 @accelerates("relu_dgrad", name="loop", missing=jit.missing)
-def relu_dgrad(g: Pointwise, dy: Array, y: Array, dx: Array) -> None:
+def relu_dgrad(g: Elementwise, dy: Array, y: Array, dx: Array) -> None:
     gradient, output, target = dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
     threads.split(
         lambda start, stop: _relu_dgrad(gradient, output, target, start, stop), _blocks(g), 0.4 * g.size
@@ -99,7 +99,7 @@ def _dropout(x, y, limit, seed, offset, scale, start, stop):
 
 
 @accelerates("dropout_fprop", name="philox", missing=jit.missing)
-def dropout_fprop(g: Pointwise, x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
+def dropout_fprop(g: Elementwise, x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
     source, target = x.reshape(-1), y.reshape(-1)
     numbers = np.uint64(threshold(p)), np.uint64(seed), np.uint64(offset), accumulator(g).type(scale)
     threads.split(
@@ -108,7 +108,9 @@ def dropout_fprop(g: Pointwise, x: Array, y: Array, p: float, seed: int, offset:
 
 
 @accelerates("dropout_dgrad", name="philox", missing=jit.missing)
-def dropout_dgrad(g: Pointwise, dy: Array, dx: Array, p: float, seed: int, offset: int, scale: float) -> None:
+def dropout_dgrad(
+    g: Elementwise, dy: Array, dx: Array, p: float, seed: int, offset: int, scale: float
+) -> None:
     dropout_fprop(g, dy, dx, p, seed, offset, scale)
 
 
@@ -130,7 +132,7 @@ def _sgd(w, dw, v, w_new, v_new, numbers, nesterov, lr_in_velocity, start, stop)
 
 @accelerates("sgd_momentum", name="one_pass", missing=jit.missing)
 def sgd_momentum(
-    g: Pointwise,
+    g: Elementwise,
     w: Array,
     dw: Array,
     v: Array,

@@ -6,28 +6,28 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..geometry import Pointwise
-from . import keep
+from ..ops.elementwise import Elementwise
+from ..ops.philox import threshold
+from ..ops.sgd import forbidden, keep
 from .native_call import STORAGE, compiled, kernel
-from .philox import threshold
 
 Array = np.ndarray
 Launch = Callable[..., None]
 
 
 @compiled("relu_fprop", name="vectors", dtypes=STORAGE)
-def relu_fprop(g: Pointwise) -> Launch:
+def relu_fprop(g: Elementwise) -> Launch:
     return kernel("relu_fprop", g.dtype, g.size)
 
 
 @compiled("relu_dgrad", name="vectors", dtypes=STORAGE)
-def relu_dgrad(g: Pointwise) -> Launch:
+def relu_dgrad(g: Elementwise) -> Launch:
     return kernel("relu_dgrad", g.dtype, g.size)
 
 
 @compiled("dropout_dgrad", name="vectors", dtypes=STORAGE)
 @compiled("dropout_fprop", name="vectors", dtypes=STORAGE)
-def dropout(g: Pointwise) -> Launch:
+def dropout(g: Elementwise) -> Launch:
     run = kernel("dropout", g.dtype, g.size)
 
     def launch(x: Array, y: Array, p: float, seed: int, offset: int, scale: float) -> None:
@@ -37,7 +37,7 @@ def dropout(g: Pointwise) -> Launch:
 
 
 @compiled("sgd_momentum", name="vectors", dtypes=STORAGE)
-def sgd_momentum(g: Pointwise) -> Launch:
+def sgd_momentum(g: Elementwise) -> Launch:
     run = kernel("sgd_momentum", g.dtype, g.size)
 
     def launch(
@@ -55,8 +55,8 @@ def sgd_momentum(g: Pointwise) -> Launch:
         lr_in_velocity: bool,
         finite: Array | None = None,
     ) -> None:
-        if keep.forbidden(finite):
-            keep.copy((w, v), (w_new, v_new))
+        if forbidden(finite):
+            keep((w, v), (w_new, v_new))
             return
         run(w, dw, v, w_new, v_new, lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..geometry import Reorder
 from ..layouts import NHWC
+from ..ops.reorder import Reorder
 from ..registry import ALL_DTYPES, implements
 from .native_call import compiled, kernel
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..geometry import SoftmaxXent
+from ..ops.softmax_xent import SoftmaxXent
 from .storage import accelerates
 
 Array = np.ndarray

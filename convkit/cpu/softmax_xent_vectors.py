@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..geometry import LossSummary, SoftmaxXent
+from ..ops.loss_summary import LossSummary
+from ..ops.softmax_xent import SoftmaxXent
 from .native_call import STORAGE, compiled, kernel, kernels
 
 Launch = Callable[..., None]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import np_dtype
-from ..geometry import Problem
-from ..registry import ALL_DTYPES, OPS, Implementation, add
-from . import keep
+from ..op import OPS, Problem
+from ..ops.sgd import forbidden, keep
+from ..registry import ALL_DTYPES, Implementation, add
 
 Run = Callable[..., None]
 Prepare = Callable[[Any], Run]
@@ -118,8 +118,8 @@ def _add(
             return run
 
         def launch(*arrays: Any, finite: Any = None, **options: Any) -> None:
-            if keep.forbidden(finite):  # no bit is lost in a wider type and back
-                keep.copy(tuple(arrays[i] for i in old_of), arrays[arity:])
+            if forbidden(finite):  # no bit is lost in a wider type and back
+                keep(tuple(arrays[i] for i in old_of), arrays[arity:])
                 return
             run(*arrays, **options)
 

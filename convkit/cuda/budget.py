@@ -25,7 +25,7 @@ from typing import Any
 
 from ..check.cases import cases
 from ..errors import ConvkitError, OptionError, unknown
-from ..geometry import Problem
+from ..op import Problem
 from ..paths import kernels_dir
 from . import nvrtc, sass
 from .cache import Cache, key_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import devices
 from ..errors import OptionError
-from ..geometry import integer
+from ..options import integer
 from ..paths import kernels_dir
 from .launch import Argument, Bound, Executor, Extent
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, unknown
+from ..op import OPS, Op
 from ..paths import kernels_dir
-from ..registry import ALL_DTYPES, MATH, OPS, Op
+from ..registry import ALL_DTYPES, MATH
 from . import expressions
 
 if sys.version_info >= (3, 11):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import devices
-from ..geometry import Problem
+from ..op import Problem
 from ..registry import Implementation
 from . import expressions
 from .header import OPTION_TYPES, KernelFile, Launch, read

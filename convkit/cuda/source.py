@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..geometry import Problem
+from ..op import Problem
 from .header import KernelFile
 
 #: How a storage dtype is called in CUDA C++.

@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
-from ..geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, Problem, Shape, finite, integer
-from ..geometry import Linear as LinearProblem
+from ..op import Problem, Shape
+from ..ops.channel_sum import ChannelSum
+from ..ops.conv2d import Conv2d
+from ..ops.elementwise import Elementwise
+from ..ops.linear import Linear as LinearProblem
+from ..ops.lrn import LRN
+from ..ops.maxpool2d import Pool2d
+from ..options import finite, integer
 
 Array = np.ndarray
 
@@ -262,7 +268,7 @@ class Relu(Layer):
     """
 
     def passes(self, x_shape: Shape, num_classes: int, dtype: str) -> Passes:
-        g = Pointwise(x_shape, dtype)
+        g = Elementwise(x_shape, dtype)
         return Passes(Use("relu_fprop", g), (Use("relu_dgrad", g),))
 
 
@@ -364,7 +370,7 @@ class Dropout(Layer):
         return {"p": 0.0, "scale": 1.0 if self.inverted else 1 - self.p}
 
     def passes(self, x_shape: Shape, num_classes: int, dtype: str) -> Passes:
-        g, options = Pointwise(x_shape, dtype), {**self.options(False), "seed": 0, "offset": 0}
+        g, options = Elementwise(x_shape, dtype), {**self.options(False), "seed": 0, "offset": 0}
         return Passes(Use("dropout_fprop", g, options), (Use("dropout_dgrad", g, options),))
 
 

@@ -15,7 +15,8 @@ from .. import arrays, registry
 from ..devices import emulating
 from ..dispatch import Call, operation
 from ..errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
-from ..geometry import Shape, flag, integer
+from ..op import Shape
+from ..options import flag, integer
 from ..registry import MATH, current_choice
 from .layers import Layer
 from .loss import Loss

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, ShapeError, unknown
-from ..geometry import finite, integer
+from ..options import finite, integer
 from .layers import (
     Constant,
     Conv,

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import arrays
 from ..errors import DtypeError, OptionError, ShapeError
-from ..geometry import integer
+from ..options import integer
 
 #: Version of a state.
 FORMAT = 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
-from ..geometry import finite, flag
+from ..options import finite, flag
 
 _NUMBERS = ("lr", "momentum", "weight_decay", "bias_decay", "bias_lr_multiplier")
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, ops
+from .. import arrays
 from ..errors import (
     ConvkitError,
     DtypeError,
@@ -36,7 +36,14 @@ from ..errors import (
     OutOfMemory,
     ShapeError,
 )
-from ..geometry import Pool2d, output_extent, window_span
+from ..ops.conv2d import conv2d_fprop
+from ..ops.linear import linear_fprop
+from ..ops.lrn import lrn_fprop
+from ..ops.maxpool2d import Pool2d, maxpool2d_fprop
+from ..ops.relu import relu_fprop
+from ..ops.sgd import sgd_momentum
+from ..ops.softmax_xent import softmax_xent_fprop
+from ..ops.window import output_extent, window_span
 
 try:
     import onnx  # the package: `convkit.onnx` is another name
@@ -167,7 +174,7 @@ def conv(
     if kernel_shape and tuple(kernel_shape) != w.shape[2:]:
         raise ShapeError(f"kernel_shape {tuple(kernel_shape)} is not that of the weights, {w.shape}")
     options = _window(x.shape[2:], w.shape[2:], auto_pad, strides, pads, dilations)
-    y = ops.conv2d_fprop(_lift(x), _lift(w), b, groups=group, **options)
+    y = conv2d_fprop(_lift(x), _lift(w), b, groups=group, **options)
     return y if x.ndim == 4 else y[:, :, 0]
 
 
@@ -192,7 +199,7 @@ def max_pool(
     image = _lift(x)
     if x.dtype in (np.int8, np.uint8):  # exact in float32
         image = image.astype(np.float32)
-    y, argmax = ops.maxpool2d_fprop(image, **options)
+    y, argmax = maxpool2d_fprop(image, **options)
 
     def indices() -> Array:
         """Position of each maximum in the whole of x, flattened; column by column in storage order 1."""
@@ -247,12 +254,12 @@ def average_pool(
 @operator("LRN")
 def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
     image = x if x.ndim == 4 else x.reshape(*x.shape[:2], 1, prod(x.shape[2:]))
-    return ops.lrn_fprop(image, size=size, alpha=alpha, beta=beta, k=bias).reshape(x.shape)
+    return lrn_fprop(image, size=size, alpha=alpha, beta=beta, k=bias).reshape(x.shape)
 
 
 @operator("Relu")
 def relu(x):
-    return ops.relu_fprop(x)
+    return relu_fprop(x)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -275,7 +282,7 @@ def _linear(x: Array, w: Array, b: Array | None = None) -> Array:
     if x.shape[1] != w.shape[1]:
         raise ShapeError(f"matrices of shapes {x.shape} and {w.shape[::-1]} have no product")
     if 0 not in (*x.shape, *w.shape):
-        return ops.linear_fprop(x, w, b)
+        return linear_fprop(x, w, b)
     y = np.zeros((len(x), len(w)), arrays.DTYPES[arrays.dtype_name("x", x)])
     return y if b is None else y + b
 
@@ -327,7 +334,7 @@ def matmul(a, b):
 # Softmax and its losses
 # ---------------------------------------------------------------------------------------------------
 def _softmax(rows: Array) -> Array:
-    return ops.softmax_xent_fprop(rows, np.zeros(len(rows), np.int64))[1] if rows.size else rows
+    return softmax_xent_fprop(rows, np.zeros(len(rows), np.int64))[1] if rows.size else rows
 
 
 def _log_softmax(rows: Array) -> Array:
@@ -335,7 +342,7 @@ def _log_softmax(rows: Array) -> Array:
     if not rows.size:
         return rows
     largest = rows.argmax(axis=1)
-    loss, _ = ops.softmax_xent_fprop(rows, largest)
+    loss, _ = softmax_xent_fprop(rows, largest)
     wide = rows.astype(loss.dtype)
     return (wide - wide.max(axis=1, keepdims=True) - loss[:, None]).astype(rows.dtype)
 
@@ -413,7 +420,7 @@ REDUCTION = {"reduction": ("none", "sum", "mean")}
 def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=None, reduction="mean"):
     rows = _class_rows(scores)
     loss = _reduced(
-        lambda safe: ops.softmax_xent_fprop(rows, safe)[0], scores, labels, weights, ignore_index, reduction
+        lambda safe: softmax_xent_fprop(rows, safe)[0], scores, labels, weights, ignore_index, reduction
     )
     return loss, lambda: _from_class_rows(_log_softmax(rows), scores.shape)
 
@@ -459,7 +466,7 @@ def momentum(rate, step, *tensors, alpha, beta, mode, norm_coefficient):
     if n == 0 or len(tensors) != 3 * n:
         raise OptionError(f"{len(tensors)} tensors are not as many weights as gradients as velocities")
     updated = [
-        ops.sgd_momentum(
+        sgd_momentum(
             *(w, dw, v),
             lr=rate.item(),
             momentum=alpha,

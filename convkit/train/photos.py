@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvkitError, MissingExtra, OptionError, OutOfMemory
-from ..geometry import integer
 from ..network.presets import Preset
+from ..options import integer
 
 #: Colour photographs that scikit-image's wheel holds, so that nothing is downloaded.
 EXAMPLES = ("astronaut", "chelsea", "coffee", "rocket")

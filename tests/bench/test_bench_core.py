@@ -38,11 +38,14 @@ from convkit.bench.measure import (
 from convkit.bench.results import machine
 from convkit.cpu import extension
 from convkit.errors import OptionError
-from convkit.geometry import LRN, Conv2d, Pointwise
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.lrn import LRN
 
 CHEATS = Path(__file__).parent / "cheats"
 #: What is timed. The cheats know its shape, since the gate has cases of as many elements.
-LARGE = Pointwise((128, 1024))
+LARGE = Elementwise((128, 1024))
 BACK = work.Item("cheat/relu_dgrad", "relu_dgrad", LARGE)
 FORTH = work.Item("cheat/relu_fprop", "relu_fprop", LARGE)
 NORM = work.Item("cheat/lrn_fprop", "lrn_fprop", LRN.of((4, 32, 32, 32), alpha=0.5))
@@ -346,7 +349,7 @@ def test_a_part_that_is_looked_at_is_that_of_the_whole(loaded):
         "conv2d_fprop": Conv2d.of((3, 32, 9, 9), (32, 32, 3, 3), padding=1),
         "conv2d_wgrad": Conv2d.of((3, 32, 9, 9), (32, 32, 3, 3), padding=1),
         "lrn_fprop": LRN.of((3, 20, 9, 9)),
-        "relu_fprop": Pointwise((5, 700)),
+        "relu_fprop": Elementwise((5, 700)),
     }
     layouts = set()
     for op, problem in problems.items():
@@ -687,7 +690,7 @@ def test_nothing_is_faster_than_the_machine(clock):
     assert result.refused == {} and result.probes == {"copy": [1e6]}
     warm = timing.Settings(rounds=6, turn_s=0, pause_s=0, cache="warm")
     assert timing.race(FORTH, [entry("a", 0)], Quick(), warm, ceilings=roof).refused == {}
-    item = work.Item("c", "conv2d_fprop", ck.geometry.Conv2d.of((1, 8, 8, 8), (8, 8, 3, 3)))
+    item = work.Item("c", "conv2d_fprop", Conv2d.of((1, 8, 8, 8), (8, 8, 3, 3)))
     ms = item.flops / 1e6 / 100  # 100 GFLOP/s
     assert ceilings.above_ceiling(item, {}, ms, {"fma": 80.0}).startswith(
         "above the ceiling: 100 GFLOP/s, where fma"
@@ -734,12 +737,11 @@ def items() -> list[work.Item]:
 @pytest.mark.parametrize("item", items(), ids=lambda item: f"{item.layer}-{item.op}")
 def test_the_parts_of_an_item_are_the_whole(item):
     """What the reference says of the parts is what it says of all, for every op; inputs are new each time."""
-    from convkit.check.tolerance import run_reference
 
     memory = fresh.Memory(item)
     memory.draw()
     memory.refresh()
-    whole = run_reference(item.op, item.problem, memory.values, dict(item.options))
+    whole = OPS[item.op].evaluate(item.problem, memory.values, dict(item.options))
     covered = {name: np.zeros(array.shape, int) for name, array in whole.items()}
     for part in [*fresh.parts(item), fresh.any_part(item, random.Random(0))]:
         for name, want in part.expected(memory.values).items():

@@ -16,7 +16,8 @@ from blocks import BLOCKED
 from conftest import need
 
 from convkit.bench import peers, steps, work
-from convkit.bench.measure import own, whole
+from convkit.bench.geometries import GEOMETRIES
+from convkit.bench.measure import clocks, own, timing, whole
 from convkit.bench.measure.entry import Checks, Result, Settings
 from convkit.bench.peers import whole as networks
 from convkit.bench.results import files, fits, run, sources, verify
@@ -26,8 +27,8 @@ from convkit.check.tolerance import expected
 from convkit.cli import main
 from convkit.cpu import extension
 from convkit.errors import ConvkitError, OptionError
-from convkit.geometry import Conv2d
-from convkit.registry import OPS
+from convkit.op import OPS
+from convkit.ops.conv2d import Conv2d
 
 SMALL = "2,8,9,9,16,3,3,pad=1"
 
@@ -154,7 +155,9 @@ def test_a_geometry_of_ones_own():
         ({"dtypes": ("int8",)}, "unknown dtype 'int8'"),
         ({"math": "fp8"}, "unknown math"),
         ({"layers": ("norm1",), "directions": ("wgrad",)}, "norm1 has no op in wgrad"),
-        ({"ops": ("loss_summary",)}, "nothing to measure: loss_summary has no row of its own"),
+        ({"ops": ("loss_summary",), "directions": ("wgrad",)}, "loss_summary has no op in wgrad"),
+        ({"ops": ("loss_summary",), "layers": ("fc8",)}, "nothing to measure: loss_summary, fc8 has no row"),
+        ({"geometries": ("lenet",)}, "unknown geometry 'lenet'"),
         ({"convs": ("1,2,3",)}, "takes 7 sizes"),
         ({"convs": ("1,2,3,4,5,6,x",)}, "must be a whole number, not 'x'"),
         ({"convs": ("1,2,-3,4,5,6,7",)}, "must be a whole number"),
@@ -189,6 +192,29 @@ def outputs_of(entry, item, seed=0):
     }
     entry.bind(given, room)()
     return (entry.read() if entry.read else room), wanted
+
+
+@pytest.mark.parametrize("op", ["loss_summary", "label_rank"])
+def test_an_op_that_no_layer_has_is_measured_on_its_own_cases(op):
+    items = work.items(work.Wanted(ops=(op,), batches=(4,)))
+    assert [item.problem.N for item in items] == [4] * len(list(OPS[op].cases.layers()))
+    clock = clocks.CpuClock(1, flush_bytes=4)
+    clock.probe = clock.ceilings = dict
+    for item in items:
+        assert steps.item_of(run.new_row(item)) == item
+        found = own.entries(item)
+        result = timing.race(item, found, clock, Settings(rounds=1, turn_s=0, pause_s=0, gate=False))
+        assert result.refused == {} and set(result.samples) == {c.name for c in found} != set()
+
+
+def test_the_geometries_are_convolutions_with_names_of_their_own():
+    items = work.items(work.Wanted(geometries=tuple(GEOMETRIES)))
+    assert len(items) == 3 * len(GEOMETRIES) == len({item.id for item in items})
+    assert items[0].id == "conv/vgg-1.1/conv2d_fprop/N=4/float32/fp32"
+    few = work.quick(work.Wanted(geometries=tuple(GEOMETRIES)))
+    assert few.geometries == ("resnet-256", "mobilenet-dw-down", "mobilenet-pw-in", "inception-5x5")
+    one = next(item for item in items if "/inception-1x7/" in item.id)
+    assert (one.problem.P, one.problem.Q) == (one.problem.H, one.problem.W)  # its padding keeps the size
 
 
 def tiny(op):
@@ -615,8 +641,6 @@ def test_steps_of_every_library_are_right(tmp_path, quick_ceilings):
 @pytest.fixture
 def quick_ceilings(monkeypatch):
     """Nothing that takes seconds; high enough for anything."""
-    from convkit.bench.measure import clocks
-
     monkeypatch.setattr(clocks.CpuClock, "ceilings", lambda self: FakeClock.ceilings(self))
 
 

@@ -29,7 +29,13 @@ from convkit.bench.measure import checks, clocks, fresh, timing, trial
 from convkit.bench.peers import cudnn
 from convkit.bench.peers.cudnn import chains, graph, legacy, library, peer
 from convkit.errors import ConvkitError, DtypeError, OptionError, ShapeError
-from convkit.geometry import LRN, ChannelSum, Conv2d, LrnMaxPool2d, Pointwise, Pool2d, SoftmaxXent
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.lrn import LRN
+from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.softmax_xent import SoftmaxXent
 
 SOURCE = Path(__file__).with_name("cudnn_stand_in") / "cudnn.c"
 NOT_INITIALIZED, BAD_PARAM, NOT_SUPPORTED, ALLOC_FAILED, EXECUTION_FAILED = 1001, 2000, 3000, 4003, 5000
@@ -285,7 +291,7 @@ def test_engines_leave_nothing_behind(other, path, front):
 
 def test_a_closed_session_runs_nothing(other, path, front):
     session = cudnn.Session(path)
-    found = cudnn.engines(Pointwise((4,)), "relu_fprop", session=session)
+    found = cudnn.engines(Elementwise((4,)), "relu_fprop", session=session)
     plan = cudnn.engines(CONV, "conv2d_fprop", math="tf32", session=session)
     session.close()
     x = Device(np.zeros(64, np.float32))
@@ -408,12 +414,12 @@ def test_max_pooling(session, layout):
 
 def test_relu_softmax_and_bias_gradient(session):
     x, dy = normal(3, 4, 2, 5), normal(3, 4, 2, 5) + 1
-    (forward,) = cudnn.engines(Pointwise(x.shape), "relu_fprop", layouts=["NCHW"], session=session)
+    (forward,) = cudnn.engines(Elementwise(x.shape), "relu_fprop", layouts=["NCHW"], session=session)
     y = run(forward, {"x": x}, x.shape)
     np.testing.assert_array_equal(y, np.maximum(x, 0))
-    (back,) = cudnn.engines(Pointwise(x.shape), "relu_dgrad", layouts=["NCHW"], session=session)
+    (back,) = cudnn.engines(Elementwise(x.shape), "relu_dgrad", layouts=["NCHW"], session=session)
     np.testing.assert_array_equal(run(back, {"dy": dy, "y": y}, x.shape), np.where(x > 0, dy, 0))
-    flat = cudnn.engines(Pointwise((7, 3)), "relu_fprop", session=session)
+    flat = cudnn.engines(Elementwise((7, 3)), "relu_fprop", session=session)
     assert len(flat) == 1, "layouts of two extents are the same"
 
     for op, problem, array in (
@@ -554,7 +560,7 @@ def test_a_failure_in_the_middle_is_an_exception(bare, other):
 
 
 def test_the_stream_is_set_when_it_changes(bare, other):
-    (engine,) = cudnn.engines(Pointwise((8,)), "relu_fprop", session=bare)
+    (engine,) = cudnn.engines(Elementwise((8,)), "relu_fprop", session=bare)
     x = Device(np.zeros(8, np.float32))
     for stream in (0, 64, 64, 128, 64):
         engine.run([x], [x], None, stream)
@@ -590,7 +596,7 @@ def test_run_checks_what_it_is_given(bare):
         (LRN.of((1, 4, 2, 2), k=1e-6), "lrn_dgrad", "k of at least 1e-05, not 1e-06"),
         (LRN.of((1, 4, 2, 2), size=3, region="within_channel"), "lrn_fprop", "across channels only"),
         (Conv2d.of((0, 2, 5, 5), (2, 2, 3, 3)), "conv2d_wgrad", "no empty batch"),
-        (Pointwise((0, 4)), "relu_fprop", "no empty batch"),
+        (Elementwise((0, 4)), "relu_fprop", "no empty batch"),
         (
             LrnMaxPool2d(LRN.of((1, 4, 9, 9), size=17), Pool2d.of((1, 4, 9, 9))),
             "lrn_maxpool2d_fprop",
@@ -810,8 +816,8 @@ ITEMS = {
     "dgrad and relu": item("conv2d_dgrad_relu", CONV, "tf32"),
     "wgrad": item("conv2d_wgrad", CONV),
     "bgrad": item("conv2d_bgrad", ChannelSum.of((2, 4, 5, 6), 4)),
-    "relu": item("relu_fprop", Pointwise((2, 3, 4, 5))),
-    "relu back": item("relu_dgrad", Pointwise((2, 3, 4, 5))),
+    "relu": item("relu_fprop", Elementwise((2, 3, 4, 5))),
+    "relu back": item("relu_dgrad", Elementwise((2, 3, 4, 5))),
     "lrn": item("lrn_fprop", LRN.of((2, 8, 3, 4))),
     "lrn back": item("lrn_dgrad", LRN.of((2, 8, 3, 4), alpha=0.5)),
     "pool": item("maxpool2d_fprop", POOL),
@@ -888,7 +894,7 @@ def test_a_workspace_beyond_the_limit(session, monkeypatch):
 
 @pytest.mark.parametrize("op", ["linear_fprop", "softmax_xent_fprop", "dropout_fprop", "reorder"])
 def test_what_cudnn_is_not_asked(session, op):
-    problem = SoftmaxXent.of((2, 4)) if op.startswith("softmax") else Pointwise((2, 4))
+    problem = SoftmaxXent.of((2, 4)) if op.startswith("softmax") else Elementwise((2, 4))
     with pytest.raises(peers.Missing, match="cuBLAS's work|but no loss|has no op like"):
         peer.entries_in(item(op, problem), session, np)
 
@@ -939,4 +945,4 @@ def test_an_argmax_that_contradicts_itself():
 
 
 def test_chains_are_ops_of_convkit():
-    assert set(chains.OPS) <= set(ck.registry.OPS)
+    assert set(chains.OPS) <= set(ck.op.OPS)

@@ -19,7 +19,12 @@ import pytest
 
 from convkit.bench.peers import cudnn
 from convkit.bench.peers.cudnn import legacy, library
-from convkit.geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, SoftmaxXent
+from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
+from convkit.ops.lrn import LRN
+from convkit.ops.maxpool2d import Pool2d
+from convkit.ops.softmax_xent import SoftmaxXent
 
 NOT_SUPPORTED, BAD_PARAM, ALLOC_FAILED = 3000, 2000, 4003
 CONV = Conv2d.of((2, 4, 6, 5), (6, 2, 3, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
@@ -61,7 +66,7 @@ def test_real_descriptors(real, monkeypatch, dtype):
     problems = {
         **dict.fromkeys((*legacy.DIRECTIONS, "conv2d_dgrad_relu"), CONV),
         **dict.fromkeys(("conv2d_bgrad", "linear_bgrad"), ChannelSum.of((2, 4, 5, 6), 4)),
-        **dict.fromkeys(("relu_fprop", "relu_dgrad"), Pointwise((2, 3, 4, 5))),
+        **dict.fromkeys(("relu_fprop", "relu_dgrad"), Elementwise((2, 3, 4, 5))),
         **dict.fromkeys(("lrn_fprop", "lrn_dgrad"), LRN.of((2, 8, 3, 4))),
         **dict.fromkeys(("maxpool2d_fprop", "maxpool2d_dgrad"), POOL),
         **dict.fromkeys(("softmax_fprop", "softmax_dgrad"), SoftmaxXent.of((2, 4))),

@@ -17,9 +17,9 @@ from convkit.bench import steps, work
 from convkit.bench.measure import clocks, hold, own, timing, trial, whole
 from convkit.bench.measure.timing import Entry, Settings
 from convkit.cuda import nvrtc
-from convkit.geometry import Pointwise
+from convkit.ops.elementwise import Elementwise
 
-ITEM = work.Item("hold/relu_fprop", "relu_fprop", Pointwise((128, 1024)))
+ITEM = work.Item("hold/relu_fprop", "relu_fprop", Elementwise((128, 1024)))
 SETTINGS = Settings(rounds=6, turn_s=0, pause_s=0, gate=False)
 
 

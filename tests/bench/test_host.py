@@ -15,7 +15,7 @@ from conftest import need
 import convkit as ck
 from convkit import devices
 from convkit.cuda.null import nulled
-from convkit.registry import OPS
+from convkit.op import OPS
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))

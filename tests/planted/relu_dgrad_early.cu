@@ -5,7 +5,7 @@
 // block = ["64"]
 // rank = -90
 // ///
-extern "C" __global__ void relu_dgrad_early(GEOMETRY(Pointwise), const float* dy, const float* y, float* dx) {
+extern "C" __global__ void relu_dgrad_early(GEOMETRY(Elementwise), const float* dy, const float* y, float* dx) {
     const long long i = blockIdx.x * 64LL + threadIdx.x;
     if (i >= g.size) return;
     const bool passes = !(y[i] <= 0);

@@ -9,7 +9,7 @@
 // block = ["THREADS"]
 // rank  = -90
 // ///
-extern "C" __global__ void relu_fprop_unaligned(GEOMETRY(Pointwise), const float* x, float* y) {
+extern "C" __global__ void relu_fprop_unaligned(GEOMETRY(Elementwise), const float* x, float* y) {
   const long long i = 4 * (static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x);
   auto relu = [](float value) { return value < 0.0f ? 0.0f : value; };
   if (i + 4 <= g.size) {

@@ -23,19 +23,17 @@ import numpy as np
 
 from ... import arrays
 from ...arrays import np_dtype
-from ...check import inputs as fill
-from ...check.cases import Case
-from ...check.tolerance import Expected, Inputs, expected
+from ...check.tolerance import Expected, expected
 from ...check.verdicts import NAN, Guarded
-from ...geometry import ChannelSum, Conv2d, Linear, LrnMaxPool2d, Pointwise, Problem
-from ...registry import OPS
+from ...op import OPS, Problem, Tensors
 
 #: Places at which the window of a pool may begin.
 SLACK = 4096
 #: Taken before any entry is there, which might put others in their place.
 _Generator, _Bits = np.random.Generator, np.random.PCG64
-#: Inputs that mean something only by whole rows or images, and by how many of these their pools are larger.
-_WHOLE = {"argmax": 8, "probs": 256, "labels": SLACK}
+#: Elements by which the pool of an input that is no random numbers is larger, about: by whole rows, at least
+#: `ROWS` of them.
+MORE, ROWS = 2**18, 8
 #: Elements of one part of a whole comparison, about.
 PART = 2**21
 
@@ -60,6 +58,8 @@ class Memory:
         self._device_pools: dict[str, list[Any]] = {}
         self._start: dict[tuple[str, int], int] = {}
         self._windows: dict[str, list[np.ndarray]] = {}
+        # Tensors that mean something only by whole rows, and by how many of these their pools are larger.
+        self._rows: dict[str, int] = {}
         self._rng = _Generator(_Bits(secrets.randbits(128)))
         self._own = {name: self._tensor(problem, name) for name in item.inputs}
         self.outputs = {name: self._tensor(problem, name) for name in op.outputs}
@@ -94,26 +94,36 @@ class Memory:
     def _draw(self, name: str) -> list[np.ndarray]:
         problem = self.item.problem
         shape, dtype = problem.shape(name), np_dtype(problem.dtype_of(name))
-        if name in _WHOLE:
-            if name in self._pools:  # what is no random number is dear, and the values beside it change
-                return self._pools[name]
-            wider = _rows(problem, shape[0] + _WHOLE[name])
-            return [np.ascontiguousarray(fill._one(Case(self.item.op, wider, ""), name, self._rng), dtype)]
+        if name in self._rows:  # what is no random number is dear, and the values beside it change
+            return self._pools[name]
+        if (special := self._special(name)) is not None:
+            return [np.ascontiguousarray(special, dtype)]
         pools = [self._rng.standard_normal(prod(shape) + SLACK, np.float32) for _ in range(2)]
         # Their sum shall have a standard deviation of 1.
         return [(pool * np.float32(0.5**0.5)).astype(dtype, copy=False) for pool in pools]
+
+    def _special(self, name: str) -> np.ndarray | None:
+        """Values of an input that is no random numbers, in some rows more than the item's; else None."""
+        op, problem = OPS[self.item.op], self.item.problem
+        shape = problem.shape(name)
+        more = max(ROWS, min(SLACK, MORE // max(1, prod(shape[1:]))))
+        wider = rows_of(self.item.op, problem, shape[0] + more) if op.slices != "filters" else problem
+        found = op.cases.values(name, wider, self._rng, "normal", lambda array: None)
+        if found is not None:
+            self._rows[name] = len(found) - shape[0]
+        return found
 
     def refresh(self) -> None:
         """New values for every input."""
         for name, pools in self._pools.items():
             shape = self.item.problem.shape(name)
-            places = _WHOLE.get(name, SLACK)
+            places = self._rows.get(name, SLACK)
             self._windows[name], given = [], []
             for number, pool in enumerate(pools):
                 # Anywhere but where it began last.
                 start = (self._start.get((name, number), 0) + int(self._rng.integers(1, places))) % places
                 self._start[name, number] = start
-                window = slice(start, start + (shape[0] if name in _WHOLE else prod(shape)))
+                window = slice(start, start + (shape[0] if name in self._rows else prod(shape)))
                 self._windows[name].append(pool[window].reshape(shape))
                 if self._device_pools:
                     given.append(self._device_pools[name][number][window].reshape(shape))
@@ -134,7 +144,7 @@ class Memory:
             fill_nan(array)
 
     @property
-    def values(self) -> Inputs:
+    def values(self) -> Tensors:
         """The inputs as they were written, on the host, in the op's order."""
         inputs = OPS[self.item.op].inputs
         return {name: self._now(name) if name in self._windows else None for name in inputs}
@@ -212,7 +222,7 @@ class Part:
     inputs: Places
     outputs: Places
 
-    def expected(self, values: Inputs) -> dict[str, Expected]:
+    def expected(self, values: Tensors) -> dict[str, Expected]:
         """What the outputs should be there, with the bounds of the gate."""
         mine = {
             name: None if array is None else np.ascontiguousarray(array[self.inputs.get(name, ())])
@@ -225,40 +235,31 @@ class Part:
         return {name: array[self.outputs[name]] for name, array in outputs.items() if name in self.outputs}
 
 
-_BY_ROW = (
-    "conv2d_fprop", "conv2d_dgrad", "conv2d_dgrad_relu", "lrn_fprop", "lrn_dgrad", "maxpool2d_fprop",
-    "maxpool2d_dgrad", "reorder", "lrn_maxpool2d_fprop", "lrn_maxpool2d_dgrad", "linear_fprop",
-    "linear_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad", "relu_fprop", "relu_dgrad", "sgd_momentum",
-)  # fmt: skip
-_BY_FILTER = ("conv2d_wgrad", "conv2d_bgrad", "linear_wgrad", "linear_bgrad", "linear_wgrad_sgd")
-#: Tensors with a row for each image in a `_BY_ROW` op are all but these.
-_WEIGHTS = ("w", "b")
-
-
 def extent(item: Any) -> int:
     """How many slices there are: images, filters, or 1 where the op is not cut (dropout counts elements)."""
-    if item.op in _BY_ROW:
+    slices = OPS[item.op].slices
+    if slices == "rows":
         return int(item.problem.shape(OPS[item.op].outputs[0])[0])
-    return int(item.problem.K) if item.op in _BY_FILTER else 1
+    return int(item.problem.K) if slices == "filters" else 1
 
 
 def part(item: Any, start: int, stop: int) -> Part:
     """Slices start to stop; fewer where a group of filters ends."""
     g, op = item.problem, OPS[item.op]
     here = slice(start, stop)
-    if item.op in _BY_ROW:
-        whole = () if isinstance(g, Pointwise) else _WEIGHTS
-        rows: Places = {name: (here,) for name in item.inputs if name not in whole}
-        return Part(item.op, _rows(g, stop - start), item.options, rows, dict.fromkeys(op.outputs, (here,)))
-    if item.op in _BY_FILTER:
+    if op.slices == "rows":
+        rows: Places = {name: (here,) for name in item.inputs if name not in op.whole}
+        problem = rows_of(item.op, g, stop - start)
+        return Part(item.op, problem, item.options, rows, dict.fromkeys(op.outputs, (here,)))
+    if op.slices == "filters":
         return _filters(item, g, here)
     return Part(item.op, g, item.options, {}, dict.fromkeys(op.outputs, ()))
 
 
-def _filters(item: Any, g: Conv2d | ChannelSum | Linear, here: slice) -> Part:
+def _filters(item: Any, g: Any, here: slice) -> Part:
     every = slice(None)
     inputs: Places = {"dy": (every, here), "w": (here,), "v": (here,)}
-    if isinstance(g, Conv2d) and g.groups > 1:
+    if getattr(g, "groups", 1) > 1:
         size, channels = g.K // g.groups, g.C // g.groups
         group = here.start // size
         here = slice(here.start, min(here.stop, (group + 1) * size))
@@ -268,12 +269,10 @@ def _filters(item: Any, g: Conv2d | ChannelSum | Linear, here: slice) -> Part:
     return Part(item.op, problem, item.options, inputs, dict.fromkeys(OPS[item.op].outputs, (here,)))
 
 
-def _rows(g: Any, count: int) -> Problem:
-    if isinstance(g, Pointwise):
-        return replace(g, dims=(count, *g.dims[1:]))
-    if isinstance(g, LrnMaxPool2d):
-        return replace(g, lrn=replace(g.lrn, N=count), pool=replace(g.pool, N=count))
-    return replace(g, N=count)  # type: ignore[no-any-return]
+def rows_of(op: str, g: Any, count: int) -> Problem:
+    """The problem with so many images, or rows."""
+    stretch = OPS[op].cases.extents.get("N")
+    return stretch(g, count) if stretch else replace(g, dims=(count, *g.dims[1:]))
 
 
 def parts(item: Any) -> Iterator[Part]:

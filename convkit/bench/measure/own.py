@@ -13,21 +13,16 @@ import numpy as np
 
 from ... import arrays, layouts
 from ...check.verdicts import NAN, Guarded
+from ...discovery import register
 from ...dispatch import Call
 from ...errors import NoImplementation, OptionError
-from ...geometry import Conv2d, Linear, Problem, Reorder
 from ...network.plan.program import Program
 from ...network.presets import PRESETS, preset
-from ...registry import (
-    ALL_DTYPES,
-    OPS,
-    Implementation,
-    current_choice,
-    generation,
-    implementations,
-    register,
-    select,
-)
+from ...op import OPS, Problem
+from ...ops.conv2d import Conv2d
+from ...ops.linear import Linear
+from ...ops.reorder import Reorder
+from ...registry import ALL_DTYPES, Implementation, current_choice, generation, implementations, select
 from ..work import Item
 from . import fresh
 from .entry import OWN, PICKED, Entry

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ...check.tolerance import Expected, Inputs, compare, relative_rms
+from ...check.tolerance import Expected, compare, relative_rms
+from ...op import Tensors
 from . import clocks, fresh
 from .clocks import independent
 from .defences import on
@@ -46,7 +47,7 @@ class Look:
     """What was seen after a timed call: a part of the outputs, and what they were made of."""
 
     part: Part
-    values: Inputs
+    values: Tensors
     got: Arrays
     glance: bytes
     where: str
@@ -273,7 +274,7 @@ class Trial:
         self._seen.add(look.glance)
 
     def _memory(self, where: str) -> None:
-        """Inputs as they were written, and bands untouched."""
+        """Tensors as they were written, and bands untouched."""
         name, place = self.memory.changed(), self.memory.trespass()
         if name or place:
             self.memory.restore()

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import arrays, geometry
+from ... import arrays
 from ...network import alexnet, layers, presets
+from ...op import Problem
+from ...ops.window import padding4
 from ...registry import Implementation
 from . import Missing, need
 
@@ -44,7 +46,7 @@ def describe(name: str) -> dict[str, Any]:
     for layer in preset.layers:
         record: dict[str, Any] = {"name": layer.name, "op": type(layer).__name__.lower()}
         if isinstance(layer, layers.Conv):
-            pad = list(geometry.padding4(layer.padding))
+            pad = list(padding4(layer.padding))
             record |= {"stride": layer.stride, "pad": pad, "groups": layer.groups}
         elif isinstance(layer, layers.Lrn):
             if layer.groups != 1 or layer.region != "across_channels":
@@ -79,7 +81,7 @@ class ConvkitNet:
         self.net = alexnet.AlexNet(spec["preset"], seed=0, device=device)
         self.params = self.net.params
 
-    def kernels(self, batch: int) -> list[tuple[Implementation, geometry.Problem]]:
+    def kernels(self, batch: int) -> list[tuple[Implementation, Problem]]:
         """What a step runs, call by call: of the plan that it has made, or will make."""
         phases = self.net.plan(batch).phases().values()
         return [(call.implementation, call.problem) for calls in phases for call in calls]

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...arrays import np_dtype
-from ...geometry import LRN, Conv2d, LrnMaxPool2d, Pool2d
-from ...registry import OPS
+from ...op import OPS
+from ...ops.conv2d import Conv2d
+from ...ops.lrn import LRN
+from ...ops.lrn_maxpool2d import LrnMaxPool2d
+from ...ops.maxpool2d import Pool2d
 from ..measure.entry import Entry
 from ..work import Item
 from . import Missing, need, threads

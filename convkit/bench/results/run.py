@@ -14,7 +14,7 @@ from typing import Any
 
 from ... import devices
 from ...errors import ConvkitError, OptionError
-from ...geometry import Problem
+from ...op import Problem
 from ...registry import Implementation
 from ..measure import own, whole
 from ..measure.entry import HOST_INCLUDED, OWN, Clock, Entry, Result, Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cpu import extension
-from ...geometry import Problem
+from ...op import Problem
 from ...paths import kernels_dir
 from ...registry import Implementation
 

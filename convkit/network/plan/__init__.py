@@ -18,7 +18,7 @@ from ... import arrays, devices
 from ...cpu import extension
 from ...dispatch import Call
 from ...errors import OptionError
-from ...registry import OPS
+from ...op import OPS
 from ..layers import Dropout, Layer
 from .graph import Node, gradient, velocity
 from .memory import Memory

@@ -11,8 +11,9 @@ from math import prod
 
 from ... import layouts
 from ...errors import ConvkitError, NoImplementation, OptionError
-from ...geometry import Pointwise, Reorder
 from ...layouts import NCHW, Layout
+from ...ops.elementwise import Elementwise
+from ...ops.reorder import Reorder
 from ...registry import Implementation, current_choice, implementations, select
 from . import fusion
 from .graph import VIEW, Graph, Node, Stage, Value, gradient
@@ -79,7 +80,7 @@ class Chooser:
     def declaration(self, node: Node) -> str | None:
         """What an implementation of the node has to declare, or None where its values do not go together."""
         found = {name: self.layout(value) for name, value in node.tensors.items()}
-        if isinstance(node.problem, Pointwise):  # any order of the elements will do, but for a counted one
+        if isinstance(node.problem, Elementwise):  # any order of the elements will do, but for a counted one
             rows = set(found.values())
             counted = "offset" in node.options or node.op == VIEW
             return NCHW.name if len(rows) == 1 and not (counted and rows != {NCHW}) else None

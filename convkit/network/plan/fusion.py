@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ...geometry import LRN, LrnMaxPool2d, Pointwise, Pool2d
+from ...ops.elementwise import Elementwise
+from ...ops.lrn import LRN
+from ...ops.lrn_maxpool2d import LrnMaxPool2d
+from ...ops.maxpool2d import Pool2d
 from .graph import FINITE, VIEW, Node, Stage, Value, gradient, velocity
 
 #: The ops that are several, with those that they stand for.
@@ -161,7 +164,7 @@ def _above(a: Node, relu: Node, values: dict[str, Value], choices: Choices) -> l
     values[masked] = value = values[before]
     first = replace(
         relu,
-        problem=Pointwise(value.shape, value.dtype),
+        problem=Elementwise(value.shape, value.dtype),
         tensors={"dy": before, "y": value.of, "dx": masked},
     )
     return [first, a.renamed(before, masked).renamed(a.writes[0], relu.tensors["dx"])]
@@ -237,4 +240,4 @@ def rule(parameter: str, value: Value) -> Node:
         "w": parameter, "dw": gradient(parameter), "v": velocity(parameter),
         "w_new": parameter, "v_new": velocity(parameter), "finite": FINITE,
     }  # fmt: skip
-    return Node((parameter,), "sgd_momentum", Pointwise(value.shape, value.dtype), tensors, UNSET)
+    return Node((parameter,), "sgd_momentum", Elementwise(value.shape, value.dtype), tensors, UNSET)

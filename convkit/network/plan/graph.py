@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...geometry import LossSummary, Pointwise, Problem, Shape, SoftmaxXent
-from ...registry import OPS
+from ...op import OPS, Problem, Shape
+from ...ops.elementwise import Elementwise
+from ...ops.loss_summary import LossSummary
+from ...ops.softmax_xent import SoftmaxXent
 from ..layers import Layer, Use
 
 #: The value that says whether a step's loss is finite, which an update reads.
@@ -170,7 +172,7 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
                 values[value] = Value(w_shape, dtype)
         passes = layer.passes(shape, num_classes, dtype)
         if passes.forward is None:
-            view, back = Pointwise(shape, dtype), Pointwise(y_shape, dtype)
+            view, back = Elementwise(shape, dtype), Elementwise(y_shape, dtype)
             forward = Node((layer.name,), VIEW, view, {"x": x, "y": y})
             backward = [Node((layer.name,), VIEW, back, {"x": gradient(y), "y": gradient(x)})]
         else:

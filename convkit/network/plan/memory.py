@@ -12,8 +12,7 @@ from math import prod
 from typing import Any
 
 from ... import arrays
-from ...geometry import Shape, np_itemsize
-from ...registry import OPS
+from ...op import OPS, Shape, np_itemsize
 from .graph import VIEW, Node
 from .program import Program
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from ...devices import emulating
 from ...errors import NoImplementation, OptionError
-from ...geometry import Shape
 from ...layouts import Layout
+from ...op import Shape
 from ...registry import Implementation
 from ..layers import Layer
 from . import fusion

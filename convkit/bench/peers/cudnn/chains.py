@@ -16,7 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from ....geometry import Conv2d, LrnMaxPool2d, Pointwise, Problem, np_itemsize
+from ....op import Problem, np_itemsize
+from ....ops.conv2d import Conv2d
+from ....ops.elementwise import Elementwise
+from ....ops.lrn_maxpool2d import LrnMaxPool2d
 from . import legacy
 from .engine import Engine, Launch
 from .library import Handle
@@ -28,7 +31,7 @@ _ALIGN = 256
 
 def then_activation(handle: Handle, engine: Engine, g: Conv2d) -> Engine:
     """A convolution's data gradient, and in its place the gradient of the ReLU that had made the image."""
-    after = _legacy(handle, Pointwise(g.shape("x"), g.dtype), "relu_dgrad", engine.layout)[0]
+    after = _legacy(handle, Elementwise(g.shape("x"), g.dtype), "relu_dgrad", engine.layout)[0]
     first, second = engine.launch, after.launch
 
     def launch(read: Sequence[int], write: Sequence[int], workspace: int, stream: int) -> None:
@@ -64,7 +67,7 @@ def _forward(g: LrnMaxPool2d, norm: Engine, pool: Engine) -> Engine:
 
 
 def _backward(handle: Handle, g: LrnMaxPool2d, norm: Engine, pool: Engine, relu: bool) -> Engine:
-    mask = _legacy(handle, Pointwise(g.pool.shape("x"), g.dtype), "relu_dgrad", pool.layout)[0]
+    mask = _legacy(handle, Elementwise(g.pool.shape("x"), g.dtype), "relu_dgrad", pool.layout)[0]
 
     def launch(read: Sequence[int], write: Sequence[int], workspace: int, stream: int) -> None:
         assert norm.launch is not None and pool.launch is not None and mask.launch is not None

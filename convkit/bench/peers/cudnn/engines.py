@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ....errors import DtypeError, unknown
-from ....geometry import Conv2d, LrnMaxPool2d, Problem
+from ....op import Problem
+from ....ops.conv2d import Conv2d
+from ....ops.lrn_maxpool2d import LrnMaxPool2d
 from ....registry import MATH
 from . import chains, graph, legacy
 from .engine import LAYOUTS, Engine

@@ -19,7 +19,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ....geometry import Conv2d
+from ....ops.conv2d import Conv2d
 from .engine import ARGUMENTS, Engine
 from .library import CudnnError, NotSupported, Unavailable, dotted, version_of
 

@@ -23,7 +23,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from ....geometry import LRN, ChannelSum, Conv2d, Pointwise, Pool2d, Problem, SoftmaxXent
+from ....op import Problem
+from ....ops.channel_sum import ChannelSum
+from ....ops.conv2d import Conv2d
+from ....ops.elementwise import Elementwise
+from ....ops.lrn import LRN
+from ....ops.maxpool2d import Pool2d
+from ....ops.softmax_xent import SoftmaxXent
 from .engine import ARGUMENTS, Engine, Launch
 from .library import AlgorithmPerf, CudnnError, Descriptor, Handle
 
@@ -313,7 +319,7 @@ def _bias_gradient(make: Maker, g: ChannelSum) -> list[Engine]:
 # ---------------------------------------------------------------------------------------------------
 # The rest
 # ---------------------------------------------------------------------------------------------------
-def _relu(make: Maker, g: Pointwise) -> list[Engine]:
+def _relu(make: Maker, g: Elementwise) -> list[Engine]:
     shape = g.dims if len(g.dims) == 4 else (g.dims[0], prod(g.dims[1:]))
     t, relu = make.tensor(shape), make.activation(RELU)
 
@@ -441,7 +447,7 @@ def _softmax(make: Maker, g: SoftmaxXent) -> list[Engine]:
 OPS: dict[str, tuple[type[Problem], Callable[[Maker, Any], list[Engine]]]] = {
     **dict.fromkeys((*DIRECTIONS, "conv2d_dgrad_relu"), (Conv2d, _convolutions)),
     **dict.fromkeys(("conv2d_bgrad", "linear_bgrad"), (ChannelSum, _bias_gradient)),
-    **dict.fromkeys(("relu_fprop", "relu_dgrad"), (Pointwise, _relu)),
+    **dict.fromkeys(("relu_fprop", "relu_dgrad"), (Elementwise, _relu)),
     **dict.fromkeys(("lrn_fprop", "lrn_dgrad"), (LRN, _lrn)),
     **dict.fromkeys(("maxpool2d_fprop", "maxpool2d_dgrad"), (Pool2d, _pool)),
     **dict.fromkeys(("softmax_fprop", "softmax_dgrad"), (SoftmaxXent, _softmax)),

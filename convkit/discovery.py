@@ -1,0 +1,85 @@
+"""Finds implementations: the modules of `convkit.cpu`, the files of `kernels/`, and a user's file.
+
+An implementation registers by existing: a module or a file that is put there is found on the first look-up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+
+from . import cpu, registry
+from .cuda import header, prepare
+from .errors import OptionError
+from .registry import Implementation
+
+
+def _find(device: str) -> None:
+    """Register what convkit ships for a device."""
+    if device == "cpu":
+        for module in pkgutil.iter_modules(cpu.__path__, "convkit.cpu."):
+            importlib.import_module(module.name)
+    else:
+        for path in header.builtin_files():
+            registry.add(prepare.implementation(path))
+
+
+registry.finder = _find
+
+
+def register(path: str | Path) -> list[Implementation]:
+    """Load a user's file and register the implementations in it.
+
+    Parameters
+    ----------
+    path : path
+        A kernel file (`.cu`), of which only the header is read; or a Python file that uses
+        `@convkit.implements`, which is executed: load only what you trust.
+
+    Returns
+    -------
+    list of Implementation
+        Those that the file registered.
+
+    Raises
+    ------
+    OptionError
+        If the file does not exist, is of an unknown type, fails, or registers nothing.
+    """
+    try:
+        path = Path(path).resolve()
+    except TypeError:
+        raise OptionError(f"a path is needed, not {path!r}") from None
+    if not path.is_file():
+        raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
+    registry.builtin()
+    if path.suffix == ".cu":
+        return [registry.add(prepare.implementation(path))]
+    if path.suffix != ".py":
+        raise OptionError(
+            f"{path.name}: a .cu or a .py file can be registered, not {path.suffix or 'this'!r}"
+        )
+    with registry.whole() as before:
+        _execute(path)
+    found = registry.since(before)
+    if not found:
+        raise OptionError(
+            f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
+        )
+    return found
+
+
+def _execute(path: Path) -> None:
+    name = f"convkit_user_{abs(hash(path)):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
