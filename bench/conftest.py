@@ -16,21 +16,24 @@ from convkit.errors import ConvkitError
 def pytest_addoption(parser):
     group = parser.getgroup("convkit")
     group.addoption("--preset", default="paper", help="which AlexNet (paper, 2012, caffe, owt, small)")
-    group.addoption("--batch", type=int, default=16, help="images in a batch (default: 16)")
+    group.addoption("--batch", type=int, help="images in a batch (default: 4; --thorough: 16)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
     group.addoption(
         "--cache", default="cold", choices=timing.CACHES, help="caches before a call (default: cold)"
     )
     group.addoption("--dtype", default="float32", help="of the tensors (default: float32)")
-    group.addoption("--rounds", type=int, default=9, help="turns of each implementation (default: 9)")
+    group.addoption("--rounds", type=int, help="turns of each implementation (default: 3; --thorough: 18)")
+    group.addoption("--thorough", action="store_true", help="every round, and `convkit check` first: minutes")
     group.addoption("--reference", action="store_true", help="time the float64 reference too")
 
 
 def pytest_configure(config):
     """Refuse what cannot be, in one line, before anything is collected."""
     for name in ("batch", "rounds"):
-        if (value := getattr(config.option, name)) < 1:
+        if (value := getattr(config.option, name)) is not None and value < 1:
             raise pytest.UsageError(f"--{name} must be at least 1, not {value}")
+    if config.option.batch is None:
+        config.option.batch = 16 if config.option.thorough else 4
     try:
         config.convkit_items = _items(config.option)
     except ConvkitError as error:
@@ -57,6 +60,15 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize(("row", "entry"), rows, ids=ids)
 
 
+#: Of a first look: what a difference of some percent needs is `--thorough`.
+LOOK = {"rounds": 3, "turn_s": 0.02, "budget_s": 0.5, "gate": False}
+
+
+def _settings(options):
+    given = {} if options.rounds is None else {"rounds": options.rounds}
+    return timing.Settings(**{**({} if options.thorough else LOOK), **given}, cache=options.cache)
+
+
 class Races:
     """Results by item, each raced when its first test asks for it, by those that were selected."""
 
@@ -76,7 +88,7 @@ class Races:
         """What the race of an item gave; with `timed` False, just enough of one to say what is right."""
         if row not in self.results:
             item, options = self.items[row], self.options
-            settings = timing.Settings(rounds=options.rounds, cache=options.cache)
+            settings = _settings(options)
             if not timed:
                 settings = timing.Settings.quickly(rounds=1, turn_s=0, pause_s=0, cache=options.cache)
             records = [

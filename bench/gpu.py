@@ -306,8 +306,9 @@ def failed(document: Document) -> list[str]:
 def machine() -> Document:
     """What ran it: device, driver, versions."""
     from convkit.bench.results import files
+    from convkit.bench.results import machine as on
 
-    found = machine.machine("cuda")
+    found = on.machine("cuda")
     plain = {
         **(found["gpu"] or {}),
         **{k: v for k, v in found.items() if k != "gpu"},

@@ -18,6 +18,7 @@ from convkit import check
 from convkit.arrays import np_dtype
 from convkit.bench import work
 from convkit.bench.measure import conditions, own, whole
+from convkit.bench.measure.timing import in_turns
 from convkit.bench.peers import Missing, need
 from convkit.bench.peers import torch as torch_peer
 from convkit.check import inputs as fill
@@ -120,10 +121,9 @@ def _poison(outputs: dict[str, Any]) -> None:
 def _in_turns(field: list[tuple[Any, Record, Callable[[], None]]]) -> None:
     """Samples of everyone, in a random order in each round, with cold caches."""
     left = {id(about): SIZES.seconds * 1e3 for _, about, _ in field}
-    order = list(field)
+    order = random.Random()
     for _ in range(SIZES.samples):
-        random.shuffle(order)
-        for _, about, run in order:
+        for _, about, run in in_turns(field, order):
             if left[id(about)] <= 0:
                 continue
             clock().cold()

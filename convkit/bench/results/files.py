@@ -126,12 +126,35 @@ def write(document: Mapping[str, Any], path: str | Path) -> Document:
         If it cannot be written.
     """
     found = sealed(document)
-    text = json.dumps(found, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    text = text_of(found)
     if str(path) == "-":
         sys.stdout.write(text)
         return found
     replace(path, text)
     return found
+
+
+#: Fields of which each element has a line of its own, so that two files differ by lines where rows differ.
+_BY_LINE = ("conditions", "kernels", "rows", "failures")
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """The JSON: a line for each field, and for each row, kernel, round's conditions and failure."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False)
+
+    def field(name: str, value: Any) -> str:
+        if name not in _BY_LINE or not value:
+            return line(value)
+        if isinstance(value, Mapping):
+            lines = ",\n".join(f"  {line(key)}: {line(one)}" for key, one in value.items())
+            return f"{{\n{lines}\n }}"
+        lines = ",\n".join(f"  {line(one)}" for one in value)
+        return f"[\n{lines}\n ]"
+
+    fields = ",\n".join(f" {line(name)}: {field(name, value)}" for name, value in document.items())
+    return f"{{\n{fields}\n}}\n"
 
 
 def replace(path: str | Path, text: str) -> None:
