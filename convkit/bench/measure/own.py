@@ -23,6 +23,8 @@ from ...ops.conv2d import Conv2d
 from ...ops.linear import Linear
 from ...ops.reorder import Reorder
 from ...registry import ALL_DTYPES, Implementation, current_choice, generation, implementations, select
+from .. import status
+from ..status import UNRUN
 from ..work import Item
 from . import fresh
 from .entry import OWN, PICKED, Entry
@@ -30,7 +32,6 @@ from .preserved import preserved
 
 #: Marks of convkit's entries.
 PICKED_NCHW = "picked for NCHW"
-UNRUN = "not yet run on a GPU"
 
 
 class Bound:
@@ -192,7 +193,7 @@ def entry(implementation: Implementation, item: Item, picks: dict[str, Implement
     """One implementation as an entry."""
     bound = Bound(implementation, item)
     marks = [mark for mark, pick in picks.items() if pick is implementation]
-    if implementation.device == "cuda":
+    if implementation.device == "cuda" and Path(implementation.source).name not in status.kernels_run():
         marks.append(UNRUN)
     if item.dtype == "float32" and isinstance(item.problem, (Conv2d, Linear)):
         # `math` is the coarsest that is accepted: where something finer runs, the table says so.

@@ -10,8 +10,8 @@ import numpy as np
 
 from ...network.alexnet import AlexNet
 from ..measure.entry import OWN, PICKED, Entry
-from ..measure.own import UNRUN
 from ..measure.whole import NetworkEntry
+from ..status import UNRUN
 from ..steps import Step
 from ..work import FORWARD, Item
 from . import PEERS, Missing, networks, onnxruntime, threads

@@ -21,6 +21,7 @@ from ..measure.entry import HOST_INCLUDED, OWN, Clock, Entry, Result, Settings
 from ..measure.timing import race
 from ..peers import PEERS, Field
 from ..peers import whole as networks
+from ..status import UNRUN
 from ..work import MEMORY, NETWORK_OPS, Item
 from . import apart, figures, files, machine, sources
 from .fits import mentions_memory, out_of_memory, require_memory, smaller_batch
@@ -254,7 +255,7 @@ class Run:
         name, checks = entry.name, result.checks.get(entry.name)
         refused = result.refused.get(name)
         samples = [] if refused else result.samples.get(name, [])
-        marks = [mark for mark in entry.marks if not (mark == own.UNRUN and samples)]
+        marks = [mark for mark in entry.marks if not (mark == UNRUN and samples)]
         judged = checks.as_dict() if checks else dict.fromkeys(("before", "during", "after"), "unchecked")
         if samples and judged["before"] == "unchecked" and "unchecked" not in marks:
             marks.append("unchecked")

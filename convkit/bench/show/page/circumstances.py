@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ...measure import own
 from ...results import sources
+from ...status import UNRUN
 from .. import caveats, charts
 from .cells import figure, marks, megabytes, plain, table
 from .markup import Markup, joined, tag
@@ -148,7 +148,7 @@ def _kernels(document: Document) -> Markup | None:
             tag("td", " ".join(map(str, about.get("flags") or ())) or "–"),
             tag(
                 "td",
-                marks([own.UNRUN]) if about.get("status") == sources.UNRUN else about.get("status") or "–",
+                marks([UNRUN]) if about.get("status") == sources.UNRUN else about.get("status") or "–",
             ),
         ]
         for name, about in document["kernels"].items()
