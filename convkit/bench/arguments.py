@@ -16,7 +16,7 @@ Time ops of this machine's kernels, each checked before, during and after, in tu
   convkit bench --step --forward --batch 1,16          whole training steps, and forward passes
   convkit bench --memory --first-call                  what a process needs, and its first calls
   convkit bench --geometries                           convolutions of other networks
-  convkit bench --json run.json                        a capsule, written after every row; --resume goes on
+  convkit bench --json run.json                        written after every row; --resume goes on
 """
 
 
@@ -79,10 +79,10 @@ def add(p: argparse.ArgumentParser) -> None:
 
     out = p.add_argument_group("results")
     out.add_argument(
-        "--json", metavar="FILE", help="the capsule, written after every row ('-': stdout, at the end)"
+        "--json", metavar="FILE", help="the result file, written after every row ('-': stdout, at the end)"
     )
-    out.add_argument("--resume", action="store_true", help="go on with the capsule of --json")
-    out.add_argument("--overwrite", action="store_true", help="replace the capsule of --json")
+    out.add_argument("--resume", action="store_true", help="go on with the result file of --json")
+    out.add_argument("--overwrite", action="store_true", help="replace the result file of --json")
     out.add_argument("--html", metavar="FILE", help="a report, one self-contained page")
     out.add_argument("--picture", metavar="FILE", help="a PNG (needs matplotlib)")
     out.add_argument("--summary", action="store_true", help="print the closing table only")

@@ -39,12 +39,12 @@ def add_commands(commands: Any) -> None:
 
     verify = commands.add_parser(
         "verify",
-        help="recheck a capsule of `convkit bench --json`",
-        description="Recheck a capsule: its digest, the hash of each kernel's source against the installed "
-        "file, and every figure and verdict, recomputed from the raw samples. Exit status 1 where something "
-        "does not hold.",
+        help="recheck a result file of `convkit bench --json`",
+        description="Recheck a result file: its digest, the hash of each kernel's source against the "
+        "installed file, and every figure and verdict, recomputed from the raw samples. Exit status 1 where "
+        "something does not hold.",
     )
-    verify.add_argument("capsule")
+    verify.add_argument("capsule", metavar="FILE")
     verify.add_argument(
         "--rerun", action="store_true", help="measure its rows again here, and say which times agree"
     )
@@ -59,9 +59,9 @@ def add_commands(commands: Any) -> None:
 
     compare = commands.add_parser(
         "compare",
-        help="compare two capsules row by row",
-        description="How many times longer the first took, row by row, with its interval. Refuses capsules "
-        "of different machines or caches.",
+        help="compare two result files row by row",
+        description="How many times longer the first took, row by row, with its interval. Refuses result "
+        "files of different machines or caches.",
     )
     compare.add_argument("a")
     compare.add_argument("b")
@@ -73,10 +73,10 @@ def add_commands(commands: Any) -> None:
 
     report = commands.add_parser(
         "report",
-        help="make one self-contained HTML page of capsules",
+        help="make one self-contained HTML page of result files",
         description="One self-contained HTML page: pictures, and tables that can be sorted.",
     )
-    report.add_argument("capsules", nargs="+", metavar="capsule")
+    report.add_argument("capsules", nargs="+", metavar="FILE")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: report.html")
     report.add_argument("--picture", metavar="FILE", help="a PNG too (needs matplotlib)")
     report.set_defaults(run=_report)
@@ -234,12 +234,12 @@ def _items(args: argparse.Namespace) -> list[Item]:
 
 
 def _before(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The capsule to go on with; refuses to lose one."""
+    """The result file to go on with; refuses to lose one."""
     from .results import files
 
     if not args.json:
         if args.resume:
-            raise OptionError("--resume needs --json FILE, the capsule to go on with")
+            raise OptionError("--resume needs --json FILE, the result file to go on with")
         return None
     files.writable(args.json)
     if args.json == "-" or not Path(args.json).exists():
@@ -297,7 +297,7 @@ def _results(args: argparse.Namespace, document: dict[str, Any]) -> None:
     else:
         print(f"\n{tables.summary(document)}")
         if args.json:
-            print(f"capsule   {args.json}")
+            print(f"result file   {args.json}")
     if args.html:
         from .show import report
 
@@ -414,14 +414,14 @@ def _report(args: argparse.Namespace) -> int:
     from .results import files
 
     _require_outputs(args.output, args.picture)
-    capsules = [files.load(path) for path in args.capsules]
+    documents = [files.load(path) for path in args.capsules]
     from .show import report
 
-    report.write(capsules, args.output)
+    report.write(documents, args.output)
     print(f"report    {args.output}")
     if args.picture:
         from .show import pictures
 
-        pictures.picture(capsules, args.picture)
+        pictures.picture(documents, args.picture)
         print(f"picture   {args.picture}")
     return 0

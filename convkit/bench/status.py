@@ -70,7 +70,7 @@ def sentence(folder: Path = RESULTS) -> str:
     names = {path.name for path in kernels_dir().glob("*.cu")}
     ran = {name: gpu for name, gpu in kernels_run(folder).items() if name in names}
     if not ran:
-        return f"No GPU has run the {len(names)} CUDA kernels yet."
+        return "No GPU has run the CUDA kernels yet."
     gpus = ", ".join(sorted(set(ran.values())))
     if len(ran) == len(names):
         return f"A GPU has run all {len(names)} CUDA kernels: {gpus}."

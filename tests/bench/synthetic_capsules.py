@@ -1,7 +1,7 @@
-"""Capsules that no machine has measured: every kind of row, entry and trouble that a report must show.
+"""Result files that no machine has measured: every kind of row, entry and trouble that a report must show.
 
-The same seed gives the same capsule. Figures and verdicts are derived from the made-up samples by `figures`,
-as those of a run are.
+The same seed gives the same result file. Figures and verdicts are derived from the made-up samples by
+`figures`, as those of a run are.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def row(layer: str, direction: str, entries: list[Document], **more: Any) -> Doc
 
 
 def document(rows: list[Document], **more: Any) -> Document:
-    """A sealed capsule of these rows."""
+    """A sealed result file of these rows."""
     settings = {
         "rounds": 8,
         "turn_s": 0.05,

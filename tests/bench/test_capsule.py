@@ -1,4 +1,4 @@
-"""Capsules: written whole or not at all, read with care, recomputed, compared. No kernel is run here."""
+"""Result files: written whole or not at all, read with care, recomputed, compared. No kernel is run here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def entry(name, library, ms, *, rounds=8, noise=0.02, seed=0, **more):
 
 
 def document(*rows):
-    """A sealed capsule of these rows' entries, on conv3 at one batch size each."""
+    """A sealed result file of these rows' entries, on conv3 at one batch size each."""
     made = files.new(["convkit", "bench"], machine=MACHINE, settings=SETTINGS, ceilings=CEILINGS)
     for batch, entries in enumerate(rows, 1):
         (item,) = work.items(work.Wanted(layers=("conv3",), directions=("fwd",), batches=(batch,)))
@@ -251,7 +251,7 @@ def test_a_damaged_value_is_named(damage, words, command, tmp_path, capsys):
     more = {"verify": [], "compare": [str(path)], "report": ["-o", str(tmp_path / "x.html")]}[command]
     assert main([command, str(path), *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "x.json is a damaged capsule: " in line and words in line
+    assert "x.json is a damaged result file: " in line and words in line
 
 
 def test_samples_of_no_time_are_no_figure():
@@ -276,7 +276,7 @@ def failures(made):
 
 
 def tampered(change, *, seal=True):
-    """A capsule in which something was changed; with a new digest, as a careful liar would."""
+    """A result file in which something was changed; with a new digest, as a careful liar would."""
     made = copy.deepcopy(usual())
     change(made)
     return files.sealed(made) if seal else made
@@ -401,7 +401,7 @@ def test_winograd_declares_what_it_does_and_nothing_unbelievable(kernels):
 
 
 def step(**more):
-    """A capsule of one step."""
+    """A result file of one step."""
     from convkit.bench.results.run import new_row
 
     made = files.new(["convkit", "bench"], machine=MACHINE, settings=SETTINGS, ceilings=CEILINGS)
@@ -585,7 +585,7 @@ def test_capsules_without_the_hosts_time_read_as_before():
 
 
 def shape_faults(made):
-    return list(shape.faults(made, shape.CAPSULE))
+    return list(shape.faults(made, shape.DOCUMENT))
 
 
 def test_the_summary_names_what_is_missing_and_what_failed():

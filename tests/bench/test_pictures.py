@@ -1,4 +1,4 @@
-"""Pictures of capsules: each kind shows something, clips nothing, and refuses what it cannot draw."""
+"""Pictures of result files: each kind shows something, clips nothing, and refuses what it cannot draw."""
 
 from __future__ import annotations
 

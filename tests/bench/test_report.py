@@ -1,4 +1,4 @@
-"""The report: what it says is what the capsule says. A browser shows it in test_report_browser.py."""
+"""The report: what it says is what the result file says. A browser shows it in test_report_browser.py."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_a_changed_capsule_is_called_changed(cpu: dict[str, Any]) -> None:
     for document, state, words in (
         (cpu, "match", "The digest matches"),
         (changed, "mismatch", "Believe no figure here"),
-        (unsigned, "missing", "nothing shows that this capsule is as it was written"),
+        (unsigned, "missing", "nothing shows that this result file is as it was written"),
     ):
         assert caveats.digest_state(document) == state
         assert words in tree(document).text
@@ -349,7 +349,7 @@ def test_conditions_machine_and_ceilings_are_there(gpu: dict[str, Any]) -> None:
 
 def test_several_capsules_stand_on_one_page(cpu: dict[str, Any], gpu: dict[str, Any]) -> None:
     page = tree(cpu, gpu, cpu)
-    assert [s.attributes["id"] for s in page.all("section", class_="capsule")] == ["c1", "c2", "c3"]
+    assert [s.attributes["id"] for s in page.all("section", class_="results")] == ["c1", "c2", "c3"]
     ids = [e.attributes["id"] for e in _every(page) if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     targets = {a.attributes["href"] for a in page.all("a")}
@@ -432,9 +432,9 @@ def test_write_refuses_what_makes_no_page(tmp_path: Path, cpu: dict[str, Any]) -
     old = tmp_path / "r.html"
     old.write_text("old")
     for capsules, path, words in (
-        ([], old, "needs a capsule"),
-        ([{**cpu, "rows": [{"id": "x"}]}], old, "damaged capsule: KeyError"),
-        ([{**cpu, "rows": [{**cpu["rows"][0], "contenders": "no list"}]}], old, "damaged capsule"),
+        ([], old, "needs a result file"),
+        ([{**cpu, "rows": [{"id": "x"}]}], old, "damaged result file: KeyError"),
+        ([{**cpu, "rows": [{**cpu["rows"][0], "contenders": "no list"}]}], old, "damaged result file"),
         ([cpu], tmp_path / "none" / "r.html", "there is no folder"),
         ([cpu], tmp_path, "it is a folder"),
     ):

@@ -355,7 +355,7 @@ def test_browser_saves_a_capsule_that_verifies(browser: Browser, cpu: dict[str, 
     browser.open(cpu)
     browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(browser.folder))
     browser.one(".save").click()
-    path = browser.folder / "capsule.json"
+    path = browser.folder / "results.json"
     browser.wait(lambda: path.exists() and path.read_text().endswith("}"))
     found = files.load(path)
     assert files.digest(found) == found["digest"] == cpu["digest"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from .defences import on
 
-#: Name in a capsule's `ceilings`, and its value in GFLOP/s or GB/s.
+#: Name in a result file's `ceilings`, and its value in GFLOP/s or GB/s.
 Ceiling = tuple[str, float] | None
 #: By how much a figure may exceed a ceiling that was measured, and that has a spread of its own.
 TOLERANCE = 1.1

@@ -178,7 +178,7 @@ class CpuClock:
 
 
 def ceiling(unit: str, samples: list[float], method: str, **more: Any) -> dict[str, Any]:
-    """An record of a capsule's "ceilings": the best sample counts, for a ceiling is what can be reached."""
+    """A record of "ceilings": the best sample counts, for a ceiling is what can be reached."""
     return {"unit": unit, "value": max(samples), "samples": samples, **more, "method": method}
 
 

@@ -82,7 +82,7 @@ class Others:
 
 
 def disturbance(rounds: Iterable[Mapping[str, Any]]) -> float:
-    """The share that others took of the CPUs' time, the median of a capsule's "conditions"; 0 if bearable."""
+    """The share that others took of the CPUs' time, the median of the rounds; 0 if bearable."""
     shares = [c["others"] for c in rounds if c.get("others") is not None]
     share = float(median(shares)) if shares else 0.0
     return share if share > DISTURBED else 0.0

@@ -132,7 +132,7 @@ class Checks:
     looks: int = 0
 
     def as_dict(self) -> dict[str, str]:
-        """The "checks" of a capsule."""
+        """The "checks" of a result file."""
         return {n: getattr(self, n) or "unchecked" for n in ("before", "during", "after")}
 
 
@@ -216,7 +216,7 @@ class Clock(Protocol):
         """What the device can do just now: "fma" in GFLOP/s, "copy" in GB/s; some 50 ms."""
 
     def ceilings(self) -> dict[str, dict[str, Any]]:
-        """The "ceilings" of a capsule, with more care: {name: {"unit", "value", "samples", ...}}."""
+        """The "ceilings" of a result file, with more care: {name: {"unit", "value", "samples", ...}}."""
 
 
 def on_its_device(clock: Clock) -> contextlib.AbstractContextManager[Any]:

@@ -7,8 +7,8 @@ Why no bootstrap
 ----------------
 The percentile bootstrap of a median is too narrow for the 6 to 20 rounds that a bench has: it calls equal
 entries different in 5 to 8 % of runs where it promises 5 (tests/test_bench_core.py counts). And it is a
-function of a random generator, which another version of NumPy may not repeat, while a capsule's verdict must
-come out the same everywhere. Both intervals here are order statistics, without a random number, and exact as
+function of a random generator, which another version of NumPy may not repeat, while a verdict must come out
+the same everywhere. Both intervals here are order statistics, without a random number, and exact as
 long as rounds are independent:
 
 - `interval`, of one entry's median: the binomial (sign test) interval. Times are skewed; it assumes

@@ -1,4 +1,4 @@
-"""`convkit compare`: two capsules, row by row."""
+"""`convkit compare`: two result files, row by row."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def compare(
     Parameters
     ----------
     a, b : dict
-        Capsules.
+        Result files.
     every : bool
         Every entry that both have; by default convkit's picks.
 

@@ -1,7 +1,7 @@
 """What follows from the raw samples of a row: times, shares of ceilings, ranks and verdicts.
 
 A run calls `summarise` on each row that it has measured, `convkit verify` on each row that it has read. No
-figure of a capsule comes from anywhere else, and no random number is involved: the same samples give the
+figure of a result file comes from anywhere else, and no random number is involved: the same samples give the
 same figures on any machine.
 """
 
@@ -45,7 +45,7 @@ def host_included(entry: Mapping[str, Any]) -> bool:
 
 
 def has_host(row: Mapping[str, Any]) -> bool:
-    """Whether it is known what the host needed: on a GPU, unless the capsule is an old one."""
+    """Whether it is known what the host needed: on a GPU, unless the result file is an old one."""
     return any(c.get("host_us") is not None for c in row["contenders"])
 
 
@@ -55,7 +55,7 @@ def of_time(row: Mapping[str, Any]) -> bool:
 
 
 def confidence_of(settings: Mapping[str, Any]) -> float:
-    """Of a capsule's intervals."""
+    """Of a result file's intervals."""
     return float(settings.get("confidence") or stats.CONFIDENCE)
 
 
@@ -72,9 +72,9 @@ def summarise(row: Row, ceilings: Mapping[str, Any], settings: Mapping[str, Any]
     Parameters
     ----------
     row : dict
-        Of a capsule; changed in place, and returned.
+        Of a result file; changed in place, and returned.
     ceilings, settings : mapping
-        Of the same capsule.
+        Of the same result file.
     """
     compute, memory = ceilings_for(row, ceilings) if of_time(row) else (None, None)
     confidence = confidence_of(settings)

@@ -1,4 +1,4 @@
-"""The result capsule: a JSON of what was measured, on what, from which source, with what verdict.
+"""The result result file: a JSON of what was measured, on what, from which source, with what verdict.
 
 What can be derived from the raw samples is derived by `figures`, for a run and for `convkit verify` alike.
 The file is rewritten whole and renamed into place: a reader, and a run that was killed, find the last
@@ -39,7 +39,7 @@ def new(
     settings: Mapping[str, Any],
     ceilings: Mapping[str, Any] | None = None,
 ) -> Document:
-    """A capsule with no rows yet."""
+    """A result file with no rows yet."""
     return {
         KEY: VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -118,7 +118,7 @@ def sealed(document: Mapping[str, Any]) -> Document:
 
 
 def write(document: Mapping[str, Any], path: str | Path) -> Document:
-    """Seal a capsule and put it where `path` says, at once or not at all; "-" is stdout.
+    """Seal a result file and put it where `path` says, at once or not at all; "-" is stdout.
 
     Raises
     ------
@@ -199,21 +199,21 @@ def writable(path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Document:
-    """Read a capsule.
+    """Read a result file.
 
     Raises
     ------
     OptionError
-        In one line: the file is not there, is cut short, is no capsule, or is of a version that is not known.
+        In one line: the file is not there, is cut short, is something else, or has an unknown version.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise OptionError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise OptionError(f"{path} is not a capsule: it is no text") from None
+        raise OptionError(f"{path} is not a result file: it is no text") from None
     if not text.strip():
-        raise OptionError(f"{path} is not a capsule: it is empty")
+        raise OptionError(f"{path} is not a result file: it is empty")
     try:
         document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -231,13 +231,13 @@ def _no_constant(word: str) -> Any:
 def _valid(document: Any, path: str | Path) -> Document:
     if not isinstance(document, dict) or KEY not in document:
         raise OptionError(
-            f"{path} is not a capsule: it has no {KEY!r}; `convkit bench --json FILE` writes one"
+            f"{path} is not a result file: it has no {KEY!r}; `convkit bench --json FILE` writes one"
         )
     version = document[KEY]
     if version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         hint = "a newer convkit reads it" if newer else f"this convkit reads version {VERSION}"
-        raise OptionError(f"{path} is a capsule of version {version!r}: {hint}")
-    if fault := next(shape.faults(document, shape.CAPSULE), None):
-        raise OptionError(f"{path} is a damaged capsule: {fault}")
+        raise OptionError(f"{path} is a result file of version {version!r}: {hint}")
+    if fault := next(shape.faults(document, shape.DOCUMENT), None):
+        raise OptionError(f"{path} is a damaged result file: {fault}")
     return document

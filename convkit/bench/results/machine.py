@@ -23,7 +23,7 @@ SAME = {"device": "device", "name": "machine", "threads": "number of threads", "
 
 
 def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """What a figure was measured on: the "machine" of a capsule.
+    """What a figure was measured on: the "machine" of a result file.
 
     Parameters
     ----------

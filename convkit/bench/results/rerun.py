@@ -1,4 +1,4 @@
-"""`convkit verify --rerun`: the rows of a capsule measured again, and whether the times agree."""
+"""`convkit verify --rerun`: the rows of a result file measured again, and whether the times agree."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rerun(
     say: Callable[[str], None] = lambda text: None,
     begin: Callable[[int], None] = lambda rows: None,
 ) -> Again:
-    """Measure the rows of a capsule again, with its settings, and compare.
+    """Measure the rows of a result file again, with its settings, and compare.
 
     A time that differs is no failure: the machine may be busier. An entry that was right, and is wrong
     now, is one.
@@ -53,7 +53,7 @@ def rerun(
     Raises
     ------
     OptionError
-        If the capsule is of another kind of device, or of another machine.
+        If the result file is of another kind of device, or of another machine.
     """
     device = conditions.device_of(document["machine"].get("device"))
     here = machine.machine(device)

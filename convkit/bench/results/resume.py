@@ -10,13 +10,13 @@ from typing import Any
 from ...registry import Implementation
 from . import machine, sources
 
-#: Variables that change how somebody computes; whoever sets one finds it in the capsule.
+#: Variables that change how somebody computes; whoever sets one finds it in the result file.
 ENVIRONMENT = (
     "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "THP_MEM", "MALLOC_", "GLIBC_", "XLA_", "LD_PRELOAD",
     "JAX_", "CONVKIT_", "OPENBLAS_", "CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_", "TORCH_",
 )  # fmt: skip
 #: What must agree for a run to be gone on with: of the settings all, of the machine these. More than for two
-#: runs to be compared: one capsule is of one machine, to its GPU's driver.
+#: runs to be compared: one result file is of one machine, to its GPU's driver.
 _MACHINE = (*machine.SAME, "cpu", "gpu")
 
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def incompatible(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """How the settings or the machine of two capsules differ, in words; None where they agree."""
+    """How the settings or the machine of two result files differ, in words; None where they agree."""
     for name, value in now["settings"].items():
         if before["settings"].get(name) != value:
             return f"{name} was {before['settings'].get(name)!r}, and is {value!r}"
@@ -49,7 +49,7 @@ def changed_sources(kernels: Mapping[str, Any], users: Iterable[Implementation] 
     Parameters
     ----------
     kernels : dict
-        Of a capsule.
+        Of a result file.
     users : iterable of Implementation
         The user's, whose files are looked for by their names.
     """

@@ -1,6 +1,6 @@
-"""A run: items and entries in, the rows of a capsule out; and what happens when something goes wrong.
+"""A run: items and entries in, the rows of a result file out; and what happens when something goes wrong.
 
-The capsule is written after every row, so that a run which is killed has lost one row at most. A row that
+The result file is written after every row, so that a run which is killed has lost one row at most. A row that
 fails (no memory, a library that breaks) is recorded, and the others go on.
 """
 
@@ -37,7 +37,7 @@ class Options:
     device : {"cpu", "cuda"}
     settings : Settings
     path : Path, optional
-        The capsule, written after every row.
+        The result file, written after every row.
     command : sequence of str
     reference, every_layout : bool
         See `own.entries`.
@@ -60,7 +60,7 @@ class Options:
     show: Callable[[dict[str, Any], int, int], None] = lambda row, done, total: None
 
     def as_dict(self, against: Sequence[str]) -> dict[str, Any]:
-        """The "settings" of a capsule."""
+        """The "settings" of a result file."""
         return {
             **asdict(self.settings),
             "environment": environment(),
@@ -71,7 +71,7 @@ class Options:
 
 
 class Run:
-    """Measures items one after the other into a capsule's document.
+    """Measures items one after the other into a result file's document.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Run:
         As `peers.gather` returns it.
     clock : Clock
     before : dict, optional
-        A capsule to go on with: its rows are kept.
+        A result file to go on with: its rows are kept.
 
     Raises
     ------
@@ -157,7 +157,7 @@ class Run:
 
     # -- measuring -------------------------------------------------------------------------------------
     def measure(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Measure what is not there yet; returns the capsule's document, which also stands in the file.
+        """Measure what is not there yet; returns the result file's document, which also stands in the file.
 
         A Ctrl-C ends it: what was measured is kept, and "interrupted" is true.
         """

@@ -1,4 +1,4 @@
-"""Which values a capsule is made of, so that whoever reads one need not ask again.
+"""Which values a result file is made of, so that whoever reads one need not ask again.
 
 A shape is a type; `Maybe` of one, for null; `[shape]`, a list of such; `Each` of one, an object of any names;
 or a dict, an object with these names, of which those that end in "!" must be there. Names that a shape does
@@ -70,7 +70,7 @@ _KERNEL = {
     "cubin_sha256": _TEXT, "cubins": [str], "status": _TEXT,
     "extension": Maybe({"file!": str, "sha256!": str}),
 }  # fmt: skip
-CAPSULE = {
+DOCUMENT = {
     "created": str, "command": [str], "digest": str,
     "convkit!": {"version!": str, "commit": _TEXT, "dirty": Maybe(bool)},
     "machine!": {

@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 def key_of(implementation: Implementation) -> str:
-    """The key in a capsule's `kernels`: "conv2d_fprop/winograd"."""
+    """The key in a result file's `kernels`: "conv2d_fprop/winograd"."""
     return f"{implementation.op}/{implementation.name}"
 
 
@@ -46,7 +46,7 @@ def describe(
     arch: str | None = None,
     ran: Iterable[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """The `kernels` of a capsule.
+    """The `kernels` of a result file.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def describe(
 
 
 def merged(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """A kernel's entry, with the machine code that rows of an earlier run of the same capsule had of it.
+    """A kernel's entry, with the machine code that rows of an earlier run of the same result file had of it.
 
     Those rows may have had problems that are not measured again, so that nothing here compiles them.
     """
@@ -126,7 +126,7 @@ def display(path: Path) -> str:
 
 
 def find(name: str, users: Iterable[Path] = ()) -> Path | None:
-    """The file here that a capsule calls by this name, or None."""
+    """The file here that a result file calls by this name, or None."""
     for folder, word in ((kernels_dir(), "kernels/"), (_PACKAGE, "convkit/")):
         if name.startswith(word):
             path = folder / name.removeprefix(word)
@@ -138,7 +138,7 @@ def find(name: str, users: Iterable[Path] = ()) -> Path | None:
 # What a file includes
 # ---------------------------------------------------------------------------------------------------
 def includes(path: Path) -> dict[str, Path]:
-    """What a kernel's file includes, by the names that a capsule has for them."""
+    """What a kernel's file includes, by the names that a result file has for them."""
     return {display(p): p for p in sorted(_includes(path))}
 
 

@@ -1,4 +1,4 @@
-"""`convkit verify`: does a capsule say what its samples say, and are its kernels those that are installed?"""
+"""`convkit verify`: does a result file say what its samples say, and are its kernels those installed here?"""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Finding:
 
 
 def verify(document: Mapping[str, Any], users: Iterable[Path] = ()) -> list[Finding]:
-    """Recheck a capsule, on any machine.
+    """Recheck a result file, on any machine.
 
     Parameters
     ----------
     document : dict
         As `files.load` returns it.
     users : iterable of Path
-        Kernel files of the user's own that the capsule may speak of.
+        Kernel files of the user's own that the result file may speak of.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def _digest(document: Mapping[str, Any]) -> list[Finding]:
 # Hashes
 # ---------------------------------------------------------------------------------------------------
 def _described(document: Mapping[str, Any], users: list[Path]) -> list[Finding]:
-    """Every kernel that was timed has an record, and that names all files it is made of.
+    """Every kernel that was timed has a record, and that names all files it is made of.
 
     What is not named would not be compared.
     """
@@ -115,7 +115,7 @@ def _kernels(kernels: Mapping[str, Any], users: list[Path]) -> list[Finding]:
                 before = files.setdefault(name, (sha, []))
                 before[1].append(key)
                 if before[0] != sha:
-                    found.append(Finding(FAIL, f"{name} has two hashes in the same capsule"))
+                    found.append(Finding(FAIL, f"{name} has two hashes in the same result file"))
     same, absent = 0, []
     for name, (sha, keys) in files.items():
         path = sources.find(name, users)

@@ -1,4 +1,4 @@
-"""What must be said about a capsule before anybody believes a figure of it: for the page and the pictures."""
+"""What must be said about a result file before a figure of it is believed: for the page and the pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Notice:
 
 
 def digest_state(document: Document) -> str:
-    """Whether a capsule is as it was written: "match", "mismatch" or "missing"."""
+    """Whether a result file is as it was written: "match", "mismatch" or "missing"."""
     said = document.get("digest")
     if not said:
         return MISSING
@@ -50,7 +50,7 @@ def of(document: Document, digest: str) -> list[Notice]:
     Parameters
     ----------
     document : dict
-        A capsule.
+        A result file.
     digest : str
         Its `digest_state`.
     """
@@ -64,7 +64,7 @@ def _integrity(document: Document, digest: str) -> Iterator[Notice]:
         )
         yield Notice("bad", "Not as it was written", text)
     elif digest == MISSING:
-        yield Notice("warn", "No digest", "nothing shows that this capsule is as it was written.")
+        yield Notice("warn", "No digest", "nothing shows that this result file is as it was written.")
     if document["machine"].get("device") == "emulator":
         text = "these kernels ran on a CPU that stands in for a GPU: their times say nothing about one."
         yield Notice("bad", "Emulated", text)

@@ -1,4 +1,4 @@
-"""Capsules as a PNG: bars against the peers, a roofline, latencies, accuracy against speed.
+"""Result files as a PNG: bars against the peers, a roofline, latencies, accuracy against speed.
 
 Each chart is drawn by itself, all of the same width, and they are put one under the other. matplotlib draws;
 it is imported by `picture` alone.
@@ -44,12 +44,12 @@ def require_png(path: str | Path) -> Path:
     return path
 
 
-def picture(capsules: Sequence[Document], path: str | Path, kind: str = ALL) -> Path:
-    """Draw capsules into a PNG.
+def picture(documents: Sequence[Document], path: str | Path, kind: str = ALL) -> Path:
+    """Draw result files into a PNG.
 
     Parameters
     ----------
-    capsules : sequence of dict
+    documents : sequence of dict
         As `files.load` returns them.
     path : str or Path
         Ends in ".png", or in nothing.
@@ -72,9 +72,9 @@ def picture(capsules: Sequence[Document], path: str | Path, kind: str = ALL) -> 
     files.writable(path)
     matplotlib = _matplotlib()
     drawn: list[np.ndarray] = []
-    styles = charts.styles(capsules)
+    styles = charts.styles(documents)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
-        for document in capsules:
+        for document in documents:
             digest = caveats.digest_state(document)
             plain = files.plain(document)
             for name in KINDS if kind == ALL else (kind,):
@@ -83,7 +83,7 @@ def picture(capsules: Sequence[Document], path: str | Path, kind: str = ALL) -> 
                     drawn.append(_pixels(figure, _heading(plain, name), _caveat(plain, digest)))
     if not drawn:
         what = "bars, points or samples" if kind == ALL else f"a picture of kind {kind!r}"
-        raise OptionError(f"nothing to draw: no row of {len(capsules)} capsules has {what}")
+        raise OptionError(f"nothing to draw: no row of {len(documents)} result files has {what}")
     _save(drawn, path)
     return path
 

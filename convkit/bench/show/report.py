@@ -1,9 +1,9 @@
-"""`convkit report`: capsules as one HTML page that needs nothing else, and hides nothing.
+"""`convkit report`: result files as one HTML page that needs nothing else, and hides nothing.
 
-The page loads nothing: style, script, charts and the capsules themselves are in it, and a content security
-policy forbids the rest. Its tables and charts are there without JavaScript; that adds sorting, filters and
-the choice of a theme. No verdict is made here: the page shows the capsule's, and says whether its digest
-holds.
+The page loads nothing: style, script, charts and the result files themselves are in it, and a content
+security policy forbids the rest. Its tables and charts are there without JavaScript; that adds sorting,
+filters and the choice of a theme. No verdict is made here: the page shows the result file's, and says
+whether its digest holds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from .page import cells, circumstances, details, overview, svg
 from .page.markup import Markup, clean, data, tag
 
 _HERE = Path(__file__).parent / "page"
-_DATA = re.compile(r'<script type="application/json" class="capsule-data"[^>]*>(.*?)</script>', re.DOTALL)
+_DATA = re.compile(
+    r'<script type="application/json" class="(?:capsule|results)-data"[^>]*>(.*?)</script>', re.DOTALL
+)
 
 
-def write(capsules: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Write one HTML page about some capsules, at once or not at all.
+def write(originals: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Write one HTML page about some result files, at once or not at all.
 
     Parameters
     ----------
-    capsules : sequence of dict
+    originals : sequence of dict
         As `files.load` returns them; each becomes a section.
     path : str or Path
 
@@ -42,23 +44,23 @@ def write(capsules: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     Raises
     ------
     OptionError
-        If there is no capsule, one has values that make no sense, or the file cannot be written.
+        If there is no result file, one has values that make no sense, or the file cannot be written.
     """
-    if not capsules:
-        raise OptionError("a report needs a capsule: `convkit bench --json FILE` writes one")
+    if not originals:
+        raise OptionError("a report needs a result file: `convkit bench --json FILE` writes one")
     files.writable(path)
     try:
-        text = page(capsules)
+        text = page(originals)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptionError(
-            f"no report can be made of a damaged capsule: {type(error).__name__}: {error}"
+            f"no report can be made of a damaged result file: {type(error).__name__}: {error}"
         ) from error
     files.replace(path, text)
     return Path(path)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The capsules that a page was made of, as they were: `files.digest` of each is the same again.
+    """The result files that a page was made of, as they were: `files.digest` of each is the same again.
 
     Raises
     ------
@@ -71,16 +73,16 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise OptionError(f"cannot read {path}: {error}") from None
     if not found:
-        raise OptionError(f"{path} is no report of convkit: there is no capsule in it")
+        raise OptionError(f"{path} is no report of convkit: there is no result file in it")
     return found
 
 
 # ---------------------------------------------------------------------------------------------------
 # The page
 # ---------------------------------------------------------------------------------------------------
-def page(capsules: Sequence[Mapping[str, Any]]) -> str:
+def page(originals: Sequence[Mapping[str, Any]]) -> str:
     """The page's text."""
-    documents = [files.plain(document) for document in capsules]
+    documents = [files.plain(document) for document in originals]
     styles = charts.styles(documents)
     style = Markup(_themes() + (_HERE / "page.css").read_text(encoding="utf-8"))
     script = Markup((_HERE / "page.js").read_text(encoding="utf-8"))
@@ -107,7 +109,7 @@ def page(capsules: Sequence[Mapping[str, Any]]) -> str:
             {library: styles[library] for library in charts.styles([document])},
             f"c{number}",
         )
-        for number, (document, original) in enumerate(zip(documents, capsules), 1)
+        for number, (document, original) in enumerate(zip(documents, originals), 1)
     ]
     body = tag(
         "body",
@@ -117,7 +119,7 @@ def page(capsules: Sequence[Mapping[str, Any]]) -> str:
         overview.filters(documents, styles),
         tag("main", sections, circumstances.reading(), id="main"),
         [
-            tag("script", data(d), type="application/json", class_="capsule-data", id=f"c{i}-data")
+            tag("script", data(d), type="application/json", class_="results-data", id=f"c{i}-data")
             for i, d in enumerate(documents, 1)
         ],
         tag("script", script),
@@ -156,12 +158,12 @@ def _header(documents: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Mar
         "header",
         tag("div", tag("h1", "convkit bench"), tag("p", what, class_="muted")),
         tag("button", "Dark theme", type="button", id="theme", aria_pressed="false", class_="needs-script"),
-        tag("nav", tag("ul", links), aria_label="Capsules") if len(names) > 1 else None,
+        tag("nav", tag("ul", links), aria_label="Result files") if len(names) > 1 else None,
     )
 
 
 # ---------------------------------------------------------------------------------------------------
-# A capsule
+# A result file
 # ---------------------------------------------------------------------------------------------------
 def _section(document: Mapping[str, Any], digest: str, styles: Mapping[str, int], name: str) -> Markup:
     labels = charts.labels(document["rows"])
@@ -190,7 +192,7 @@ def _section(document: Mapping[str, Any], digest: str, styles: Mapping[str, int]
             ],
         ]
     parts += [circumstances.circumstances(document), circumstances.raw(document, digest, name)]
-    return tag("section", parts, id=name, class_="capsule", aria_labelledby=f"{name}-title")
+    return tag("section", parts, id=name, class_="results", aria_labelledby=f"{name}-title")
 
 
 def _machine_line(document: Mapping[str, Any]) -> str:

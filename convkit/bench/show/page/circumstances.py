@@ -184,16 +184,16 @@ def _failures(document: Document) -> Markup | None:
 def raw(document: Document, digest: str, name: str) -> Markup:
     """The digest, and the way to the raw samples."""
     said = {
-        "match": "The digest matches: the capsule in this page is as it was written.",
-        "mismatch": "The digest does not match the contents of this capsule.",
-        "missing": "The capsule has no digest.",
+        "match": "The digest matches: the result file in this page is as it was written.",
+        "mismatch": "The digest does not match the contents of this result file.",
+        "missing": "The result file has no digest.",
     }[digest]
     return joined(
         tag("h3", "Raw data"),
         tag("p", said, " ", tag("code", document.get("digest") or "none")),
         tag("p", "Every sample is in this page as JSON. ", tag("code", "convkit verify FILE"),
             " rechecks digest, hashes of the sources and every figure and verdict."),
-        tag("p", tag("button", "Save this capsule", type="button", class_="save", data_for=f"{name}-data"),
+        tag("p", tag("button", "Save the result file", type="button", class_="save", data_for=f"{name}-data"),
             class_="needs-script"),
     )  # fmt: skip
 

@@ -147,7 +147,7 @@ def _checks(c: Entry) -> Markup:
 
 
 def _against(row: Row, c: Entry) -> Any:
-    """The capsule's verdict against this entry, where it has one."""
+    """The result file's verdict against this entry, where it has one."""
     if not figures.timed(c):
         return "–"
     for key, v in ((row.get("ranking") or {}).get("against") or {}).items():

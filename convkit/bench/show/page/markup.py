@@ -1,7 +1,7 @@
 """HTML and SVG from Python calls, in which every text is escaped unless it is markup already.
 
-A capsule comes from anywhere, and a library or a kernel may be called `</script><img onerror=...>`: what is
-not made by `tag` cannot become an element.
+A result file comes from anywhere, and a library or a kernel may be called `</script><img onerror=...>`:
+what is not made by `tag` cannot become an element.
 """
 
 from __future__ import annotations

@@ -41,12 +41,12 @@ def tiles(document: Document, name: str) -> Markup:
     ]
     return joined(
         tag("p", "convkit's pick against the best of the others, in rows:", class_="tiles-title"),
-        tag("ul", boxes, class_="tiles", data_capsule=name),
+        tag("ul", boxes, class_="tiles", data_results=name),
     )
 
 
 def filters(documents: Sequence[Document], styles: Mapping[str, int]) -> Markup:
-    """What the rows of every capsule can be chosen by; shown where there is a script to do it."""
+    """What the rows of every result file can be chosen by; shown where there is a script to do it."""
     rows = [row for document in documents for row in document["rows"]]
     wanted: list[tuple[str, str, Iterable[str]]] = [
         ("layer", "Layer", (str(row["layer"] or row["op"]) for row in rows)),
@@ -89,7 +89,7 @@ _OVERVIEW = (
 
 
 def overview(rows: Sequence[tuple[Row, str]], styles: Mapping[str, int], name: str) -> Markup:
-    """The table of all rows of a capsule."""
+    """The table of all rows of a result file."""
     heads = [tag("th", t, scope="col", class_="number" if kind == "n" else None) for t, kind in _OVERVIEW]
     lines = [
         tag(

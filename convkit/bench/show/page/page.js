@@ -82,7 +82,7 @@
   const count = (shown) => {
     document.getElementById("shown").textContent = `${shown.size} of ${lines.length} ${lines.length === 1 ? "row" : "rows"}`;
     for (const tiles of all(".tiles")) {
-      const mine = lines.filter((line) => shown.has(line.dataset.r) && line.closest(".capsule").id === tiles.dataset.capsule);
+      const mine = lines.filter((line) => shown.has(line.dataset.r) && line.closest(".results").id === tiles.dataset.results);
       for (const number of all("[data-count]", tiles)) {
         const word = number.dataset.count;
         const open = (line) => !["win", "tie", "loss"].includes(line.dataset.verdict);
@@ -108,7 +108,7 @@
   open();
   for (const control of all(".open-all")) {
     control.addEventListener("click", () => {
-      const rows = all("details.row", control.closest(".capsule"));
+      const rows = all("details.row", control.closest(".results"));
       const closed = rows.some((row) => !row.open);
       for (const row of rows) row.open = closed;
       control.textContent = closed ? "Close all rows" : "Open all rows";
@@ -123,13 +123,13 @@
     for (const item of before) item.open = false;
   });
 
-  // -- the capsule as a file -----------------------------------------------------------------------------
+  // -- the result file -----------------------------------------------------------------------------------
   for (const control of all(".save")) {
     control.addEventListener("click", () => {
       const text = document.getElementById(control.dataset.for).textContent;
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-      link.download = "capsule.json";
+      link.download = "results.json";
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     });

@@ -212,7 +212,7 @@ class Plane:
         self,
         points: Sequence[Point],
         styles: Mapping[str, int],
-        capsule: str,
+        prefix: str,
         describe: Callable[[Point], str],
     ) -> Markup:
         """Shapes with tooltips, and the names of the rows beside convkit's picks, where there is room."""
@@ -224,7 +224,7 @@ class Plane:
             marks.append(
                 tag("use", tag("title", describe(p)), href=f"#m{style}",
                     transform=f"translate({x:.1f} {y:.1f})" + ("scale(.62)" if p.kind == "own" else ""),
-                    class_=f"s{style} {p.kind}", data_r=f"{capsule}-{p.row}", data_l=style)
+                    class_=f"s{style} {p.kind}", data_r=f"{prefix}-{p.row}", data_l=style)
             )  # fmt: skip
         picks = [p for p in points if p.kind == "pick"]
         anchors = [self.at(p.x, p.y) for p in picks]
@@ -232,7 +232,7 @@ class Plane:
         places = charts.place(anchors, sizes, boxes, (_LEFT + 2, _TOP, _WIDTH - 2, self.base - 2))
         names = [
             tag("text", p.label, x=f"{at[0]:.1f}", y=f"{at[1] + 4:.1f}", text_anchor="middle", class_="name",
-                data_r=f"{capsule}-{p.row}")
+                data_r=f"{prefix}-{p.row}")
             for p, at in zip(picks, places)
             if at
         ]  # fmt: skip
@@ -247,7 +247,7 @@ class Plane:
         )  # fmt: skip
 
 
-def roofline(document: charts.Document, styles: Mapping[str, int], capsule: str) -> Markup | None:
+def roofline(document: charts.Document, styles: Mapping[str, int], prefix: str) -> Markup | None:
     """Each entry under the ceilings that were measured; None where there is nothing to draw."""
     points, roofs = charts.roofline(document), charts.roofs(document)
     if not points:
@@ -276,16 +276,16 @@ def roofline(document: charts.Document, styles: Mapping[str, int], capsule: str)
         return f"{p.label}: {p.name} ({p.library}), {rate} GFLOP/s, {intensity} FLOP/byte"
 
     return plane.image(
-        f"{capsule}-roofline",
+        f"{prefix}-roofline",
         "Roofline",
         "Rate of arithmetic over FLOP per byte; the table below has the figures.",
         plane.axes("arithmetic intensity, FLOP/byte", "GFLOP/s"),
         lines,
-        plane.points(points, styles, capsule, said),
+        plane.points(points, styles, prefix, said),
     )
 
 
-def accuracy(document: charts.Document, styles: Mapping[str, int], capsule: str) -> Markup | None:
+def accuracy(document: charts.Document, styles: Mapping[str, int], prefix: str) -> Markup | None:
     """Error over time; None where there is nothing to draw."""
     points = charts.accuracy(document)
     if not points:
@@ -301,8 +301,8 @@ def accuracy(document: charts.Document, styles: Mapping[str, int], capsule: str)
         return f"{p.label}: {p.name} ({p.library}), {time} ms, error {error}"
 
     return plane.image(
-        f"{capsule}-accuracy", "Accuracy against speed",
+        f"{prefix}-accuracy", "Accuracy against speed",
         "Relative error against float64 over time; the tables of the rows have the figures.",
         plane.axes("ms, median (left is faster)", "relative RMS error (down is better)"),
-        plane.points(points, styles, capsule, said),
+        plane.points(points, styles, prefix, said),
     )  # fmt: skip
