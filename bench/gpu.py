@@ -176,7 +176,7 @@ def _read(path: Path, otherwise: Any) -> Any:
 
 
 def _unclaimed(folder: Path) -> bool:
-    """Whether a task is left that nobody has begun."""
+    """Whether a task is left that no worker has begun."""
     tasks = _read(folder / "tasks.json", [])
     begun = {path.read_text(encoding="utf-8") for path in folder.glob("*.claim")}
     return bool(set(tasks) - begun - set(_read(folder / "done.json", [])))

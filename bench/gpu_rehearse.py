@@ -161,7 +161,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
         path.chmod(0o755)
     library = folder / "libcudnn_stand_in.so"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "cc"
-    source = TESTS / "bench" / "cudnn_stand_in" / "cudnn.c"
+    source = TESTS / "cudnn_stand_in" / "cudnn.c"
     command = [
         *compiler.split(),
         "-std=c99",
@@ -267,7 +267,7 @@ def rehearse(folder: Path) -> tuple[list[Sequence[Any]], list[str]]:
 
 
 def _contents(document: gpu.Document) -> list[str]:
-    """What a document must have of each stage for anybody to learn from it."""
+    """What a document must have of each stage to be of use."""
     found = {s["name"]: s["records"] for s in document["stages"]}
     faults = [f"no records of {name}" for name, records in found.items() if not records]
     for record in found["layers"]:

@@ -74,7 +74,7 @@ def usable() -> bool:
 
 
 def worker(stage: Work, folder: Path, usable: Callable[[], bool] = lambda: True) -> int:
-    """Take one task after another, as long as there are some that nobody has taken; the exit status."""
+    """Take one task after another, as long as there are some; the exit status."""
     try:
         stage.missing()
     except (Missing, MissingExtra) as reason:

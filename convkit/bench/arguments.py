@@ -51,15 +51,15 @@ def add(p: argparse.ArgumentParser) -> None:
         help="coarsest float32 arithmetic: fp32 (default), fp32-emulated, tf32; marks say where finer runs",
     )
 
-    who = p.add_argument_group("who takes part")
-    who.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
-    who.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
+    part = p.add_argument_group("what takes part")
+    part.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
+    part.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
                      "what is installed)")  # fmt: skip
-    who.add_argument("--kernel", action="append", default=[], metavar="FILE",
+    part.add_argument("--kernel", action="append", default=[], metavar="FILE",
                      help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
-    who.add_argument("--layouts", default="usual", choices=("usual", "all"),
+    part.add_argument("--layouts", default="usual", choices=("usual", "all"),
                      help="of convkit's implementations: NCHW and a network's own, or all")  # fmt: skip
-    who.add_argument("--reference", action="store_true", help="the float64 reference too: slow")
+    part.add_argument("--reference", action="store_true", help="the float64 reference too: slow")
 
     how = p.add_argument_group("how")
     how.add_argument("--quick", action="store_true", help="few rounds; alone, some layers forward at N = 2")

@@ -1,6 +1,6 @@
 """`convkit bench | verify | compare | report`: what is typed, in; exit status, out.
 
-Nothing heavy is imported before a command runs, and the number of threads is set before anybody has threads
+Nothing heavy is imported before a command runs, and the number of threads is set before any library has some
 (but NumPy, which is told).
 """
 
@@ -172,7 +172,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     use_threads(args.threads)
     device = device_of(args.device)
-    # Whoever allocates, launches or asks the GPU what it is, then means this one.
+    # So that every allocation, launch and question to the GPU means this one.
     with contextlib.nullcontext() if device == "cpu" else on_gpu(device, MEASURE_THE_CPU):
         return _bench_on(device.partition(":")[0], args)
 

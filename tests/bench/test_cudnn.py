@@ -37,7 +37,7 @@ from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
 from convkit.ops.maxpool2d import Pool2d
 from convkit.ops.softmax_xent import SoftmaxXent
 
-SOURCE = Path(__file__).with_name("cudnn_stand_in") / "cudnn.c"
+SOURCE = Path(__file__).resolve().parents[1] / "cudnn_stand_in" / "cudnn.c"
 NOT_INITIALIZED, BAD_PARAM, NOT_SUPPORTED, ALLOC_FAILED, EXECUTION_FAILED = 1001, 2000, 3000, 4003, 5000
 CONV = Conv2d.of((2, 4, 6, 5), (6, 2, 3, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 PLANS = {

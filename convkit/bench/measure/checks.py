@@ -25,7 +25,7 @@ def gate(implementation: Implementation) -> str:
 
 
 def blame(trials: Sequence[Trial]) -> None:
-    """Refuse whoever replaced a timer before the race began: as it was imported."""
+    """Refuse an implementation whose import replaced a timer."""
     while on("timers") and (name := clocks.replaced()):
         file = clocks.culprit(name)
         clocks.restore()

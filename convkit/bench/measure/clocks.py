@@ -317,7 +317,7 @@ class CudaClock:
             False for one of which it is known that it waits for the device.
         again : callable, optional
             Prepares a repetition, and gives what is to be run then: a sample is void where its hold ran out
-            before all was queued, and who has run once may have kept something.
+            before all was queued, and what has run once may have kept something.
         look : callable, optional
             Values that nothing may change before the stream goes on; see `early`.
         """

@@ -1,4 +1,4 @@
-"""One entry's honesty: what is done so that only the work that was asked for is timed.
+"""What is done so that only the work that was asked for is timed.
 
 ====================  ===================================================================================
 defence               what it stops
@@ -9,13 +9,13 @@ poison                work that is skipped, or done in part: outputs are full of
 fresh                 results that are kept, or moved by some elements: no two calls of convkit's own have the
                       same inputs, nor any that are a shifted copy of others (but labels, probabilities and
                       positions in windows, which are moved by whole rows)
-looks                 being right only while it is checked: a call of each turn, nobody knows which, is
-                      compared with float64, in a part of its outputs that nobody knows; that part is copied
-                      as soon as the call returns, so work that ends later comes too late, whenever it ends
+looks                 being right only while it is checked: a call of each turn, chosen at random, is
+                      compared with float64, in a part of its outputs chosen at random; that part is copied
+                      as soon as the call returns, so that work which ends later comes too late
 glance                returning before the work is done: outputs are read at once, and again later
-inputs                changing the inputs, for the next one or for oneself
+inputs                changing the inputs, for the next entry or for itself
 bands                 writing outside the outputs
-declared              raising the error that one declares, once one runs
+declared              raising the error that it declares, once it runs
 timers                replacing Python's timers, or this module's clock; hooks of Python that go on with the
                       work when the clock has stopped
 wall                  a clock that is fooled: the system's own must agree, call by call, and turn by turn
@@ -24,12 +24,14 @@ held                  on a GPU: work on another stream that is over before the o
 ceilings              figures that beat what the machine was measured to do
 ====================  ===================================================================================
 
-For each there is something in tests/cheats that it catches, alone; with those that catch it switched off,
-that gets through (tests/test_bench_core.py). Problems and implementations are copied for each entry, so
-that who changes them does so for nobody else; nor does it last until the next race. Other libraries are
-compared in the same way, but their own copies of the inputs are renewed once a turn only. What none of this
-stops is code that rewrites this module while it runs, or has the system tell it when its outputs are read:
-an entry is in the same process. Who does not trust its source at all must read it.
+For each there is a candidate in tests/bench/cheats that this defence alone catches; with the defences that
+catch it switched off, it gets through (tests/bench/test_bench_core.py). Problems and implementations are
+copied for each entry, so that a candidate which changes them changes them for itself alone, and not beyond
+its measurement. Other libraries are compared in the same way, but their own copies of the inputs are renewed
+once a turn only.
+
+Nothing here stops code that rewrites these modules while it runs, or that has the system tell it when its
+outputs are read: an entry is in the same process. A source that is not trusted at all must be read.
 """
 
 from __future__ import annotations

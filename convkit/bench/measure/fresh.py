@@ -157,7 +157,7 @@ class Memory:
         return ""
 
     def restore(self) -> None:
-        """Write the inputs and the bands again, for whoever comes next."""
+        """Write the inputs and the bands again, for the next entry."""
         for name in self._windows:
             arrays.assign(self._own[name], self._now(name))
         for memory in self._guarded.values():

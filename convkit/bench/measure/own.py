@@ -43,7 +43,7 @@ class Bound:
     """
 
     def __init__(self, implementation: Implementation, item: Item) -> None:
-        # Copies: who changes the problem that it is given, or the registry, does so for nobody else.
+        # Copies: a candidate that changes its problem, or the registry, changes them for itself alone.
         self.implementation, self.item = replace(implementation), item
         self.problem = copy.deepcopy(item.problem)
         self.op = OPS[item.op]

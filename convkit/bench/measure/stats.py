@@ -6,7 +6,7 @@ ratio of two entries is taken within each round, so that whatever slows a whole 
 Why no bootstrap
 ----------------
 The percentile bootstrap of a median is too narrow for the 6 to 20 rounds that a bench has: it calls equal
-entries different in 5 to 8 % of runs where it promises 5 (tests/test_bench_core.py counts). And it is a
+entries different in 5 to 8 % of runs where it promises 5 (tests/bench/test_bench_core.py counts). And it is a
 function of a random generator, which another version of NumPy may not repeat, while a verdict must come out
 the same everywhere. Both intervals here are order statistics, without a random number, and exact as
 long as rounds are independent:

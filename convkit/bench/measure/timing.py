@@ -147,7 +147,7 @@ def in_turns(turns: Iterable[T], order: random.Random, pause_s: float = 0.0) -> 
 
 
 class Rounds:
-    """The rounds of a race: who has a turn when, and what came of it."""
+    """The rounds of a race: which entry has a turn when, and what came of it."""
 
     def __init__(
         self,
@@ -233,9 +233,9 @@ class Rounds:
 
 
 def refuse_impossible(result: Result, trials: Sequence[Trial], ceilings: dict[str, dict[str, Any]]) -> None:
-    """Refuse whoever was faster than the machine can be.
+    """Refuse what was faster than the machine can be.
 
-    A ceiling may have been measured while the machine was busy with something else: before anybody is
+    A ceiling may have been measured while the machine was busy with something else: before anything is
     refused, it is measured again, and what is found is kept with the probes.
     """
 

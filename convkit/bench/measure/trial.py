@@ -354,7 +354,7 @@ Moment = tuple[float, float, float]
 def _moment() -> Moment:
     """Now, in ms: by the system's clock just before and just after it is now by Python's.
 
-    Where the process is held up between two readings, that lies within these bounds: it accuses nobody.
+    Where the process is held up between two readings, that lies within these bounds: no cheat.
     """
     before = independent() * 1e3
     return before, _ns() / 1e6, independent() * 1e3

@@ -3,7 +3,7 @@
 A module has
 
     about(device) -> {"version": ..., "settings": {...}}    raises Missing where it cannot take part at all
-    entries(item, device) -> list of Entry           raises Missing for an op that it lacks
+    entries(item, device) -> list of Entry                 raises Missing for an op that it lacks
 
 and imports its library inside them. It copies the inputs into the library's own layout when it is bound, so
 that no conversion is timed, and brings outputs back in `read`.
@@ -28,7 +28,7 @@ PEERS = {
     "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "jax": "JAX", "cudnn": "cuDNN",
     "torch-compile": "torch.compile",
 }  # fmt: skip
-#: Who takes part unless somebody else is asked for.
+#: What takes part unless others are asked for.
 USUAL = {"cpu": ("torch", "onnxruntime", "jax"), "cuda": ("cudnn", "torch")}
 NOBODY = "none"
 
@@ -46,7 +46,7 @@ def need(module: str, package: str | None = None) -> Any:
 
 
 def threads() -> int:
-    """As many as convkit uses: everybody gets the same number."""
+    """As many as convkit uses: every library gets the same number."""
     from ...cpu import threads as pool
 
     return pool.count()
@@ -87,7 +87,7 @@ class Field:
 
 
 def gather(names: Sequence[str] | None, device: str) -> Field:
-    """The peers of these names, the usual ones by default; who is not here is in `missing`.
+    """The peers of these names, the usual ones by default; one that is not here is in `missing`.
 
     Raises
     ------

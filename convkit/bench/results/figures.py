@@ -67,7 +67,7 @@ def cache_of(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 def summarise(row: Row, ceilings: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
     """Fill in the figures of each entry, the bound, and the ranking.
 
-    An entry that is above a ceiling is refused here, whoever measured it.
+    An entry that is above a ceiling is refused here, in a run and in a file that is read.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def ranking(row: Mapping[str, Any], confidence: float = stats.CONFIDENCE) -> dic
 
 
 def _against(own: Entry, group: list[Entry], confidence: float) -> dict[str, Any] | None:
-    """The verdict against the fastest of a group; None of nobody."""
+    """The verdict against the fastest of a group; None where there is none."""
     if not group:
         return None
     best = group[0]

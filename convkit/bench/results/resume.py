@@ -10,7 +10,7 @@ from typing import Any
 from ...registry import Implementation
 from . import machine, sources
 
-#: Variables that change how somebody computes; whoever sets one finds it in the result file.
+#: Variables that change how a library computes: their values stand in the result file.
 ENVIRONMENT = (
     "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "THP_MEM", "MALLOC_", "GLIBC_", "XLA_", "LD_PRELOAD",
     "JAX_", "CONVKIT_", "OPENBLAS_", "CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_", "TORCH_",
@@ -21,7 +21,7 @@ _MACHINE = (*machine.SAME, "cpu", "gpu")
 
 
 def environment() -> dict[str, str]:
-    """Variables of this process that change how somebody computes."""
+    """Variables of this process that change how a library computes."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(ENVIRONMENT)}
 
 

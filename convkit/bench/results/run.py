@@ -208,7 +208,7 @@ class Run:
         self.options.say(f"{row}{f', {entry}' if entry else ''}: {reason}")
 
     def _entries(self, item: Item) -> tuple[list[Entry], list[dict[str, Any]]]:
-        """Who takes part, and records for those who cannot."""
+        """What takes part, and records of what cannot."""
         options = self.options
         if item.kind != "time" or item.op in NETWORK_OPS:
             kind = apart if item.kind != "time" else networks
@@ -231,7 +231,9 @@ class Run:
         entries, declined = self._entries(item)
         if not entries:
             reasons = "; ".join(f"{d['name']}: {d['refused']}" for d in declined)
-            raise OptionError(f"nobody on {self.options.device} takes it{f' ({reasons})' if reasons else ''}")
+            raise OptionError(
+                f"nothing on {self.options.device} takes it{f' ({reasons})' if reasons else ''}"
+            )
         began = time.monotonic() - self._begin
         measure = apart.race if item.kind != "time" else whole.race if item.op in NETWORK_OPS else race
         result = measure(

@@ -1,4 +1,4 @@
-"""Which values a result file is made of, so that whoever reads one need not ask again.
+"""Which values a result file is made of: checked once, when it is read.
 
 A shape is a type; `Maybe` of one, for null; `[shape]`, a list of such; `Each` of one, an object of any names;
 or a dict, an object with these names, of which those that end in "!" must be there. Names that a shape does

@@ -124,8 +124,10 @@ def _kernels(kernels: Mapping[str, Any], users: list[Path]) -> list[Finding]:
         elif sources.sha256(path) == sha:
             same += 1
         else:
-            who = f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
-            found.append(Finding(FAIL, f"{name} is not what was measured (of {who}): another source is here"))
+            kernel = f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+            found.append(
+                Finding(FAIL, f"{name} is not what was measured (of {kernel}): another source is here")
+            )
     if same:
         found.append(
             Finding(OK, f"{same} source files of {len(kernels)} kernels are those that were measured")
@@ -222,7 +224,7 @@ def _honest(document: Mapping[str, Any]) -> list[Finding]:
 
 
 def _problems(document: Mapping[str, Any]) -> list[Finding]:
-    """Ids, FLOPs, bytes and what a fast algorithm may do with are the problem's, not what somebody wrote."""
+    """Ids, FLOPs, bytes and the fewest operations follow from the problem, whatever the file says."""
     found = []
     for row in document["rows"]:
         words = ("net", "layer", "op", "batch", "dtype", "math")

@@ -1,7 +1,7 @@
 """What the charts show, on the page and in the pictures alike: colours, shapes, scales, points, labels.
 
 Nothing is drawn here: `svg` and `pictures` do that. A library has one colour, one shape and one hatching
-everywhere, so that a chart can be read in grey, and by those who tell colours apart in another way.
+everywhere, so that a chart can be read in grey, and by readers with another sense of colour.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ def _bar_axes(
         names.append(f"{_short(label, 40)}{doubt}\n{_short(pick, 34)}")
         places.append(y + max(0, len(bars) - 1) / 2)
         if not bars:
-            words = "nobody else was timed" if own else "no verdict"
+            words = "nothing else was timed" if own else "no verdict"
             axes.annotate(
                 words,
                 (1, y),

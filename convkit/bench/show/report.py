@@ -276,7 +276,7 @@ def _group(
             class_="value",
         )
         title = tag("span", b.title, tag("span", b.name, class_="muted small") if b.name != b.title else None,
-                    class_="who")  # fmt: skip
+                    class_="entry")  # fmt: skip
         lines.append(tag("div", title, svg.bar(b, scale, style, grid), value, class_="line", data_l=style))
     if not bars:
         lines.append(tag("p", "no other library was timed" if own else "no verdict", class_="muted small"))

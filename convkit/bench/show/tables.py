@@ -222,8 +222,8 @@ def footer(document: Mapping[str, Any]) -> list[str]:
     for name, reason in document["missing"].items():
         lines.append(f"{PEERS.get(name, name)} did not take part: {reason}")
     for failure in document["failures"]:
-        who = f", {failure['contender']}" if failure.get("contender") else ""
-        lines.append(f"failed    {failure['row']}{who}: {failure['reason']}")
+        entry = f", {failure['contender']}" if failure.get("contender") else ""
+        lines.append(f"failed    {failure['row']}{entry}: {failure['reason']}")
     if document.get("interrupted"):
         lines.append("interrupted: what was measured is kept; --resume goes on with it")
     return lines

@@ -150,14 +150,14 @@ class Library:
     path : str
         What was given to the loader.
     where : str
-        Who named it: "the argument", "$CONVKIT_CUDNN", "the wheel", "the system".
+        What named it: "the argument", "$CONVKIT_CUDNN", "the wheel", "the system".
     version : tuple of int
     """
 
     def __init__(self, path: str, where: str) -> None:
         self.path, self.where = path, where
         try:
-            # A private object: its declared arguments are nobody else's.
+            # A private object: no other user sees its declared arguments.
             self._loaded = ctypes.CDLL(path)
         except OSError as error:
             raise Unavailable(f"cannot load cuDNN from {path} ({where}): {error}") from None
@@ -312,7 +312,7 @@ class _Owned:
     address: c_void_p
 
     def destroy(self) -> None:
-        # Nobody can do anything about a failure here, and an exception would hide the first one.
+        # Nothing can be done about a failure here, and an exception would hide the first one.
         with_status = self.library._functions.get(self.function)
         if with_status is not None:
             with_status(self.address)

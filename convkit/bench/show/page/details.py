@@ -172,16 +172,18 @@ def _sentences(row: Row, least: int) -> list[Markup]:
     verdicts: dict[tuple[str, bool], Mapping[str, Any]] = {}
     for key, v in (rank.get("against") or {}).items():
         if v:  # the best of all is also the best of its library: one sentence for it
-            who = (v["name"], key == figures.OWN)
-            titles.setdefault(who, []).append(charts.GROUPS.get(key) or f"best {'other ' * who[1]}of {key}")
-            verdicts[who] = v
-    for who, v in verdicts.items():
+            rival = (v["name"], key == figures.OWN)
+            titles.setdefault(rival, []).append(
+                charts.GROUPS.get(key) or f"best {'other ' * rival[1]}of {key}"
+            )
+            verdicts[rival] = v
+    for rival, v in verdicts.items():
         few = f", in only {v['rounds']} rounds" if v["rounds"] < least else ""
         found.append(
             tag(
                 "li",
                 verdict(v["verdict"]),
-                f" against {v['name']} ({', '.join(titles[who])}): it takes ",
+                f" against {v['name']} ({', '.join(titles[rival])}): it takes ",
                 ratio(v["ratio"], v["low"], v["high"]),
                 f" as long{few}",
             )
@@ -198,7 +200,7 @@ def _latency(timed: Sequence[Entry], styles: Mapping[str, int]) -> Markup | None
     scale = charts.Scale.over([v for _, values in drawn for v in values], pad=1.04, least=1.05)
     lines = [
         tag(
-            "div", tag("span", c["name"], tag("span", c["library"], class_="muted small"), class_="who"),
+            "div", tag("span", c["name"], tag("span", c["library"], class_="muted small"), class_="entry"),
             svg.strip(values, scale, styles[str(c["library"])]),
             tag("span", f"{ms(charts.quantile(values, 0.5))} ",
                 tag("span", f"{ms(values[0])} to {ms(values[-1])}", class_="interval"), class_="value"),
