@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import fake_cupy
 import pytest
 from cudnn_stand_in import frontend as stand_in
-from test_cudnn import SOURCE, build
+from cudnn_stand_in.library import SOURCE, build
 
 from convkit import cli, devices
 from convkit.bench.peers.cudnn import library

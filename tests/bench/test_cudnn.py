@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 from cudnn_stand_in import frontend as stand_in
 from cudnn_stand_in.frontend import Plan
+from cudnn_stand_in.library import SOURCE, build
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +36,6 @@ from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
 from convkit.ops.maxpool2d import Pool2d
 from convkit.ops.softmax_xent import SoftmaxXent
 
-SOURCE = Path(__file__).resolve().parents[1] / "cudnn_stand_in" / "cudnn.c"
 NOT_INITIALIZED, BAD_PARAM, NOT_SUPPORTED, ALLOC_FAILED, EXECUTION_FAILED = 1001, 2000, 3000, 4003, 5000
 CONV = Conv2d.of((2, 4, 6, 5), (6, 2, 3, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 PLANS = {
@@ -54,18 +52,6 @@ PLANS = {
 # ---------------------------------------------------------------------------------------------------
 # The libraries
 # ---------------------------------------------------------------------------------------------------
-def build(source: Path, target: Path, *options: str) -> Path:
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    compiler = next((name for name in names if shutil.which(name.split()[0])), None)
-    if compiler is None:
-        assert not os.environ.get("CI"), "CI must have a C compiler"
-        pytest.skip("no C compiler")
-    command = [*compiler.split(), "-std=c99", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", *options]
-    done = subprocess.run([*command, str(source), "-o", str(target), "-lm"], capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    return target
-
-
 @pytest.fixture(scope="session")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(SOURCE, tmp_path_factory.mktemp("cudnn") / "libcudnn.so.9")
