@@ -24,11 +24,11 @@ from convkit.arrays import np_dtype
 from convkit.bench import work
 from convkit.bench.measure import own
 from convkit.bench.peers import Missing
+from convkit.call import Call
 from convkit.check import inputs as fill
 from convkit.check import tolerance
 from convkit.check.cases import Case, cases
 from convkit.cuda import nvrtc
-from convkit.dispatch import Call
 from convkit.op import OPS
 from convkit.registry import implementations
 

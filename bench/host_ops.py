@@ -13,6 +13,7 @@ import numpy as np
 import convkit as ck
 from convkit import arrays
 from convkit.layouts import Tensor
+from convkit.op import OPS
 
 Call = Callable[[], Any]
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -44,7 +45,7 @@ def convkit_calls() -> dict[str, Call]:
     wide.fill(1)
     blocked = Tensor.empty(wide.shape, "float32", "nChw16c")
     both = {"lrn": LRN, "pool": POOL}
-    return {
+    calls: dict[str, Call] = {
         "conv2d_fprop": lambda: ck.conv2d_fprop(x, w, b),
         "conv2d_dgrad": lambda: ck.conv2d_dgrad(dy, w, x.shape),
         "conv2d_dgrad_relu": lambda: ck.conv2d_dgrad_relu(dy, w, x),
@@ -56,6 +57,8 @@ def convkit_calls() -> dict[str, Call]:
         "lrn_dgrad": lambda: ck.lrn_dgrad(image, image, **LRN),
         "maxpool2d_fprop": lambda: ck.maxpool2d_fprop(image, **POOL),
         "maxpool2d_dgrad": lambda: ck.maxpool2d_dgrad(dpool, argmax, image.shape, **POOL),
+        "avgpool2d_fprop": lambda: ck.avgpool2d_fprop(image, **POOL),
+        "avgpool2d_dgrad": lambda: ck.avgpool2d_dgrad(dpool, image.shape, **POOL),
         "reorder": lambda: ck.reorder(wide, out=blocked),
         "lrn_maxpool2d_fprop": lambda: ck.lrn_maxpool2d_fprop(image, **both),
         "lrn_maxpool2d_dgrad": lambda: ck.lrn_maxpool2d_dgrad(dpool, argmax, image, **both),
@@ -73,6 +76,7 @@ def convkit_calls() -> dict[str, Call]:
         "loss_summary": lambda: ck.loss_summary(loss, rank),
         "sgd_momentum": lambda: ck.sgd_momentum(matrix, matrix, velocity, **SGD),
     }
+    return {op: calls[op] for op in OPS}
 
 
 def torch_calls(torch: Any) -> dict[str, Call]:
@@ -112,6 +116,10 @@ def torch_calls(torch: Any) -> dict[str, Call]:
         "maxpool2d_fprop": lambda: F.max_pool2d(image, 3, 2, return_indices=True),
         "maxpool2d_dgrad": lambda: aten.max_pool2d_with_indices_backward(
             dpool, image, three, [2, 2], none, one, False, indices
+        ),
+        "avgpool2d_fprop": lambda: F.avg_pool2d(image, 3, 2),
+        "avgpool2d_dgrad": lambda: aten.avg_pool2d_backward(
+            dpool, image, three, [2, 2], none, False, True, None
         ),
         "linear_fprop": lambda: F.linear(row, matrix),
         "linear_dgrad": lambda: drow @ matrix,

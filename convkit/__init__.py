@@ -9,6 +9,7 @@ from .network.alexnet import AlexNet
 from .network.loss import Loss
 from .network.network import Network
 from .network.update import Update
+from .ops.avgpool2d import AvgPool2d, avgpool2d_dgrad, avgpool2d_fprop
 from .ops.channel_sum import ChannelSum
 from .ops.conv2d import Conv2d, conv2d_bgrad, conv2d_dgrad, conv2d_dgrad_relu, conv2d_fprop, conv2d_wgrad
 from .ops.dropout import dropout_dgrad, dropout_fprop
@@ -31,7 +32,6 @@ from .ops.reorder import reorder
 from .ops.sgd import sgd_momentum
 from .ops.softmax_xent import SoftmaxXent, label_rank, softmax_xent_dgrad, softmax_xent_fprop
 from .registry import implementations, implements, use
+from .version import __version__
 
 Pointwise = Elementwise  # its name before
-
-__version__ = "0.1.0"

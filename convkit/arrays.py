@@ -74,7 +74,7 @@ NUMPY, TORCH = Kind("numpy"), Kind("torch")
 
 
 def _from_dlpack(module: str) -> Any:
-    """A library's `from_dlpack`, or None; not one that a module has imported from somebody else."""
+    """A library's `from_dlpack`, or None; not one that a module has imported from another."""
     library = sys.modules.get(module)
     found = getattr(library, "from_dlpack", None) or getattr(
         getattr(library, "dlpack", None), "from_dlpack", None
@@ -124,7 +124,7 @@ def _library_of(kind: Any) -> str:
 
 def kind_of(name: str, value: Any) -> Kind:
     """The kind of an array argument, before any work is done; `name` is for the error."""
-    masked = sys.modules.get("numpy.ma")  # who has a masked array has imported it; it takes 20 ms
+    masked = sys.modules.get("numpy.ma")  # a user of masked arrays has imported it; it takes 20 ms
     if masked is not None and isinstance(value, masked.MaskedArray):
         raise DtypeError(f"{name} is a masked array, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
@@ -417,7 +417,7 @@ def _cupy() -> Any:
 
 
 def _is_cupy(value: Any) -> bool:
-    """Whether it is a CuPy array; who has one has imported CuPy."""
+    """Whether it is a CuPy array; then CuPy has been imported."""
     return isinstance(value, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 

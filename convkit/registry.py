@@ -150,7 +150,7 @@ def generation() -> int:
 
     What was worked out for a choice among them holds as long as it is the same.
     """
-    if len(_IMPLEMENTATIONS) != _counted:  # somebody took one out by hand
+    if len(_IMPLEMENTATIONS) != _counted:  # one was taken out by hand
         changed()
     return _generation
 

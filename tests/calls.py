@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from convkit import bound
-from convkit.dispatch import Call
+from convkit.call import Call
 
 
 def call_of(run: Callable[[], Any]) -> Call:

@@ -29,7 +29,10 @@ def need(module: str) -> ModuleType:
     """An optional package. The test is skipped where it is missing, except in CI, where nothing may be."""
     if os.environ.get("CI"):
         return importlib.import_module(module)
-    return pytest.importorskip(module)
+    found = pytest.importorskip(module)
+    if found.__spec__ is not None and found.__spec__.origin is None:  # a folder of tests with the same name
+        pytest.skip(f"{module} is not installed", allow_module_level=True)
+    return found
 
 
 @pytest.fixture(name="need")

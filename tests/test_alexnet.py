@@ -14,7 +14,7 @@ from conftest import need
 
 import convkit as ck
 from convkit import registry
-from convkit.dispatch import Call
+from convkit.call import Call
 from convkit.network import layers
 from convkit.network.presets import PRESETS, PUBLISHED, diff, entries
 

@@ -30,6 +30,8 @@ CALLS = {
     "lrn_dgrad": lambda a: ck.lrn_dgrad(a.y, a.x, **LRN),
     "maxpool2d_fprop": lambda a: ck.maxpool2d_fprop(a.x, **POOL),
     "maxpool2d_dgrad": lambda a: ck.maxpool2d_dgrad(a.small, a.argmax, (2, 4, 4, 4), **POOL),
+    "avgpool2d_fprop": lambda a: ck.avgpool2d_fprop(a.x, **POOL),
+    "avgpool2d_dgrad": lambda a: ck.avgpool2d_dgrad(a.small, (2, 4, 4, 4), **POOL),
     "reorder": lambda a: ck.reorder(a.x),
     "lrn_maxpool2d_fprop": lambda a: ck.lrn_maxpool2d_fprop(a.x, lrn=LRN, pool=POOL),
     "lrn_maxpool2d_dgrad": lambda a: ck.lrn_maxpool2d_dgrad(a.small, a.argmax, a.x, lrn=LRN, pool=POOL),

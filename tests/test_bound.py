@@ -57,6 +57,8 @@ SAMPLES = {
     "lrn_dgrad": Sample({"dy": IMAGE, "x": IMAGE}, LRN),
     "maxpool2d_fprop": Sample({"x": IMAGE}, POOL),
     "maxpool2d_dgrad": Sample({"dy": SMALL, "argmax": SMALL}, {"x_shape": IMAGE, **POOL}),
+    "avgpool2d_fprop": Sample({"x": IMAGE}, POOL),
+    "avgpool2d_dgrad": Sample({"dy": SMALL}, {"x_shape": IMAGE, **POOL}),
     "reorder": Sample({"x": IMAGE}, {}),
     "label_rank": Sample({"logits": (3, 4), "labels": (3,)}, {}),
     "loss_summary": Sample({"loss": (3,), "rank": (3,)}, {}),
@@ -178,14 +180,14 @@ def traits(a: Any) -> tuple[Any, ...]:
 @contextlib.contextmanager
 def none_bound():
     """A block that begins with nothing bound, and leaves behind what was bound before it."""
-    kept = {name: dict(cache) for name, cache in bound._caches.items()}
+    kept = {name: dict(cache) for name, cache in bound.caches.items()}
     bound.clear()
     try:
         yield
     finally:
         bound.clear()
         for name, cache in kept.items():
-            bound._caches[name].update(cache)
+            bound.caches[name].update(cache)
 
 
 def both(make: Callable[[], tuple[Callable[[], Any], list[Any]]]) -> Any:
@@ -205,7 +207,7 @@ def both(make: Callable[[], tuple[Callable[[], Any], list[Any]]]) -> Any:
 
 
 def test_every_op_is_called_here():
-    assert SAMPLES.keys() == OPS.keys() == bound._caches.keys()
+    assert SAMPLES.keys() == OPS.keys() == bound.caches.keys()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1056,10 +1058,10 @@ def test_work_of_a_later_call_is_in_order_with_pytorchs_stream(cupy, monkeypatch
 # The cache
 # ---------------------------------------------------------------------------------------------------
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(bound, "KEPT", 4)
+    monkeypatch.setattr(bound.kept, "KEPT", 4)
     for size in [*range(1, 20), 3, 3]:
         assert ck.relu_fprop(np.full(size, -1, np.float32)).tolist() == [0] * size
-        assert len(bound._caches["relu_fprop"]) <= 4
+        assert len(bound.caches["relu_fprop"]) <= 4
 
 
 def test_failed_calls_leave_nothing():
@@ -1071,14 +1073,14 @@ def test_failed_calls_leave_nothing():
         ):
             with pytest.raises(ck.ConvkitError):
                 call()
-    assert not bound._caches["relu_fprop"]
+    assert not bound.caches["relu_fprop"]
 
 
 def test_signature_and_name_are_the_ops():
     import inspect
 
     signature = str(inspect.signature(ck.conv2d_fprop))
-    assert signature.startswith("(x: 'Array', w: 'Array', b: 'Array | None' = None, *, stride: 'Any' = 1")
+    assert signature.startswith("(x: 'A', w: 'A', b: 'A | None' = None, *, stride: 'Any' = 1")
     assert ck.conv2d_fprop.__name__ == "conv2d_fprop"
     with pytest.raises(TypeError, match=r"conv2d_fprop\(\) missing 1 required positional argument: 'w'"):
         ck.conv2d_fprop(X)

@@ -24,6 +24,7 @@ from convkit.dispatch import Arguments
 from convkit.errors import NoImplementation, OptionError
 from convkit.op import OPS
 from convkit.ops import philox
+from convkit.ops.avgpool2d import AvgPool2d
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.elementwise import Elementwise
@@ -40,6 +41,7 @@ need("numba")
 CONV = Conv2d.of((3, 8, 30, 29), (12, 4, 3, 3), stride=(1, 2), padding=1, groups=2)
 NORM = LRN.of((3, 16, 30, 40), k=2.0)
 POOL = Pool2d.of((3, 16, 30, 40), padding=1, ceil_mode=True)
+MEAN = AvgPool2d.of((3, 16, 30, 40), padding=1, ceil_mode=True, count_include_pad=False)
 #: What narrow_groups, few_channels and pointwise take, and what Winograd takes; CONV is for the rest.
 SHALLOW = Conv2d.of((3, 8, 30, 29), (8, 1, 3, 3), padding=1, groups=8)
 COLOURS = Conv2d.of((3, 3, 30, 29), (13, 3, 5, 4), stride=2, padding=1)
@@ -86,6 +88,8 @@ CASES = [
     ("lrn_dgrad", LRN.of((3, 16, 30, 40), beta=0.6, region="within_channel"), {}),
     ("maxpool2d_fprop", POOL, {}),
     ("maxpool2d_dgrad", POOL, {}),
+    ("avgpool2d_fprop", MEAN, {}),
+    ("avgpool2d_dgrad", MEAN, {}),
     ("linear_fprop", DENSE, {"relu": True}),
     ("linear_dgrad", DENSE, {}),
     ("linear_wgrad", DENSE, {}),

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -15,9 +16,10 @@ from blocks import BLOCKED, block, unblock
 
 from convkit import check
 from convkit.check import check_these, tolerance
+from convkit.cli import check as command
 from convkit.errors import OptionError
 from convkit.op import OPS
-from convkit.ops import window
+from convkit.ops import avgpool2d, window
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.linear import Linear
 from convkit.ops.lrn import window_sum
@@ -243,8 +245,6 @@ def adds_the_bias_after_relu(g, x, w, b, y, relu):
 
 @bad("conv2d_fprop", VALUE)
 def ignores_dilation(g, x, w, b, y, relu):
-    from dataclasses import replace
-
     tight = replace(g, dilation_h=1, dilation_w=1)
     whole = np.empty(tight.shape("y"), y.dtype)
     RIGHT["conv2d_fprop"](tight, x, w, b, whole, relu)
@@ -271,8 +271,6 @@ def accumulates_in_float16(g, x, w, b, y, relu):
     for c in range(one):
         part = np.empty(y.shape)
         channels = np.arange(g.C).reshape(g.groups, one)[:, c]
-        from dataclasses import replace
-
         RIGHT["conv2d_fprop"](replace(g, C=g.groups), x[:, channels], w[:, c : c + 1], None, part)
         total += part.astype(np.float16)
     y[...] = np.maximum(total, 0) if relu else total
@@ -289,8 +287,6 @@ def rounds_its_inputs_to_tf32(g, x, w, b, y, relu):
 @bad("conv2d_fprop", VALUE, dtypes=("float16", "bfloat16"))
 def accumulates_in_the_storage_type(g, x, w, b, y, relu):
     total = np.zeros(y.shape, y.dtype)
-    from dataclasses import replace
-
     one = g.C // g.groups
     for c in range(one):
         part = np.empty(y.shape)
@@ -378,8 +374,6 @@ def forgets_rows_that_no_window_ends_in(g, dy, w, dx):
 
 @bad("conv2d_wgrad", VALUE)
 def takes_the_last_image_for_the_sum(g, x, dy, dw):
-    from dataclasses import replace
-
     RIGHT["conv2d_wgrad"](replace(g, N=1), x[-1:], dy[-1:], dw)
 
 
@@ -417,8 +411,6 @@ def writes_before_it_reads(g, dy, y, dx):
 
 @bad("lrn_fprop", VALUE)
 def does_not_divide_alpha(g, x, y):
-    from dataclasses import replace
-
     RIGHT["lrn_fprop"](replace(g, alpha=g.alpha * g.taps), x, y)
 
 
@@ -437,22 +429,16 @@ def reaches_behind_where_size_is_even(g, x, y):
 
 @bad("lrn_fprop", VALUE)
 def normalises_across_groups(g, x, y):
-    from dataclasses import replace
-
     RIGHT["lrn_fprop"](replace(g, groups=1), x, y)
 
 
 @bad("lrn_fprop", VALUE)
 def knows_beta_075_alone(g, x, y):
-    from dataclasses import replace
-
     RIGHT["lrn_fprop"](replace(g, beta=0.75), x, y)
 
 
 @bad("lrn_fprop", VALUE)
 def knows_k_1_alone(g, x, y):
-    from dataclasses import replace
-
     RIGHT["lrn_fprop"](replace(g, k=1.0), x, y)
 
 
@@ -499,6 +485,40 @@ def keeps_the_last_of_overlapping_windows(g, dy, argmax, dx):
     dx[...] = 0
     for r, s, windows, pixels in window.seen(g):
         np.copyto(dx[pixels], dy[windows], where=argmax[windows] == r * g.S + s)
+
+
+@bad("avgpool2d_fprop", VALUE)
+def always_counts_the_padding(g, x, y):
+    RIGHT["avgpool2d_fprop"](replace(g, count_include_pad=True), x, y)
+
+
+@bad("avgpool2d_fprop", VALUE)
+def never_counts_the_padding(g, x, y):
+    RIGHT["avgpool2d_fprop"](replace(g, count_include_pad=False), x, y)
+
+
+@bad("avgpool2d_fprop", VALUE)
+def divides_by_every_tap(g, x, y):
+    RIGHT["avgpool2d_fprop"](g, x, y)
+    y *= avgpool2d.divisors(g) / (g.R * g.S)
+
+
+@bad("avgpool2d_fprop", "NaN of the inputs|NaN \\(or infinity\\) of the inputs is lost")
+def skips_nan_in_a_mean(g, x, y):
+    RIGHT["avgpool2d_fprop"](g, np.nan_to_num(x), y)
+
+
+@bad("avgpool2d_dgrad", VALUE)
+def divides_the_gradient_by_every_tap(g, dy, dx):
+    RIGHT["avgpool2d_dgrad"](g, dy * avgpool2d.divisors(g) / (g.R * g.S), dx)
+
+
+@bad("avgpool2d_dgrad", VALUE)
+def keeps_one_window_of_a_pixel(g, dy, dx):
+    share = dy / avgpool2d.divisors(g)
+    dx[...] = 0
+    for _, _, windows, pixels in window.seen(g):
+        dx[pixels] = share[windows]
 
 
 @bad("linear_dgrad", VALUE)
@@ -758,8 +778,6 @@ def pools_what_is_not_normalised(g, x, y, argmax):
 
 @bad("lrn_maxpool2d_fprop", VALUE)
 def normalises_the_pooled(g, x, y, argmax):
-    from dataclasses import replace
-
     pooled = np.empty(y.shape)
     RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
     RIGHT["maxpool2d_fprop"](g.pool, x, pooled, np.empty_like(argmax))
@@ -889,8 +907,6 @@ def writes_to_the_spare_channels_of_its_input(g, x, y):
 def ends_each_window_with_its_block(g, x, y):
     parts = [unblock(x[:, [i]], min(16, g.C - 16 * i)) for i in range(x.shape[1])]
     for i, part in enumerate(parts):
-        from dataclasses import replace
-
         one = np.empty(part.shape)
         RIGHT["lrn_fprop"](replace(g, C=part.shape[1], groups=1), part, one)
         y[:, [i]] = block(one)
@@ -1094,8 +1110,6 @@ def test_a_fast_algorithm_may_spread_a_nan_but_not_lose_it():
         case = check.Case(
             "conv2d_fprop", Conv2d.of((2, 3, 20, 20), (4, 3, 3, 3), padding=1), "n", {"relu": False}
         )
-        from dataclasses import replace
-
         return [
             check.judge(chosen, check.Question.of(replace(case, fill=f), "float32")).ok
             for f in ("nan", "inf")
@@ -1166,9 +1180,9 @@ def test_philox_words_are_those_that_are_published():
 # check(), the table and the command
 # ---------------------------------------------------------------------------------------------------
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    check.add_arguments(parser)
-    return check.main(parser.parse_args([str(a) for a in arguments]))
+    commands = argparse.ArgumentParser().add_subparsers()
+    command.add(commands)
+    return command.run(commands.choices["check"].parse_args([str(a) for a in arguments]))
 
 
 def test_unknown_names():

@@ -16,6 +16,7 @@ import pytest
 
 import convkit as ck
 from convkit.arrays import np_dtype
+from convkit.call import Call
 from convkit.check.cases import Case
 from convkit.check.inputs import make
 from convkit.check.tolerance import expected
@@ -25,7 +26,6 @@ from convkit.cuda.launch import Argument
 from convkit.cuda.null import nulled
 from convkit.cuda.prepare import Runner, implementation
 from convkit.cuda.source import translation_unit
-from convkit.dispatch import Call
 from convkit.op import OPS, Problem
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.elementwise import Elementwise

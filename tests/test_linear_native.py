@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from convkit.arrays import np_dtype
+from convkit.call import Call
 from convkit.check import Case, Question, judge
 from convkit.cpu import extension, threads
-from convkit.dispatch import Arguments, Call
+from convkit.dispatch import Arguments
 from convkit.op import OPS
 from convkit.ops.linear import Linear
 from convkit.ops.sgd import TRIED as SGD

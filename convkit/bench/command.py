@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .work import Item, Wanted
 
 
-def add_commands(commands: Any) -> None:
-    """Add the four commands to `convkit`'s."""
+def add_bench(commands: Any) -> None:
+    """Add `convkit bench`."""
     bench = commands.add_parser(
         "bench",
         help="time kernels, layers and steps, against other libraries",
@@ -37,6 +37,9 @@ def add_commands(commands: Any) -> None:
     arguments.add(bench)
     bench.set_defaults(run=_bench)
 
+
+def add_verify(commands: Any) -> None:
+    """Add `convkit verify`."""
     verify = commands.add_parser(
         "verify",
         help="recheck a result file of `convkit bench --json`",
@@ -57,6 +60,9 @@ def add_commands(commands: Any) -> None:
     )
     verify.set_defaults(run=_verify)
 
+
+def add_compare(commands: Any) -> None:
+    """Add `convkit compare`."""
     compare = commands.add_parser(
         "compare",
         help="compare two result files row by row",
@@ -71,6 +77,9 @@ def add_commands(commands: Any) -> None:
     )
     compare.set_defaults(run=_compare)
 
+
+def add_report(commands: Any) -> None:
+    """Add `convkit report`."""
     report = commands.add_parser(
         "report",
         help="make one self-contained HTML page of result files",

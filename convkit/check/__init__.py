@@ -7,15 +7,9 @@ is watched besides. The tests, the bench, the command line and users all call th
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import os
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +17,8 @@ import numpy as np
 from ..cuda.emulate import emulate
 from ..cuda.prepare import Runner
 from ..devices import emulating, gpu_found
-from ..discovery import register
-from ..errors import OptionError, unknown
+from ..errors import unknown
 from ..op import OPS, Problem
-from ..ops.softmax_xent import SoftmaxXent
 from ..options import integer
 from ..registry import Implementation, implementations
 from . import sizes
@@ -95,7 +87,7 @@ def check(
 
 
 def fresh_seed() -> int:
-    """A seed that nobody can know beforehand, short enough to be typed."""
+    """A seed that cannot be known beforehand, short enough to be typed."""
     return secrets.randbelow(10**9)
 
 
@@ -163,7 +155,7 @@ def in_turn(
         case = case.of(dtype)
         if case.unrun:
             found = [judge_launch(i, case) for i in group]
-        else:  # where nobody takes it, nobody needs the reference's work
+        else:  # where no implementation takes it, the reference's work is spared
             taken = any(_takes(i, case) for i in group)
             question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
             found = [judge(i, question) for i in group]
@@ -254,146 +246,29 @@ def summary(verdicts: Iterable[Verdict]) -> str:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `convkit check`."""
-    parser.add_argument(
-        "targets",
-        nargs="*",
-        metavar="op|implementation|file",
-        help="what to check: an op, an implementation's name, or a kernel file (.cu) or Python file (.py) "
-        "that registers some; by default all that the CPU backend has",
-    )
-    parser.add_argument(
-        "--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one"
-    )
-    parser.add_argument("--emulate", action="store_true", help="the same, but under the emulator in any case")
-    parser.add_argument(
-        "--sanitize",
-        action="store_true",
-        help="the same, watching every access to memory: races, bounds, uninitialised reads; slow, so it "
-        "implies --quick",
-    )
-    parser.add_argument("--quick", action="store_true", help="small cases only, some seconds")
-    parser.add_argument(
-        "--counters",
-        action="store_true",
-        help="do not judge, but count: shared-memory wavefronts and global sectors of each line, emulated",
-    )
-    parser.add_argument(
-        "--seed", type=int, help="of inputs and random geometries (default: a fresh one, which is printed)"
-    )
-    parser.add_argument("--json", metavar="PATH", help="write every verdict to this file")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run `convkit check`; returns 1 where something fails."""
-    emulated = args.emulate or args.sanitize or args.counters
-    chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
-    if args.counters:
-        return _count([i for i in chosen if i.device == "cuda"])
-    # A plan first, so that the file cannot turn out to be unwritable after a minute's work.
-    seed = fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
-    target = Path(args.json) if args.json and args.json != "-" else None
-    if target is not None and not target.resolve().parent.is_dir():
-        raise OptionError(f"--json: there is no folder {target.resolve().parent}")
-    args.quick = args.quick or args.sanitize
-    with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
-        verdicts = check_these(chosen, quick=args.quick, seed=seed, progress=_bar())
-    if args.json:
-        plain = {"seed": seed, "quick": args.quick, "verdicts": [_plain(v) for v in verdicts]}
-        text = json.dumps(plain, indent=1) + "\n"
-        if target is None:
-            print(text, end="")
-            return 0 if all(v.ok for v in verdicts) else 1
-        target.write_text(text, encoding="utf-8")
-    print(summary(verdicts))
-    failed = [v for v in verdicts if not v.ok]
-    shown: dict[tuple[str, str], int] = {}
-    for verdict in failed:
-        key = verdict.op, verdict.implementation
-        shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= 3:
-            print(f"\n{verdict}")
-    for (op, name), count in shown.items():
-        if count > 3:
-            print(f"\n{op} {name!r}: {count - 3} more cases fail; --json PATH writes all of them")
-    if not args.sanitize and any(i.device == "cuda" for i in chosen):
-        print("\nraces between threads were not looked for: --sanitize does")
-    run = sum(not v.declined for v in verdicts)
-    declined = f", {len(verdicts) - run} declined" if len(verdicts) > run else ""
-    print(f"\n{run - len(failed)} of {run} passed{declined}; seed {seed}{', quick' if args.quick else ''}")
-    return 1 if failed else 0
-
-
 #: Work that the counting emulator does in some seconds.
 _COUNTED_FLOPS = 3e7
 
 
-def _count(chosen: list[Implementation]) -> int:
-    """Print how each line of these kernels uses memory, in the largest case that is quick enough."""
-    from tabulate import tabulate
+def count(implementation: Implementation) -> tuple[Case, str | None, list[Any]]:
+    """How each line of a CUDA kernel uses memory, in the largest case that is quick enough, emulated.
 
-    for i in chosen:
-        fitting = [c for c in cases(i.op) if not c.problem.empty and _fits(i, c)]
-        case = max(fitting, key=lambda c: c.problem.flops(i.op))
-        with emulate(counters=True) as emulator:
-            fault = attempt(i, Question.of(case, i.dtypes[0]), FIRST).fault
-        print(f"\n{i.op} {i.name}: {case}{': ' + fault if fault else ''}")
-        rows = [
-            (f"{Path(c.file).name}:{c.line}", c.kind, c.accesses, c.actual, c.ideal, f"{c.ratio:.2f}")
-            for c in emulator.counted
-        ]
-        print(tabulate(rows, ("line", "kind", "accesses", "actual", "ideal", "ratio"), disable_numparse=True))
-    return 0
+    Returns
+    -------
+    case : Case
+    fault : str or None
+        What went wrong with it.
+    counted : list
+        The emulator's counters, one for each line that accesses memory.
+    """
+    op = implementation.op
+    fitting = [c for c in cases(op) if not c.problem.empty and _fits(implementation, c)]
+    case = max(fitting, key=lambda c: c.problem.flops(op))
+    with emulate(counters=True) as emulator:
+        fault = attempt(implementation, Question.of(case, implementation.dtypes[0]), FIRST).fault
+    return case, fault, emulator.counted
 
 
 def _fits(implementation: Implementation, case: Case) -> bool:
     flops = case.problem.flops(implementation.op)
     return flops < _COUNTED_FLOPS and _takes(implementation, case, any_dtype=True)
-
-
-def _plain(verdict: Verdict) -> dict[str, Any]:
-    """JSON has no NaN and no infinity."""
-    return {
-        k: (v if not isinstance(v, float) or abs(v) < float("inf") else None if v != v else str(v))
-        for k, v in verdict.asdict().items()
-    }
-
-
-def _chosen(targets: list[str], device: str) -> list[Implementation]:
-    """Implementations of these files, else all of the device; of these ops; of these names."""
-    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
-    pool = (
-        [i for path in dict.fromkeys(files) for i in register(path)]
-        if files
-        else implementations(device=device, layout=None)
-    )
-    names = {i.name for i in pool}
-    wanted = [t for t in targets if t not in files]
-    for target in wanted:
-        if target not in OPS and target not in names:
-            raise unknown("op or implementation", target, {*OPS, *names})
-    ops, impls = {t for t in wanted if t in OPS}, {t for t in wanted if t not in OPS}
-    chosen = [i for i in pool if (not ops or i.op in ops) and (not impls or i.name in impls)]
-    if not chosen:
-        raise OptionError(
-            f"nothing to check: {', '.join(sorted(ops))} has no implementation {', '.join(sorted(impls))}"
-        )
-    return chosen
-
-
-def _bar() -> Progress:
-    """A progress bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=0, unit="case", leave=False, file=sys.stderr, disable=None)
-
-    def progress(done: int, total: int, what: str) -> None:
-        bar.total = total
-        bar.n = done
-        bar.set_postfix_str(what, refresh=False)
-        bar.update(0)
-        if done == total:
-            bar.close()
-
-    return progress

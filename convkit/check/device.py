@@ -7,14 +7,12 @@ documentation and source; no GPU has run it yet.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..arrays import np_dtype
-
-if TYPE_CHECKING:
-    from .verdicts import Guarded
+from .guarded import Guarded
 
 #: Widest access of a kernel that could tell one address from another, and more.
 ALIGNMENT = 128

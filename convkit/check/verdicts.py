@@ -17,27 +17,23 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import layouts
-from ..arrays import np_dtype
+from ..call import Call
 from ..devices import emulating
-from ..dispatch import Call
 from ..op import OPS, Op, Problem, Tensors
 from ..registry import Implementation
 from . import inputs as fill
 from . import sizes
 from .cases import Case
 from .device import Twins
+from .guarded import LARGE, NAN, SMALL, Guarded
 from .tolerance import Comparison, Expected, compare, expected, kept
 
-#: Bytes before and behind each tensor: a row, or a small plane.
-GUARD = 16 * 1024
-NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
 #: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
 #: output's is an input's, so that what is computed of one tensor's band and written to another's shows.
 INPUT_BANDS = {NAN: (None,), LARGE: (None, 0xDA, 0x5B, 0xDB), 0: (None,)}
@@ -69,7 +65,7 @@ class Verdict:
     got, expected : float
         The worst element, and what it should be.
     unrun : bool
-        Judged by what it declares, since nobody could run it.
+        Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
     """
@@ -137,60 +133,6 @@ class Question:
         return OPS[self.case.op]
 
 
-class Guarded:
-    """Memory of one tensor between two guard bands.
-
-    `put` and `get` speak NCHW; the memory is in the layout that the implementation reads and writes.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: str,
-        band: int,
-        *,
-        aligned: bool = True,
-        layout: layouts.Layout = layouts.NCHW,
-    ) -> None:
-        kind = np_dtype(dtype)
-        self.layout, self.shape = layout, shape
-        shape = layout.physical(shape)
-        size = prod(shape) * kind.itemsize
-        self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
-        self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
-        self.before, self.bytes, self.behind = raw[:start], raw[start : start + size], raw[start + size :]
-        self.before.fill(band)
-        self.behind.fill(band)
-        self.band = band
-        self.array = self.bytes.view(kind).reshape(shape)
-
-    def put(self, array: np.ndarray) -> None:
-        """Fill the memory with an NCHW array."""
-        self.layout.pack(array, self.array)
-
-    def get(self, copy: bool = True) -> np.ndarray:
-        """The memory in NCHW; a copy, unless that is not asked for."""
-        array = self.layout.unpack(self.array, self.shape)
-        return array.copy() if copy and array is self.array else array
-
-    def spare(self) -> str:
-        """What is wrong with the channels beyond the last, which must be zeros; or an empty string."""
-        if self.array.dtype.kind in "iu" or not self.array.size:
-            return ""
-        spare = self.layout.padding(self.array, self.shape)
-        return "left its spare channels other than zero" if spare is not None and np.any(spare) else ""
-
-    def trespass(self) -> str:
-        """Where the bands were written to, or an empty string."""
-        for place, band in (("before its start", self.before[::-1]), ("behind its end", self.behind)):
-            if band.tobytes() == bytes([self.band]) * band.size:  # a few microseconds
-                continue
-            changed = np.flatnonzero(band != self.band)
-            if changed.size:
-                return f"{changed.size} bytes {place}, the nearest {int(changed[0]) + 1} bytes away"
-        return ""
-
-
 @dataclass(frozen=True)
 class Setting:
     """What surrounds the tensors in one run, and what lies in the memory that is to be written."""
@@ -240,29 +182,7 @@ def attempt(
         For an output's name, the input in whose place it is written.
     """
     op, problem, inplace = question.op, question.problem, inplace or {}
-    given: dict[str, Guarded] = {}
-    for number, (name, array) in enumerate(question.inputs.items()):
-        if array is not None:
-            dtype = problem.dtype_of(name)
-            given[name] = Guarded(
-                array.shape,
-                dtype,
-                setting.around(number, output=False),
-                aligned=setting.aligned,
-                layout=layouts.of(implementation.layout, name),
-            )
-    taken = {
-        name: given[inplace[name]]
-        if name in inplace
-        else Guarded(
-            problem.shape(name),
-            problem.dtype_of(name),
-            setting.around(number, output=True),
-            aligned=setting.aligned,
-            layout=layouts.of(implementation.layout, name),
-        )
-        for number, name in enumerate(op.outputs)
-    }
+    given, taken = _memory(implementation, question, setting, inplace)
     seen: list[np.ndarray | None] = []
     for name in op.inputs:
         array = given[name].array.view() if name in given else None
@@ -302,6 +222,33 @@ def attempt(
             return Run({}, "raised " + _last_line(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
+
+
+def _memory(
+    implementation: Implementation, question: Question, setting: Setting, inplace: dict[str, str]
+) -> tuple[dict[str, Guarded], dict[str, Guarded]]:
+    """Memory of the inputs that are there, and of the outputs, some of which lie in an input's place."""
+    problem = question.problem
+
+    def guarded(name: str, number: int, output: bool) -> Guarded:
+        return Guarded(
+            problem.shape(name),
+            problem.dtype_of(name),
+            setting.around(number, output=output),
+            aligned=setting.aligned,
+            layout=layouts.of(implementation.layout, name),
+        )
+
+    given = {
+        name: guarded(name, number, output=False)
+        for number, (name, array) in enumerate(question.inputs.items())
+        if array is not None
+    }
+    taken = {
+        name: given[inplace[name]] if name in inplace else guarded(name, number, output=True)
+        for number, name in enumerate(question.op.outputs)
+    }
+    return given, taken
 
 
 def _run_on_gpu(

@@ -99,7 +99,7 @@ def kernels_missing() -> str | None:
     Raises
     ------
     OptionError
-        As `kernels` does: who misspells CONVKIT_ISA wants to know, not to compute with something slower.
+        As `kernels` does: a misspelt CONVKIT_ISA is reported, and nothing slower runs in its place.
     """
     return (devices.cpu_kernels or _choose())[2] or None
 
@@ -137,16 +137,16 @@ def _choose() -> Chosen:
     return devices.cpu_kernels
 
 
-def _of(isa: str, who: str) -> Chosen:
-    """The choice of one instruction set by name; an error that begins with `who` where it cannot be used."""
+def _of(isa: str, asked_by: str) -> Chosen:
+    """The choice of one instruction set by name; an error begins with `asked_by` where it cannot be used."""
     usable = f"usable here: {', '.join((*isas(), NONE))}"
     if isa == NONE:
         return _OFF
     if isa not in ISAS:
-        raise OptionError(f"{who}: {unknown('instruction set', isa, (*ISAS, NONE))}; {usable}")
+        raise OptionError(f"{asked_by}: {unknown('instruction set', isa, (*ISAS, NONE))}; {usable}")
     module = None if _unusable(isa) else _try(isa)
     if module is None:
-        raise OptionError(f"{who}: {isa!r} cannot be used: {_unusable(isa)}; {usable}")
+        raise OptionError(f"{asked_by}: {isa!r} cannot be used: {_unusable(isa)}; {usable}")
     return module, isa, ""
 
 

@@ -2,9 +2,9 @@
 
 Idea      Numba's own parallel layers do not serve a library: its OpenMP dies in a forked child, its workqueue
           breaks under several Python threads. So kernels are compiled without the GIL (`jit.kernel`), take a
-          range (start, stop) of units, and threads of our own take ranges. The caller works too, and a range
-          belongs to whoever asks next, so that a core which is busy with something else does not hold up the
-          rest. Threads meet in SimpleQueues alone, which are C and survive a Ctrl-C at any moment; a
+          range (start, stop) of units, and threads of our own take ranges. The caller works too. A range goes
+          to the thread that asks next, so that a core which is busy otherwise does not hold up the rest.
+          Threads meet in SimpleQueues alone, which are C and survive a Ctrl-C at any moment; a
           ThreadPoolExecutor's locks, which are Python, can be left locked by one.
 Bits      A unit (a row, a plane, a block of pixels) is computed whole by one thread and its extent never
           depends on the number of threads: the result has the same bits for any number of them.
@@ -108,7 +108,7 @@ def split(run: Callable[[int, int], object], units: int, cost: float) -> None:
     _wake(work, threads - 1)
     try:
         work()
-        # Every range is taken by now, and whoever took one is at work on it: nobody waits for a thread that
+        # Every range is taken by now, and is being worked on: the caller does not wait for a thread that
         # has not begun, so that calls from inside the pool, or from many Python threads, cannot lock up.
         errors = [error for error in (done.get() for _ in range(ranges)) if error is not None]
     except KeyboardInterrupt:
@@ -150,7 +150,7 @@ if hasattr(os, "register_at_fork"):
 # threadpoolctl
 # ---------------------------------------------------------------------------------------------------
 class _NoLimit(int):
-    """What `count` is while nobody limits it. threadpoolctl hands it back to lift its limit."""
+    """What `count` is without a limit. threadpoolctl hands it back to lift its limit."""
 
 
 class _Controller(threadpoolctl.LibController):
@@ -171,7 +171,7 @@ class _Controller(threadpoolctl.LibController):
         _limit.set(None if isinstance(num_threads, _NoLimit) else max(1, int(num_threads)))
 
     def get_version(self) -> str:
-        from .. import __version__
+        from ..version import __version__
 
         return __version__
 

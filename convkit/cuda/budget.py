@@ -2,8 +2,8 @@
 
     python -m convkit.cuda.budget [--kernel NAME] [--update]        make budget
 
-For each kernel file, entry, dtype and architecture, with the shipped tile. Nobody may spill, or keep a stack.
-Registers and shared memory must not grow, and the main loops of tiled kernels must not grow thinner in
+For each kernel file, entry, dtype and architecture, with the shipped tile. No kernel may spill or keep a
+stack. Registers and shared memory must not grow, and the main loops of tiled kernels must not grow thinner in
 multiply-adds, unless the file of budgets changes too: `--update` writes what is measured, and the diff shows
 what a change costs. Fewer registers than the budget has are no complaint.
 
@@ -19,13 +19,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..check.cases import cases
 from ..errors import ConvkitError, OptionError, unknown
-from ..op import Problem
+from ..op import OPS, Problem
 from ..paths import kernels_dir
 from . import nvrtc, sass
 from .cache import Cache, key_of
@@ -97,8 +97,9 @@ def measure(build: Build) -> Rows:
 
 def _sample(kernel: KernelFile, dtype: str) -> Problem:
     """A problem that the kernel accepts. Only where the geometry is `constexpr` does it matter which."""
-    for case in cases(kernel.header.op):
-        problem = case.of(dtype).problem
+    asked = OPS[kernel.header.op].cases
+    for _, problem in chain(asked.layers(), asked.edges()):
+        problem = replace(problem, dtype=dtype)  # type: ignore[call-arg]
         if Runner(kernel).refusal(problem) is None:
             return problem
     raise OptionError(f"{kernel.stem}: none of the gate's cases fulfils when = {kernel.header.when!r}")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-_ABANDONED = 24 * 3600.0  # seconds after which a folder that somebody was building in may be removed
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished build's folder may be removed
 
 
 def key_of(parts: Iterable[str | bytes]) -> str:
@@ -118,7 +118,7 @@ def _digest(path: Path) -> str:
 
 
 def _make_private(folder: Path) -> None:
-    """Entries are code that will run: nobody else may put one there."""
+    """Entries are code that will run: no other user may put one there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

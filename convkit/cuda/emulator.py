@@ -267,6 +267,25 @@ _filled: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDiction
 _RESTART = "restart in bytes"  # the runtime's word for: this kernel accesses less than four bytes at once
 
 
+def _access(report: _Report, kind: str, argument: Argument) -> tuple[str, dict[str, Any]]:
+    """An access to an argument in words, and what the error has of it."""
+    array = np.asarray(argument.value)
+    past = report.offset - array.nbytes if report.offset >= 0 else report.offset
+    what = "writes" if report.is_write else "reads"
+    size = f" {report.bytes} bytes of" if report.bytes else ""
+    if report.offset < 0:
+        beyond = f"{-past} bytes before its start"
+    elif kind != "out of bounds":
+        beyond = f"at byte {report.offset}"
+    else:
+        past = max(past, 0)  # an access may begin inside
+        beyond = f"{past} bytes past its end" if past else "right behind its end"
+    about: dict[str, Any] = {"argument": argument.name}
+    if kind == "out of bounds":
+        about["bytes_past_end"] = past
+    return f"  {what}{size} {argument.name} ({array.dtype}{list(array.shape)}), {beyond}", about
+
+
 class Function:
     """A compiled kernel; made by `compile`."""
 
@@ -519,22 +538,9 @@ class Function:
                 f"  and {where}block {tuple(report.other.block)}, thread {tuple(report.other.thread)}"
             )
         if report.argument >= 0:
-            argument = arguments[report.argument]
-            array = np.asarray(argument.value)
-            past = report.offset - array.nbytes if report.offset >= 0 else report.offset
-            what = "writes" if report.is_write else "reads"
-            size = f" {report.bytes} bytes of" if report.bytes else ""
-            if report.offset < 0:
-                beyond = f"{-past} bytes before its start"
-            elif kind != "out of bounds":
-                beyond = f"at byte {report.offset}"
-            else:
-                past = max(past, 0)  # an access may begin inside
-                beyond = f"{past} bytes past its end" if past else "right behind its end"
-            rows.append(f"  {what}{size} {argument.name} ({array.dtype}{list(array.shape)}), {beyond}")
-            details.update(argument=argument.name)
-            if kind == "out of bounds":
-                details.update(bytes_past_end=past)
+            row, about = _access(report, kind, arguments[report.argument])
+            rows.append(row)
+            details.update(about)
         if report.argument < -1:
             what = "writes" if report.is_write else "reads"
             rows.append(

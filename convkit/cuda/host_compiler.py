@@ -156,7 +156,7 @@ def included(text: str, folders: Sequence[Path]) -> dict[Path, bytes]:
 
 
 def compile_error(log: str, entry: str, folder: Path) -> KernelError:
-    """The first error at a line of the user's own; errors inside our headers are named by who called them."""
+    """The first error at a line of the user's own; one inside our headers by the line that led to it."""
     own = str(folder)
     found = re.findall(r"^(\S[^:\n]*):(\d+):\d+: (?:fatal )?error: (.*)$", log, re.MULTILINE)
     called = re.findall(

@@ -64,7 +64,7 @@ class Kept(Generic[T]):
     Parameters
     ----------
     most : int
-        How many are kept; the one that nobody has asked for longest goes first.
+        How many are kept; the one that was used least recently goes first.
     """
 
     def __init__(self, most: int) -> None:
@@ -138,7 +138,7 @@ class Executor(ABC):
         self._compiling = threading.RLock()
 
     def function(self, source: str, entry: str, *, include: Sequence[Path] = (), name: str = "") -> Function:
-        """A kernel of a translation unit, compiled; the same one as long as somebody has it.
+        """A kernel of a translation unit, compiled; the same one as long as it is in use.
 
         Parameters
         ----------

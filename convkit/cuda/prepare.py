@@ -52,7 +52,7 @@ class Prepared:
         bound: Sequence[Bound],
     ) -> None:
         self._pack, self._struct, self.bound = executor.pack, struct, tuple(bound)
-        self._functions = functions  # which the executor forgets when nobody has them
+        self._functions = functions  # which the executor forgets when they are in use no more
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
         self._options = [(name, OPTION_TYPES.get(ctype)) for name, ctype in kernel.header.options.items()]

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import arrays, registry
+from ..call import Call
 from ..devices import emulating
-from ..dispatch import Call, operation
+from ..dispatch import operation
 from ..errors import DtypeError, OptionError, OutOfMemory, ShapeError, unknown
 from ..op import Shape
 from ..options import flag, integer

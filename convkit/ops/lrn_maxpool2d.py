@@ -23,6 +23,7 @@ from . import maxpool2d as pools
 from . import window
 from .lrn import LRN
 from .maxpool2d import Pool2d
+from .pooling import PoolingCases
 from .rounding import f64
 from .window import seen
 
@@ -190,7 +191,7 @@ class _Cases(Cases):
         return [LrnMaxPool2d(LRN(*x, 5, 0.5), Pool2d(*x, 3, 3, 2, 2)) for x in shapes]
 
     def random(self, rng: np.random.Generator) -> Problem:
-        pool = pools.PoolCases().random(rng)
+        pool: Any = PoolingCases(Pool2d).random(rng)
         C, groups = [(pool.C, 1), (16 * pool.C, 1), (32 * pool.C, 2)][int(rng.integers(3))]
         drawn = lrns.LRNCases().random(rng)
         if rng.random() < 0.4:  # AlexNet's windows, which fast kernels are written for

@@ -191,7 +191,8 @@ def sgd_momentum(
     finite : array of int32, (1,), optional
         On the device of the others. Where it holds 0, nothing changes: w_new is w and v_new is v, bit for
         bit. The update reads it when it runs, so that on a GPU a step of no use (its loss is NaN, say)
-        changes nothing though nobody waits for it. An implementation that does not take it is passed over.
+        changes nothing, and the host need not wait for it. An implementation that does not take it is passed
+        over.
     out : (w, v), optional
         May be w and v themselves: an update in place.
 

@@ -81,7 +81,7 @@ def examples() -> list[Path]:
     return present
 
 
-#: So that what Pillow logs of a damaged file is no second line on stderr; who listens hears it still.
+#: Keeps what Pillow logs of a damaged file off stderr. Other handlers get it all the same.
 _SILENT = logging.NullHandler()
 #: Formats whose 16-bit samples have a range of their own, which Pillow does not tell.
 _UNSCALED = ("FITS", "MCIDAS")

@@ -194,7 +194,7 @@ def outputs_of(entry, item, seed=0):
     return (entry.read() if entry.read else room), wanted
 
 
-@pytest.mark.parametrize("op", ["loss_summary", "label_rank"])
+@pytest.mark.parametrize("op", ["loss_summary", "label_rank", "avgpool2d_fprop", "avgpool2d_dgrad"])
 def test_an_op_that_no_layer_has_is_measured_on_its_own_cases(op):
     items = work.items(work.Wanted(ops=(op,), batches=(4,)))
     assert [item.problem.N for item in items] == [4] * len(list(OPS[op].cases.layers()))

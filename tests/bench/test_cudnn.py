@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from c_library import build
 from cudnn_stand_in import frontend as stand_in
 from cudnn_stand_in.frontend import Plan
-from cudnn_stand_in.library import SOURCE, build
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +36,7 @@ from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
 from convkit.ops.maxpool2d import Pool2d
 from convkit.ops.softmax_xent import SoftmaxXent
 
+SOURCE = Path(__file__).resolve().parents[1] / "cudnn_stand_in" / "cudnn.c"
 NOT_INITIALIZED, BAD_PARAM, NOT_SUPPORTED, ALLOC_FAILED, EXECUTION_FAILED = 1001, 2000, 3000, 4003, 5000
 CONV = Conv2d.of((2, 4, 6, 5), (6, 2, 3, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 PLANS = {

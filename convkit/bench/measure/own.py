@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ... import arrays, layouts
+from ...call import Call
 from ...check.verdicts import NAN, Guarded
 from ...discovery import register
-from ...dispatch import Call
 from ...errors import NoImplementation, OptionError
 from ...network.plan.program import Program
 from ...network.presets import PRESETS, preset

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ... import arrays
+from ...call import Call
 from ...check.tolerance import relative_rms
 from ...cpu import probe
-from ...dispatch import Call
 from ...errors import ConvkitError
 from ...network.network import Network
 from ...network.plan import Plan

@@ -91,17 +91,17 @@ def _arrays(op: str, g: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convkit(op: str, g: dict[str, Any], threads: int) -> Callable[[], Any]:
-    import convkit as ck
+    from ...ops import conv2d, linear, lrn, maxpool2d
 
     a = _arrays(op, g)
     pad = g.get("pad_top", 0)
     return {
-        "conv2d_fprop": lambda: ck.conv2d_fprop(a["x"], a["w"], padding=pad),
-        "conv2d_dgrad": lambda: ck.conv2d_dgrad(a["dy"], a["w"], a["x"].shape, padding=pad),
-        "conv2d_wgrad": lambda: ck.conv2d_wgrad(a["x"], a["dy"], a["w"].shape, padding=pad),
-        "lrn_fprop": lambda: ck.lrn_fprop(a["x"], size=g["size"]),
-        "maxpool2d_fprop": lambda: ck.maxpool2d_fprop(a["x"], window=g["R"], stride=g["stride_h"]),
-        "linear_fprop": lambda: ck.linear_fprop(a["x"], a["w"]),
+        "conv2d_fprop": lambda: conv2d.conv2d_fprop(a["x"], a["w"], padding=pad),
+        "conv2d_dgrad": lambda: conv2d.conv2d_dgrad(a["dy"], a["w"], a["x"].shape, padding=pad),
+        "conv2d_wgrad": lambda: conv2d.conv2d_wgrad(a["x"], a["dy"], a["w"].shape, padding=pad),
+        "lrn_fprop": lambda: lrn.lrn_fprop(a["x"], size=g["size"]),
+        "maxpool2d_fprop": lambda: maxpool2d.maxpool2d_fprop(a["x"], window=g["R"], stride=g["stride_h"]),
+        "linear_fprop": lambda: linear.linear_fprop(a["x"], a["w"]),
     }[op]
 
 

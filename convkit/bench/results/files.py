@@ -72,7 +72,7 @@ def absent(name: str, library: str, reason: str) -> Document:
 
 def commit() -> Document:
     """Version of convkit, and the commit of the checkout that it runs from, if it does."""
-    from ... import __version__
+    from ...version import __version__
 
     folder = Path(__file__).resolve().parents[3]
 

@@ -55,7 +55,7 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of installed libraries that take part, by the name of the distribution."""
-    from ... import __version__
+    from ...version import __version__
 
     found = {"convkit": __version__}
     for name in _DISTRIBUTIONS:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ... import arrays, devices
+from ...call import Call
 from ...cpu import extension
-from ...dispatch import Call
 from ...errors import OptionError
 from ...op import OPS
 from ..layers import Dropout, Layer

@@ -1,4 +1,4 @@
-"""The stand-in for libcudnn, compiled: `build` makes a shared library of a C file."""
+"""Compile a C file to a shared library, which stands in for one of NVIDIA's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-SOURCE = Path(__file__).with_name("cudnn.c")
 
 
 def build(source: Path, target: Path, *options: str) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import simulated
 from conftest import need
 
-from convkit import check, devices, implements, registry
+from convkit import check, cli, devices, implements, registry
 from convkit.bench import command, work
 from convkit.bench.measure import clocks
 from convkit.cli import main
@@ -221,6 +221,23 @@ def test_diff(capsys):
     assert "do not differ" in capsys.readouterr().out
 
 
+def test_a_file_is_all_that_a_command_needs(capsys, tmp_path, monkeypatch):
+    (tmp_path / "hello.py").write_text(
+        "def add(commands):\n"
+        "    commands.add_parser('hello', help='say it').set_defaults(run=lambda args: print('hello') or 3)\n"
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    try:
+        assert main(["hello"]) == 3 and capsys.readouterr().out == "hello\n"
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    finally:
+        sys.modules.pop("convkit.cli.hello", None)
+        vars(cli).pop("hello", None)
+    listed = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.M)
+    assert listed == [*cli._ORDER, "hello"], "the order of the help, and what it does not name behind it"
+
+
 def test_list(capsys):
     assert main(["list", "conv2d_fprop"]) == 0
     out = capsys.readouterr().out
@@ -282,7 +299,7 @@ def nothing_runs(monkeypatch):
 
     monkeypatch.setattr(command, "_measured", ran)
     monkeypatch.setattr(check, "check_these", ran)
-    monkeypatch.setattr("convkit.cli._profile", ran)
+    monkeypatch.setattr("convkit.cli.alexnet._profile", ran)
 
 
 def test_malformed_values_of_conv_are_named_with_their_key(capsys, nothing_runs):

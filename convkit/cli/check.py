@@ -1,0 +1,154 @@
+"""`convkit check`: put implementations through the gate."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cuda.emulate import emulate
+from ..discovery import register
+from ..errors import OptionError, unknown
+from ..op import OPS
+from ..options import integer
+from ..registry import Implementation, implementations
+from ._output import case_bar
+
+if TYPE_CHECKING:
+    from ..check import Verdict
+
+#: Failures of one implementation that are printed.
+_SHOWN = 3
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "check",
+        help="put implementations through the gate",
+        description="Check implementations elementwise against the float64 reference.",
+    )
+    option = parser.add_argument
+    option(
+        "targets",
+        nargs="*",
+        metavar="op|implementation|file",
+        help="what to check: an op, an implementation's name, or a kernel file (.cu) or Python file (.py) "
+        "that registers some; by default all that the CPU backend has",
+    )
+    option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
+    option("--emulate", action="store_true", help="the same, but under the emulator in any case")
+    option(
+        "--sanitize",
+        action="store_true",
+        help="the same, watching every access to memory: races, bounds, uninitialised reads; slow, so it "
+        "implies --quick",
+    )
+    option("--quick", action="store_true", help="small cases only, some seconds")
+    option(
+        "--counters",
+        action="store_true",
+        help="do not judge, but count: shared-memory wavefronts and global sectors of each line, emulated",
+    )
+    option(
+        "--seed", type=int, help="of inputs and random geometries (default: a fresh one, which is printed)"
+    )
+    option("--json", metavar="PATH", help="write every verdict to this file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what was named; 1 where something fails."""
+    from .. import check
+
+    emulated = args.emulate or args.sanitize or args.counters
+    chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
+    if args.counters:
+        return _count([i for i in chosen if i.device == "cuda"])
+    seed = check.fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
+    # Refused now, so that the file does not turn out to be unwritable after a minute's work.
+    target = Path(args.json) if args.json and args.json != "-" else None
+    if target is not None and not target.resolve().parent.is_dir():
+        raise OptionError(f"--json: there is no folder {target.resolve().parent}")
+    quick = args.quick or args.sanitize
+    with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
+        verdicts = check.check_these(chosen, quick=quick, seed=seed, progress=case_bar())
+    failed = [v for v in verdicts if not v.ok]
+    if args.json:
+        plain = {"seed": seed, "quick": quick, "verdicts": [_plain(v) for v in verdicts]}
+        text = json.dumps(plain, indent=1) + "\n"
+        if target is None:
+            print(text, end="")
+            return 1 if failed else 0
+        target.write_text(text, encoding="utf-8")
+    print(check.summary(verdicts))
+    _print_failures(failed)
+    if not args.sanitize and any(i.device == "cuda" for i in chosen):
+        print("\nraces between threads were not looked for: --sanitize does")
+    judged = sum(not v.declined for v in verdicts)
+    declined = f", {len(verdicts) - judged} declined" if len(verdicts) > judged else ""
+    print(f"\n{judged - len(failed)} of {judged} passed{declined}; seed {seed}{', quick' if quick else ''}")
+    return 1 if failed else 0
+
+
+def _chosen(targets: Sequence[str], device: str) -> list[Implementation]:
+    """Implementations of these files, else all of the device; of these ops; of these names."""
+    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
+    pool = (
+        [i for path in dict.fromkeys(files) for i in register(path)]
+        if files
+        else implementations(device=device, layout=None)
+    )
+    names = {i.name for i in pool}
+    wanted = [t for t in targets if t not in files]
+    for target in wanted:
+        if target not in OPS and target not in names:
+            raise unknown("op or implementation", target, {*OPS, *names})
+    ops, impls = {t for t in wanted if t in OPS}, {t for t in wanted if t not in OPS}
+    chosen = [i for i in pool if (not ops or i.op in ops) and (not impls or i.name in impls)]
+    if not chosen:
+        raise OptionError(
+            f"nothing to check: {', '.join(sorted(ops))} has no implementation {', '.join(sorted(impls))}"
+        )
+    return chosen
+
+
+def _print_failures(failed: Sequence[Verdict]) -> None:
+    shown: dict[tuple[str, str], int] = {}
+    for verdict in failed:
+        key = verdict.op, verdict.implementation
+        shown[key] = shown.get(key, 0) + 1
+        if shown[key] <= _SHOWN:
+            print(f"\n{verdict}")
+    for (op, name), count in shown.items():
+        if count > _SHOWN:
+            print(f"\n{op} {name!r}: {count - _SHOWN} more cases fail; --json PATH writes all of them")
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """JSON has no NaN and no infinity."""
+    return {
+        k: (v if not isinstance(v, float) or abs(v) < float("inf") else None if v != v else str(v))
+        for k, v in verdict.asdict().items()
+    }
+
+
+def _count(chosen: Sequence[Implementation]) -> int:
+    """Print how each line of these kernels uses memory."""
+    from tabulate import tabulate
+
+    from .. import check
+
+    for i in chosen:
+        case, fault, counted = check.count(i)
+        print(f"\n{i.op} {i.name}: {case}{': ' + fault if fault else ''}")
+        rows = [
+            (f"{Path(c.file).name}:{c.line}", c.kind, c.accesses, c.actual, c.ideal, f"{c.ratio:.2f}")
+            for c in counted
+        ]
+        print(tabulate(rows, ("line", "kind", "accesses", "actual", "ideal", "ratio"), disable_numparse=True))
+    return 0

@@ -1,0 +1,83 @@
+"""The disk cache, and the environment variables."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+from ...cuda.cache import Cache
+from .row import BROKEN, OK, UNKNOWN, Row
+
+#: The environment variables that convkit reads, and what for.
+VARIABLES = {
+    "CONVKIT_BUILD_ISAS": "instruction sets that an install compiles for",
+    "CONVKIT_CACHE": "folder of compiled kernels",
+    "CONVKIT_CUDNN": "libcudnn, or its folder",
+    "CONVKIT_FUZZ_CALL": "tests: only this call",
+    "CONVKIT_FUZZ_CALLS": "tests: number of calls",
+    "CONVKIT_FUZZ_SEED": "tests: seed of the calls",
+    "CONVKIT_ISA": "instruction set of the C++ kernels",
+    "CONVKIT_KERNELS": "folder of the CUDA kernels",
+    "CONVKIT_NUM_THREADS": "threads of the CPU backend",
+    "CONVKIT_REQUIRE_NATIVE": "an install fails where the C++ extension does",
+    "CONVKIT_SANITIZE": "sanitizers that an install compiles with",
+}
+
+
+def disk_cache() -> Row:
+    """The folder that kernels are compiled into: the first that can be written."""
+    name, asked = "disk cache", os.environ.get("CONVKIT_CACHE")
+    folders = list(Cache()._folders())
+    folder = next((f for f in folders if _writable(f)), None)
+    refused = f"{folders[0]} cannot be written" if folders else "there is no home folder"
+    set_it = "set CONVKIT_CACHE to a folder that you can write to"
+    if folder is None:
+        return Row(name, BROKEN, refused, set_it, path=str(folders[0]) if folders else "")
+    count, size = _contents(folder)
+    made = f"{count} entries, {size / 2**20:.1f} MiB" if folder.is_dir() else "not made yet"
+    clear = f"to clear it: rm -r {shlex.quote(str(folder))}" if count else ""
+    if folder == folders[0]:
+        return Row(name, OK, f"{folder}: {made}", clear, path=str(folder))
+    found = f"{refused}; in its place {folder}: {made}"
+    return Row(name, BROKEN if asked else OK, found, set_it, path=str(folder))
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder itself; nothing is left behind."""
+    try:
+        if folder.exists():
+            with tempfile.TemporaryFile(dir=folder):
+                return True
+        above = next(parent for parent in folder.parents if parent.exists())
+    except (OSError, StopIteration):
+        return False
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
+def _contents(folder: Path) -> tuple[int, int]:
+    """Entries of a cache, and their bytes."""
+    sizes = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # another process may remove it meanwhile
+                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                    sizes.append(entry.stat().st_size)
+    return len(sizes), sum(sizes)
+
+
+def variables() -> list[Row]:
+    """CONVKIT_* as they are set, those that convkit does not read too."""
+    rows = []
+    for name in sorted(name for name in os.environ if name.upper().startswith("CONVKIT_")):
+        value = os.environ[name]
+        if name in VARIABLES:
+            rows.append(Row(name, OK, f"{value or 'empty'} ({VARIABLES[name]})"))
+            continue
+        near = difflib.get_close_matches(name.upper(), VARIABLES, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(VARIABLES))}"
+        rows.append(Row(name, UNKNOWN, f"{value or 'empty'}; convkit has no such variable", advice))
+    return rows
