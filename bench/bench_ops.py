@@ -1,15 +1,16 @@
 """Every op of a training step of AlexNet, each implementation of convkit's, in pytest-benchmark's tables.
 
-    pytest bench/                                   the paper's network, batch 16, cold caches
+    pytest bench/ -k "relu or lrn"                  a first look: the paper's network, batch 4, cold caches
+    pytest bench/ --thorough -k conv2               batch 16, every round, `convkit check` first
     pytest bench/ --preset owt --batch 1 -k conv2   another network, only some layers
     pytest bench/ --device cuda --cache warm        on a GPU, by its events
     pytest bench/ --benchmark-autosave --benchmark-compare
 
-The samples come from convkit's own timing core (`convkit.bench.timing.race`): implementations of an op take
-turns, each call has new inputs and cold caches, results are compared with float64 before, during and after.
-What is wrong is not timed, and its test fails with the reason. pytest-benchmark gets the samples through its
-timer: it is one that stands still, but for the time that a call is known to have taken. `convkit bench`
-races other libraries too.
+The samples come from the timing loop of `convkit bench` (`convkit.bench.measure.timing.race`): implementations
+of an op take turns, each call has new inputs and cold caches, results are compared with float64 before,
+during and after. What is wrong is not timed, and its test fails with the reason. pytest-benchmark gets the
+samples through a timer that stands still, but for the time that a call is known to have taken.
+`convkit bench` times other libraries too.
 """
 
 from __future__ import annotations
