@@ -53,8 +53,8 @@ def add(p: argparse.ArgumentParser) -> None:
 
     part = p.add_argument_group("what takes part")
     part.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
-    part.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
-                     "what is installed)")  # fmt: skip
+    part.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn,"
+                      "torch-compile, or none (default: what is installed, but torch-compile)")  # fmt: skip
     part.add_argument("--kernel", action="append", default=[], metavar="FILE",
                      help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
     part.add_argument("--layouts", default="usual", choices=("usual", "all"),
