@@ -7,10 +7,10 @@
     pytest bench/ --benchmark-autosave --benchmark-compare
 
 The samples come from the timing loop of `convkit bench` (`convkit.bench.measure.timing.race`).
-Implementations of an op take turns, each call has new inputs and cold caches, results are compared with float64 before,
-during and after. What is wrong is not timed, and its test fails with the reason. pytest-benchmark gets the
-samples through a timer that stands still, but for the time that a call is known to have taken.
-`convkit bench` times other libraries too.
+Implementations of an op take turns, each call has new inputs and cold caches, results are compared with
+float64 before, during and after. What is wrong is not timed, and its test fails with the reason. pytest-
+benchmark gets the samples through a timer that stands still, but for the time that a call is known to
+have taken. `convkit bench` times other libraries too.
 """
 
 from __future__ import annotations
