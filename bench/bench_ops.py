@@ -1,22 +1,24 @@
 """Every op of a training step of AlexNet, each implementation of convkit's, in pytest-benchmark's tables.
 
-    pytest bench/                                   the paper's network, batch 16, cold caches
+    pytest bench/ -k "relu or lrn"                  a first look: the paper's network, batch 4, cold caches
+    pytest bench/ --thorough -k conv2               batch 16, every round, `convkit check` first
     pytest bench/ --preset owt --batch 1 -k conv2   another network, only some layers
     pytest bench/ --device cuda --cache warm        on a GPU, by its events
     pytest bench/ --benchmark-autosave --benchmark-compare
 
-The samples come from convkit's own timing core (`convkit.bench.timing.race`): implementations of an op take
-turns, each call has new inputs and cold caches, results are compared with float64 before, during and after.
-What is wrong is not timed, and its test fails with the reason. pytest-benchmark gets the samples through its
-timer: it is one that stands still, but for the time that a call is known to have taken. `convkit bench`
-races other libraries too.
+The samples come from the timing loop of `convkit bench` (`convkit.bench.measure.timing.race`).
+Implementations of an op take turns, each call has new inputs and cold caches, results are compared with
+float64 before, during and after. What is wrong is not timed, and its test fails with the reason. pytest-
+benchmark gets the samples through a timer that stands still, but for the time that a call is known to
+have taken. `convkit bench` times other libraries too.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from convkit.bench import figures, stats
+from convkit.bench.measure import stats
+from convkit.bench.results import figures
 
 _now = 0.0
 
@@ -33,21 +35,21 @@ def _advance(seconds: float) -> None:
 
 @pytest.mark.benchmark(timer=device_time)
 @pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # by what is not timed
-def test_call(benchmark, races, row, contender):
+def test_call(benchmark, races, row, entry):
     result = races.result(row, timed=benchmark.enabled)
-    if contender in result.refused:
-        pytest.fail(f"{row} {contender!r} was not timed: {result.refused[contender]}", pytrace=False)
-    item, samples = result.item, [ms / 1e3 for calls in result.samples[contender] for ms in calls]
+    if entry in result.refused:
+        pytest.fail(f"{row} {entry!r} was not timed: {result.refused[entry]}", pytrace=False)
+    item, samples = result.item, [ms / 1e3 for calls in result.samples[entry] for ms in calls]
     replay = iter(samples)
     benchmark.group = f"{item.layer} {item.op}"
     benchmark.pedantic(lambda: _advance(next(replay)), rounds=len(samples))
-    checks, rounds = result.checks[contender], result.rounds(contender)
+    checks, rounds = result.checks[entry], result.rounds(entry)
     ms, (low, high) = stats.median(rounds), stats.interval(rounds)
     work = {"dtype": item.dtype, "math": item.math, "flops": item.flops, "bytes": item.bytes}
     ceilings = figures.ceilings_for({**work, "probes": result.probes}, races.ceilings)
     percent, ceiling = figures.share(work, ms, *ceilings)
     benchmark.extra_info.update(
-        **races.about[row, contender],
+        **races.about[row, entry],
         percent=percent,
         ceiling=ceiling,
         clock=races.clock.name,

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import pytest
 
-from convkit.bench import own, timing, work
+from convkit.bench import work
+from convkit.bench.measure import clocks, own, timing
 from convkit.errors import ConvkitError
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("convkit")
     group.addoption("--preset", default="paper", help="which AlexNet (paper, 2012, caffe, owt, small)")
-    group.addoption("--batch", type=int, default=16, help="images in a batch (default: 16)")
+    group.addoption("--batch", type=int, help="images in a batch (default: 4; --thorough: 16)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
     group.addoption(
         "--cache", default="cold", choices=timing.CACHES, help="caches before a call (default: cold)"
     )
     group.addoption("--dtype", default="float32", help="of the tensors (default: float32)")
-    group.addoption("--rounds", type=int, default=9, help="turns of each implementation (default: 9)")
+    group.addoption("--rounds", type=int, help="turns of each implementation (default: 3; --thorough: 18)")
+    group.addoption("--thorough", action="store_true", help="every round, and `convkit check` first: minutes")
     group.addoption("--reference", action="store_true", help="time the float64 reference too")
 
 
 def pytest_configure(config):
     """Refuse what cannot be, in one line, before anything is collected."""
     for name in ("batch", "rounds"):
-        if (value := getattr(config.option, name)) < 1:
+        if (value := getattr(config.option, name)) is not None and value < 1:
             raise pytest.UsageError(f"--{name} must be at least 1, not {value}")
+    if config.option.batch is None:
+        config.option.batch = 16 if config.option.thorough else 4
     try:
         config.convkit_items = _items(config.option)
     except ConvkitError as error:
@@ -44,16 +48,25 @@ def _items(options):
 
 
 def pytest_generate_tests(metafunc):
-    if "contender" not in metafunc.fixturenames:
+    if "entry" not in metafunc.fixturenames:
         return
     options = metafunc.config.option
     rows, ids = [], []
     for item in metafunc.config.convkit_items:
-        for contender in own.contenders(item, options.device, reference=options.reference):
+        for entry in own.entries(item, options.device, reference=options.reference):
             # By name: parameters are stored with the results, and must be the same in the next run.
-            rows.append((item.id, contender.name))
-            ids.append(f"{item.layer}-{item.op}-{contender.name.replace(' ', '-')}")
-    metafunc.parametrize(("row", "contender"), rows, ids=ids)
+            rows.append((item.id, entry.name))
+            ids.append(f"{item.layer}-{item.op}-{entry.name.replace(' ', '-')}")
+    metafunc.parametrize(("row", "entry"), rows, ids=ids)
+
+
+#: Of a first look: what a difference of some percent needs is `--thorough`.
+LOOK = {"rounds": 3, "turn_s": 0.02, "budget_s": 0.5, "gate": False}
+
+
+def _settings(options):
+    given = {} if options.rounds is None else {"rounds": options.rounds}
+    return timing.Settings(**{**({} if options.thorough else LOOK), **given}, cache=options.cache)
 
 
 class Races:
@@ -65,28 +78,28 @@ class Races:
         self.selected: dict[str, set[str]] = {}
         for test in session.items:
             if call := getattr(test, "callspec", None):
-                self.selected.setdefault(call.params["row"], set()).add(call.params["contender"])
+                self.selected.setdefault(call.params["row"], set()).add(call.params["entry"])
         self.results: dict[str, timing.Result] = {}
         self.about: dict[tuple[str, str], dict] = {}
-        self.clock = timing.clock_for(self.options.device)
+        self.clock = clocks.clock_for(self.options.device)
         self.ceilings = {} if self.options.benchmark_disable else self.clock.ceilings()
 
     def result(self, row: str, *, timed: bool = True) -> timing.Result:
         """What the race of an item gave; with `timed` False, just enough of one to say what is right."""
         if row not in self.results:
             item, options = self.items[row], self.options
-            settings = timing.Settings(rounds=options.rounds, cache=options.cache)
+            settings = _settings(options)
             if not timed:
                 settings = timing.Settings.quickly(rounds=1, turn_s=0, pause_s=0, cache=options.cache)
-            entries = [
-                contender
-                for contender in own.contenders(item, options.device, reference=options.reference)
-                if contender.name in self.selected[row]
+            records = [
+                entry
+                for entry in own.entries(item, options.device, reference=options.reference)
+                if entry.name in self.selected[row]
             ]
-            for contender in entries:
-                about = {"marks": list(contender.marks), "layout": contender.layout}
-                self.about[row, contender.name] = about
-            self.results[row] = timing.race(item, entries, self.clock, settings, ceilings=self.ceilings)
+            for entry in records:
+                about = {"marks": list(entry.marks), "layout": entry.layout}
+                self.about[row, entry.name] = about
+            self.results[row] = timing.race(item, records, self.clock, settings, ceilings=self.ceilings)
             if self.results[row].interrupted:
                 raise KeyboardInterrupt
         return self.results[row]

@@ -176,7 +176,7 @@ def _read(path: Path, otherwise: Any) -> Any:
 
 
 def _unclaimed(folder: Path) -> bool:
-    """Whether a task is left that nobody has begun."""
+    """Whether a task is left that no worker has begun."""
     tasks = _read(folder / "tasks.json", [])
     begun = {path.read_text(encoding="utf-8") for path in folder.glob("*.claim")}
     return bool(set(tasks) - begun - set(_read(folder / "done.json", [])))
@@ -305,20 +305,21 @@ def failed(document: Document) -> list[str]:
 # ---------------------------------------------------------------------------------------------------
 def machine() -> Document:
     """What ran it: device, driver, versions."""
-    from convkit.bench import capsule, conditions
+    from convkit.bench.results import files
+    from convkit.bench.results import machine as on
 
-    found = conditions.machine("cuda")
+    found = on.machine("cuda")
     plain = {
         **(found["gpu"] or {}),
         **{k: v for k, v in found.items() if k != "gpu"},
         "device": found["name"],
     }
-    return {**capsule.plain(plain), **capsule.commit()}
+    return {**files.plain(plain), **files.commit()}
 
 
 def kernel_hashes() -> dict[str, str]:
     """SHA-256 of each kernel file and of what they include: a figure belongs to a source."""
-    from convkit.bench import sources
+    from convkit.bench.results import sources
     from convkit.paths import kernels_dir
 
     files = sorted([*kernels_dir().glob("*.cu"), *kernels_dir().glob("*.cuh")])

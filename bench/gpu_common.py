@@ -18,7 +18,7 @@ if REHEARSED:  # before anything of convkit is imported
 
     gpu_rehearse.install()
 
-from convkit.bench.clocks import CudaClock  # noqa: E402
+from convkit.bench.measure.clocks import CudaClock  # noqa: E402
 from convkit.bench.peers import Missing, need  # noqa: E402
 
 
@@ -34,7 +34,7 @@ class Sizes:
     batch: int = 128
     net: str = "paper"
     batches: tuple[int, ...] = (128, 1)
-    seconds: float = 0.12  # of samples, for each contender of a layer
+    seconds: float = 0.12  # of samples, for each entry of a layer
     samples: int = 30
     step_seconds: float = 3.0  # of a step's samples
     layouts: tuple[str, ...] = ("NCHW", "NHWC")

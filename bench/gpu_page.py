@@ -90,7 +90,7 @@ def _wrong(record: Record) -> str:
 
 def _ceilings(records: Sequence[Record]) -> str:
     found = {k: v for r in records for k, v in r.get("found", {}).items()}
-    rows = [(name, entry["value"], entry["unit"], entry["method"]) for name, entry in found.items()]
+    rows = [(name, record["value"], record["unit"], record["method"]) for name, record in found.items()]
     return _table(("", "best", "unit", "by"), rows)
 
 

@@ -16,7 +16,9 @@ from gpu_common import REHEARSED, SIZES, Record, clock, emulated, place, torch_h
 import convkit as ck
 from convkit import check
 from convkit.arrays import np_dtype
-from convkit.bench import conditions, own, steps, work
+from convkit.bench import work
+from convkit.bench.measure import conditions, own, whole
+from convkit.bench.measure.timing import in_turns
 from convkit.bench.peers import Missing, need
 from convkit.bench.peers import torch as torch_peer
 from convkit.check import inputs as fill
@@ -75,29 +77,29 @@ def layer(key: str) -> Record:
                 record["missing"][library.__name__.strip("_")] = str(reason)
                 continue
             begun = []
-            for contender in mine:
-                about: Record = {"name": contender.name, "library": contender.library, **_facts(contender)}
+            for entry in mine:
+                about: Record = {"name": entry.name, "library": entry.library, **_facts(entry)}
                 record["contenders"].append(about)
                 try:
-                    arrays = host if contender.library == "PyTorch" else inputs
-                    run = contender.bind(arrays, outputs)
+                    arrays = host if entry.library == "PyTorch" else inputs
+                    run = entry.bind(arrays, outputs)
                     run()
                     about["first_ms"] = clock().time(run)
                 except Exception as error:  # an algorithm that refuses, a library that breaks
                     about["refused"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-                    if contender.library == own.OWN:
+                    if entry.library == own.OWN:
                         record |= {"ok": False, "error": about["refused"]}
                     continue
-                begun.append((contender, about, run))
+                begun.append((entry, about, run))
             begun.sort(key=lambda one: one[1]["first_ms"])
             field += begun[:FINALISTS]
         sample = gpu_samples.Sample(item, host) if field else None
-        for contender, about, run in field:
+        for entry, about, run in field:
             assert sample is not None
-            _poison({**outputs, **(contender.memory() if contender.memory else {})})
+            _poison({**outputs, **(entry.memory() if entry.memory else {})})
             run()
-            got = contender.read() if contender.read else {n: a.get() for n, a in outputs.items()}
-            mine = contender.implementation
+            got = entry.read() if entry.read else {n: a.get() for n, a in outputs.items()}
+            mine = entry.implementation
             about |= sample.verdict(got, mine.math if mine else item.math, own=mine is not None)
             if mine:
                 record["ok"] = about["ok"] and record["ok"] is not False
@@ -105,9 +107,9 @@ def layer(key: str) -> Record:
     return record
 
 
-def _facts(contender: Any) -> Record:
-    facts = {k: v for k, v in contender.facts.items() if isinstance(v, (str, int, float, bool))}
-    return {"layout": contender.layout, "facts": facts}
+def _facts(entry: Any) -> Record:
+    facts = {k: v for k, v in entry.facts.items() if isinstance(v, (str, int, float, bool))}
+    return {"layout": entry.layout, "facts": facts}
 
 
 def _poison(outputs: dict[str, Any]) -> None:
@@ -119,10 +121,9 @@ def _poison(outputs: dict[str, Any]) -> None:
 def _in_turns(field: list[tuple[Any, Record, Callable[[], None]]]) -> None:
     """Samples of everyone, in a random order in each round, with cold caches."""
     left = {id(about): SIZES.seconds * 1e3 for _, about, _ in field}
-    order = list(field)
+    order = random.Random()
     for _ in range(SIZES.samples):
-        random.shuffle(order)
-        for _, about, run in order:
+        for _, about, run in in_turns(field, order):
             if left[id(about)] <= 0:
                 continue
             clock().cold()
@@ -138,11 +139,11 @@ def _own(item: work.Item) -> list[Any]:
     pick = own.picked(item, "cuda")[own.PICKED]
     if pick is None:
         raise Missing(f"convkit has no CUDA kernel for {item.op} in {item.dtype}, {item.math}")
-    return [own.contender(pick, item, {})]
+    return [own.entry(pick, item, {})]
 
 
 class _Box(torch_peer.Box):
-    """PyTorch's side of a contender, which takes the host's arrays and puts them where it works."""
+    """PyTorch's side of an entry, which takes the host's arrays and puts them where it works."""
 
     def tensor(self, array: Any) -> Any:
         return super().tensor(array).to(self.device)
@@ -151,22 +152,22 @@ class _Box(torch_peer.Box):
 def _torches(item: work.Item) -> list[Any]:
     torch_here()
     torch_peer.Box = _Box  # type: ignore[misc]
-    found = torch_peer.contenders(item, place())
+    found = torch_peer.entries(item, place())
     if item.dtype == "bfloat16":
         found = [c for c in found if c.layout == "NHWC"] or found
     return found
 
 
 def _cudnn(item: work.Item) -> list[Any]:
-    from convkit.bench.peers import cudnn as peer
+    from convkit.bench.peers.cudnn import peer
 
     if REHEARSED and item.dtype != "float32":
         raise Missing("its stand-in has float32 alone")
-    engines = peer.contenders_in(item, peer._session(), need("cupy"))
+    engines = peer.entries_in(item, peer._session(), need("cupy"))
     usual = [e for e in engines if e.facts["api"] == "legacy" and e.layout in SIZES.layouts]
 
-    def rank(contender: Any) -> int:
-        found = contender.facts.get("heuristic_rank")
+    def rank(entry: Any) -> int:
+        found = entry.facts.get("heuristic_rank")
         return 99 if found is None else int(found)
 
     by_layout = [sorted((e for e in usual if e.layout == name), key=rank)[:TRIED] for name in SIZES.layouts]
@@ -202,7 +203,7 @@ def step(key: str) -> Record:
     wait = cupy.cuda.runtime.deviceSynchronize
     with emulated():
         net, to = _convkit_net() if who == "convkit" else _torch_net(who, grade)
-        x, labels = steps.images(SIZES.net, N)
+        x, labels = whole.images(SIZES.net, N)
         error = tolerance.relative_rms(np.asarray(net.logits(to(x[:2])), np.float64), _logits(N))
         right = bool(error <= LOGITS[grade])
         record: Record = {"ok": right if who == "convkit" else None, "right": right, "logits_error": error}
@@ -225,7 +226,7 @@ def step(key: str) -> Record:
 def _logits(batch: int) -> np.ndarray:
     """In float64, of the first two images of a batch."""
     net = ck.AlexNet(SIZES.net, seed=0, dtype="float64")
-    return np.asarray(net.forward(steps.images(SIZES.net, batch)[0][:2].astype(np.float64)))
+    return np.asarray(net.forward(whole.images(SIZES.net, batch)[0][:2].astype(np.float64)))
 
 
 def _convkit_net() -> tuple[Any, Callable[[Any], Any]]:

@@ -83,7 +83,7 @@ def install() -> None:
     sys.modules["cupy"] = module
     fake_cupy.KERNEL[0] = 1e-5
     from convkit import check, devices
-    from convkit.bench import clocks
+    from convkit.bench.measure import clocks
     from convkit.cuda import gpu
     from convkit.network import presets
 
@@ -267,7 +267,7 @@ def rehearse(folder: Path) -> tuple[list[Sequence[Any]], list[str]]:
 
 
 def _contents(document: gpu.Document) -> list[str]:
-    """What a document must have of each stage for anybody to learn from it."""
+    """What a document must have of each stage to be of use."""
     found = {s["name"]: s["records"] for s in document["stages"]}
     faults = [f"no records of {name}" for name, records in found.items() if not records]
     for record in found["layers"]:

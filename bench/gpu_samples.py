@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convkit.bench.trial import PEER_ERROR
+from convkit.bench.measure.trial import PEER_ERROR
 from convkit.bench.work import Item
 from convkit.op import OPS
 

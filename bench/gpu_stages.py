@@ -25,8 +25,9 @@ from gpu_common import REHEARSED, SIZES, Record, clock, emulated, place, torch_h
 
 import convkit as ck
 from convkit import check
-from convkit.bench import capsule, conditions
+from convkit.bench.measure import conditions
 from convkit.bench.peers import Missing
+from convkit.bench.results import files
 from convkit.check.cases import cases
 from convkit.cuda import nvrtc
 from convkit.cuda.header import builtin_files, read
@@ -73,7 +74,7 @@ def usable() -> bool:
 
 
 def worker(stage: Work, folder: Path, usable: Callable[[], bool] = lambda: True) -> int:
-    """Take one task after another, as long as there are some that nobody has taken; the exit status."""
+    """Take one task after another, as long as there are some; the exit status."""
     try:
         stage.missing()
     except (Missing, MissingExtra) as reason:
@@ -99,7 +100,7 @@ def worker(stage: Work, folder: Path, usable: Callable[[], bool] = lambda: True)
                     "error": f"{text} ({Path(at.filename).name}:{at.lineno})",
                 }
             record = {"key": key, **record, "seconds": round(time.monotonic() - began, 4)}
-            records.write(json.dumps(capsule.plain(record)) + "\n")
+            records.write(json.dumps(files.plain(record)) + "\n")
             records.flush()
             if not usable():
                 print(f"the CUDA context is lost after {key}", file=sys.stderr)

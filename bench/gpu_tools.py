@@ -21,7 +21,8 @@ from gpu_common import REHEARSED, SIZES, Record, emulated
 
 from convkit import check
 from convkit.arrays import np_dtype
-from convkit.bench import own, work
+from convkit.bench import work
+from convkit.bench.measure import own
 from convkit.bench.peers import Missing
 from convkit.call import Call
 from convkit.check import inputs as fill

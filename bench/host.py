@@ -49,8 +49,8 @@ class Row:
 
     Attributes
     ----------
-    section, name, who : str
-        `who` is "convkit", "torch" or "cupy".
+    section, name, library : str
+        `library` is "convkit", "torch" or "cupy".
     inner : int
         Calls that a sample is the mean of.
     launches : int, optional
@@ -63,7 +63,7 @@ class Row:
 
     section: str
     name: str
-    who: str = "convkit"
+    library: str = "convkit"
     inner: int = 1
     launches: int | None = None
     wall_us: list[float] = field(default_factory=list)
@@ -91,6 +91,8 @@ class Row:
 
 def sample(rows: list[tuple[Row, Callable[[], Any]]], rounds: int, seed: int = 0) -> None:
     """Time calls in turns, in a random order in each round."""
+    from convkit.bench.measure.timing import in_turns
+
     order = random.Random(seed)
     for row, call in rows:
         for _ in range(3):
@@ -100,9 +102,7 @@ def sample(rows: list[tuple[Row, Callable[[], Any]]], rounds: int, seed: int = 0
         once = max(1, time.perf_counter_ns() - began)
         row.inner = max(1, min(50, 400_000 // once))  # a sample of some 0.4 ms
     for _ in range(rounds):
-        turns = list(rows)
-        order.shuffle(turns)
-        for row, call in turns:
+        for row, call in in_turns(rows, order):
             inner = range(row.inner)
             wall, thread = time.perf_counter_ns(), time.thread_time_ns()
             for _ in inner:
@@ -327,7 +327,7 @@ def table(rows: list[Row]) -> str:
         lines = [[r.name, r.note or _cell(r), _cell(r, "wall_us")] for r in found]
         parts.append("CuPy's own share: us\n\n" + shown(("what", "thread", "wall"), lines))
     if found := of("cpu"):
-        by = {(r.name, r.who): r for r in found}
+        by = {(r.name, r.library): r for r in found}
         lines = []
         for name in dict.fromkeys(r.name for r in found):
             mine, theirs = by[name, "convkit"], by.get((name, "torch"))
@@ -336,7 +336,7 @@ def table(rows: list[Row]) -> str:
             lines.append([name, _cell(mine), _cell(mine, "wall_us"), _cell(theirs, "wall_us"), *times])
         headers = ("op", "thread", "wall", "PyTorch's wall", "ratio", "to conv2d")
         parts.append("CPU path: us a call\n\n" + shown(headers, lines))
-        if not any(r.who == "torch" for r in found):
+        if not any(r.library == "torch" for r in found):
             parts[-1] += "\n\nPyTorch is not installed"
         else:
             parts[-1] += (

@@ -62,6 +62,10 @@ class Implementation:
     flags : tuple of str
         Which flags of the op `run` takes by keyword. By default those that its signature names, or all
         where it has ``**options``.
+    flops : callable, optional
+        `flops(problem)` returns the operations of an algorithm that needs fewer than the op's definition.
+        None: those of the definition. `convkit bench` holds its times against the machine's peak by this,
+        and refuses what no fast algorithm could do with.
     compiled : bool
         Its work is done by compiled code, which takes inputs as const and knows nothing of NumPy's warnings:
         dispatch then spares a call the protection of its inputs, and `np.errstate`.
@@ -83,6 +87,7 @@ class Implementation:
     workspace: Callable[[Any], int] | None = None
     prepare: Callable[[Any], Callable[..., None]] | None = None
     flags: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ puts a tuple there
+    flops: Callable[[Any], int] | None = None
     compiled: bool = False
     source: str = field(default="", compare=False)
 
@@ -325,19 +330,6 @@ _choice: ContextVar[Choice] = ContextVar("convkit_choice", default=DEFAULT)
 def current_choice() -> Choice:
     """The choice in force here; hashable, so that a plan can be kept for it."""
     return _choice.get()
-
-
-@contextlib.contextmanager
-def preserved() -> Iterator[None]:
-    """Implementations are afterwards what they are now, though somebody changes them meanwhile."""
-    before = [(implementation, dict(vars(implementation))) for implementation in _IMPLEMENTATIONS.values()]
-    try:
-        yield
-    finally:
-        for implementation, values in before:
-            if vars(implementation) != values:
-                vars(implementation).update(values)
-                changed()
 
 
 @contextlib.contextmanager

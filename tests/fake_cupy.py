@@ -300,7 +300,7 @@ def _wait_until(end: float) -> None:
 # ---------------------------------------------------------------------------------------------------
 # Pinned memory, and the kernel that spins on it
 # ---------------------------------------------------------------------------------------------------
-#: Name of the kernel that holds a stream back: `convkit.bench.hold`.
+#: Name of the kernel that holds a stream back: `convkit.bench.measure.hold`.
 HOLD = "convkit_hold"
 _pinned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 #: Of each stream that is held back, how much of its work is not behind the hold.

@@ -14,7 +14,7 @@ from conftest import need
 
 import convkit as ck
 from convkit import arrays, check, devices
-from convkit.bench import clocks, profile
+from convkit.bench.measure import clocks, profile
 from convkit.bench.peers import networks
 from convkit.cli import main
 from convkit.cuda.emulate import Emulator

@@ -21,7 +21,17 @@ ORDER = (
     "version errors",
 )  # fmt: skip
 #: The rooms of the bench, likewise.
-BENCH = ("command", "show", "results", "measure peers", "work")
+BENCH = (
+    "command",
+    "arguments show",
+    "results",
+    "peers",
+    "measure",
+    "steps",
+    "work status",
+    "geometries",
+    "__init__",
+)
 
 
 def modules() -> dict[str, Path]:
@@ -75,6 +85,10 @@ def upward(order: tuple[str, ...], depth: int, names: list[str]) -> list[str]:
 
 def test_a_room_imports_what_stands_below_it():
     assert not upward(ORDER, 1, sorted(GRAPH))
+
+
+def test_a_room_of_the_bench_imports_what_stands_below_it():
+    assert not upward(BENCH, 2, sorted(name for name in GRAPH if name.startswith("convkit.bench")))
 
 
 def circles() -> list[list[str]]:

@@ -1,8 +1,13 @@
-"""Benchmarks that can be believed: what is measured, by what clock, against whom, and what it is worth.
+"""Benchmarks that can be believed: what is measured, by what clock, beside what, and what it is worth.
 
-`timing.race` lets contenders take turns; `trial` sees to it that none of them is paid for work it did not
-do; `stats` says what the samples show; `conditions` what state the machine was in meanwhile. What is
-measured is in `work`, other libraries are in `peers`, a run's record is a `capsule`.
+    work, steps, geometries    what is measured: ops of layers, whole networks, other convolutions
+    status                     which kernels a GPU has run
+    measure/                   the timing loop, clocks, fresh inputs, checks and defences, statistics
+    peers/                     other libraries, cuDNN among them
+    results/                   a run and its result file; one that is verified, compared, measured again
+    show/                      tables, charts, pictures, the page
+    command                    `convkit bench`, `verify`, `compare`, `report`
 
+Each line may import those above it; `peers` and `measure` stand side by side, but entries are `measure`'s.
 Importing this imports none of them.
 """

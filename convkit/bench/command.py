@@ -1,6 +1,6 @@
 """`convkit bench | verify | compare | report`: what is typed, in; exit status, out.
 
-Nothing heavy is imported before a command runs, and the number of threads is set before anybody has threads
+Nothing heavy is imported before a command runs, and the number of threads is set before any library has some
 (but NumPy, which is told).
 """
 
@@ -19,23 +19,11 @@ from typing import TYPE_CHECKING, Any
 import threadpoolctl
 
 from ..errors import MissingExtra, OptionError, unknown
+from . import arguments
 
 if TYPE_CHECKING:
-    from .run import Options
+    from .results.run import Options
     from .work import Item, Wanted
-
-_BENCH = """\
-Time ops of this machine's kernels, each checked before, during and after, in turns with other libraries.
-
-  convkit bench                                        AlexNet's layers, N = 16, float32
-  convkit bench --quick                                a first look: a minute or two
-  convkit bench --layers conv2,conv4 --batch 1,16 --directions fwd,dgrad
-  convkit bench --op lrn_fprop                         AlexNet's cases of an op
-  convkit bench --conv 8,64,56,56,128,3,3,stride=2,pad=1
-  convkit bench --kernel my_kernel.cu                  this file's implementation among the rest
-  convkit bench --step --batch 16                      whole training steps
-  convkit bench --json run.json                        a capsule, written after every row; --resume goes on
-"""
 
 
 def add_bench(commands: Any) -> None:
@@ -43,10 +31,10 @@ def add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
         help="time kernels, layers and steps, against other libraries",
-        description=_BENCH,
+        description=arguments.DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_bench(bench)
+    arguments.add(bench)
     bench.set_defaults(run=_bench)
 
 
@@ -54,12 +42,12 @@ def add_verify(commands: Any) -> None:
     """Add `convkit verify`."""
     verify = commands.add_parser(
         "verify",
-        help="recheck a capsule of `convkit bench --json`",
-        description="Recheck a capsule: its digest, the hash of each kernel's source against the installed "
-        "file, and every figure and verdict, recomputed from the raw samples. Exit status 1 where something "
-        "does not hold.",
+        help="recheck a result file of `convkit bench --json`",
+        description="Recheck a result file: its digest, the hash of each kernel's source against the "
+        "installed file, and every figure and verdict, recomputed from the raw samples. Exit status 1 where "
+        "something does not hold.",
     )
-    verify.add_argument("capsule")
+    verify.add_argument("capsule", metavar="FILE")
     verify.add_argument(
         "--rerun", action="store_true", help="measure its rows again here, and say which times agree"
     )
@@ -77,13 +65,13 @@ def add_compare(commands: Any) -> None:
     """Add `convkit compare`."""
     compare = commands.add_parser(
         "compare",
-        help="compare two capsules row by row",
-        description="How many times longer the first took, row by row, with its interval. Refuses capsules "
-        "of different machines or caches.",
+        help="compare two result files row by row",
+        description="How many times longer the first took, row by row, with its interval. Refuses result "
+        "files of different machines or caches.",
     )
     compare.add_argument("a")
     compare.add_argument("b")
-    compare.add_argument("--all", action="store_true", help="every contender, not convkit's picks alone")
+    compare.add_argument("--all", action="store_true", help="every entry, not convkit's picks alone")
     compare.add_argument(
         "--force", action="store_true", help="compare what is not comparable, with a warning"
     )
@@ -94,70 +82,13 @@ def add_report(commands: Any) -> None:
     """Add `convkit report`."""
     report = commands.add_parser(
         "report",
-        help="make one self-contained HTML page of capsules",
+        help="make one self-contained HTML page of result files",
         description="One self-contained HTML page: pictures, and tables that can be sorted.",
     )
-    report.add_argument("capsules", nargs="+", metavar="capsule")
+    report.add_argument("capsules", nargs="+", metavar="FILE")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: report.html")
     report.add_argument("--picture", metavar="FILE", help="a PNG too (needs matplotlib)")
     report.set_defaults(run=_report)
-
-
-def _add_bench(p: argparse.ArgumentParser) -> None:
-    what = p.add_argument_group("what is measured")
-    what.add_argument("--net", default="alexnet", help="alexnet (default)")
-    what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe, owt or small")
-    what.add_argument("--layers", metavar="A,B", help="only these, such as conv2,norm1+pool1")
-    what.add_argument(
-        "--directions", metavar="A,B", help="of fwd,dgrad,wgrad,bgrad,update (default: the first three)"
-    )
-    what.add_argument("--op", action="append", default=[], help="only this op; repeatable")
-    what.add_argument("--conv", action="append", default=[], metavar="N,C,H,W,K,R,S[,stride=2,pad=1,...]",
-                      help="a convolution of your own; also dilation=, groups=; repeatable")  # fmt: skip
-    what.add_argument("--step", action="store_true", help="whole training steps")
-    what.add_argument("--batch", default="16", metavar="N,M", help="images (default: 16)")
-    what.add_argument("--dtype", default="float32", metavar="A,B", help="storage (default: float32)")
-    what.add_argument(
-        "--math",
-        default="fp32",
-        help="coarsest float32 arithmetic: fp32 (default), fp32-emulated, tf32; marks say where finer runs",
-    )
-
-    who = p.add_argument_group("who takes part")
-    who.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
-    who.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn, or none (default: "
-                     "what is installed)")  # fmt: skip
-    who.add_argument("--kernel", action="append", default=[], metavar="FILE",
-                     help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
-    who.add_argument("--layouts", default="usual", choices=("usual", "all"),
-                     help="of convkit's implementations: NCHW and a network's own, or all")  # fmt: skip
-    who.add_argument("--reference", action="store_true", help="the float64 reference too: slow")
-
-    how = p.add_argument_group("how")
-    how.add_argument("--quick", action="store_true", help="few rounds; alone, some layers forward at N = 2")
-    how.add_argument("--cache", default="cold", help="cold (default) or warm, before each call")
-    how.add_argument("--rounds", type=int, help="turns of each contender; fewer than 6 give no verdict")
-    how.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="of one contender in one row (default: 30; quick: 3)"
-    )
-    how.add_argument(
-        "--turn", type=float, metavar="SECONDS", help="that a turn of short calls is filled with"
-    )
-    how.add_argument("--pause", type=float, metavar="SECONDS", help="of rest before each turn")
-    how.add_argument("--threads", type=int, help="of everyone (default: the CPUs of this process)")
-    how.add_argument("--seed", type=int, default=0, help="of the order of turns (default: 0)")
-    how.add_argument("--no-gate", action="store_true", help="leave out `convkit check`'s cases; results "
-                     "at the timed size are checked in any case")  # fmt: skip
-
-    out = p.add_argument_group("results")
-    out.add_argument(
-        "--json", metavar="FILE", help="the capsule, written after every row ('-': stdout, at the end)"
-    )
-    out.add_argument("--resume", action="store_true", help="go on with the capsule of --json")
-    out.add_argument("--overwrite", action="store_true", help="replace the capsule of --json")
-    out.add_argument("--html", metavar="FILE", help="a report, one self-contained page")
-    out.add_argument("--picture", metavar="FILE", help="a PNG (needs matplotlib)")
-    out.add_argument("--summary", action="store_true", help="print the closing table only")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -198,25 +129,38 @@ def use_threads(count: int | None) -> None:
     threadpoolctl.threadpool_limits(count, user_api="blas")
 
 
+def _whole(args: argparse.Namespace) -> list[str]:
+    """Which options ask for something that is no single op of a layer."""
+    return [
+        name for name in ("step", "forward", "memory", "first-call") if vars(args)[name.replace("-", "_")]
+    ]
+
+
 def wanted_of(args: argparse.Namespace) -> Wanted:
     """What the arguments ask for."""
     from . import work
+    from .geometries import GEOMETRIES
 
+    geometries = tuple(GEOMETRIES) if args.geometries else ()
     wanted = work.Wanted(
         args.net, args.preset, _words("--layers", args.layers), _words("--directions", args.directions),
         _batches(args.batch), tuple(args.op), tuple(args.conv), _words("--dtype", args.dtype), args.math,
+        geometries,
     )  # fmt: skip
-    if args.step and (wanted.layers or wanted.ops or wanted.convs or wanted.directions):
-        raise OptionError("--step is a whole step: it takes no --layers, --directions, --op or --conv")
-    if args.step and wanted.math != "fp32":
-        raise OptionError(f"--step is measured in fp32, not {wanted.math!r}; --math is for single ops")
+    if whole := _whole(args):
+        if wanted.layers or wanted.ops or wanted.convs or wanted.directions or geometries:
+            parts = "--layers, --directions, --op, --conv or --geometries"
+            raise OptionError(f"--{whole[0]} is measured as a whole: it takes no {parts}")
+        if wanted.math != "fp32":
+            words = f"in fp32, not {wanted.math!r}; --math is for single ops"
+            raise OptionError(f"--{whole[0]} is measured {words}")
     work.check_names("network", (wanted.net,), work.NETS)
     return work.quick(wanted) if args.quick else wanted
 
 
 def settings_of(args: argparse.Namespace) -> Any:
     """The timing core's settings."""
-    from .timing import CACHES, Settings
+    from .measure.entry import CACHES, Settings
 
     if args.cache not in CACHES:
         raise unknown("cache", args.cache, CACHES)
@@ -233,11 +177,11 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def _bench(args: argparse.Namespace) -> int:
     from ..devices import on_gpu
-    from .conditions import MEASURE_THE_CPU, device_of
+    from .measure.conditions import MEASURE_THE_CPU, device_of
 
     use_threads(args.threads)
     device = device_of(args.device)
-    # Whoever allocates, launches or asks the GPU what it is, then means this one.
+    # So that every allocation, launch and question to the GPU means this one.
     with contextlib.nullcontext() if device == "cpu" else on_gpu(device, MEASURE_THE_CPU):
         return _bench_on(device.partition(":")[0], args)
 
@@ -249,8 +193,9 @@ def _bench_on(device: str, args: argparse.Namespace) -> int:
         raise OptionError("--json - needs a standard output, which is closed")
     before = _before(args)
     _require_outputs(args.html, args.picture)
-    from . import own, peers
-    from .run import Options
+    from . import peers
+    from .measure import own
+    from .results.run import Options
 
     users = own.register_files(args.kernel)
     _require_users(users, items, device)
@@ -274,13 +219,13 @@ def _bench_on(device: str, args: argparse.Namespace) -> int:
 
 def _require_outputs(page: str | None, picture: str | None) -> None:
     """Refuse what cannot be written, or drawn, before anything is measured."""
-    from .capsule import writable
+    from .results.files import writable
 
     for path in (page, picture):
         if path:
             writable(path)
     if picture:
-        from .pictures import require_png
+        from .show.pictures import require_png
 
         require_png(picture)
         if importlib.util.find_spec("matplotlib") is None:
@@ -289,24 +234,27 @@ def _require_outputs(page: str | None, picture: str | None) -> None:
 
 def _items(args: argparse.Namespace) -> list[Item]:
     from . import steps, work
+    from .results.apart import first_calls
 
-    wanted = wanted_of(args)
-    return steps.items(wanted) if args.step else work.items(wanted)
+    wanted, whole = wanted_of(args), _whole(args)
+    found = [item for op in work.NETWORK_OPS if op in whole for item in steps.items(wanted, op)]
+    found += first_calls() if "first-call" in whole else []
+    return found or work.items(wanted)
 
 
 def _before(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The capsule to go on with; refuses to lose one."""
-    from . import capsule
+    """The result file to go on with; refuses to lose one."""
+    from .results import files
 
     if not args.json:
         if args.resume:
-            raise OptionError("--resume needs --json FILE, the capsule to go on with")
+            raise OptionError("--resume needs --json FILE, the result file to go on with")
         return None
-    capsule.writable(args.json)
+    files.writable(args.json)
     if args.json == "-" or not Path(args.json).exists():
         return None
     if args.resume:
-        return capsule.load(args.json)
+        return files.load(args.json)
     if not args.overwrite:
         raise OptionError(f"{args.json} exists: --resume goes on with it, --overwrite replaces it")
     return None
@@ -328,8 +276,8 @@ def _measured(
     options: Options, field: Any, items: list[Item], before: Any, progress: Progress
 ) -> dict[str, Any]:
     """Run it; a polite kill is a Ctrl-C."""
-    from .run import Run
-    from .timing import clock_for
+    from .measure.clocks import clock_for
+    from .results.run import Run
 
     def terminate(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -350,21 +298,22 @@ def _measured(
 
 
 def _results(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    from . import capsule, tables
+    from .results import files
+    from .show import tables
 
     if args.json == "-":
-        capsule.write(document, "-")
+        files.write(document, "-")
     else:
         print(f"\n{tables.summary(document)}")
         if args.json:
-            print(f"capsule   {args.json}")
+            print(f"result file   {args.json}")
     if args.html:
-        from . import report
+        from .show import report
 
         report.write([document], args.html)
         print(f"report    {args.html}", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.picture:
-        from . import pictures
+        from .show import pictures
 
         pictures.picture([document], args.picture)
         print(f"picture   {args.picture}", file=sys.stderr if args.json == "-" else sys.stdout)
@@ -393,7 +342,7 @@ class Progress:
         """A row that is there."""
         from tqdm import tqdm
 
-        from . import tables
+        from .show import tables
 
         if self.bar is not None:
             self.bar.total = total
@@ -411,9 +360,9 @@ class Progress:
 # convkit verify, compare, report
 # ---------------------------------------------------------------------------------------------------
 def _verify(args: argparse.Namespace) -> int:
-    from . import capsule, verify
+    from .results import files, verify
 
-    document = capsule.load(args.capsule)
+    document = files.load(args.capsule)
     users = [Path(path) for path in args.kernel]
     for path in users:
         if not path.is_file():
@@ -423,14 +372,16 @@ def _verify(args: argparse.Namespace) -> int:
         print(finding)
     failed = sum(f.state == verify.FAIL for f in findings)
     if args.rerun:
-        from . import rerun
+        from .results import rerun
+        from .show import tables
 
         progress = Progress()
         try:
             again = rerun.rerun(document, args.kernel, progress.say, progress.begin)
         finally:
             progress.close()
-        print("\n" + again.table)
+        table = [tables.comparison(again.rows)] if again.rows else []
+        print("\n" + "\n".join([*table, *again.lines]))
         failed += again.failed
     words = f"{failed} of them failed" if failed else "it holds"
     print(f"\n{args.capsule}: {len(document['rows'])} rows, {len(findings)} findings: {words}")
@@ -438,9 +389,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from . import capsule, compare, tables
+    from .results import compare, files
+    from .show import tables
 
-    a, b = capsule.load(args.a), capsule.load(args.b)
+    a, b = files.load(args.a), files.load(args.b)
     unlike = compare.differences(a, b)
     if unlike and not args.force:
         raise OptionError(f"these cannot be compared: {'; '.join(unlike)}; --force does it all the same")
@@ -468,17 +420,17 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from . import capsule
+    from .results import files
 
     _require_outputs(args.output, args.picture)
-    capsules = [capsule.load(path) for path in args.capsules]
-    from . import report
+    documents = [files.load(path) for path in args.capsules]
+    from .show import report
 
-    report.write(capsules, args.output)
+    report.write(documents, args.output)
     print(f"report    {args.output}")
     if args.picture:
-        from . import pictures
+        from .show import pictures
 
-        pictures.picture(capsules, args.picture)
+        pictures.picture(documents, args.picture)
         print(f"picture   {args.picture}")
     return 0

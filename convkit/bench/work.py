@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from ..errors import ConvkitError, OptionError, unknown
@@ -26,17 +27,20 @@ from ..ops.maxpool2d import Pool2d
 from ..ops.reorder import Reorder
 from ..ops.softmax_xent import SoftmaxXent
 from ..registry import ALL_DTYPES, MATH
+from .geometries import GEOMETRIES
+from .geometries import QUICK as QUICK_GEOMETRIES
 
 #: What `--directions` takes, in the order of the tables. "update" is the rule that changes the weights.
 DIRECTIONS = ("fwd", "dgrad", "wgrad", "bgrad", "update")
 #: Those that are measured unless others are asked for; a bias's gradient and the update are pure traffic.
 USUAL = ("fwd", "dgrad", "wgrad")
 NETS = ("alexnet",)
-#: The op of a row that is a whole training step.
-STEP = "step"
-#: Products that a tile of 7 x 7 pixels can save at most: with 4 taps along each side, 49 stand for 256. So a
-#: fast convolution does at least this share of the definition's work, whatever its window.
-FAST_SHARE = 49 / 256
+#: The "ops" of rows that are a network's: a training step, its forward pass, the memory of a step.
+STEP, FORWARD, MEMORY = NETWORK_OPS = ("step", "forward", "memory")
+#: The layer of a row that is an op's first call in a process.
+FIRST_CALL = "first call"
+#: Points along one side of the largest tile of a fast convolution: with more, float32 loses too many digits.
+FAST_TILE = 8
 #: More than any extent has; Python reads no number of more than 4300.
 MOST_DIGITS = 100
 #: The options of `--conv`, and what they set.
@@ -57,7 +61,7 @@ class Item:
         Name in the registry.
     problem : Problem
     dtype, math : str
-        Storage, and the coarsest float32 arithmetic that its contenders may use.
+        Storage, and the coarsest float32 arithmetic that its entries may use.
     layer, net : str
         Where it comes from; `net` is empty for a geometry that a user typed.
     batch : int
@@ -81,7 +85,7 @@ class Item:
     @property
     def direction(self) -> str:
         """One of `DIRECTIONS`."""
-        return direction_of(self.op)
+        return OPS[self.op].direction
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -95,17 +99,53 @@ class Item:
 
     @property
     def fast_flops(self) -> int:
-        """The least that any algorithm does with: of a convolution `FAST_SHARE`, of the rest all."""
-        return int(self.flops * FAST_SHARE) if isinstance(self.problem, Conv2d) else self.flops
+        """The least that any algorithm does with: see `fast_share`."""
+        return int(self.flops * fast_share(self.problem))
 
     @property
     def bytes(self) -> int:
         """Each input read once, each output written once."""
         return self.problem.bytes(*self.inputs, *OPS[self.op].outputs)
 
+    @property
+    def kind(self) -> str:
+        """What is measured of it: see `kind_of`."""
+        return kind_of(self.op, self.layer)
+
+    @property
+    def text(self) -> str:
+        """The problem in a few words: see `text_of`."""
+        return text_of(self)
+
     def fields(self) -> dict[str, Any]:
-        """The problem as plain values, for a capsule."""
+        """The problem as plain values, for a result file."""
         return asdict(self.problem)
+
+
+def kind_of(op: str, layer: str) -> str:
+    """What a row measures: "time", of one call of many; `MEMORY`; or `FIRST_CALL`, which is a time too."""
+    return MEMORY if op == MEMORY else FIRST_CALL if layer == FIRST_CALL else "time"
+
+
+def fast_share(problem: Problem) -> float:
+    """The share of the definition's multiplications that a fast algorithm needs at least.
+
+    A minimal filter makes m outputs of r taps with m + r - 1 products, along each axis. Long windows are cut
+    into shorter ones, and a stride is taken away by making channels of the pixels that it skips.
+    """
+    if not isinstance(problem, Conv2d):
+        return 1.0
+    axes = ((problem.R, problem.stride_h), (problem.S, problem.stride_w))
+    return prod(
+        min(1.0, *(_along(taps, stride, cuts) for cuts in range(1, taps + 1))) for taps, stride in axes
+    )
+
+
+def _along(taps: int, stride: int, cuts: int) -> float:
+    """The share along one axis, where the window is cut into so many."""
+    short = -(-taps // (stride * cuts))
+    outputs = FAST_TILE + 1 - short
+    return 1.0 if outputs < 1 else cuts * stride * FAST_TILE / outputs / taps
 
 
 def identity(net: str, layer: str, op: str, batch: int, dtype: str, math: str) -> str:
@@ -126,16 +166,8 @@ def text_of(item: Item) -> str:
     return " ".join(words)
 
 
-def direction_of(op: str) -> str:
-    """The direction of an op, by its name."""
-    last = op.removesuffix("_relu").rpartition("_")[2]
-    return {"fprop": "fwd", "reorder": "fwd", "rank": "fwd", "summary": "fwd"}.get(
-        last, last if last in DIRECTIONS else "update"
-    )
-
-
 def item_of(row: Mapping[str, Any]) -> Item:
-    """The item that a capsule's row was measured on.
+    """The item that a row of a result file was measured on.
 
     Raises
     ------
@@ -179,6 +211,7 @@ class Wanted:
     convs: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
     math: str = "fp32"
+    geometries: tuple[str, ...] = ()
 
 
 def items(wanted: Wanted) -> list[Item]:
@@ -192,13 +225,16 @@ def items(wanted: Wanted) -> list[Item]:
     check_names("direction", wanted.directions, DIRECTIONS)
     check_names("op", wanted.ops, OPS)
     check_names("dtype", wanted.dtypes, ALL_DTYPES)
+    check_names("geometry", wanted.geometries, GEOMETRIES)
     if wanted.math not in MATH:
         raise unknown("math", wanted.math, MATH)
     found: list[Item] = []
     for dtype in wanted.dtypes:
         for text in wanted.convs:
             found += _of_conv(text, dtype, wanted)
-        if wanted.convs and not (wanted.layers or wanted.ops):
+        for name in wanted.geometries:
+            found += _of_conv(GEOMETRIES[name], dtype, wanted, name)
+        if (wanted.convs or wanted.geometries) and not (wanted.layers or wanted.ops):
             continue
         for batch in wanted.batches:
             found += _of_net(wanted, batch, dtype)
@@ -224,6 +260,8 @@ def _of_net(wanted: Wanted, batch: int, dtype: str) -> list[Item]:
     check_names(f"layer of {wanted.net} ({wanted.preset})", wanted.layers, names)
     chosen = [item for item in whole if not wanted.layers or item.layer in wanted.layers]
     if wanted.ops:
+        elsewhere = [] if wanted.layers else [op for op in wanted.ops if all(i.op != op for i in whole)]
+        chosen += [item for op in elsewhere for item in of_cases(op, batch, dtype, wanted.math)]
         return [
             item
             for item in chosen
@@ -232,12 +270,12 @@ def _of_net(wanted: Wanted, batch: int, dtype: str) -> list[Item]:
     return [item for item in chosen if item.direction in (wanted.directions or USUAL)]
 
 
-def _of_conv(text: str, dtype: str, wanted: Wanted) -> Iterator[Item]:
+def _of_conv(text: str, dtype: str, wanted: Wanted, name: str = "") -> Iterator[Item]:
     problem = replace(convolution(text), dtype=dtype)
     for op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"):
-        if direction_of(op) not in (wanted.directions or USUAL):
+        if OPS[op].direction not in (wanted.directions or USUAL):
             continue
-        label = "".join(text.split())
+        label = name or "".join(text.split())
         yield Item(
             identity("", label, op, problem.N, dtype, wanted.math),
             *(op, problem, dtype, wanted.math),
@@ -338,35 +376,47 @@ def of_preset(name: str, batch: int, dtype: str = "float32", math: str = "fp32")
     for layer, after in pairwise((*layers, None)):
         assert layer is not None
         y = layer.output_shape(shape, chosen.num_classes)
-        for entry in _of_layer(layer, shape, chosen.num_classes, dtype):
-            yield item(*entry[:-1], **entry[-1])
-        for entry in _fused(layer, previous, after, shape, y, dtype, chosen.update):
-            yield item(*entry[:-1], **entry[-1])
+        for record in _of_layer(layer, shape, chosen.num_classes, dtype):
+            yield item(*record[:-1], **record[-1])
+        for record in _fused(layer, previous, after, shape, y, dtype, chosen.update):
+            yield item(*record[:-1], **record[-1])
         previous, shape = layer, y
     problem = SoftmaxXent(batch, chosen.num_classes, dtype)
     yield item("loss", "softmax_xent_fprop", problem)
     yield item("loss", "softmax_xent_dgrad", problem)
 
 
+def of_cases(op: str, batch: int, dtype: str, math: str) -> Iterator[Item]:
+    """An op that no AlexNet has, on the layers that its own cases name."""
+    row = OPS[op]
+    stretch = row.cases.extents.get("N")
+    options = dict(row.cases.options[0]) if row.cases.options else {}
+    for name, plain in row.cases.layers():
+        problem: Any = stretch(plain, batch) if stretch else plain
+        problem = replace(problem, dtype=dtype)
+        identifier = identity("cases", name, op, batch, dtype, math)
+        yield Item(identifier, op, problem, dtype, math, name, "cases", batch, options, row.optional)
+
+
 #: (layer's name, op, problem, absent inputs, options)
-Entry = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
+Record = tuple[str, str, Problem, tuple[str, ...], dict[str, Any]]
 
 
-def _of_layer(layer: Layer, x: Shape, num_classes: int, dtype: str) -> Iterator[Entry]:
+def _of_layer(layer: Layer, x: Shape, num_classes: int, dtype: str) -> Iterator[Record]:
     """A layer's own ops, one by one, in the order of `DIRECTIONS`."""
     passes = layer.passes(x, num_classes, dtype)
     if passes.forward is None:
         yield layer.name, "reorder", Reorder(*x, dtype), (), {}  # type: ignore[call-arg, arg-type]
         return
     training = {**layer.options(True), "seed": 1} if isinstance(layer, Dropout) else {}
-    uses = sorted((passes.forward, *passes.backward), key=lambda use: DIRECTIONS.index(direction_of(use.op)))
+    uses = sorted((passes.forward, *passes.backward), key=lambda use: DIRECTIONS.index(OPS[use.op].direction))
     for use in uses:
         yield layer.name, use.op, use.problem, OPS[use.op].optional, {**use.options, **training}
 
 
 def _fused(
     layer: Layer, before: Layer | None, after: Layer | None, x: Shape, y: Shape, dtype: str, update: Update
-) -> Iterator[Entry]:
+) -> Iterator[Record]:
     """What convkit does in one op that begins with this layer."""
     relu = after.name if isinstance(after, Relu) else ""
     if isinstance(layer, Conv):
@@ -402,10 +452,11 @@ def quick(wanted: Wanted) -> Wanted:
     plain = Wanted()
     known = preset(wanted.preset).layers
     names = {layer.name for layer in known} | {"norm1+pool1"}
-    rest = not (wanted.layers or wanted.ops or wanted.convs)
+    rest = not (wanted.layers or wanted.ops or wanted.convs or wanted.geometries)
     return replace(
         wanted,
         layers=tuple(n for n in QUICK_LAYERS if n in names) if rest else wanted.layers,
+        geometries=tuple(name for name in wanted.geometries if name in QUICK_GEOMETRIES),
         directions=("fwd",) if rest and not wanted.directions else wanted.directions,
         batches=(2,) if wanted.batches == plain.batches else wanted.batches,
     )

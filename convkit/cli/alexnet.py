@@ -21,7 +21,7 @@ from ..registry import use
 from ._output import printable, require_writable, table, write
 
 if TYPE_CHECKING:
-    from ..bench.profile import Profile, Row
+    from ..bench.measure.profile import Profile, Row
 
 _HEADERS = (
     *("layer", "implementation", "math", "layout", "output"),
@@ -162,7 +162,7 @@ def _check_used(net: Any, batch: int) -> int:
 def _profile(net: Any, x: Any, labels: Any, args: argparse.Namespace) -> Profile:
     from tqdm import tqdm
 
-    from ..bench.profile import profile
+    from ..bench.measure.profile import profile
 
     plan = net.plan(len(x))
     total = args.repeats + 1 + (0 if args.no_errors else len(plan.calls()) - 1)

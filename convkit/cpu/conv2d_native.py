@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -107,10 +107,12 @@ def _register(
     when: Callable[..., str | None],
     bindings: Bindings,
     frames: int = 0,
+    flops: Callable[..., int] | None = None,
 ) -> None:
     """Register the passes of one algorithm for one layout.
 
-    `frames`: its maps lie in frames of zeros, of so many channels at a time; 0: they do not.
+    `frames`: its maps lie in frames of zeros, of so many channels at a time; 0: they do not. `flops`: the
+    operations of a pass, where they are fewer than the definition's.
     """
     flags = _flags(layout)
 
@@ -135,6 +137,7 @@ def _register(
         return {
             "name": algorithm, "rank": rank, "error": error, "layout": layout, "float64": False,
             "compiled": True, "missing": extension.kernels_missing, "when": fits, "workspace": workspace,
+            "flops": partial(flops, way=way) if flops else None,
         }  # fmt: skip
 
     def bind(way: str, g: Conv2d) -> tuple[Any, ...]:
@@ -212,9 +215,21 @@ def _winograd(g: Conv2d, way: str, layout: str) -> str | None:
     return None
 
 
+def _winograd_flops(g: Conv2d, way: str) -> int:
+    """Multiply-adds of the 49 matrix products, as 2 each; a stride makes channels of the pixels it skips."""
+    stride = g.stride_h if g.P > 1 else 1
+    taps = -(-g.R // stride)
+    outputs = 8 - taps  # of a tile's side
+    rows, columns = g.P, g.Q
+    if way == "dgrad":
+        rows, columns = (g.H, g.W) if stride == 1 else (g.P + taps - 1, g.Q + taps - 1)
+    tiles = g.N * -(-rows // outputs) * -(-columns // outputs)
+    return 2 * 49 * tiles * g.K * g.C // g.groups * stride * stride
+
+
 _register("narrow_groups", "NCHW", 40, 1e-6, _asked("conv2d_narrow_groups_refusal"), NARROW_GROUPS, frames=1)
 _register("pointwise", "NCHW", 35, 1e-6, _asked("conv2d_pointwise_refusal"), POINTWISE)
 _register("few_channels", "NCHW", 25, 1e-6, _asked("conv2d_few_channels_refusal"), FEW_CHANNELS, frames=1)
 for _layout in LAYOUTS:
-    _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd, WINOGRAD)
+    _register("winograd", _layout, 30, WINOGRAD_ERROR, _winograd, WINOGRAD, flops=_winograd_flops)
     _register("direct", _layout, 20, 1e-6, _asked("conv2d_direct_refusal"), DIRECT, frames=BLOCKED.block)

@@ -14,7 +14,8 @@ import simulated
 from conftest import need
 
 from convkit import check, cli, devices, implements, registry
-from convkit.bench import command, profile, work
+from convkit.bench import command, work
+from convkit.bench.measure import clocks
 from convkit.cli import main
 from convkit.cpu import probe
 from convkit.cuda.emulate import Emulator
@@ -31,7 +32,7 @@ def image(tmp_path):
 
 def test_alexnet_prints_the_table(image, capsys, tmp_path, monkeypatch):
     """With times of a clock on which every call takes a millisecond."""
-    monkeypatch.setattr(profile, "time", simulated.Clock(look=1e-3).module())
+    monkeypatch.setattr(clocks, "_ns", simulated.Clock(look=1e-3).ns)
     monkeypatch.setattr(probe, "peak_gflops", lambda **_: probe.Peak(500.0, "by decree", "none", 1))
     report = tmp_path / "report.json"
     status = main(
@@ -90,7 +91,7 @@ def tiny(monkeypatch):
     )  # fmt: skip
     small = Preset("tiny", 8, layers, preprocess=Preprocess(resize=8, scale=0.02))
     monkeypatch.setitem(PRESETS, "tiny", small)
-    monkeypatch.setattr(profile, "time", simulated.Clock(look=1e-3).module())
+    monkeypatch.setattr(clocks, "_ns", simulated.Clock(look=1e-3).ns)
     monkeypatch.setattr(probe, "peak_gflops", lambda **_: probe.Peak(500.0, "by decree", "none", 1))
     return ["--preset", "tiny", "--batch", "2", "--repeats", "1"]
 
@@ -183,11 +184,11 @@ def test_alexnet_says_where_the_arithmetic_asked_for_runs(image, tiny, coarse, c
 
 
 def test_bench_marks_what_runs_in_a_finer_arithmetic(coarse):
-    from convkit.bench import own
+    from convkit.bench.measure import own
 
     def marked(math, text):
         (item,) = work.items(work.Wanted(convs=(text,), directions=("fwd",), math=math))
-        return {c.name: [m for m in c.marks if m.startswith("in ")] for c in own.contenders(item)}
+        return {c.name: [m for m in c.marks if m.startswith("in ")] for c in own.entries(item)}
 
     tf32, fp32 = (marked(math, "1,4,9,9,8,3,3") for math in ("tf32", "fp32"))
     assert tf32.pop("coarse") == [] and "coarse" not in fp32

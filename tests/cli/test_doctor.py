@@ -23,6 +23,7 @@ from c_library import build
 from cudnn_stand_in import frontend as stand_in
 
 from convkit import cli, devices
+from convkit.bench.peers.cudnn import library
 from convkit.cli.doctor import children, cpu, cuda, cudnn, environment, packages
 from convkit.cli.doctor import driver as gpu_driver
 from convkit.cli.doctor.guard import rows_of
@@ -30,7 +31,6 @@ from convkit.cli.doctor.probes import probes
 from convkit.cli.doctor.row import OK, STATES, Probe, Row, table
 from convkit.cpu import extension, threads
 from convkit.cuda import host_compiler, nvrtc, sass
-from convkit.cudnn import library
 from convkit.errors import ConvkitError
 
 ROOT = Path(__file__).resolve().parents[2]

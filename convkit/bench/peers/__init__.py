@@ -1,9 +1,9 @@
-"""Other libraries as contenders: one small module for each.
+"""Other libraries as entries: one small module for each.
 
 A module has
 
     about(device) -> {"version": ..., "settings": {...}}    raises Missing where it cannot take part at all
-    contenders(item, device) -> list of Contender           raises Missing for an op that it lacks
+    entries(item, device) -> list of Entry                 raises Missing for an op that it lacks
 
 and imports its library inside them. It copies the inputs into the library's own layout when it is bound, so
 that no conversion is timed, and brings outputs back in `read`.
@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 from ...errors import OptionError, unknown
 
 if TYPE_CHECKING:
-    from ..timing import Contender
+    from ..measure.entry import Entry
     from ..work import Item
 
 #: Name on the command line: how tables call it.
-PEERS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "jax": "JAX", "cudnn": "cuDNN"}
-#: Who takes part unless somebody else is asked for.
+PEERS = {
+    "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "jax": "JAX", "cudnn": "cuDNN",
+    "torch-compile": "torch.compile",
+}  # fmt: skip
+#: What takes part unless others are asked for.
 USUAL = {"cpu": ("torch", "onnxruntime", "jax"), "cuda": ("cudnn", "torch")}
 NOBODY = "none"
 
@@ -43,7 +46,7 @@ def need(module: str, package: str | None = None) -> Any:
 
 
 def threads() -> int:
-    """As many as convkit uses: everybody gets the same number."""
+    """As many as convkit uses: every library gets the same number."""
     from ...cpu import threads as pool
 
     return pool.count()
@@ -67,13 +70,13 @@ class Field:
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def contenders(self, item: Item, device: str) -> tuple[list[Contender], dict[str, str]]:
-        """Everyone's contenders for an item, and why a peer has none."""
-        found: list[Contender] = []
+    def entries(self, item: Item, device: str) -> tuple[list[Entry], dict[str, str]]:
+        """Everyone's entries for an item, and why a peer has none."""
+        found: list[Entry] = []
         lacking: dict[str, str] = {}
         for name, module in self.modules.items():
             try:
-                mine = module.contenders(item, device)
+                mine = module.entries(item, device)
             except Missing as reason:
                 lacking[name] = str(reason)
             except Exception as error:  # a peer that breaks is no reason to lose the row
@@ -84,7 +87,7 @@ class Field:
 
 
 def gather(names: Sequence[str] | None, device: str) -> Field:
-    """The peers of these names, the usual ones by default; who is not here is in `missing`.
+    """The peers of these names, the usual ones by default; one that is not here is in `missing`.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def gather(names: Sequence[str] | None, device: str) -> Field:
     found = Field()
     for name in (name for name in chosen if name != NOBODY):
         try:
-            module = importlib.import_module(f"{__name__}.{name}")
+            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
             found.about[name] = module.about(device)
         except Missing as reason:
             found.missing[name] = str(reason)

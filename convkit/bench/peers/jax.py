@@ -1,4 +1,4 @@
-"""JAX as a contender: jitted functions, NHWC, images and weights in that layout beforehand.
+"""JAX as an entry: jitted functions, NHWC, images and weights in that layout beforehand.
 
 A call is over when its result is there (`block_until_ready`).
 """
@@ -16,7 +16,7 @@ from ...ops.conv2d import Conv2d
 from ...ops.lrn import LRN
 from ...ops.lrn_maxpool2d import LrnMaxPool2d
 from ...ops.maxpool2d import Pool2d
-from ..timing import Contender
+from ..measure.entry import Entry
 from ..work import Item
 from . import Missing, need
 
@@ -37,7 +37,7 @@ def _here(device: str) -> None:
         raise Missing("runs on streams of its own, which events on the current stream do not time")
 
 
-def contenders(item: Item, device: str) -> list[Contender]:
+def entries(item: Item, device: str) -> list[Entry]:
     """One, where its primitives make the op."""
     _here(device)
     jax = need("jax")
@@ -66,7 +66,7 @@ def contenders(item: Item, device: str) -> list[Contender]:
     if isinstance(item.problem, Conv2d):
         facts["algorithm_flops"] = item.fast_flops
     marks = ("no argmax",) if "argmax" in OPS[item.op].outputs else ()
-    return [Contender("jax", "JAX", bind, read, "NHWC", facts, marks)]
+    return [Entry("jax", "JAX", bind, read, "NHWC", facts, marks)]
 
 
 def _weights(name: str) -> bool:

@@ -44,29 +44,29 @@ def describe(name: str) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     parameters: dict[str, tuple[int, ...]] = {}
     for layer in preset.layers:
-        entry: dict[str, Any] = {"name": layer.name, "op": type(layer).__name__.lower()}
+        record: dict[str, Any] = {"name": layer.name, "op": type(layer).__name__.lower()}
         if isinstance(layer, layers.Conv):
             pad = list(padding4(layer.padding))
-            entry |= {"stride": layer.stride, "pad": pad, "groups": layer.groups}
+            record |= {"stride": layer.stride, "pad": pad, "groups": layer.groups}
         elif isinstance(layer, layers.Lrn):
             if layer.groups != 1 or layer.region != "across_channels":
                 raise Missing(f"preset {name!r} has an LRN that no peer has; take one of paper, owt, caffe")
-            entry |= {"size": layer.size, "alpha": layer.alpha, "beta": layer.beta, "k": layer.k}
+            record |= {"size": layer.size, "alpha": layer.alpha, "beta": layer.beta, "k": layer.k}
         elif isinstance(layer, layers.MaxPool):
             y = layer.output_shape(shape, preset.num_classes)
             if (shape[2] - layer.window) % layer.stride or y[2] != (
                 shape[2] - layer.window
             ) // layer.stride + 1:
                 raise Missing(f"preset {name!r} has a pool that overhangs its image: peers differ there")
-            entry |= {"window": layer.window, "stride": layer.stride}
+            record |= {"window": layer.window, "stride": layer.stride}
         elif isinstance(layer, layers.Dropout):
-            entry |= {"p": layer.p, "inverted": layer.inverted}
+            record |= {"p": layer.p, "inverted": layer.inverted}
         parameters |= {
             f"{layer.name}.{n}": s for n, (s, _) in layer.parameters(shape, preset.num_classes).items()
         }
         shape = layer.output_shape(shape, preset.num_classes)
-        entry["output"] = list(shape[1:])
-        found.append(entry)
+        record["output"] = list(shape[1:])
+        found.append(record)
     update = preset.update
     return {
         "preset": name, "layers": found, "input": (3, size, size), "parameters": parameters,
@@ -135,7 +135,7 @@ class TorchTools:
         self.version = torch.__version__
 
     def tensor(self, array: Array, grad: bool = False) -> Any:
-        """A copy in this contender's layout."""
+        """A copy in this entry's layout."""
         t = self.torch.from_numpy(np.array(array))
         t = t.contiguous(memory_format=self.format) if t.ndim == 4 else t
         return t.requires_grad_(grad)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider as a contender: forward passes, float32.
+"""ONNX Runtime's CPU provider as an entry: forward passes, float32.
 
 A session is built when it is bound, with every graph optimisation and the weights as constants, as a deployed
 model has them. It allocates its outputs itself: that is its API on NumPy arrays.
@@ -16,7 +16,7 @@ from ...ops.conv2d import Conv2d
 from ...ops.lrn import LRN
 from ...ops.lrn_maxpool2d import LrnMaxPool2d
 from ...ops.maxpool2d import Pool2d
-from ..timing import Contender
+from ..measure.entry import Entry
 from ..work import Item
 from . import Missing, need, threads
 
@@ -34,7 +34,7 @@ def about(device: str) -> dict[str, Any]:
     return {"version": ort.__version__, "settings": settings}
 
 
-def contenders(item: Item, device: str) -> list[Contender]:
+def entries(item: Item, device: str) -> list[Entry]:
     """One, where ONNX has the op."""
     if device == "cuda":
         raise Missing("only its CPU provider takes part")
@@ -64,7 +64,7 @@ def contenders(item: Item, device: str) -> list[Contender]:
     facts: dict[str, Any] = {}
     if isinstance(item.problem, Conv2d):
         facts["algorithm_flops"] = item.fast_flops
-    return [Contender("onnxruntime", "ONNX Runtime", bind, read, "NCHW", facts)]
+    return [Entry("onnxruntime", "ONNX Runtime", bind, read, "NCHW", facts)]
 
 
 def _outputs(nodes: Nodes) -> list[str]:
@@ -72,9 +72,14 @@ def _outputs(nodes: Nodes) -> list[str]:
 
 
 def _session(ort: Any, item: Item, nodes: Nodes, inputs: dict[str, Any]) -> Any:
+    constants = {n: a for n, a in inputs.items() if a is not None and n != "x"}
+    return session(ort, nodes, inputs["x"].shape, constants)
+
+
+def session(ort: Any, nodes: Nodes, x_shape: Any, constants: dict[str, Any]) -> Any:
+    """A session of a model with the input "x", whose outputs are the last node's."""
     onnx = need("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    constants = {n: a for n, a in inputs.items() if a is not None and n != "x"}
     wanted = [
         helper.make_tensor_value_info(name, onnx.TensorProto.INT64 if name == "argmax" else kind, None)
         for name in _outputs(nodes)
@@ -82,7 +87,7 @@ def _session(ort: Any, item: Item, nodes: Nodes, inputs: dict[str, Any]) -> Any:
     graph = helper.make_graph(
         [helper.make_node(op, given, made, **attributes) for op, given, made, attributes in nodes],
         "model",
-        [helper.make_tensor_value_info("x", kind, list(inputs["x"].shape))],
+        [helper.make_tensor_value_info("x", kind, list(x_shape))],
         wanted,
         [onnx.numpy_helper.from_array(np.asarray(a, order="C"), name) for name, a in constants.items()],
     )
@@ -165,3 +170,69 @@ _NODES: dict[str, Callable[[Item], Nodes]] = {
     "maxpool2d_fprop": _pool,
     "lrn_maxpool2d_fprop": _lrn_pool,
 }
+
+
+# ---------------------------------------------------------------------------------------------------
+# A whole network
+# ---------------------------------------------------------------------------------------------------
+class Network:
+    """The forward pass of a network that `networks.describe` describes; a session for each batch size."""
+
+    def __init__(self, spec: dict[str, Any], params: dict[str, Any]) -> None:
+        self.ort = need("onnxruntime")
+        self.spec, self.params = spec, params
+        self._sessions: dict[int, Any] = {}
+
+    def _session(self, batch: int) -> Any:
+        if batch not in self._sessions:
+            self._sessions.clear()
+            nodes, constants = self._nodes()
+            self._sessions[batch] = session(self.ort, nodes, (batch, *self.spec["input"]), constants)
+        return self._sessions[batch]
+
+    def _nodes(self) -> tuple[Nodes, dict[str, Any]]:
+        """The layers, one node each, and their constants."""
+        nodes: Nodes = []
+        constants, value = dict(self.params), "x"
+        for layer in self.spec["layers"]:
+            op, name = layer["op"], layer["name"]
+            if op == "dropout":
+                if layer["inverted"]:
+                    continue
+                constants[f"{name}.scale"] = np.float32(1 - layer["p"]).reshape(1)
+            kind, more, attributes = _LAYERS[op](layer)
+            nodes.append((kind, [value, *(f"{name}.{tensor}" for tensor in more)], [name], attributes))
+            value = name
+        return nodes, constants
+
+    def logits(self, x: Any) -> Any:
+        return self._session(len(x)).run(None, {"x": x})[0]
+
+    def load(self, x: Any, labels: Any) -> None:
+        self.x = x
+        self._session(len(x))
+
+    def forward(self) -> Any:
+        return self._session(len(self.x)).run(None, {"x": self.x})[0]
+
+
+def _conv_layer(layer: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    top, bottom, left, right = layer["pad"]
+    pads = {"strides": [layer["stride"]] * 2, "pads": [top, left, bottom, right]}
+    return "Conv", ("w", "b"), {**pads, "group": layer["groups"]}
+
+
+#: By layer: the node's type, the layer's tensors, the attributes.
+_LAYERS: dict[str, Callable[[dict[str, Any]], tuple[str, tuple[str, ...], dict[str, Any]]]] = {
+    "conv": _conv_layer,
+    "relu": lambda layer: ("Relu", (), {}),
+    "lrn": lambda layer: (
+        "LRN", (), {**{k: layer[k] for k in ("size", "alpha", "beta")}, "bias": float(layer["k"])}
+    ),
+    "maxpool": lambda layer: (
+        "MaxPool", (), {"kernel_shape": [layer["window"]] * 2, "strides": [layer["stride"]] * 2}
+    ),
+    "flatten": lambda layer: ("Flatten", (), {"axis": 1}),
+    "linear": lambda layer: ("Gemm", ("w", "b"), {"transB": 1}),
+    "dropout": lambda layer: ("Mul", ("scale",), {}),
+}  # fmt: skip

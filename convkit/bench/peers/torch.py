@@ -1,4 +1,4 @@
-"""PyTorch as a contender, eager, in NCHW and in channels_last.
+"""PyTorch as an entry, eager, in NCHW and in channels_last.
 
 Settings are explicit, since the defaults differ by version and by op: TF32 follows `--math`, cuDNN's
 autotuner is on, threads are as many as convkit's. Inputs are copied, and turned into channels_last, before
@@ -18,7 +18,7 @@ from ...ops.conv2d import Conv2d
 from ...ops.lrn import LRN
 from ...ops.lrn_maxpool2d import LrnMaxPool2d
 from ...ops.maxpool2d import Pool2d
-from ..timing import Contender
+from ..measure.entry import Entry
 from ..work import Item
 from . import Missing, need, threads
 
@@ -38,7 +38,7 @@ def about(device: str) -> dict[str, Any]:
     return {"version": torch.__version__, "settings": settings}
 
 
-def contenders(item: Item, device: str) -> list[Contender]:
+def entries(item: Item, device: str) -> list[Entry]:
     """NCHW, and channels_last where the tensors are images."""
     torch = need("torch")
     if item.op not in _MAKE:
@@ -47,10 +47,10 @@ def contenders(item: Item, device: str) -> list[Contender]:
     formats = {"torch": torch.contiguous_format}
     if any(len(item.problem.shape(name)) == 4 for name in item.inputs):
         formats["torch channels_last"] = torch.channels_last
-    return [_contender(name, form, item, device) for name, form in formats.items()]
+    return [_entry(name, form, item, device) for name, form in formats.items()]
 
 
-def _contender(name: str, form: Any, item: Item, device: str) -> Contender:
+def _entry(name: str, form: Any, item: Item, device: str) -> Entry:
     box = Box(form, device, item.math)
     facts: dict[str, Any] = {"tf32": item.math == "tf32"}
     if isinstance(item.problem, Conv2d):  # its library may choose a fast algorithm, and does not say
@@ -75,7 +75,7 @@ def _contender(name: str, form: Any, item: Item, device: str) -> Contender:
         return found
 
     marks = ("tuned",) if device == "cuda" else ()
-    return Contender(name, "PyTorch", bind, read, "NHWC" if "last" in name else "NCHW", facts, marks)
+    return Entry(name, "PyTorch", bind, read, "NHWC" if "last" in name else "NCHW", facts, marks)
 
 
 class Box:
@@ -86,7 +86,7 @@ class Box:
         self.form, self.device, self.math = form, device, math
 
     def settings(self) -> None:
-        """Process-wide switches; all contenders of an item want the same."""
+        """Process-wide switches; all entries of an item want the same."""
         torch, tf32 = self.torch, self.math == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32

@@ -73,7 +73,7 @@ def _reproduce(name: str) -> str:
     """A command that ends as the probe did."""
     others = {"GPU": "nvidia-smi", "nvdisasm": "nvdisasm --version"}
     modules = {"CuPy": "cupy", "NVRTC": "convkit.cuda.nvrtc as it; it.version()", "cuDNN frontend": "cudnn"}
-    modules |= {"cuDNN": "convkit.cudnn.library as it; it.load()"} | {
+    modules |= {"cuDNN": "convkit.bench.peers.cudnn.library as it; it.load()"} | {
         about[0]: about[2] for about in OPTIONAL
     }
     command = others.get(name) or f"python -c 'import {modules[name]}'"

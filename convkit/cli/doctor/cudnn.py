@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from ...cudnn import library
+from ...bench.peers.cudnn import library
 from . import driver, packages
 from .row import BROKEN, MISSING, OK, OLD, Row, one_line
 

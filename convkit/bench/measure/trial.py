@@ -1,0 +1,382 @@
+"""One entry on an item's memory: its turns, and what each turn is watched for (see `defences`)."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ...check.tolerance import Expected, compare, relative_rms
+from ...op import Tensors
+from . import clocks, fresh
+from .clocks import independent
+from .defences import on
+from .entry import Arrays, Checks, Clock, Entry, Settings
+from .fresh import Memory, Part
+
+#: Relative RMS error up to which another library does the same work, by dtype or, for float32, by arithmetic.
+PEER_ERROR = {
+    "float64": 1e-10, "fp32": 5e-5, "fp32-emulated": 5e-5, "tf32": 3e-3, "float16": 5e-3, "bfloat16": 4e-2,
+}  # fmt: skip
+#: Elements that a glance reads.
+GLANCE = 64
+#: Windows of each output, and elements of each, that are watched while a stream is held back.
+WINDOWS, WINDOW = 4, 16
+#: A call that takes longer (ms) is not repeated within a turn, nor preceded by an untimed one.
+LONG_CALL = 300.0
+#: A call on a GPU that is shorter (ms) is as short as its launch: warm ones are timed in a graph of so many.
+SHORT_CALL, GRAPH = 0.05, 20
+#: Seconds that looking at one call may take, as a multiple of a turn: what costs more is looked at less
+#: often.
+LOOK = 5.0
+_sleep, _ns = time.sleep, time.perf_counter_ns
+
+
+class Caught(Exception):
+    """An entry that is wrong, or that cheats; the message is the reason."""
+
+
+@dataclass
+class Look:
+    """What was seen after a timed call: a part of the outputs, and what they were made of."""
+
+    part: Part
+    values: Tensors
+    got: Arrays
+    glance: bytes
+    where: str
+
+
+class Trial:
+    """One entry on an item's memory.
+
+    Attributes
+    ----------
+    name : str
+    own : bool
+        It is an implementation of convkit's, or of a user: nothing is taken on trust.
+    checks : Checks
+    refused : str
+        Why it is out; empty while it is in.
+    """
+
+    def __init__(self, item: Any, entry: Entry, memory: Memory, clock: Clock, settings: Settings) -> None:
+        self.item, self.entry, self.memory = item, entry, memory
+        self.clock, self.settings = clock, settings
+        self.name, self.own = entry.name, entry.implementation is not None
+        # As it is before it first runs: what it declares then, it is held to.
+        self._declared = entry.implementation and replace(entry.implementation)
+        self._hooks = clocks.hooks()
+        self.checks, self.refused = Checks(), ""
+        self._run: Any = None
+        self._graph = False
+        self._random = random.SystemRandom()  # no seed that an entry could know
+        self._places: dict[str, np.ndarray] = {}
+        self._seen: set[bytes] = set()
+        self._look_seconds = 0.0
+        # Over all turns: what the calls took, by how much the system's clock exceeds that, and turns by two
+        # clocks: what they took at least and at most by the system's, and what by Python's.
+        self._times: list[float] = []
+        self._gaps: list[float] = []
+        # On a GPU: what the host needed for the calls of the turns, and whether one waited for the device.
+        self.host_us: list[float] = []
+        self.host_included = False
+        self._walls = [0.0, 0.0, 0.0]
+
+    # ---- one call ----------------------------------------------------------------------------------
+    def renew(self) -> None:
+        """New inputs, bound."""
+        if on("fresh") or self._run is None:
+            self.memory.refresh()
+        self.bind()
+
+    def bind(self) -> None:
+        self._run = self.entry.bind(dict(self.memory.inputs), dict(self.memory.outputs))
+
+    def written(self) -> Arrays:
+        """The arrays that a run writes to, as far as they are known."""
+        if self.entry.memory is not None:
+            return self.entry.memory()
+        return self.memory.outputs if self.entry.read is None else {}
+
+    def outputs(self) -> Arrays:
+        """Copies of the outputs of the last run, NCHW, on the host."""
+        if self.entry.read is not None:
+            return {name: np.array(array) for name, array in self.entry.read().items()}
+        return {name: np.array(fresh.host(array)) for name, array in self.memory.outputs.items()}
+
+    def _poison(self) -> None:
+        if on("poison"):
+            self.memory.poison()
+            for array in self.written().values():
+                fresh.fill_nan(array)
+
+    def timed(self) -> tuple[float, float]:
+        """One call of what is bound: milliseconds, and by how much the system's own clock exceeds them."""
+        self._poison()
+        if self.settings.cache == "cold":
+            self.clock.cold()
+        start = independent()
+        try:
+            if self._graph:
+                ms = self.clock.batch(self._run, GRAPH)  # type: ignore[attr-defined]
+            else:
+                ms = self._time()
+        except SystemExit as error:
+            raise Caught(f"wanted to end the program ({error!r})") from None
+        outer = (independent() - start) * 1e3
+        if on("timers") and clocks.hooks() != self._hooks:
+            sys.setprofile(self._hooks[0])
+            sys.settrace(self._hooks[1])
+            raise Caught("set a hook that runs behind it (sys.setprofile, sys.settrace)")
+        return ms, getattr(self.clock, "gap_ms", outer - ms)
+
+    def _time(self) -> float:
+        """Milliseconds of one call, of the device alone where the clock can tell them apart."""
+        if not hasattr(self.clock, "held"):
+            return self.clock.time(self._run)
+        clock: Any = self.clock
+        watch = self._watch() if self.own else None
+        if watch and not clock.watches:
+            self.entry.facts["not watched"] = "a copy to the host waits for a stream that is held"
+        ms = float(clock.time(self._run, hold_back=not self.host_included, again=self._again, look=watch))
+        if clock.early and on("held"):
+            raise Caught("wrote its outputs while its stream was held back: it works on another stream")
+        self.host_included = self.host_included or not clock.held
+        return ms
+
+    def _again(self) -> Any:
+        """A sample was void: what it was to compute is there already, and must not be there for the next."""
+        if self.own:
+            self.renew()
+        self._poison()
+        return self._run
+
+    def _watch(self) -> Callable[[], bytes]:
+        """Some windows of what is written to on a GPU, other ones each time, and how to read them."""
+        windows = []
+        for array in self.written().values():
+            if not isinstance(array, np.ndarray) and array.size:
+                flat, wide = array.reshape(-1), min(WINDOW, array.size)
+                starts = [self._random.randrange(flat.size - wide + 1) for _ in range(WINDOWS - 1)]
+                windows += [flat[start : start + wide] for start in (*starts, flat.size - wide)]
+        return lambda: b"".join(window.get().tobytes() for window in windows)
+
+    def _glance(self) -> bytes:
+        """Some elements of what is written, at once: a few microseconds."""
+        found = []
+        for name, array in self.written().items():
+            if isinstance(array, np.ndarray) and array.size:
+                flat = array.reshape(-1)
+                if name not in self._places:
+                    spread = [self._random.randrange(flat.size) for _ in range(GLANCE - 1)]
+                    self._places[name] = np.array([*spread, flat.size - 1])
+                found.append(flat[self._places[name]].tobytes())
+        return b"".join(found)
+
+    def _copy(self, part: Part) -> tuple[Arrays, Arrays | None]:
+        """A part of the outputs as they are now, and all of them where a part cannot be had alone."""
+        if self.entry.look is not None:
+            return self.entry.look(part), None
+        if self.entry.read is not None:
+            outputs = self.outputs()
+            return part.of(outputs), outputs
+        arrays = self.memory.outputs
+        return {name: np.array(fresh.host(arrays[name][place])) for name, place in part.outputs.items()}, None
+
+    # ---- a turn ------------------------------------------------------------------------------------
+    def estimate(self) -> tuple[float, float]:
+        """Milliseconds of a call, and of all that a turn spends on it."""
+        start = independent()
+        self.renew()
+        ms, _ = self.timed()
+        if self.settings.cache == "warm" and ms < SHORT_CALL and hasattr(self.clock, "batch"):
+            try:
+                ms, self._graph = self.clock.batch(self._run, GRAPH), True
+                self.entry.facts["timed"] = f"in a CUDA graph of {GRAPH} calls"
+            except Exception:  # what synchronises, or allocates, cannot be captured: it is timed call by call
+                self.clock.synchronize()
+        return ms, (independent() - start) * 1e3
+
+    def turn(self, calls: int, where: str) -> list[float]:
+        """Milliseconds of each call of a turn, one of which is looked at.
+
+        Raises
+        ------
+        Caught
+        """
+        self.renew()
+        if calls > 1:
+            self._run()  # threads awake, code in the caches
+        chosen = self._random.randrange(calls)
+        if self._look_seconds > LOOK * max(self.settings.turn_s, 0.05):
+            worth = LOOK * max(self.settings.turn_s, 0.05) / self._look_seconds
+            chosen = chosen if self._random.random() < worth else -1
+        samples: list[float] = []
+        looks: list[Look] = []
+        # Both are chosen now: when a call has returned, nothing stands between it and its copy.
+        part = fresh.any_part(self.item, self._random)
+        self._glance()
+        start = _moment()
+        for number in range(calls):
+            if self.own:
+                self.renew()
+            ms, gap = self.timed()
+            samples.append(ms)
+            self._gaps.append(gap)
+            if hasattr(self.clock, "host_us"):
+                self.host_us.append(self.clock.host_us)
+            if number == chosen:
+                looks.append(self._look(ms, part, f"{where}, call {number + 1}"))
+        self._walls = [sum(pair) for pair in zip(self._walls, _between(start, _moment()))]
+        self._times += samples
+        self._timers()
+        if len(self._gaps) > 8:
+            self.wall()
+        for look in looks:
+            self._judge(look)
+        return samples
+
+    def _look(self, ms: float, part: Part, where: str) -> Look:
+        """Look at a call that has just returned: outputs that must be final, its inputs, the bands.
+
+        What is to be compared is copied first of all. After the pause it would also be right of one that
+        works in the background, for as long as the pause and the comparison of the inputs take.
+        """
+        begin = independent()
+        glance = self._glance()
+        got, first = self._copy(part)
+        if on("glance"):
+            _sleep(min(0.3, max(0.01, 2e-3 * ms)))
+            late = self._glance() != glance if first is None else not same(first, self.outputs())
+            if late:
+                raise Caught(
+                    f"its outputs changed after it had returned ({where}): work went on in the background"
+                )
+        self._memory(where)
+        self.checks.looks += 1
+        self._look_seconds = max(self._look_seconds, independent() - begin)
+        return Look(part, self.memory.values, got, glance, where)
+
+    def _judge(self, look: Look) -> None:
+        if on("looks"):
+            begin = independent()
+            for name, want in look.part.expected(look.values).items():
+                if name in look.got and (reason := self.wrong(name, look.got[name], want, look.glance)):
+                    raise Caught(f"{reason} ({look.where})")
+            self._look_seconds = max(self._look_seconds, independent() - begin)
+        self._seen.add(look.glance)
+
+    def _memory(self, where: str) -> None:
+        """Tensors as they were written, and bands untouched."""
+        name, place = self.memory.changed(), self.memory.trespass()
+        if name or place:
+            self.memory.restore()
+        if self.entry.trespass is not None:
+            own_name, own_place = self.entry.trespass()
+            name, place = name or own_name, place or own_place
+        if name and on("inputs"):
+            raise Caught(f"changed its input {name} ({where})")
+        if place and on("bands"):
+            raise Caught(f"wrote outside its tensors, {place} ({where})")
+
+    def _timers(self) -> None:
+        if on("timers") and (name := clocks.replaced()):
+            clocks.restore()
+            raise Caught(f"replaced {name}")
+        tampered = getattr(self.clock, "tampered", None)
+        if on("device") and tampered and (what := tampered()):
+            raise Caught(what)
+
+    def wall(self) -> None:
+        """Whether the clock and the system's own agree, over all calls: a single one is held up by chance."""
+        if not on("wall") or not self._times:
+            return
+        gap, ms = median(self._gaps), median(self._times)
+        if gap > self.clock.slack_ms + 0.05 * (ms + gap):
+            if self.clock.device == "cuda":
+                raise Caught(
+                    f"its events say {ms:.3g} ms, but the device was busy for {gap:.3g} ms more: "
+                    "it works on another stream, or the events were replaced"
+                )
+            raise Caught(
+                f"the clock says {ms:.3g} ms where the system's own says {ms + gap:.3g} ms: "
+                "it was tampered with"
+            )
+        least, most, python = self._walls
+        beyond = max(least - python, python - most)
+        if beyond > 20 + 0.02 * most or sum(self._times) > most + 20:
+            raise Caught(
+                f"the clocks disagree: its turns took {most:.4g} ms by the system's, {python:.4g} ms by "
+                f"Python's, and its calls {sum(self._times):.4g} ms"
+            )
+
+    # ---- right or wrong ------------------------------------------------------------------------------
+    def wrong(self, name: str, got: np.ndarray, want: Expected, glance: bytes = b"") -> str:
+        """What is wrong with an output, or an empty string; where it can be told, what the entry did."""
+        if got.shape != want.value.shape:
+            return f"{name} has shape {got.shape}, not {want.value.shape}"
+        reason = self._compare(name, got, want)
+        if not reason:
+            return ""
+        if poison := poison_in(got):
+            return f"did not write {poison} of the {got.size} elements of {name} looked at: work was skipped"
+        if glance and glance in self._seen:
+            return f"returned the output of an earlier call, though its inputs are new: {reason}"
+        if got.size > 1 and (got == got.reshape(-1)[0]).all():
+            return f"every element of {name} that was looked at is {got.reshape(-1)[0]}: {reason}"
+        return reason
+
+    def _compare(self, name: str, got: np.ndarray, want: Expected) -> str:
+        if self.own:
+            held = self._declared if on("declared") else self.entry.implementation
+            assert held is not None
+            return compare(name, got, want, held, self.item.op).reason
+        if got.dtype.kind in "iu":
+            # Which of two equal values is the largest of a window is a library's own affair.
+            off = float(np.mean(got != want.value)) if self.item.dtype in ("float32", "float64") else 0.0
+            return f"{off:.1%} of {name} is wrong" if off > 1e-3 else ""
+        error, limit = relative_rms(got, want.value), peer_limit(self.item)
+        return (
+            "" if error <= limit else f"the relative RMS error of {name} is {error:.1e}, more than {limit:g}"
+        )
+
+
+Moment = tuple[float, float, float]
+
+
+def _moment() -> Moment:
+    """Now, in ms: by the system's clock just before and just after it is now by Python's.
+
+    Where the process is held up between two readings, that lies within these bounds: no cheat.
+    """
+    before = independent() * 1e3
+    return before, _ns() / 1e6, independent() * 1e3
+
+
+def _between(start: Moment, end: Moment) -> tuple[float, float, float]:
+    """From one moment to another, in ms: by the system's clock at least and at most, and by Python's."""
+    return max(0.0, end[0] - start[2]), end[2] - start[0], end[1] - start[1]
+
+
+def peer_limit(item: Any) -> float:
+    """Largest relative RMS error with which another library takes part."""
+    return PEER_ERROR[item.math if item.dtype == "float32" else item.dtype]
+
+
+def same(a: Arrays, b: Arrays) -> bool:
+    """Whether outputs have the same bits."""
+    return all(np.array_equal(fresh.bits(a[name]), fresh.bits(b[name])) for name in a)
+
+
+def poison_in(array: np.ndarray) -> int:
+    """Elements that are as the poison left them."""
+    if array.dtype.kind in "iu":
+        return 0
+    return int(np.count_nonzero(fresh.bits(array) == fresh.bits(fresh.nan_like(array))))
