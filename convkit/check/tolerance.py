@@ -23,7 +23,7 @@ unit normal data a product is about 1, while the bound is
     ========================================  ======  ==========  ==================================
 
 and an output tensor has more than one element. float16 accumulation is off by some 200 times the bound.
-tests/test_gate.py measures both sides.
+tests/check/test_gate.py measures both sides.
 
 Other ops
 ---------

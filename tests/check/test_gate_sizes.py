@@ -452,7 +452,7 @@ def test_a_label_outside_the_classes_is_asked_about_on_a_device(guard, passes, c
 
 
 def test_a_kernel_that_overwrites_what_it_still_reads_is_refused(compiler):
-    early = kernel_implementation(Path(__file__).parent / "planted" / "relu_dgrad_early.cu")
+    early = kernel_implementation(Path(__file__).parents[1] / "cuda" / "planted" / "relu_dgrad_early.cu")
     with emulate():
         verdict = next(v for v in check.in_turn([early], quick=True, random=0) if not v.ok)
     assert "with dx in place of dy" in verdict.reason

@@ -1,4 +1,4 @@
-// Puts the kernels' thread pool under stress; built and run by tests/test_native.py, with ThreadSanitizer
+// Puts the kernels' thread pool under stress; built and run by tests/cpu/test_native.py, with ThreadSanitizer
 // too. What tasks share is deliberately not atomic: the pool must order it, and the sanitizer says where it
 // does not.
 #include "thread_pool.hpp"

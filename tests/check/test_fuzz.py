@@ -5,7 +5,7 @@ every layout, between guard bands, by turns at an address that suits its registe
 element alone, and is held to the gate's bounds. The seed is fresh; a failure prints it, with what replays
 that call alone:
 
-    CONVKIT_FUZZ_SEED=123 CONVKIT_FUZZ_CALL=4567 python -m pytest -m slow tests/test_fuzz.py
+    CONVKIT_FUZZ_SEED=123 CONVKIT_FUZZ_CALL=4567 python -m pytest -m slow tests/check/test_fuzz.py
 
 CONVKIT_FUZZ_CALLS says how many calls instead of 20,000.
 """

@@ -29,7 +29,7 @@ from convkit.cpu import extension, threads
 from convkit.errors import OptionError
 from convkit.registry import implementations
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 POOL = ROOT / "convkit" / "cpu" / "native" / "kernels"
 
 needs_native = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -552,7 +552,7 @@ def test_ctrl_c_at_any_moment_leaves_the_pool_whole():
 # ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory):
-    """Builds tests/thread_pool_stress.cpp with these flags; returns the program's path."""
+    """Builds tests/cpu/thread_pool_stress.cpp with these flags; returns the program's path."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if not shutil.which(compiler[0]) or not POOL.is_dir():
         assert not os.environ.get("CI"), "CI must have a C++ compiler"
