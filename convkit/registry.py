@@ -219,10 +219,31 @@ def implements(
 
     def decorate(run: Callable[..., None]) -> Callable[..., None]:
         source = getattr(run, "__code__", None)
+        _fits(op, run, "workspace" in declared)
         add(Implementation(op, name, run, source=source.co_filename if source else "", **declared))
         return run
 
     return decorate
+
+
+def _fits(op: str, run: Callable[..., None], workspace: bool) -> None:
+    """Refuse a function that cannot be called with the problem, the inputs and the outputs of the op."""
+    if op not in OPS:
+        return  # `add` says which there are
+    try:
+        signature = inspect.signature(run)
+    except (TypeError, ValueError):  # a callable that does not say
+        return
+    tensors = ("problem", *OPS[op].inputs, *OPS[op].outputs)
+    options = (*OPS[op].options, *(("workspace",) if workspace else ()))
+    try:
+        signature.bind(*tensors, **dict.fromkeys(options))
+    except TypeError as error:
+        takes = ", ".join((*tensors, *(("*", *options) if options else ())))
+        raise OptionError(
+            f"an implementation of {op} is called as run({takes}), which {getattr(run, '__name__', run)!s}"
+            f"{signature} does not take: {error}"
+        ) from None
 
 
 def _nothing(device: str) -> None:
@@ -406,7 +427,15 @@ def select(
         named = [i for i in candidates if i.name == name]
         if not named:
             where = device if layout == "NCHW" else f"{device} in {layout}"
-            raise unknown(f"implementation of {op} for {where}", name, (i.name for i in candidates))
+            error = unknown(f"implementation of {op} for {where}", name, (i.name for i in candidates))
+            if device == "cpu" and any(
+                i.name == name for i in implementations(op, device="cuda", layout=layout)
+            ):
+                error = OptionError(
+                    f"the implementation {name!r} is a CUDA kernel: it takes arrays on a GPU, or NumPy's "
+                    "inside `with convkit.emulate():`"
+                )
+            raise error
         # Naming an implementation accepts the error that it declares.
         candidates, max_error = named, 1.0
     else:

@@ -342,3 +342,41 @@ def test_when_gives_none_or_a_reason(given):
     )
     with pytest.raises(OptionError, match="it gives None where the problem fits"):
         implementation.refusal(Elementwise((4,), "float32"))
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a newcomer gets wrong
+# ---------------------------------------------------------------------------------------------------
+def test_a_cuda_kernel_by_name_on_an_array_of_numpy():
+    x = np.ones((1, 4, 3, 3), np.float32)
+    with pytest.raises(OptionError, match=r"'sliding' is a CUDA kernel: .* `with convkit.emulate\(\):`"):
+        ck.lrn_fprop(x, impl="sliding")
+    with pytest.raises(OptionError, match="unknown implementation of lrn_fprop for cpu 'slide'"):
+        ck.lrn_fprop(x, impl="slide")
+
+
+@pytest.mark.parametrize(
+    "op, run, words",
+    [
+        ("relu_fprop", lambda x, y: None, r"called as run\(problem, x, y\), which .* too many positional"),
+        ("relu_fprop", lambda problem, x, y, z: None, "missing a required argument: 'z'"),
+        ("conv2d_fprop", lambda problem, x, w, b, y: None, r"run\(problem, x, w, b, y, \*, relu\)"),
+        ("dropout_fprop", lambda p, x, y, **options: None, "multiple values for argument 'p'"),
+    ],
+)
+def test_a_function_that_does_not_take_the_arguments_is_refused(op, run, words):
+    before = registry.generation()
+    with pytest.raises(OptionError, match=words):
+        ck.implements(op, name="wrong")(run)
+    assert registry.generation() == before
+
+
+def test_a_function_that_takes_more_is_taken(monkeypatch):
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+
+    def run(problem, x, y, *, workspace, more=1):
+        y[...] = np.maximum(x, 0)
+
+    ck.implements("relu_fprop", name="more", workspace=lambda problem: 64)(run)
+    ck.implements("relu_fprop", name="any")(lambda *arguments, **options: None)
+    assert (ck.relu_fprop(-np.ones(3, np.float32), impl="more") == 0).all()

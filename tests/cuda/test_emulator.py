@@ -1,7 +1,7 @@
 """The emulator: correct kernels run as NumPy says, and each planted bug is reported for what and where it is.
 
-`tests/cuda/planted/*.cu` are kernels of their own. A `bug_*.cu` says in comments what is wrong with it: `BUG:` and
-the kind at the line to be reported, `WITH` at the second one, and `fast:` what the fast mode makes of it (a
+`planted/*.cu` are kernels of their own. A `bug_*.cu` says in comments what is wrong with it: `BUG:` and the
+kind at the line to be reported, `WITH` at the second one, and `fast:` what the fast mode makes of it (a
 kind; "NaN": in the output; "schedules": results that depend on the seed; "missed").
 """
 
