@@ -1,6 +1,6 @@
 // divider.cuh: division by a number that the host knows before the launch, as a multiplication and a shift. A
-// kernel's header names such numbers: `dividers = { by_Q = "Q" }`. They arrive as members of g: i / g.by_Q, i
-// % g.by_Q.
+// kernel's header names such numbers: `dividers = { by_Q = "Q" }`. They arrive as members of g: `i / g.by_Q`,
+// `i % g.by_Q`.
 //
 // A GPU has no instruction for integer division: by a number that is known at run time only, one in 32 bits
 // takes some 20 instructions, and one in 64 bits some 70. With a divider these are 3 and 12.

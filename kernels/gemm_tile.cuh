@@ -7,10 +7,9 @@
 // A block makes a TILE_M x TILE_N tile of the result and takes TILE_K of gemm_k in a step. A thread keeps
 // THREAD_M x THREAD_N sums in registers. A kernel's header declares these five numbers in its `tile`.
 //
-// Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8 (in n),
-// and each
-//              has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4 times across, each
-//              time with the same lanes:
+// Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8
+//              (in n), and each has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4
+//              times across, each time with the same lanes:
 //
 //                            n   0-3   4-7   8-11  12-15 16-19 20-23 24-27 28-31
 //                   m   0- 3     L0    L1    L2    L3    L4    L5    L6    L7
@@ -19,10 +18,9 @@
 //                      12-15     L24   L25   L26   L27   L28   L29   L30   L31
 //
 // Shared       a[k][m] and b[k][n]. One 128-bit read of b by a warp touches 8 neighbouring quads of floats:
-// all 32 banks memory       once. One of a touches 4 quads, which the other lanes share by broadcast. So
-// there are no conflicts. The
-//              4 floats of padding to a row let 4 rows and 8 k's be stored at once: bank 4 k + row, all
-//              different.
+// memory       all 32 banks once. One of a touches 4 quads, which the other lanes share by broadcast. So
+//              there are no conflicts. The 4 floats of padding to a row let 4 rows and 8 k's be stored at
+//              once: bank 4 k + row, all different.
 //
 // Everything here is compiled for NVRTC, nvcc and the emulator. Offsets into tensors are 64 bits wide.
 #pragma once

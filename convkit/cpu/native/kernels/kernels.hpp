@@ -22,9 +22,9 @@ int lanes();
 
 // ---------------------------------------------------------------------------------------------------
 // Convolution
-// --------------------------------------------------------------------------------------------------- One
-// output along an axis has stride 1 there, and one tap dilation 1 (bindings/conv2d.cpp sees to it). So P and
-// Q cannot be worked out from the rest: an image may go on behind the last window.
+// ---------------------------------------------------------------------------------------------------
+// One output along an axis has stride 1 there, and one tap dilation 1 (bindings/conv2d.cpp sees to it). So P
+// and Q cannot be worked out from the rest: an image may go on behind the last window.
 struct Conv {
   int64_t N, C, H, W, K, R, S, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
       dilation_w, groups, P, Q;

@@ -10,11 +10,11 @@
 
 namespace convkit {
 
-// --------------------------------------------------------------------------------------------------- The
-// product that everything is made of: up to PANEL_M_REGISTERS registers of A by up to PANEL_N rows of B
-// --------------------------------------------------------------------------------------------------- 4 x 6
-// of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x 6 of
-// 16.
+// ---------------------------------------------------------------------------------------------------
+// The product that everything is made of: up to PANEL_M_REGISTERS registers of A by up to PANEL_N rows of B
+// ---------------------------------------------------------------------------------------------------
+// 4 x 6 of 32 registers: 10 loads for 24 FMAs (2 x 14 has 16 for 28, and rows are left over more often); 2 x
+// 6 of 16.
 constexpr int PANEL_M_REGISTERS = REGISTERS == 32 ? 4 : 2;
 constexpr int PANEL_N = 6;
 constexpr int PANEL_M = PANEL_M_REGISTERS * LANES;

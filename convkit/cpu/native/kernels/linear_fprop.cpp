@@ -3,12 +3,10 @@
 // Idea      The weights are the traffic: 151 MB in AlexNet's fc6. They are read row by row, as they lie,
 //           once. What is packed is x, which is small. 16-bit storage is widened on the way, and rounded once
 //           at the end.
-//             Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES
-//             images of
-//           accumulators, straight from w; a register's lanes are added up once, behind the last c.
-//             More: vectors of images. x is transposed once into panels [c][PANEL_M], a block of w is copied
-//             to cache,
-//           its numbers are the scalars that are broadcast (linear.hpp).
+//           Few images (24 of AVX-512, else 12): dot products along c, DOT_ROWS rows of w by DOT_IMAGES
+//           images of accumulators, straight from w; a register's lanes are added up once, behind the last c.
+//           More: vectors of images. x is transposed once into panels [c][PANEL_M], a block of w is copied to
+//           cache, and its numbers are the scalars that are broadcast (linear.hpp).
 // Tiling    Dots: a task is DOT_TASK rows, in sets of 4, which meet up to 6 images at a time: 10 loads for 24
 //           FMAs. Up to 6 images, a set is read from its first c to its last; with more, all sets go through
 //           DOT_CHUNK of c, so that a chunk of x serves them from cache. Panels: a task is TASK_N rows by

@@ -77,11 +77,12 @@ class LrnRows {
   float *squares_ = nullptr, *terms_ = nullptr, *direct_ = nullptr;
 };
 
-// --------------------------------------------------------------------------------------------------- d^-1/4
-// --------------------------------------------------------------------------------------------------- Halving
-// the bits of a float twice halves its logarithm twice, but for the mantissa: an estimate z whose e = 1 - d
-// z^4 lies within 1/8. Then d^-1/4 = z (1 - e)^-1/4, the latter to 8e-9 by a polynomial of degree 5. For d in
-// [2^-100, inf]; NaN stays NaN.
+// ---------------------------------------------------------------------------------------------------
+// d^-1/4
+// ---------------------------------------------------------------------------------------------------
+// Halving the bits of a float twice halves its logarithm twice, but for the mantissa: an estimate z whose e =
+// 1 - d z^4 lies within 1/8. Then d^-1/4 = z (1 - e)^-1/4, the latter to 8e-9 by a polynomial of degree 5.
+// For d in [2^-100, inf]; NaN stays NaN.
 CK_INLINE V inverse_fourth_root(V d) {
   const V z = reinterpret_cast<V>(0x4f580000 - (reinterpret_cast<VI>(d) >> 2));
   const V z2 = z * z;

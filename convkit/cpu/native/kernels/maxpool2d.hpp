@@ -61,8 +61,9 @@ CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t
 
 // ---------------------------------------------------------------------------------------------------
 // Registers
-// --------------------------------------------------------------------------------------------------- Winners
-// of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling alone.
+// ---------------------------------------------------------------------------------------------------
+// Winners of LANES channels in memory. uint8 goes by uint16: GCC 12 has instructions for halving and doubling
+// alone.
 template <class Index>
 struct Winners {
   typedef Index Vector __attribute__((vector_size(sizeof(Index) * LANES)));
