@@ -5,9 +5,8 @@
 //           it copies w's block to cache, makes its part of dx from it, makes the block of dw from x and dy,
 //           and has the update rule turn w, v and dw into the new w and v at once. So w crosses the bus once
 //           each way, v once each way; a framework writes dw, reads it again, and reads w twice more.
-//             All products are those of linear.hpp: registers of w (for dx) or of x (for dw), along c, in
-//             panels;
-//           scalars of dy, of which each group has a copy that fits L1 and L2.
+//           All products are those of linear.hpp: registers of w (for dx) or of x (for dw), along c, in
+//           panels; scalars of dy, of which each group has a copy that fits L1 and L2.
 // Tiling    SQUARE: 256 columns, 96 rows k, up to 128 images, 430 KB of L2, tiles of 4 x 6 registers. WIDE to
 //           WIDEST, for up to 32 images and long rows: 1024 to 3072 columns, since memory is the bound there
 //           and each row of w and of v is another page: 1024 were twice as fast as 256, and 2048 take 15 %
