@@ -864,9 +864,9 @@ def test_threads_are_asked_for_in_each_call(monkeypatch, kernels):
     asked, module = [], extension.kernels()
 
     class Watched:
-        def relu_fprop(self, *arguments):
+        def relu_fprop_vectors(self, *arguments):
             asked.append(arguments[-1])
-            return module.relu_fprop(*arguments)
+            return module.relu_fprop_vectors(*arguments)
 
         def __getattr__(self, name):
             return getattr(module, name)
