@@ -1,7 +1,7 @@
 """The gate's guarded memory on a GPU: every byte goes there and comes back, guard bands included.
 
-They lie on CuPy's current device, on which the call is then run. Status: written against CuPy 14's
-documentation and source; no GPU has run it yet.
+They lie on CuPy's current device, on which the call is then run. Written to CuPy 14's
+documentation and source.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CUDA kernels on a GPU: NVRTC's CUBIN for the device's own architecture, launched through CuPy.
 
-Status: written against CuPy 14's documentation and source; no GPU has run it yet.
+Written to CuPy 14's documentation and source; `convkit.bench.status` says what a GPU has run.
 """
 
 from __future__ import annotations

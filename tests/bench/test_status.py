@@ -92,3 +92,8 @@ def test_the_mark_follows(monkeypatch):
 def test_the_page_on_benchmarks_says_it():
     page = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
     assert status.sentence() in " ".join(page.read_text(encoding="utf-8").split())
+
+
+def test_the_readme_does_not_contradict_it():
+    readme = " ".join((Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert ("No GPU has run them yet" in readme) == (not status.kernels_run())

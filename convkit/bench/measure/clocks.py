@@ -9,7 +9,7 @@ that the host's time is not in it; that is told apart. The wall clock runs from 
 whole device is idle: what was put on another stream lies outside the events, but not outside the device, and
 `gap_ms` shows it, unless it was over while the stream was still held, which `early` shows.
 
-Status of `CudaClock`: written to CuPy's documentation and walked on a stand-in; no GPU has run it yet.
+`CudaClock` is written to CuPy's documentation and walked on a stand-in.
 """
 
 from __future__ import annotations

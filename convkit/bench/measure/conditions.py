@@ -1,8 +1,7 @@
 """The state of the machine while something was measured: clocks, power, temperature, throttling, other work.
 
 What a machine does not say is left out, never guessed. A GPU is asked through NVML (the package
-`nvidia-ml-py`) where that is installed. Status of that part: written to NVML's documentation; no GPU has run
-it yet.
+`nvidia-ml-py`) where that is installed; that part is written to NVML's documentation.
 """
 
 from __future__ import annotations

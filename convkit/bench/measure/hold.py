@@ -10,7 +10,7 @@ some cycles of the SM's own counter, which never stands still. Whichever comes f
 flag, because the call waits for the device or because the process died, the kernel ends by itself, and says
 so. Such a sample is void: some of it may have been queued behind work that ran already.
 
-Status: written to CuPy 14's source and walked on a stand-in; no GPU has run it yet.
+Written to CuPy 14's source and walked on a stand-in.
 """
 
 from __future__ import annotations

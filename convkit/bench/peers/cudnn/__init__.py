@@ -9,7 +9,7 @@ both, and `peer` makes entries of what it finds.
 
 Written to NVIDIA's documentation and headers. What is known: libcudnn 9.28 was loaded on a machine without a
 GPU, every descriptor was made and set there, and cudnn-frontend 1.32 listed and built its plans for a
-described GPU. No GPU has run any of it yet.
+described GPU. No result file in `bench/results` has a GPU's run of it yet.
 """
 
 from .engines import Engine, Engines, Session, engines

@@ -8,7 +8,7 @@ What passes from one call to the next lies in the workspace.
 - `lrn_maxpool2d_dgrad`: the pool's backward pass, LRN's, and with `relu` the activation's. It reads what
   cuDNN wants of the forward pass: "pool_x" and "pool_y" of the pool, "x" and "n" (its output) of LRN.
 
-Written to the documentation and run with a library that stands in for cuDNN; no GPU has run it yet.
+Written to the documentation and run with a library that stands in for cuDNN.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
 """One face for both of cuDNN's APIs: `engines` lists every way to do an op on a problem.
-
-Written to the documentation; no GPU has run it yet: see the package.
 """
 
 from __future__ import annotations

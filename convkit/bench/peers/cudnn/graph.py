@@ -10,7 +10,7 @@ be built, and what refuses it first, the note or the limit, says whether it has 
 
 Written to the documentation. cudnn-frontend 1.32 with cuDNN 9.28 listed and built these plans, with their
 notes, for a GPU that was described to it, beside a driver library that does nothing: engines compiled
-when they run were not among them. No GPU has run one yet.
+when they run were not among them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ one whose last window leaves the padded image, LRN outside cuDNN's limits. LRN's
 as convkit's is.
 
 Written to the documentation, checked against the headers of cuDNN 9.28 and with a library that stands in for
-it; no GPU has run it yet.
+it.
 """
 
 from __future__ import annotations

