@@ -448,7 +448,7 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
         ({"scratch": LARGE}, "depends on what its workspace holds before"),
         ({"aligned": False}, "depends on the alignment of its arrays"),
     ):
-        setting = replace(FIRST, **change)  # type: ignore[arg-type]
+        setting = replace(FIRST, **change)
         run = attempt(implementation, question, setting, first_on=question.others)
         if run.fault or not _same(first, run):
             return f"{meaning}: {values}"

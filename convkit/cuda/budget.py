@@ -92,7 +92,7 @@ def measure(build: Build) -> Rows:
         path.write_text(json.dumps(_rows(kernel, build, cubin)))
 
     found = Cache().get(f"{build.path.stem}-{build.arch}-{key}", write, suffix=".json")
-    return json.loads(found.read_text())  # type: ignore[no-any-return]
+    return json.loads(found.read_text())
 
 
 def _sample(kernel: KernelFile, dtype: str) -> Problem:
@@ -141,7 +141,7 @@ def load() -> dict[str, Any]:
     path = budget_path()
     if not path.exists():
         return {"compiler": compiler(), "kernels": {}}
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save(rows: Mapping[str, Rows]) -> None:

@@ -62,7 +62,7 @@ def struct(header: Header, problem: Problem) -> np.void:
     """What a kernel receives by value: the problem's numbers, and behind them the dividers."""
     numbers = problem.struct()[0]
     if not header.dividers:
-        return numbers  # type: ignore[no-any-return]
+        return numbers
     base = numbers.dtype
     fields: dict[str, Any] = {name: base.fields[name] for name in base.names}
     size = -(-base.itemsize // 8) * 8
@@ -82,7 +82,7 @@ def struct(header: Header, problem: Problem) -> np.void:
         whole[name] = numbers[name]
     for name, numbers_of_one in values(header, problem).items():
         whole[name] = numbers_of_one
-    return whole[0]  # type: ignore[no-any-return]
+    return whole[0]
 
 
 def c_struct(header: Header, problem: Problem) -> str:

@@ -90,7 +90,7 @@ class Kept(Generic[T]):
                 if not slot.made:
                     slot.value = make()
                     slot.made = True
-        return slot.value  # type: ignore[no-any-return]  # a slot holds values of any type
+        return slot.value  # a slot holds values of any type
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Executor(ABC):
             if found is None:
                 found = self._compile(source, entry, tuple(include), name or entry)
                 self._functions[source, entry] = found
-            return found  # type: ignore[no-any-return]  # of a dictionary of any
+            return found  # of a dictionary of any
 
     @abstractmethod
     def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> Function:

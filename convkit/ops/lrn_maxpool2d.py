@@ -204,7 +204,7 @@ class _Cases(Cases):
             )
             drawn = replace(drawn, size=int(rng.choice([3, 5])), k=float(rng.uniform(1, 3)))
         extents = {"N": pool.N, "C": C, "H": pool.H, "W": pool.W, "groups": groups}
-        lrn = replace(drawn, **extents, region="across_channels", beta=0.75)  # type: ignore[arg-type]
+        lrn = replace(drawn, **extents, region="across_channels", beta=0.75)
         return LrnMaxPool2d(lrn, replace(pool, C=C))
 
     def large(self) -> Iterable[tuple[str, Problem]]:

@@ -186,7 +186,7 @@ def _add(windows: list[Any], to: Any) -> None:
 
 def host(array: Any) -> np.ndarray:
     """The array as NumPy's: itself, or a copy of what lies on a device."""
-    return array if isinstance(array, np.ndarray) else array.get()  # type: ignore[no-any-return]
+    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def bits(array: np.ndarray) -> np.ndarray:

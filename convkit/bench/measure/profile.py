@@ -209,7 +209,7 @@ def _waiting(device: str) -> Callable[[], Any]:
         return lambda: None
     import cupy
 
-    return cupy.cuda.runtime.deviceSynchronize  # type: ignore[no-any-return]
+    return cupy.cuda.runtime.deviceSynchronize
 
 
 def _errors(phases: dict[str, list[Call]], progress: Any) -> dict[int, float]:

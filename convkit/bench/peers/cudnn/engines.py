@@ -1,5 +1,4 @@
-"""One face for both of cuDNN's APIs: `engines` lists every way to do an op on a problem.
-"""
+"""One face for both of cuDNN's APIs: `engines` lists every way to do an op on a problem."""
 
 from __future__ import annotations
 
