@@ -111,6 +111,9 @@ class Fprop {
  private:
   int64_t parts() const { return first_ < last_ ? g_.stride_w * part_ : 0; }
 
+  // Whether some outputs' windows stick out to the left or right. Calls for nothing took 8 % of a pool on 55 x 55.
+  bool ends() const { return first_ > 0 || last_ < g_.Q; }
+
   // A row of x: the maxima over s, into slot `slot` of the ring. `room` elements may be read.
   template <class S>
   void across(const S* x, int64_t room, int64_t slot) {
@@ -126,21 +129,30 @@ class Fprop {
       widen(x, g_.W, row_);
       across_any(slot);
     }
-    across_ends(slot);
+    if (ends()) across_ends(slot);
   }
 
-  CK_INLINE void put(int64_t slot, int64_t q, const Best& best) {
-    store(values_ + slot * width_ + q, best.value);
-    std::memcpy(taps_ + slot * width_ + q, &best.tap, sizeof best.tap);
-  }
+  // A row of the ring. Its pointers are local variables of a loop: from members they would be read again for
+  // each register that is stored.
+  struct Row {
+    float* values;
+    std::int32_t* taps;
+
+    CK_INLINE void put(int64_t q, const Best& best) const {
+      store(values + q, best.value);
+      std::memcpy(taps + q, &best.tap, sizeof best.tap);
+    }
+  };
+  CK_INLINE Row row_at(int64_t slot) const { return {values_ + slot * width_, taps_ + slot * width_}; }
 
   // Any window, of row_: the outputs whose windows do not stick out.
   CK_NOINLINE void across_any(int64_t slot) {
     const float* parts = g_.stride_w > 1 && first_ < last_ ? split() : row_;
+    const Row row = row_at(slot);
     for (int64_t q = first_; q < last_; q += LANES) {
       Best best{load_tap(parts, 0, q), VI{}};
       for (int64_t s = 1; s < g_.S; ++s) best.see(load_tap(parts, s, q), static_cast<int>(s));
-      put(slot, q, best);
+      row.put(q, best);
     }
   }
 
@@ -165,12 +177,13 @@ class Fprop {
 
   template <class S>
   CK_INLINE void across_usual(const S* x, int64_t slot) {
+    const Row row = row_at(slot);
     for (int64_t q = 0; q < last_; q += LANES, x += 2 * LANES) {
       const V a = load(x), b = load(x + LANES);
       Best best{second_lanes<0>(a, b, LANE), VI{}};
       best.see(second_lanes<1>(a, b, LANE), 1);
       best.see(second_lanes<0>(load(x + 2), load(x + LANES + 2), LANE), 2);
-      put(slot, q, best);
+      row.put(q, best);
     }
   }
 
@@ -190,10 +203,11 @@ class Fprop {
 
   template <class S, class Index>
   void down(int64_t top, Range r, S* y, Index* argmax, int64_t room) {
+    const int64_t first = (top + r.begin * g_.dilation_h) % period_, step = g_.dilation_h % period_;
     for (int64_t q = 0; q < g_.Q; q += LANES) {
       Best best{splat(-INFINITE), VI{}};
+      int64_t slot = first;
       for (int64_t i = r.begin; i < r.end; ++i) {
-        const int64_t slot = (top + i * g_.dilation_h) % period_;
         VI tap;
         std::memcpy(&tap, taps_ + slot * width_ + q, sizeof tap);
         tap += static_cast<int>(i * g_.S);
@@ -202,6 +216,8 @@ class Fprop {
           best = {v, tap};
         else
           best.see(v, tap);
+        slot += step;
+        if (slot >= period_) slot -= period_;
       }
       const int64_t count = least(LANES, g_.Q - q);
       if (q + LANES <= room) {
@@ -212,7 +228,7 @@ class Fprop {
         Winners<Index>::store_part(argmax + q, best.tap, count);
       }
     }
-    see_nothing(argmax);
+    if (ends()) see_nothing(argmax);
   }
 
   // Windows that lie in the padding alone.
