@@ -41,8 +41,8 @@ CK_INLINE void each_window(int64_t at, int64_t stride, int64_t dilation, int64_t
   const int64_t span = (taps - 1) * dilation;
   const int64_t first = at > span ? ceil_div(at - span, stride) : 0;
   const int64_t last = least(windows - 1, at / stride);
-  if (dilation >
-      stride) {  // windows between those whose taps meet here are many: taps are asked instead, last to first
+  // Windows between those whose taps meet here are many: taps are asked instead, last to first.
+  if (dilation > stride) {
     for (int64_t tap = least(taps - 1, at / dilation); tap >= 0; --tap) {
       const int64_t start = at - tap * dilation;
       if (start > last * stride) return;
