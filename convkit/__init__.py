@@ -1,10 +1,10 @@
 """convkit: convolution, ReLU, LRN and max-pooling kernels, forward and backward, in a thin layer."""
 
+from . import layers
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .cuda.emulate import emulate
 from .discovery import register
 from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
-from .network import layers
 from .network.alexnet import AlexNet
 from .network.loss import Loss
 from .network.network import Network

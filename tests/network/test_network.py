@@ -668,7 +668,7 @@ def test_a_variant_for_photographs_of_another_size():
 
 
 def test_public_names():
-    assert ck.layers is layers and ck.Update is update.Update and ck.Network is network.Network
+    assert ck.layers.Conv is layers.Conv and ck.Update is update.Update and ck.Network is network.Network
     assert {"He", "Normal", "Constant", "FanInUniform"} <= set(dir(ck.layers))
 
 
@@ -1471,3 +1471,14 @@ def test_the_examples_of_the_documentation_run(capsys):
         exec(code, scope)
     assert "conv1+relu1" in capsys.readouterr().out
     assert scope["loss"].finite and scope["net"].update.frozen == ("conv1.*",)
+
+
+def test_layers_have_their_public_name():
+    from convkit.layers import Conv, He
+    from convkit.network import layers
+
+    assert Conv is layers.Conv is ck.layers.Conv and ck.layers.He is He
+    own = [
+        name for name, value in vars(layers).items() if getattr(value, "__module__", "") == layers.__name__
+    ]
+    assert {name for name in own if name[0] != "_"} <= set(ck.layers.__all__)
