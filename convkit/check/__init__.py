@@ -22,9 +22,10 @@ from ..op import OPS, Problem
 from ..options import integer
 from ..registry import Implementation, implementations
 from . import sizes
+from .attempt import FIRST, Question, attempt
 from .cases import Case, all_cases, cases, random_cases, varied
 from .network import check_step
-from .verdicts import FIRST, Question, Verdict, attempt, judge, judge_launch
+from .verdicts import Verdict, judge, judge_launch
 
 __all__ = ["Case", "Question", "Verdict", "cases", "check", "check_step", "judge", "random_cases", "summary"]
 
