@@ -15,6 +15,7 @@ import numpy as np
 from .. import layouts
 from ..call import Call
 from ..devices import emulating
+from ..errors import MissingExtra
 from ..op import OPS, Op, Problem, Tensors
 from ..registry import Implementation
 from . import inputs as fill
@@ -86,10 +87,14 @@ SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
 
 @dataclass
 class Run:
-    """The outputs of a run, and what the implementation did that it must not (empty: nothing)."""
+    """The outputs of a run, and what the implementation did that it must not (empty: nothing).
+
+    `lacks`: the fault is the machine's, or the emulator's, which lacks a package or a feature of CUDA.
+    """
 
     outputs: dict[str, np.ndarray]
     fault: str = ""
+    lacks: bool = False
 
 
 def attempt(
@@ -150,7 +155,7 @@ def attempt(
             else:
                 call.run()
         except (Exception, SystemExit) as error:
-            return Run({}, "raised " + last_line(error))
+            return Run({}, "raised " + last_line(error), lacks(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
 
@@ -219,6 +224,11 @@ def _trespass(
     if scratch is not None and (where := scratch.trespass()):
         return f"wrote outside its workspace of {scratch.bytes.size} bytes: {where}"
     return ""
+
+
+def lacks(error: BaseException) -> bool:
+    """Whether an error says that something is not there, rather than wrong."""
+    return isinstance(error, MissingExtra) or getattr(error, "kind", "") in ("unsupported", "no compiler")
 
 
 def last_line(error: BaseException) -> str:
