@@ -6,7 +6,10 @@ any input's. The bands, the outputs and the workspace are full of what `Setting`
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +17,14 @@ import numpy as np
 
 from .. import layouts
 from ..call import Call
+from ..cuda.launch import KernelError
 from ..devices import emulating
 from ..op import OPS, Op, Problem, Tensors
 from ..registry import Implementation
 from . import inputs as fill
 from .cases import Case
 from .device import Twins
+from .faults import Changed, Lost, Raised
 from .guarded import LARGE, NAN, SMALL, Guarded
 from .tolerance import Expected, expected
 
@@ -86,10 +91,14 @@ SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
 
 @dataclass
 class Run:
-    """The outputs of a run, and what the implementation did that it must not (empty: nothing)."""
+    """The outputs of a run, and what the implementation did that it must not (empty: nothing).
+
+    `kind` is that of the `KernelError` that it raised, if it did.
+    """
 
     outputs: dict[str, np.ndarray]
     fault: str = ""
+    kind: str = ""
 
 
 def attempt(
@@ -141,16 +150,21 @@ def attempt(
         try:
             if implementation.workspace is not None and not problem.empty:
                 wanted = int(implementation.workspace(problem))
-                scratch = Guarded((wanted,), "uint8", setting.around(len(op.outputs), output=True))
+                band = setting.around(len(op.outputs), output=True)
+                scratch = Guarded((wanted,), "uint8", band, empty=_source(implementation))
                 scratch.bytes.fill(setting.scratch)
                 options["workspace"] = scratch.array
             call = Call(op, implementation, problem, tuple(seen), outputs, options)
-            if implementation.device == "cuda" and not emulating():
+            if implementation.device == "cuda" and not emulating() and not _source(implementation):
                 _run_on_gpu(call, given, taken, scratch)
             else:
                 call.run()
+        except Lost as error:
+            return Run({}, str(error))
+        except Raised as error:
+            return Run({}, f"raised {error}", error.kind)
         except (Exception, SystemExit) as error:
-            return Run({}, "raised " + last_line(error))
+            return Run({}, "raised " + last_line(error), error.kind if isinstance(error, KernelError) else "")
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
 
@@ -168,6 +182,7 @@ def _memory(
             setting.around(number, output=output),
             aligned=setting.aligned,
             layout=layouts.of(implementation.layout, name),
+            empty=_source(implementation),
         )
 
     given = {
@@ -180,6 +195,11 @@ def _memory(
         for number, name in enumerate(question.op.outputs)
     }
     return given, taken
+
+
+def _source(implementation: Implementation) -> Callable[[int], np.ndarray] | None:
+    """Where its memory comes from, where that is shared with another process."""
+    return getattr(implementation.run, "empty", None)
 
 
 def _run_on_gpu(
@@ -222,9 +242,30 @@ def _trespass(
 
 
 def last_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """An error in one line, with the line that raised it: the candidate's, if that is known."""
+    if isinstance(error, (Lost, Raised, Changed)):
+        return str(error)
+    if isinstance(error, KernelError):  # it says where in the kernel
+        return f"KernelError: {error}"
     text = traceback.format_exception_only(type(error), error)[-1].strip()
-    return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not librarys(f.filename)] or frames
+    return f"{text} ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else text
+
+
+#: Folders of Python's own modules, of installed packages and of convkit.
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for folder in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parents[1]),
+    }
+)
+
+
+def librarys(file: str) -> bool:
+    """Whether a line is a library's, and no candidate's."""
+    return file.startswith((*_LIBRARIES, "<"))
 
 
 def bits(array: np.ndarray) -> np.ndarray:

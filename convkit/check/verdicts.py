@@ -26,6 +26,7 @@ from ..registry import Implementation
 from . import sizes
 from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
+from .faults import Changed, Lost
 from .guarded import LARGE, NAN, SMALL
 from .tolerance import Comparison, compare, kept
 
@@ -58,6 +59,8 @@ class Verdict:
         Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
+    contained : bool
+        It ran in a process of its own.
     """
 
     op: str
@@ -75,6 +78,7 @@ class Verdict:
     device: str = "cpu"
     unrun: bool = False
     seed: int = 0
+    contained: bool = False
 
     def __str__(self) -> str:
         word = "declines" if self.declined else "passes" if self.ok else "FAILS"
@@ -95,14 +99,30 @@ def judge_launch(implementation: Implementation, case: Case) -> Verdict:
         device=implementation.device,
         unrun=True,
     )
-    try:
-        refusal = implementation.refusal(case.problem, implementation.math)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if refusal:
         return replace(blank, declined=True, reason=refusal)
     fault = sizes.launch_fault(implementation, case.problem)
     return replace(blank, ok=not fault, reason=fault)
+
+
+def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, str]:
+    """Why an implementation does not take a case, if so; and what is wrong with how it says it."""
+    try:
+        first, second = (
+            implementation.refusal(case.problem, implementation.math, flags=case.flags) for _ in range(2)
+        )
+    except Changed as error:
+        return None, str(error)
+    except Lost as error:
+        return None, f"asked whether it takes the problem, {error}"
+    except Exception as error:
+        return None, "its `when` or `missing` raised " + last_line(error)
+    if first != second:
+        return None, f"its `when` gave {first!r} and then {second!r} for the same problem"
+    return first, ""
 
 
 def judge(implementation: Implementation, question: Question) -> Verdict:
@@ -118,10 +138,9 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
         *(case.op, implementation.label, str(case), problem.dtype, True),  # type: ignore[attr-defined]
         device=implementation.device,
     )
-    try:
-        refusal = implementation.refusal(problem, implementation.math, flags=case.flags)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if not refusal and case.sized and emulating():
         refusal = sizes.too_many_threads(implementation, problem)
     if refusal:
