@@ -71,6 +71,8 @@ class Implementation:
         dispatch then spares a call the protection of its inputs, and `np.errstate`.
     source : str
         File that it comes from.
+    origin : str
+        File of the user's that `convkit.register` loaded it from; empty for what was registered otherwise.
     """
 
     op: str
@@ -90,6 +92,7 @@ class Implementation:
     flops: Callable[[Any], int] | None = None
     compiled: bool = False
     source: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.flags is None:
@@ -212,7 +215,7 @@ def implements(
     ...     np.maximum(x, 0, out=y)
     """
 
-    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source"}
+    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin"}
     for key in declared:
         if key not in known:
             raise unknown("declaration", key, known)

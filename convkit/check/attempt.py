@@ -6,7 +6,10 @@ any input's. The bands, the outputs and the workspace are full of what `Setting`
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +17,14 @@ import numpy as np
 
 from .. import layouts
 from ..call import Call
+from ..cuda.launch import KernelError
 from ..devices import emulating
-from ..errors import MissingExtra
 from ..op import OPS, Op, Problem, Tensors
 from ..registry import Implementation
 from . import inputs as fill
 from .cases import Case
 from .device import Twins
+from .faults import LACKING, Changed, Lost, Raised, kind_of
 from .guarded import LARGE, NAN, SMALL, Guarded
 from .tolerance import Expected, expected
 
@@ -89,12 +93,17 @@ SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
 class Run:
     """The outputs of a run, and what the implementation did that it must not (empty: nothing).
 
-    `lacks`: the fault is the machine's, or the emulator's, which lacks a package or a feature of CUDA.
+    `kind` is that of what it raised, if it raised something (`faults.kind_of`).
     """
 
     outputs: dict[str, np.ndarray]
     fault: str = ""
-    lacks: bool = False
+    kind: str = ""
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the fault is that something is not there, rather than wrong."""
+        return self.kind in LACKING
 
 
 def attempt(
@@ -146,16 +155,21 @@ def attempt(
         try:
             if implementation.workspace is not None and not problem.empty:
                 wanted = int(implementation.workspace(problem))
-                scratch = Guarded((wanted,), "uint8", setting.around(len(op.outputs), output=True))
+                band = setting.around(len(op.outputs), output=True)
+                scratch = Guarded((wanted,), "uint8", band, empty=_source(implementation))
                 scratch.bytes.fill(setting.scratch)
                 options["workspace"] = scratch.array
             call = Call(op, implementation, problem, tuple(seen), outputs, options)
-            if implementation.device == "cuda" and not emulating():
+            if implementation.device == "cuda" and not emulating() and not _source(implementation):
                 _run_on_gpu(call, given, taken, scratch)
             else:
                 call.run()
+        except Lost as error:
+            return Run({}, str(error))
+        except Raised as error:
+            return Run({}, f"raised {error}", error.kind)
         except (Exception, SystemExit) as error:
-            return Run({}, "raised " + last_line(error), lacks(error))
+            return Run({}, "raised " + last_line(error), kind_of(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
 
@@ -173,6 +187,7 @@ def _memory(
             setting.around(number, output=output),
             aligned=setting.aligned,
             layout=layouts.of(implementation.layout, name),
+            empty=_source(implementation),
         )
 
     given = {
@@ -185,6 +200,11 @@ def _memory(
         for number, name in enumerate(question.op.outputs)
     }
     return given, taken
+
+
+def _source(implementation: Implementation) -> Callable[[int], np.ndarray] | None:
+    """Where its memory comes from, where that is shared with another process."""
+    return getattr(implementation.run, "empty", None)
 
 
 def _run_on_gpu(
@@ -226,15 +246,31 @@ def _trespass(
     return ""
 
 
-def lacks(error: BaseException) -> bool:
-    """Whether an error says that something is not there, rather than wrong."""
-    return isinstance(error, MissingExtra) or getattr(error, "kind", "") in ("unsupported", "no compiler")
-
-
 def last_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """An error in one line, with the line that raised it: the candidate's, if that is known."""
+    if isinstance(error, (Lost, Raised, Changed)):
+        return str(error)
+    if isinstance(error, KernelError):  # it says where in the kernel
+        return f"KernelError: {error}"
     text = traceback.format_exception_only(type(error), error)[-1].strip()
-    return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not librarys(f.filename)] or frames
+    return f"{text} ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else text
+
+
+#: Folders of Python's own modules, of installed packages and of convkit.
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for folder in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parents[1]),
+    }
+)
+
+
+def librarys(file: str) -> bool:
+    """Whether a line is a library's, and no candidate's."""
+    return file.startswith((*_LIBRARIES, "<"))
 
 
 def bits(array: np.ndarray) -> np.ndarray:

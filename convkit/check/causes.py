@@ -8,6 +8,7 @@ given with its counts.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def _of_number(name: str, values: np.ndarray, failed: Mask, cost: float) -> Iter
         yield Condition(f"{name} != {_number(value)}", own, values != value, about)
         yield Condition(f"{name} = {_number(value)}", own + 0.6, values == value, about)
     # A threshold between each two neighbours, where one fails and the other passes.
-    for low, high in zip(distinct, distinct[1:], strict=False):
+    for low, high in itertools.pairwise(distinct):
         at_low, at_high = failed[values == low], failed[values == high]
         if at_low.all() == at_high.all() and at_low.any() == at_high.any():
             continue
@@ -204,9 +205,9 @@ def _of_windows(columns: dict[str, np.ndarray]) -> Iterator[Condition]:
         if all(n in columns for n in steps):
             h, w = (columns[n] for n in steps)
             about = frozenset((*steps, "R", "S"))
-            lapping = ((R > h) & (columns["P"] > 1)) | ((S > w) & (columns["Q"] > 1))
+            lapping = ((h < R) & (columns["P"] > 1)) | ((w < S) & (columns["Q"] > 1))
             yield Condition("windows that overlap", 1.4, lapping, about)
-            apart = ((R < h) & (columns["P"] > 1)) | ((S < w) & (columns["Q"] > 1))
+            apart = ((h > R) & (columns["P"] > 1)) | ((w > S) & (columns["Q"] > 1))
             yield Condition("windows with gaps between them", 1.4, apart, about)
 
 

@@ -1,7 +1,7 @@
 """Which elements of an output are wrong, and how: the last row, channels from 32 on, twice the right value.
 
-Only ever run after a failure. What is found does not depend on how large the case is ("the last row", not "row
-12"), so that one pattern shows in many cases.
+Only ever run after a failure. What is found does not depend on how large the case is ("the last row", not
+"row 12"), so that one pattern shows in many cases.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Place:
     wrong, size : int
         So many elements are wrong, of so many.
     where : tuple of str
-        Where they lie, in words: "all elements", "the last row". If several are true, such as "rows from 7 on"
-        and "the last 2 rows", the first is what one would say. Empty where they show no pattern.
+        Where they lie, in words: "all elements", "the last row". If several are true, such as "rows from 7
+        on" and "the last 2 rows", the first is what one would say. Empty where they show no pattern.
     values : str
         What they hold instead, or empty.
     """
@@ -345,10 +345,9 @@ def _moved(wanted: Array) -> Iterator[tuple[str, Any, Array]]:
     """(words, the right answer elsewhere, where that is to be seen)."""
     everywhere = np.ones(wanted.shape, bool)
     rank = wanted.ndim
-    names = ("rows", "columns") if rank == 4 else ("rows", "columns")
     if wanted.shape[-1] == wanted.shape[-2] > 1:
         yield "the right answer with rows and columns exchanged", wanted.swapaxes(-1, -2), everywhere
-    for axis, name in ((-2, names[0]), (-1, names[1])):
+    for axis, name in ((-2, "rows"), (-1, "columns")):
         if wanted.shape[axis] > 1:
             yield f"the right answer with its {name} in reverse", np.flip(wanted, axis), everywhere
     if rank == 4:

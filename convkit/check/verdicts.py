@@ -27,6 +27,7 @@ from . import sizes
 from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
 from .elements import Place, look
+from .faults import Changed, Lost
 from .guarded import LARGE, NAN, SMALL
 from .tolerance import Comparison, compare, expected, kept
 
@@ -59,6 +60,8 @@ class Verdict:
         Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
+    contained : bool
+        It ran in a process of its own.
     missing : bool
         It was not run because this machine, or the emulator, lacks what it needs; `declined` too.
     facts : dict
@@ -84,6 +87,7 @@ class Verdict:
     device: str = "cpu"
     unrun: bool = False
     seed: int = 0
+    contained: bool = False
     missing: bool = False
     facts: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     places: tuple[Place, ...] = ()
@@ -116,15 +120,38 @@ def judge_launch(implementation: Implementation, case: Case) -> Verdict:
         unrun=True,
         facts=case.facts,
     )
-    try:
-        lack = implementation.missing and implementation.missing()
-        refusal = lack or implementation.refusal(case.problem, implementation.math)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if refusal:
-        return replace(blank, declined=True, missing=bool(lack), reason=refusal)
+        return replace(blank, declined=True, missing=_missing(implementation), reason=refusal)
     fault = sizes.launch_fault(implementation, case.problem)
     return replace(blank, ok=not fault, reason=fault)
+
+
+def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, str]:
+    """Why an implementation does not take a case, if so; and what is wrong with how it says it."""
+    try:
+        first, second = (
+            implementation.refusal(case.problem, implementation.math, flags=case.flags) for _ in range(2)
+        )
+    except Changed as error:
+        return None, str(error)
+    except Lost as error:
+        return None, f"asked whether it takes the problem, {error}"
+    except Exception as error:
+        return None, "its `when` or `missing` raised " + last_line(error)
+    if first != second:
+        return None, f"its `when` gave {first!r} and then {second!r} for the same problem"
+    return first, ""
+
+
+def _missing(implementation: Implementation) -> bool:
+    """Whether this machine lacks what it needs."""
+    try:
+        return implementation.missing is not None and implementation.missing() is not None
+    except Exception:
+        return False
 
 
 def judge(implementation: Implementation, question: Question) -> Verdict:
@@ -141,15 +168,13 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
         device=implementation.device,
         facts=case.facts,
     )
-    try:
-        lack = implementation.missing and implementation.missing()
-        refusal = lack or implementation.refusal(problem, implementation.math, flags=case.flags)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if not refusal and case.sized and emulating():
         refusal = sizes.too_many_threads(implementation, problem)
     if refusal:
-        return replace(blank, declined=True, missing=bool(lack), reason=refusal)
+        return replace(blank, declined=True, missing=_missing(implementation), reason=refusal)
 
     first = attempt(implementation, question, FIRST, first_on=question.others)
     if first.lacks:
