@@ -465,6 +465,7 @@ _MANNERS = (
     (re.compile(r"with (\w+ in place of \w+(?: and \w+ in place of \w+)*): "), r"only with \1"),
     (re.compile(r"depends on the alignment"), "only with arrays aligned to one element alone"),
     (re.compile(r"is not deterministic"), "other bits at each run"),
+    (re.compile(r"passed at first, and then, in a new process"), "only without the calls before it"),
 )
 
 

@@ -68,8 +68,10 @@ class Verdict:
         What is special about the case, as plain values: see `Case.facts`.
     places : tuple of Place
         The wrong elements of each output.
+    sanitized : bool
+        Every access to memory was watched: races, bounds, uninitialised reads.
     line : str
-        What the emulator's sanitizer found in this case, with file and line.
+        What that has found, file and line first.
     """
 
     op: str
@@ -91,6 +93,7 @@ class Verdict:
     missing: bool = False
     facts: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     places: tuple[Place, ...] = ()
+    sanitized: bool = False
     line: str = ""
 
     @property
