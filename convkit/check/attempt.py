@@ -25,7 +25,7 @@ from . import inputs as fill
 from .cases import Case
 from .device import Twins
 from .faults import LACKING, Changed, Lost, Raised, kind_of
-from .guarded import LARGE, NAN, SMALL, Guarded
+from .guarded import GUARD, LARGE, NAN, SMALL, Guarded
 from .tolerance import Expected, expected
 
 #: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
@@ -77,6 +77,7 @@ class Setting:
     poison: int = NAN
     scratch: int = NAN
     aligned: bool = True
+    guard: int = GUARD
 
     def around(self, number: int, output: bool) -> int:
         """The band of a tensor, the how-manieth input or output it is."""
@@ -188,6 +189,7 @@ def _memory(
             aligned=setting.aligned,
             layout=layouts.of(implementation.layout, name),
             empty=_source(implementation),
+            guard=setting.guard,
         )
 
     given = {

@@ -151,19 +151,30 @@ def _of_number(name: str, values: np.ndarray, failed: Mask, cost: float) -> Iter
                 break
             words = ("even", "odd") if m == 2 else (f"a multiple of {m}", f"no multiple of {m}")
             rest = values % m == 0
-            own = cost + (0.9 if m == 2 else 1.3)
+            # Of several that hold, the largest says most.
+            own = cost + (0.9 if m == 2 else 1.3 - 0.01 * m.bit_length())
             yield Condition(f"{name} {words[0]}", own, rest & (values > 0), about)
             yield Condition(f"{name} {words[1]}", own, ~rest, about)
 
 
+_POWERS = tuple(2**n for n in range(1, 32))
+#: Limits that are one whatever lies between the two cases: of 8, 16, 31 and 32 bits.
+_WIDTHS = (2**8, 2**16, 2**31, 2**32)
+
+
 def _beyond(name: str, low: float, high: float) -> str:
-    if high - low <= 1 or low in (2 ** np.arange(1, 32)):
+    found = [n for n in _WIDTHS if low < n <= high]
+    if len(found) == 1:
+        return f"{name} >= {_number(found[0])}"
+    if found:
+        return f"{name} >= {_number(high)} ({_number(low)} passes)"
+    if high - low <= 1 or low in _POWERS:
         return f"{name} > {_number(low)}"
     return f"{name} >= {_number(high)}"
 
 
 def _below(name: str, low: float, high: float) -> str:
-    if high in (2 ** np.arange(1, 32)):
+    if high in _POWERS:
         return f"{name} < {_number(high)}"
     return f"{name} <= {_number(low)}"
 
@@ -373,7 +384,10 @@ def _cause(rows: list[dict[str, Any]], failed: Mask) -> Cause:
         return _said_exactly(exact, failed, total, bad)
     if bad < _FEW:
         names = dict.fromkeys(str(row.get(NAME, "")) for row, bad in zip(rows, failed, strict=True) if bad)
-        return Cause(f"fails in {bad} of {total} cases alone: {'; '.join(names)}")
+        text = f"fails in {bad} of {total} cases alone: {'; '.join(names)}"
+        if not exact:
+            return Cause(text)
+        return Cause(f"{text}: all those with {exact[0].text}, which may be chance", False, exact[0].text)
     nearly = bad >= 0.85 * total
     several = []
     if nearly:  # almost anything is true of the failing ones

@@ -53,9 +53,10 @@ class Place:
     def __str__(self) -> str:
         if not self.wrong:
             return f"{self.output} is right"
-        where = f"{self.where[0]}: " if self.where else ""
         what = f", {self.values}" if self.values else ""
-        return f"{self.output} is wrong in {where}{self.wrong} of {self.size} elements{what}"
+        if not self.where:
+            return f"{self.output} is wrong in {self.wrong} of {self.size} elements{what}"
+        return f"{self.output} is wrong in {self.where[0]} ({self.wrong} of {self.size}){what}"
 
 
 def look(output: str, got: Array, wanted: Array | None, wrong: Array, said: str = "") -> Place:
@@ -135,10 +136,14 @@ def _where(output: str, wanted: Array | None, wrong: Array) -> Iterator[str]:
     size, count = wrong.size, int(wrong.sum())
     if count == size:
         yield "all elements"
+        if size in _BLOCKS:
+            yield f"the last block of {size}"
         return
     if count == 1:
         index = int(np.argmax(wrong.reshape(-1)))
         yield "the last element" if index == size - 1 else "the first element" if not index else "one element"
+        if index == size - 1:
+            yield from _flat(wrong.reshape(-1))
         return
     if special := _of_right_values(wanted, wrong):
         yield special
@@ -147,8 +152,7 @@ def _where(output: str, wanted: Array | None, wrong: Array) -> Iterator[str]:
     yield from boxes
     if not boxes and wrong.ndim == 4 and (found := _border(wrong)):
         yield found
-    if found := _flat(wrong.reshape(-1)):
-        yield found
+    yield from _flat(wrong.reshape(-1))
 
 
 def _of_right_values(wanted: Array | None, wrong: Array) -> str:
@@ -221,11 +225,6 @@ def _border(wrong: Array) -> str:
     """The outermost rows and columns of each map, or those of two sides."""
     H, W = wrong.shape[2:]
     maps = wrong.any(axis=(0, 1))
-    for width in range(1, (min(H, W) + 1) // 2):
-        outside = np.ones((H, W), bool)
-        outside[width : H - width, width : W - width] = False
-        if not (maps & ~outside).any() and maps.sum() >= 0.5 * outside.sum():
-            return f"the border of width {width}"
     for text, rows, columns in (
         ("the first row and the first column", slice(1, None), slice(1, None)),
         ("the last row and the last column", slice(None, -1), slice(None, -1)),
@@ -234,32 +233,33 @@ def _border(wrong: Array) -> str:
         outside[rows, columns] = False
         if not (maps & ~outside).any() and maps.sum() >= 0.5 * outside.sum():
             return text
+    for width in range(1, (min(H, W) + 1) // 2):
+        outside = np.ones((H, W), bool)
+        outside[width : H - width, width : W - width] = False
+        if not (maps & ~outside).any() and maps.sum() >= 0.5 * outside.sum():
+            return f"the border of width {width}"
     return ""
 
 
-def _flat(wrong: Array) -> str:
+def _flat(wrong: Array) -> list[str]:
     """A range, or every so-manieth element, as memory has them."""
     indices = np.flatnonzero(wrong)
     first, last, count, size = int(indices[0]), int(indices[-1]), len(indices), len(wrong)
     span = last - first + 1
     if count == span or (count >= 0.6 * span and 16 < span <= 0.75 * size):
         if first == 0:
-            return f"the first {last + 1} elements"
+            return [f"the first {last + 1} elements"]
         if last < size - 1:
-            return f"elements {first} to {last}"
-        for block in _BLOCKS:
-            if first % block == 0:
-                whole = size - first <= block
-                return (
-                    f"the last block of {block}"
-                    if whole
-                    else f"elements from {first} on, a multiple of {block}"
-                )
-        return f"elements from {first} on"
+            return [f"elements {first} to {last}"]
+        block = next((b for b in _BLOCKS if first % b == 0), 0)
+        if not block:
+            return [f"elements from {first} on"]
+        whole = [f"the last block of {block}"] if size - first <= block else []
+        return [*whole, f"elements from {first} on, a multiple of {block}"]
     step = int(np.gcd.reduce(np.diff(indices)))
     if count >= 3 and step > 1 and count >= 0.3 * -(-(size - first % step) // step):
-        return f"every {_ordinal(step)} element from {first % step} on"
-    return ""
+        return [f"every {_ordinal(step)} element from {first % step} on"]
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------

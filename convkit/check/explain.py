@@ -78,6 +78,8 @@ class Commands:
         Its file, or its name, as `convkit check` takes it.
     options : str
         The options that it was checked with.
+    likes : str
+        Those that added sizes to the cases.
     file : bool
         Whether `target` is a file.
     swap : bool
@@ -86,6 +88,7 @@ class Commands:
 
     target: str
     options: str = ""
+    likes: str = ""
     file: bool = False
     swap: bool = False
 
@@ -157,7 +160,7 @@ def _shown(failed: list[Verdict]) -> list[Verdict]:
     for verdict in failed:
         # The first words say what kind of a reason it is.
         kinds.setdefault(" ".join(w for w in verdict.reason.split()[:8] if w.isalpha())[:40], verdict)
-    own = [v for v in failed if v.case.startswith(LIKE)]
+    own = [v for v in failed if v.case.startswith(LIKE)][:1]
     first = sorted((*kinds.values(), *failed), key=lambda v: _work(v) > 100_000)
     order = {id(v): v for v in (*own, *(v for v in first if v in kinds.values()), *first)}
     chosen = list(order.values())[:_SHOWN]
@@ -165,12 +168,24 @@ def _shown(failed: list[Verdict]) -> list[Verdict]:
 
 
 def _own_sizes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    own = [v for v in verdicts if v.case.startswith(LIKE)]
+    """What became of the sizes that the user has asked for."""
+    sizes: dict[str, list[Verdict]] = {}
+    for v in verdicts:
+        if (name := str(v.facts.get("case", ""))).startswith(LIKE):
+            sizes.setdefault(name, []).append(v)
     rows = []
-    for v in own:
-        if v.ok:
-            told = f"error/bound {v.ratio:.2g}" if v.outcome == "passes" else v.reason
-            rows.append(("your sizes", f"{v.dtype}, {v.case}: {v.outcome}, {told}"))
+    for name, mine in sizes.items():
+        worst = {
+            word: [v for v in mine if v.outcome == word] for word in dict.fromkeys(v.outcome for v in mine)
+        }
+        parts = []
+        for word, several in worst.items():
+            dtypes = ", ".join(dict.fromkeys(v.dtype for v in several))
+            ratio = max(v.ratio for v in several)
+            told = f" (error/bound {ratio:.2g})" if word == "passes" else ""
+            told = f": {several[0].reason}" if several[0].declined else told
+            parts.append(f"{word} in {dtypes}{told}")
+        rows.append(("sizes", f"{name.removeprefix(LIKE)} {'; '.join(parts)}"))
     return rows
 
 
@@ -211,10 +226,11 @@ def _next(failed: list[Verdict], verdicts: Sequence[Verdict], commands: Commands
         if own:
             one = min(own, key=lambda v: (_work(v), v.case))
             more = f"--seed {one.seed} --case {shlex.quote(_short(one, verdicts))}"
-            rows.append(("replay", commands.check(more)))
+            likes = f"{commands.likes} " if one.case.startswith(LIKE) else ""
+            rows.append(("replay", commands.check(likes + more)))
     unwatched = verdicts[0].device == "cuda" and not any(v.sanitized for v in verdicts)
     if unwatched:
-        rows.append(("next", commands.check("--sanitize")))
+        rows.append(("next", commands.check(f"{commands.likes} --sanitize".strip())))
     elif not failed and (after := commands.after()):
         rows.append(("next", after))
     if unwatched and not failed and (after := commands.after()):

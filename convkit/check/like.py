@@ -101,7 +101,8 @@ def _problem(base: Problem, extents: list[int], options: dict[str, Any]) -> Prob
     known = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} - {"dtype"}
     for name in options:
         if name not in known:
-            raise unknown("option", name, known)
+            short = {long: short for short, long in _NAMES.items()}
+            raise unknown("option", name, {short.get(n, n) for n in known})
     if "w_shape" in parameters and known:
         N, C, H, W, K, R, S = _count(extents, "N,C,H,W,K,R,S")
         groups = options.get("groups", 1)

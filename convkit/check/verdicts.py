@@ -28,7 +28,7 @@ from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
 from .elements import Place, look
 from .faults import Changed, Lost
-from .guarded import LARGE, NAN, SMALL
+from .guarded import LARGE, NAN, SMALL, WIDE
 from .tolerance import Comparison, compare, expected, kept
 
 
@@ -328,6 +328,8 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
     for _ in range(3):
         again = attempt(implementation, question, FIRST, first_on=question.others)
         if again.fault or not _same(first, again):
+            if far := _far(implementation, question):
+                return f"{far}: {values}"
             return f"is not deterministic: the same inputs gave different results, {values}"
     if kind := _is_kept(implementation, question, first):
         return f"{kind}: {values}"
@@ -344,6 +346,16 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
         if run.fault or not _same(first, run):
             return f"{meaning}: {values}"
     return f"gave different results for the same inputs: {values}"
+
+
+def _far(implementation: Implementation, question: Question) -> str:
+    """Whether it writes or reads far outside its tensors, beyond the usual guard bands."""
+    wide = [attempt(implementation, question, replace(FIRST, guard=WIDE, band=b)) for b in (NAN, NAN, LARGE)]
+    if fault := next((run.fault for run in wide if run.fault.startswith("wrote outside")), ""):
+        return fault
+    if any(run.fault for run in wide) or not _same(wide[0], wide[1]):
+        return ""
+    return "" if _same(wide[0], wide[2]) else "reads far outside its inputs"
 
 
 def _hint(implementation: Implementation, question: Question, first: Run) -> str:

@@ -225,7 +225,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
 
     given = {f"--{name}": getattr(args, name) for name in ("cuda", "emulate", "sanitize", "quick")}
     words = [name for name, on in given.items() if on]
-    words += [f"--like {shlex.quote(text)}" for text in args.like]
+    likes = " ".join(f"--like {shlex.quote(text)}" for text in args.like)
     files = {str(Path(path).resolve()): path for path in _files(args.targets)}
     sources = {(i.op, i.label, i.device): (i.origin or i.source, _whole(i)) for i in chosen}
     swap = importlib.util.find_spec(f"{__package__}.swap") is not None
@@ -236,7 +236,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
         if path is None and len(files) == 1:
             (path,) = files.values()
         target = shlex.quote(path) if path is not None else name
-        return Commands(target, " ".join(words), file=path is not None, swap=swap)
+        return Commands(target, " ".join(words), likes, file=path is not None, swap=swap)
 
     return of
 
