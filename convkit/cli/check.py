@@ -192,11 +192,13 @@ def _whole(implementation: Implementation) -> str:
 
 
 def _print_failures(failed: Sequence[Verdict]) -> None:
+    from ..check import REST
+
     shown: dict[tuple[str, str], int] = {}
     for verdict in failed:
         key = verdict.op, verdict.implementation
         shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= _SHOWN:
+        if shown[key] <= _SHOWN or verdict.case == REST:
             print(f"\n{verdict}")
     for (op, name), count in shown.items():
         if count > _SHOWN:
