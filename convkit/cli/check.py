@@ -121,6 +121,8 @@ def _check(args: argparse.Namespace, chosen: Sequence[Implementation], limits: L
         target.write_text(text, encoding="utf-8")
     print(check.summary(verdicts))
     _print_failures(failed)
+    if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
+        print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     if not args.sanitize and any(i.device == "cuda" for i in chosen):
         print("\nraces between threads were not looked for: --sanitize does")
     judged = sum(not v.declined for v in verdicts)
