@@ -132,8 +132,6 @@ def block(verdicts: Sequence[Verdict], commands: Commands | None = None) -> str:
     rows += _own_sizes(verdicts)
     rows += _not_run(verdicts)
     rows += _sanitizer(verdicts, failed)
-    if commands is not None and commands.file and not all(v.contained for v in run):
-        rows.append(("contained", "no: it ran in convkit's own process, and could do anything to it"))
     if commands is not None:
         rows += _next(failed, verdicts, commands)
     return _laid_out(title, rows)
@@ -146,11 +144,12 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
     rows += [("elements", line) for line in common(v.places for v in failed)]
     lines = dict.fromkeys(v.line for v in failed if v.line)
     rows += [("line", line) for line in list(lines)[:2]]
-    for verdict in _shown(failed):
+    shown = _shown(failed)
+    for verdict in shown:
         reason = "\n".join(f"    {row}" for row in verdict.reason.splitlines()[:_LINES])
         rows.append(("case", f"{verdict.dtype}, {verdict.case}\n{reason}"))
-    if len(failed) > _SHOWN:
-        rows.append(("", f"{len(failed) - _SHOWN} more cases fail; --json PATH writes all of them"))
+    if more := len(failed) - len(shown):
+        rows.append(("", f"{more} more cases fail; --json PATH writes all of them"))
     return rows
 
 
@@ -163,7 +162,8 @@ def _shown(failed: list[Verdict]) -> list[Verdict]:
     own = [v for v in failed if v.case.startswith(LIKE)][:1]
     first = sorted((*kinds.values(), *failed), key=lambda v: _work(v) > 100_000)
     order = {id(v): v for v in (*own, *(v for v in first if v in kinds.values()), *first)}
-    chosen = list(order.values())[:_SHOWN]
+    # What stopped it all, and stands for the cases behind, is shown in any case.
+    chosen = [*list(order.values())[:_SHOWN], *(v for v in failed if not v.facts)]
     return [v for v in failed if any(v is c for c in chosen)]
 
 
@@ -222,7 +222,7 @@ def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple
 def _next(failed: list[Verdict], verdicts: Sequence[Verdict], commands: Commands) -> list[tuple[str, str]]:
     rows = []
     if failed:
-        own = [v for v in failed if v.case not in ("all cases", "the remaining cases", "loading")]
+        own = [v for v in failed if v.facts]
         if own:
             one = min(own, key=lambda v: (_work(v), v.case))
             more = f"--seed {one.seed} --case {shlex.quote(_short(one, verdicts))}"

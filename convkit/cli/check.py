@@ -175,6 +175,8 @@ def _check(
     few = len(check.explain.by_implementation(verdicts)) <= _FEW
     if text := check.blocks(verdicts, _commands(args, chosen), passing=few):
         print(f"\n{text}")
+    if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
+        print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     print(f"\n{_total(verdicts)}; seed {seed}{', quick' if quick else ''}")
     return status, verdicts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from ...cuda.prepare import Runner
 from ...discovery import shipped
 from ...errors import OptionError
 from ...registry import Implementation
-from ..faults import Changed, Lost, Raised
-from .judge import Limits, Process
+from ..faults import Lost, Misdeclared, Raised
+from .judge import LOADING, Limits, Process
 from .memory import Shared
 
 #: Seconds that the emulator is given to end a launch by itself, which says more than a process that is ended.
@@ -48,7 +49,8 @@ class Contained:
     def __init__(self, what: str, given: Any, limits: Limits, *, name: str = "") -> None:
         self.what, self.given, self.limits, self.name = what, given, limits, name
         self.shared = Shared()
-        self.lost, self._refused = 0, ""
+        self.lost, self._last, self._refused = 0, "", ""
+        self._lock = threading.RLock()
         self._process: Process | None = None
         self._printed: list[str] = []
         self.implementations: list[Implementation] = []
@@ -66,7 +68,11 @@ class Contained:
         """
         file = self._kernel_file()
         rows = self._start()
-        self.implementations = [self._proxy(index, row, file) for index, row in enumerate(rows)]
+        try:
+            self.implementations = [self._proxy(index, row, file) for index, row in enumerate(rows)]
+        except (TypeError, KeyError, AttributeError):
+            self.close()
+            raise Lost("its process answered what is no answer") from None
         return self.implementations
 
     def _kernel_file(self) -> Implementation | None:
@@ -80,9 +86,10 @@ class Contained:
         try:
             self._process = Process(self.shared, self.limits, own_caches=self.what != "shipped", gpu=gpu)
             self.unconfined = self._process.unconfined
-            return self._process.ask({"do": "load", "what": self.what, "given": self.given})["rows"]
-        except Lost:
-            self._note_loss()
+            message = {"do": "load", "what": self.what, "given": self.given}
+            return self._process.ask(message, grace=LOADING).get("rows", [])
+        except Lost as error:
+            self._note_loss(error)
             raise
         except Raised as error:
             self.close()
@@ -105,26 +112,27 @@ class Contained:
     # -- asking -------------------------------------------------------------------------------------
     def ask(self, message: dict[str, Any], *, grace: float = 0.0) -> dict[str, Any]:
         """Ask the process, which is started anew where the last was lost."""
-        if self.stopped:
-            raise Lost(self.why_stopped)
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        try:
-            return self._process.ask(message, grace=grace)
-        except Lost:
-            self._note_loss()
-            raise
-        except Raised as error:
-            if error.kind == "timeout":  # the emulator's: as good as a process that had to be ended
-                self._note_loss()
-            raise
-        except BaseException:
-            self.close()
-            raise
+        with self._lock:
+            if self.stopped:
+                raise Lost(self.why_stopped)
+            if self._process is None:
+                self._start()
+            assert self._process is not None
+            try:
+                return self._process.ask(message, grace=grace)
+            except Lost as error:
+                self._note_loss(error)
+                raise
+            except Raised as error:
+                if error.kind == "timeout":  # the emulator's: as good as a process that had to be ended
+                    self._note_loss(error)
+                raise
+            except BaseException:
+                self.close()
+                raise
 
-    def _note_loss(self) -> None:
-        self.lost += 1
+    def _note_loss(self, error: Exception) -> None:
+        self.lost, self._last = self.lost + 1, str(error).splitlines()[0]
         # What has hung once is not waited for as long again.
         self.limits = replace(
             self.limits, timeout=min(self.limits.timeout, max(10.0, self.limits.timeout / 6))
@@ -147,7 +155,7 @@ class Contained:
     @property
     def why_stopped(self) -> str:
         """Why it is not run any more."""
-        return self._refused or f"{self.lost} processes were lost to it"
+        return self._refused or f"{self.lost} processes were lost to it; of the last one: {self._last}"
 
     def renew(self) -> None:
         """Have the next call run in a new process."""
@@ -179,7 +187,7 @@ class _Asked:
         ]
         before = self._said.setdefault(arguments, value)
         if self.what != "missing" and value != before:
-            raise Changed(f"its `{self.what}` gave {before!r} and then {value!r} for the same problem")
+            raise Misdeclared(f"its `{self.what}` gave {before!r} and then {value!r} for the same problem")
         return value
 
 
@@ -204,9 +212,10 @@ class Remote:
         """As `sizes.hints`."""
         if self._hints is None:
             told = self.group.ask({"do": "hints", "index": self.index})
-            numbers = ([int(n) for n in told[key]] for key in ("declared", "code"))
-            self._hints = (*numbers, str(told["text"]))  # type: ignore[assignment]
-        assert self._hints is not None
+            declared, code = (
+                [n for n in told.get(key, ()) if type(n) is int] for key in ("declared", "code")
+            )
+            self._hints = declared, code, str(told.get("text", ""))
         return self._hints
 
     def __call__(self, problem: Any, *tensors: np.ndarray | None, **options: Any) -> None:
