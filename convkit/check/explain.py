@@ -264,8 +264,8 @@ def _laid_out(title: str, rows: list[tuple[str, str]]) -> str:
             head = (f"  {shown}" if number == 0 else "").ljust(_INDENT)
             body = row.strip()
             inner = " " * (_INDENT + len(row) - len(row.lstrip()))
-            # A command is not broken: it is there to be copied.
-            if word in ("replay", "next", ""):
+            # A command and a place are not broken: they are there to be copied.
+            if word in ("replay", "next", "line", ""):
                 lines.append(head + row)
                 continue
             lines += textwrap.wrap(

@@ -24,6 +24,9 @@ from ..faults import Lost, Misdeclared, Raised
 from .judge import LOADING, Limits, Process
 from .memory import Shared
 
+#: Functions of an implementation that are asked in its process.
+ASKED = ("when", "missing", "workspace", "flops")
+
 #: Seconds that the emulator is given to end a launch by itself, which says more than a process that is ended.
 GRACE = 10.0
 
@@ -105,7 +108,8 @@ class Contained:
         declared: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
         }
-        functions: dict[str, Any] = {what: _Asked(self, index, what) for what in asked}
+        said = _Declared(self, index)
+        functions: dict[str, Any] = {what: getattr(said, what) for what in asked if what in ASKED}
         blank = Implementation(run=print, **declared, **functions)
         return replace(blank, run=Remote(self, index, blank))
 
@@ -174,21 +178,47 @@ class Contained:
         return "".join(dict.fromkeys(self._printed))
 
 
-class _Asked:
-    """`when`, `missing`, `workspace` or `flops` of an implementation in another process."""
+class _Declared:
+    """What an implementation in another process says of itself and of problems.
 
-    def __init__(self, group: Contained, index: int, what: str) -> None:
-        self.group, self.index, self.what = group, index, what
-        self._said: dict[Any, Any] = {}
+    Each problem is asked about twice, with time between: what says something else then cannot be relied on.
+    """
 
-    def __call__(self, *arguments: Any) -> Any:
-        value = self.group.ask({"do": "ask", "index": self.index, "what": self.what, "arguments": arguments})[
-            "value"
-        ]
-        before = self._said.setdefault(arguments, value)
-        if self.what != "missing" and value != before:
-            raise Misdeclared(f"its `{self.what}` gave {before!r} and then {value!r} for the same problem")
-        return value
+    def __init__(self, group: Contained, index: int) -> None:
+        self.group, self.index = group, index
+        self._said: dict[Any, tuple[int, dict[str, Any]]] = {}
+        self._lacks: tuple[str | None] | None = None
+
+    def _about(self, problem: Any) -> dict[str, Any]:
+        times, said = self._said.get(problem, (0, {}))
+        if times < (1 if self.group.what == "shipped" else 2):
+            now = self.group.ask({"do": "about", "index": self.index, "problem": problem})
+            for what in said:
+                if said[what] != now.get(what):
+                    raise Misdeclared(
+                        f"its `{what}` gave {said[what]!r} and then {now.get(what)!r} for the same problem"
+                    )
+            self._said[problem] = times + 1, (said := now)
+        return said
+
+    def missing(self) -> str | None:
+        if self._lacks is None:
+            self._lacks = (self.group.ask({"do": "missing", "index": self.index}).get("value"),)
+        return self._lacks[0]
+
+    def when(self, problem: Any) -> Any:
+        return self._about(problem).get("when")
+
+    def workspace(self, problem: Any) -> Any:
+        size, most = self._about(problem).get("workspace"), self.group.limits.memory
+        if isinstance(size, int) and size > most:
+            raise Misdeclared(
+                f"asks for a workspace of {size / 2**30:.3g} GiB; a candidate may take {most / 2**30:.3g} GiB"
+            )
+        return size
+
+    def flops(self, problem: Any) -> Any:
+        return self._about(problem).get("flops")
 
 
 class Remote:
