@@ -27,6 +27,7 @@ _ZEROS = "zeros in the data"
 _CONTENTS = (
     ("NaN in the data", ("nan", "nan beside zeros")),
     ("infinities in the data", ("inf", "minus_inf")),
+    ("NaN or infinities in the data", ("nan", "nan beside zeros", "inf", "minus_inf")),
     (_ZEROS, ("zeros", "nan beside zeros", "rectified", "ties")),
     ("equal values in the data", ("ties", "constant", "zeros", "rectified", "minus_inf", "nan beside zeros")),
 )
@@ -361,10 +362,42 @@ def cause(verdicts: Iterable[Verdict]) -> Cause:
     if not failed.any():
         return Cause("")
     found = _cause([v.facts for v in judged], failed)
+    if not found.exact and (several := _by_kind(judged)) and (several.exact or not found.condition):
+        return several
     manner = {_manner(v.reason) for v in judged if not v.ok}
     if len(manner) == 1 and (only := manner.pop()):
         return Cause(f"{only}: {found.text}", found.exact, found.condition)
     return found
+
+
+#: What a failure looks like, by how its reason begins; all others are wrong values.
+_KINDS = (
+    ("raises", re.compile(r"raised |its process ")),
+    ("does not write everything", re.compile(r"did not write ")),
+    ("is not repeatable", re.compile(r"is not deterministic|depends on |reads |gave different ")),
+    ("writes outside", re.compile(r"wrote outside |changed its input ")),
+)
+
+
+def _by_kind(judged: list[Verdict]) -> Cause | None:
+    """A cause for each kind of failure, where they have none in common; None if not one has one."""
+    kinds: dict[str, list[Verdict]] = {}
+    for v in judged:
+        if not v.ok:
+            kind = next((word for word, pattern in _KINDS if pattern.match(v.reason)), "gives wrong values")
+            kinds.setdefault(kind, []).append(v)
+    if len(kinds) < 2:
+        return None
+    passing = [v for v in judged if v.ok]
+    parts, named, exact = [], [], True
+    for kind, mine in kinds.items():
+        rows = [v.facts for v in (*passing, *mine)]
+        failed = np.array([False] * len(passing) + [True] * len(mine))
+        found = _cause(rows, failed)
+        parts.append(found.text.replace("fails", kind, 1))
+        named += [found.condition] if found.condition else []
+        exact = exact and found.exact
+    return Cause("; ".join(parts), exact, " or ".join(named)) if named else None
 
 
 def _is_empty(verdict: Verdict) -> bool:
@@ -419,13 +452,15 @@ def _both(counted: list[tuple[Condition, Counts]], failed: Mask) -> Iterator[Con
     needed = [(c, n) for c, n in counted if not n.failed_without]
     needed.sort(key=lambda pair: (pair[1].passed_with, pair[0].cost))
     bad = int(failed.sum())
-    some = [c for c, n in needed if c.cost <= 2.3][:60] if bad >= 4 else []
+    some = [c for c, n in needed if c.cost <= 2.3][:60] if bad >= _FEW else []
     for i, one in enumerate(some):
         for other in some[i + 1 :]:
             low, high = sorted((one.cost, other.cost))
-            if one.about == other.about or high > (2.3 if low <= 1.05 and bad >= 8 else 1.5):
+            if one.about == other.about or high > (
+                2.3 if low <= 1.05 and bad >= 5 else 1.5 if bad >= 4 else 1.05
+            ):
                 continue
-            together = one & other
+            together = one & other if one.cost <= other.cost else other & one
             if not (together.holds & ~failed).any():
                 yield together
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,8 @@ from .causes import cause
 from .elements import common
 from .verdicts import Verdict
 
-#: Failing cases that are shown, and lines of each one's reason.
-_SHOWN, _LINES = 3, 6
+#: Failing cases that are shown, at most and if they all fail alike; lines of each one's reason.
+_SHOWN, _ALIKE, _LINES = 3, 2, 6
 #: Of a line of a block: what stands before the text, and the width of both.
 _INDENT, _WIDTH = 12, 110
 #: How a name of a case begins that the user has asked for.
@@ -144,8 +146,7 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
     if text := cause(verdicts).text:
         rows.append(("cause", text))
     rows += [("elements", line) for line in common(v.places for v in failed)]
-    lines = dict.fromkeys(v.line for v in failed if v.line)
-    rows += [("line", line) for line in list(lines)[:2]]
+    rows += [("line", text) for text in _lines(failed)[:3]]
     shown = _shown(failed)
     for verdict in shown:
         reason = "\n".join(f"    {row}" for row in verdict.reason.splitlines()[:_LINES])
@@ -153,6 +154,18 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
     if more := len(failed) - len(shown):
         rows.append(("", f"{more} more cases fail; --json PATH writes all of them"))
     return rows
+
+
+#: How the emulator's report gives a place.
+_PLACE = re.compile(r"KernelError: \w+: ([^\n]+)\n\s*at (.+?:\d+)")
+
+
+def _lines(failed: Sequence[Verdict]) -> list[str]:
+    """Lines of a kernel that are at fault: the sanitizer's reports, then what stopped the emulator."""
+    told = {v.line.partition(",")[0]: v.line for v in failed if v.line}
+    stopped = Counter(f"{m[2]}: {m[1]}" for v in failed if (m := _PLACE.search(v.reason)))
+    more = [f"{place} (in {count} cases)" for place, count in stopped.most_common() if place not in told]
+    return [*told.values(), *more]
 
 
 def _shown(failed: list[Verdict]) -> list[Verdict]:
@@ -165,7 +178,8 @@ def _shown(failed: list[Verdict]) -> list[Verdict]:
     first = sorted((*kinds.values(), *failed), key=lambda v: _work(v) > 100_000)
     order = {id(v): v for v in (*own, *(v for v in first if v in kinds.values()), *first)}
     # What stopped it all, and stands for the cases behind, is shown in any case.
-    chosen = [*list(order.values())[:_SHOWN], *(v for v in failed if not v.facts)]
+    most = min(_SHOWN, max(_ALIKE, len(kinds) + len(own)))
+    chosen = [*list(order.values())[:most], *(v for v in failed if not v.facts)]
     return [v for v in failed if any(v is c for c in chosen)]
 
 
@@ -205,7 +219,7 @@ def _not_run(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 
 def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, str]]:
     """What is known about races and stray accesses, of a CUDA kernel."""
-    if verdicts[0].device != "cuda" or any(v.line for v in verdicts):
+    if verdicts[0].device != "cuda" or _lines(failed):
         return []
     looked = [v for v in verdicts if v.sanitized]
     if not looked:
@@ -231,6 +245,7 @@ def _next(failed: list[Verdict], verdicts: Sequence[Verdict], commands: Commands
             likes = f"{commands.likes} " if one.case.startswith(LIKE) else ""
             rows.append(("replay", commands.check(likes + more)))
     unwatched = verdicts[0].device == "cuda" and not any(v.sanitized for v in verdicts)
+    unwatched = unwatched and not _lines(failed)
     if unwatched:
         rows.append(("next", commands.check(f"{commands.likes} --sanitize".strip())))
     elif not failed and (after := commands.after()):
@@ -244,7 +259,7 @@ def _short(verdict: Verdict, verdicts: Sequence[Verdict]) -> str:
     """As much of a case's name as no other case has in its own."""
     others = {v.case for v in verdicts} - {verdict.case}
     name = str(verdict.facts.get("case", ""))
-    for text in (name, verdict.case.partition(", ")[0], verdict.case[: verdict.case.find(")") + 1]):
+    for text in (name, verdict.case[: verdict.case.find(")") + 1]):
         if len(text) > 3 and text in verdict.case and not any(text in other for other in others):
             return text
     return verdict.case

@@ -196,6 +196,30 @@ def accumulates_in_16_bits(g, x, w, b, y, relu):
         y[...] = np.maximum(total, 0) if relu else total
 
 
+@wrong("conv2d_fprop", r"relu and NaN or infinities in the data|NaN or infinities in the data and relu")
+def swallows_nan_in_relu(g, x, w, b, y, relu):
+    RIGHT["conv2d_fprop"](g, x, w, b, y, False)
+    if relu:
+        np.fmax(y, 0, out=y)
+
+
+@wrong("conv2d_fprop", r"b given and K (> 16|>= 24)", "channels from 16 on")
+def has_sixteen_biases(g, x, w, b, y, relu):
+    few = None if b is None else b[np.arange(g.K) % 16]
+    RIGHT["conv2d_fprop"](g, x, w, few, y, relu)
+
+
+@wrong(
+    "conv2d_fprop", r"gives wrong values in every case with H > W.*raises in every case with dilation != 1"
+)
+def takes_the_width_for_the_height(g, x, w, b, y, relu):
+    if (g.R > 1 and g.dilation_h > 1) or (g.S > 1 and g.dilation_w > 1):
+        raise IndexError("beyond the window")
+    RIGHT["conv2d_fprop"](g, x, w, b, y, relu)
+    if g.H > g.W:
+        y -= 1
+
+
 @wrong("sgd_momentum", r"with nesterov", "v_new is right")
 def ignores_nesterov(g, w, dw, v, w_new, v_new, **options):
     RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **{**options, "nesterov": False})
