@@ -412,3 +412,67 @@ def test_every_wrong_output_is_reported():
     first, second = verdict.reason.splitlines()
     assert first.startswith("y[") and second.startswith("argmax[")
     assert [p.output for p in verdict.places] == ["y", "argmax"] and all(p.wrong for p in verdict.places)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reasons that must not mislead
+# ---------------------------------------------------------------------------------------------------
+def reason_of(op, run, name, **declared):
+    case = next(c for c in check.cases(op) if c.name == name)
+    verdict = check.judge(Implementation(op, "mine", run, **declared), check.Question.of(case, "float32"))
+    assert not verdict.ok
+    return verdict.reason
+
+
+def test_what_ignores_its_inputs_keeps_no_result():
+    def counts(g, x, w, b, y, relu):
+        y[...] = np.arange(y.size).reshape(y.shape) + 1
+
+    assert "(it does not depend on its inputs: others give the same result)" in reason_of(
+        "conv2d_fprop", counts, "primes"
+    )
+
+
+def test_a_kept_result_is_told_from_that():
+    kept = {}
+
+    def keeps(g, x, w, b, y, relu):
+        if g not in kept:
+            RIGHT["conv2d_fprop"](g, x, w, b, y, relu)
+            kept[g] = y.copy()
+        y[...] = kept[g]
+
+    assert "(it is the result of an earlier call, on other inputs)" in reason_of(
+        "conv2d_fprop", keeps, "primes"
+    )
+
+
+NOISE = np.random.default_rng(0)
+
+
+def whole(array):
+    """All the memory in which an array lies."""
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_an_access_far_outside_is_not_chance(write):
+    """It hits whatever is there, so that results come and go; wider bands show it."""
+
+    def strays(g, x, y):
+        RIGHT["relu_fprop"](g, x, y)
+        memory, array = whole(y if write else x), y if write else x
+        at = array.ctypes.data - memory.ctypes.data + array.nbytes + 100_000
+        if at >= memory.nbytes:
+            y.reshape(-1)[:1] += NOISE.random()
+        elif write:
+            memory[at] = 1
+        else:
+            y.reshape(-1)[:1] += memory[at]
+
+    expected = "wrote outside its output y: 1 bytes behind its end, the nearest 100001 bytes away"
+    assert reason_of("relu_fprop", strays, "seven").startswith(
+        expected if write else "reads far outside its inputs: y[0] is "
+    )
