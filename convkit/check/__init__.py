@@ -27,6 +27,7 @@ from . import process, sizes
 from .attempt import FIRST, Question, attempt
 from .cases import Case, all_cases, cases, random_cases, varied
 from .explain import blocks, summary
+from .faults import LACKING
 from .like import like
 from .network import check_step
 from .process import Contained, Limits, Lost
@@ -262,7 +263,7 @@ def in_turn(
         plan = [item for item in plan if only in str(item[0].of(item[1]))]
         if not plan:
             raise OptionError(f"no case has {only!r} in its name, with this seed and these options")
-    sanitizer = Sanitizer()
+    sanitizer, hopeless = Sanitizer(), _Hopeless()
     for done, (case, dtype, group) in enumerate(plan):
         if progress:
             progress(done, len(plan), f"{case.op}, {case.name}")
@@ -273,17 +274,37 @@ def in_turn(
         taken = not case.unrun and any(_takes(i, case) for i in group)
         question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
         for i in group:
-            if _stopped(i):  # since just now: it shares its process with another one
+            if _stopped(i) or hopeless(i, dtype):  # since just now: it may share its process with another one
                 continue
             if case.unrun:
                 verdict = judge_launch(i, case)
             else:
-                verdict = sanitizer.look(i, question, judge(i, question))
+                verdict = hopeless.seen(i, sanitizer.look(i, question, judge(i, question)), case)
             if passed is not None and verdict.ok and not verdict.declined and not case.unrun:
                 passed.append(Asked(i, case, dtype))
             yield replace(verdict, seed=seed, contained=process.group_of(i) is not None)
     if progress:
         progress(len(plan), len(plan), "")
+
+
+class _Hopeless:
+    """Kernels that do not compile in a dtype: what one case has shown need not be shown by a hundred."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], bool] = {}
+
+    def __call__(self, i: Implementation, dtype: str) -> bool:
+        return self._found.get((i.op, i.label, i.device, dtype), False)
+
+    def seen(self, i: Implementation, verdict: Verdict, case: Case) -> Verdict:
+        """Take note of the verdict on a case; the first one that has run something decides."""
+        if (verdict.declined and not verdict.missing) or case.problem.empty:
+            return verdict
+        bad = verdict.kind in ("compile error", *LACKING)
+        if self._found.setdefault((i.op, i.label, i.device, verdict.dtype), bad) and bad:
+            more = f"the other cases in {verdict.dtype} were not tried"
+            return replace(verdict, reason=f"{verdict.reason}\n{more}")
+        return verdict
 
 
 def _stopped(implementation: Implementation) -> bool:

@@ -361,6 +361,8 @@ def cause(verdicts: Iterable[Verdict]) -> Cause:
     failed = np.array([not v.ok for v in judged], bool)
     if not failed.any():
         return Cause("")
+    if all(v.kind == "compile error" for v in judged):
+        return Cause("does not compile", True)
     found = _cause([v.facts for v in judged], failed)
     if not found.exact and (several := _by_kind(judged)) and (several.exact or not found.condition):
         return several

@@ -149,7 +149,10 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
     rows += [("line", text) for text in _lines(failed)[:3]]
     shown = _shown(failed)
     for verdict in shown:
-        reason = "\n".join(f"    {row}" for row in verdict.reason.splitlines()[:_LINES])
+        lines = verdict.reason.splitlines()
+        if len(lines) > _LINES:  # the last one may say what was not tried
+            lines = [*lines[: _LINES - 1], lines[-1]]
+        reason = "\n".join(f"    {row}" for row in lines)
         rows.append(("case", f"{verdict.dtype}, {verdict.case}\n{reason}"))
     if more := len(failed) - len(shown):
         rows.append(("", f"{more} more cases fail; --json PATH writes all of them"))
@@ -157,14 +160,18 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
 
 
 #: How the emulator's report gives a place.
-_PLACE = re.compile(r"KernelError: \w+: ([^\n]+)\n\s*at (.+?:\d+)")
+_PLACE = re.compile(r"KernelError: \w+:? ([^\n]+)\n\s*at (.+?:\d+)")
 
 
 def _lines(failed: Sequence[Verdict]) -> list[str]:
     """Lines of a kernel that are at fault: the sanitizer's reports, then what stopped the emulator."""
     told = {v.line.partition(",")[0]: v.line for v in failed if v.line}
     stopped = Counter(f"{m[2]}: {m[1]}" for v in failed if (m := _PLACE.search(v.reason)))
-    more = [f"{place} (in {count} cases)" for place, count in stopped.most_common() if place not in told]
+    more = [
+        f"{place} ({count} case{'s' if count > 1 else ''})"
+        for place, count in stopped.most_common()
+        if place not in told
+    ]
     return [*told.values(), *more]
 
 
@@ -238,7 +245,7 @@ def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple
 def _next(failed: list[Verdict], verdicts: Sequence[Verdict], commands: Commands) -> list[tuple[str, str]]:
     rows = []
     if failed:
-        own = [v for v in failed if v.facts]
+        own = [v for v in failed if v.facts and v.kind != "compile error"]
         if own:
             one = min(own, key=lambda v: (_work(v), v.case))
             more = f"--seed {one.seed} --case {shlex.quote(_short(one, verdicts))}"
@@ -270,6 +277,10 @@ def _work(verdict: Verdict) -> int:
     return sum(int(n) for name, n in verdict.facts.items() if name.startswith("elements of"))
 
 
+#: A line of a compiler's excerpt: "   12 | float x;".
+_CODE = re.compile(r"\s*\d* \| ")
+
+
 def _laid_out(title: str, rows: list[tuple[str, str]]) -> str:
     """The rows below their title, each behind its word; a word that repeats is not repeated."""
     lines, before = [title], ""
@@ -280,7 +291,7 @@ def _laid_out(title: str, rows: list[tuple[str, str]]) -> str:
             body = row.strip()
             inner = " " * (_INDENT + len(row) - len(row.lstrip()))
             # A command and a place are not broken: they are there to be copied.
-            if word in ("replay", "next", "line", ""):
+            if word in ("replay", "next", "line", "") or _CODE.match(row):
                 lines.append(head + row)
                 continue
             lines += textwrap.wrap(

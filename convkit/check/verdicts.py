@@ -62,6 +62,8 @@ class Verdict:
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
     contained : bool
         It ran in a process of its own.
+    kind : str
+        What kind of error it raised, where that is a `KernelError`: "compile error", "out of bounds", ...
     missing : bool
         It was not run because this machine, or the emulator, lacks what it needs; `declined` too.
     facts : dict
@@ -90,6 +92,7 @@ class Verdict:
     unrun: bool = False
     seed: int = 0
     contained: bool = False
+    kind: str = ""
     missing: bool = False
     facts: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     places: tuple[Place, ...] = ()
@@ -181,12 +184,12 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
 
     first = attempt(implementation, question, FIRST, first_on=question.others)
     if first.lacks:
-        return replace(blank, declined=True, missing=True, reason=first.fault)
+        return replace(blank, declined=True, missing=True, reason=first.fault, kind=first.kind)
     if first.fault:
-        return replace(blank, ok=False, reason=first.fault)
+        return replace(blank, ok=False, reason=first.fault, kind=first.kind)
     second = attempt(implementation, question, SECOND)
     if second.fault:
-        return replace(blank, ok=False, reason=second.fault)
+        return replace(blank, ok=False, reason=second.fault, kind=second.kind)
     if reason := _unwritten(first, second):
         return replace(blank, ok=False, reason=reason, places=_unwritten_places(first, second))
     if not _same(first, second):

@@ -90,7 +90,8 @@ def lacks_a_feature_for_large_tensors(g, x, y):
 @pytest.mark.parametrize("run", [lacks_a_package, lacks_a_feature])
 def test_what_is_not_there_is_not_a_failure(run):
     verdicts = verdicts_of(run)
-    assert {v.outcome for v in verdicts if v.facts["size"]} == {"not run"}
+    assert {v.outcome for v in verdicts if v.facts.get("size", 1)} == {"not run"}
+    assert "were not tried" in verdicts[0].reason
     assert explain.outcome(verdicts) == "not run" and not explain.complete(verdicts)
     text = check.blocks(verdicts)
     assert text.startswith("relu_fprop 'mine' was not run: no verdict\n  because   raised ")
@@ -203,6 +204,31 @@ def test_a_failing_kernel_is_rerun_under_the_sanitizer(compiler, tmp_path):
     assert verdict.sanitized and "right behind its end" in verdict.line
     text = check.blocks([verdict], lambda v: Commands("mine.cu", file=True))
     assert "  line      " in text and "relu_fprop_mine.cu:12: out of bounds" in text
+
+
+def test_a_kernel_that_does_not_compile_is_compiled_once(compiler, tmp_path):
+    chosen = kernel(tmp_path, "y[i] = x[i] < 0 ? 0 : x[i]")
+    chosen = replace(chosen, dtypes=("float32", "float64"))
+    with emulate():
+        verdicts = check_these([chosen], quick=True, seed=1, random=0)
+    failed = [v for v in verdicts if not v.ok]
+    assert [v.dtype for v in failed] == ["float32", "float64"] and {v.kind for v in failed} == {
+        "compile error"
+    }
+    text = check.blocks(verdicts, lambda v: Commands("mine.cu", file=True))
+    assert "  cause     does not compile\n" in text and "the other cases in float64 were not tried" in text
+    assert (
+        "relu_fprop_mine.cu:12: does not compile: " in text
+        and "sanitize" not in text
+        and "replay" not in text
+    )
+
+
+def test_a_feature_that_is_missing_in_some_cases_is_asked_for_in_all():
+    verdicts = verdicts_of(lacks_a_feature_for_large_tensors)
+    assert sum(v.missing for v in verdicts) > 3 < sum(v.outcome == "passes" for v in verdicts)
+    first, rest = (v for v in verdicts_of(lacks_a_feature) if v.missing)
+    assert first.facts and rest.case == "all cases" and "not one case could be run" in rest.reason
 
 
 def test_a_kernel_that_is_only_wrong_has_no_line(compiler, tmp_path):
