@@ -300,7 +300,11 @@ class _Hopeless:
         """Take note of the verdict on a case; the first one that has run something decides."""
         if (verdict.declined and not verdict.missing) or case.problem.empty:
             return verdict
-        bad = verdict.kind in ("compile error", *LACKING)
+        runner = sizes.runner(i)
+        each = (
+            runner is not None and runner.kernel.header.geometry == "constexpr"
+        )  # compiled for each problem
+        bad = verdict.kind in ("compile error", *LACKING) and not each
         if self._found.setdefault((i.op, i.label, i.device, verdict.dtype), bad) and bad:
             more = f"the other cases in {verdict.dtype} were not tried"
             return replace(verdict, reason=f"{verdict.reason}\n{more}")

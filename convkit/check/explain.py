@@ -163,10 +163,16 @@ def _why(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, 
 _PLACE = re.compile(r"KernelError: \w+:? ([^\n]+)\n\s*at (.+?:\d+)")
 
 
+#: How the reason gives the line of a Python candidate that raised something.
+_RAISED = re.compile(r"raised (\w+)\b.*\((\S+\.py:\d+)\)", re.DOTALL)
+
+
 def _lines(failed: Sequence[Verdict]) -> list[str]:
-    """Lines of a kernel that are at fault: the sanitizer's reports, then what stopped the emulator."""
+    """Lines of a candidate that are at fault: of the sanitizer's reports, of what raised something."""
     told = {v.line.partition(",")[0]: v.line for v in failed if v.line}
-    stopped = Counter(f"{m[2]}: {m[1]}" for v in failed if (m := _PLACE.search(v.reason)))
+    stopped = Counter(
+        f"{m[2]}: {m[1]}" for v in failed if (m := _PLACE.search(v.reason) or _RAISED.match(v.reason))
+    )
     more = [
         f"{place} ({count} case{'s' if count > 1 else ''})"
         for place, count in stopped.most_common()

@@ -147,6 +147,12 @@ def test_the_replay_fails_again(mine, capsys):
     assert "FAILS 1 of 1 cases" in out and "is lost" in out
 
 
+def test_the_line_of_a_python_file_is_told(mine, capsys):
+    mine.write_text(FILE + "    if x.ndim == 2:\n        x[7, 0, 0]\n")
+    assert run_command(mine, "--quick") == 1
+    assert re.search(r"  line      mine\.py:9: IndexError \(\d+ cases\)\n", capsys.readouterr().out)
+
+
 def test_a_case_that_is_not_there(mine):
     with pytest.raises(OptionError, match="no case has 'nothing like it'"):
         run_command(mine, "--quick", "--case", "nothing like it")
