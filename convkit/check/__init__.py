@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checked
 from ..cuda.emulate import emulate
 from ..cuda.prepare import Runner
 from ..devices import emulating, gpu_found
@@ -120,6 +121,8 @@ def check_these(
                     seed=seed,
                 )
             )
+        else:
+            checked.record(i, mine, quick=quick or random is not None)
     ops = dict.fromkeys(i.op for i in chosen)
     order = {(i.op, i.label): n for n, i in enumerate(i for op in ops for i in chosen if i.op == op)}
     return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
