@@ -1,9 +1,9 @@
 """Which implementations have passed the gate, as they are now and on this engine: a small store on disk.
 
 What convkit ships counts as checked: its continuous integration does that. Any other implementation is
-known by its origin: the text of the file that it comes from, and of the files that this one includes, imports
-or names. Where one of them changes, the implementation has another digest, and counts as unchecked until it
-passes again. On another engine (the CPU, the emulator, each model of GPU) it has to pass there.
+known by its sources: the file that it comes from, and the files that this one includes, imports or names.
+Where one of them changes, the implementation has another digest, and counts as unchecked until it passes
+again. On another engine (the CPU, the emulator, each model of GPU) it has to pass there.
 
 The store is for the user who forgot a check, not against one who forges an entry.
 """
@@ -36,7 +36,8 @@ from .version import __version__
 SHIPPED = "shipped"
 #: What a table says of an implementation that has not passed.
 UNCHECKED = "unchecked"
-#: Files of an origin that are read; a script that imports half a project must not take seconds to load.
+#: Files that are read for an implementation, and bytes of one that is named: a script that imports half a
+#: project must not take seconds to register.
 MOST_FILES, MOST_BYTES = 200, 64 << 20
 #: Entries that the store keeps, of some 300 bytes each: those written last.
 MOST_ENTRIES = 2000
@@ -51,7 +52,7 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 # Where an implementation comes from
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Origin:
+class Sources:
     """The files that an implementation is made from, as they were when it was registered.
 
     Attributes
@@ -67,8 +68,8 @@ class Origin:
     digest: str
 
     @classmethod
-    def of(cls, *files: str) -> Origin:
-        """The origin of what is loaded now from these files; an empty name stands for no file."""
+    def of(cls, *files: str) -> Sources:
+        """The sources of what is loaded now from these files; an empty name stands for no file."""
         names = tuple(dict.fromkeys(files))
         if all(name.startswith(_OWN_NAMES) for name in names):
             return cls(names, SHIPPED)
@@ -196,7 +197,7 @@ if TYPE_CHECKING:
         @property
         def run(self) -> Any: ...
         @property
-        def origin(self) -> Origin: ...
+        def sources(self) -> Sources: ...
 
     class Judgement(Protocol):
         """What is asked of a verdict; see `check.verdicts.Verdict`."""
@@ -260,7 +261,7 @@ def _identity(implementation: Candidate) -> dict[str, Any]:
     """What a pass is valid for."""
     return {
         "op": implementation.op, "implementation": implementation.label, "device": implementation.device,
-        "engine": engine(implementation.device), "digest": implementation.origin.digest,
+        "engine": engine(implementation.device), "digest": implementation.sources.digest,
         "dtypes": list(implementation.dtypes),
     }  # fmt: skip
 
@@ -270,7 +271,7 @@ def _key(identity: dict[str, Any]) -> str:
 
 
 def _key_here(implementation: Candidate, identity: dict[str, Any]) -> Any:
-    own = () if implementation.origin.digest else (id(implementation.run),)
+    own = () if implementation.sources.digest else (id(implementation.run),)
     return (_key(identity), *own)
 
 
@@ -281,7 +282,7 @@ def _folders() -> list[Path]:
 def found(implementation: Candidate) -> Pass | None:
     """The pass of an implementation as it was registered, on the engine that would run it here."""
     identity = _identity(implementation)
-    if implementation.origin.digest:
+    if implementation.sources.digest:
         for folder in _folders():
             if (kept := _read(folder / f"{_key(identity)}.json", identity)) is not None:
                 return kept
@@ -321,7 +322,7 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
         file changed while it was checked: what ran is then not known.
     """
     mine = list(verdicts)
-    if implementation.origin.digest == SHIPPED:
+    if implementation.sources.digest == SHIPPED:
         return False
     if any(not verdict.ok for verdict in mine):
         forget(implementation)
@@ -329,7 +330,7 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
     ran = [verdict for verdict in mine if not verdict.declined]
     if not ran or not {verdict.dtype for verdict in mine}.issuperset(implementation.dtypes):
         return False
-    if implementation.origin != Origin.of(*implementation.origin.files):
+    if implementation.sources != Sources.of(*implementation.sources.files):
         return False
     before = found(implementation)
     if quick and before is not None and not before.quick:
@@ -341,8 +342,8 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
 
 def _keep(implementation: Candidate, kept: Pass) -> None:
     identity = _identity(implementation)
-    if implementation.origin.digest:
-        entry = {**identity, "files": implementation.origin.files, "passed": asdict(kept)}
+    if implementation.sources.digest:
+        entry = {**identity, "files": implementation.sources.files, "passed": asdict(kept)}
         text = json.dumps(entry, indent=1)
         if any(_write(folder, f"{_key(identity)}.json", text) for folder in _folders()):
             return
@@ -390,7 +391,7 @@ def forget(implementation: Candidate) -> None:
 # ---------------------------------------------------------------------------------------------------
 def state(implementation: Candidate) -> str:
     """For a table: "shipped", the day of its pass (", quick" after it), or "unchecked"."""
-    if implementation.origin.digest == SHIPPED:
+    if implementation.sources.digest == SHIPPED:
         return SHIPPED
     kept = found(implementation)
     return UNCHECKED if kept is None else str(kept)
@@ -410,7 +411,7 @@ def lacking(implementation: Candidate, *, full: bool = False) -> str | None:
     full : bool
         Whether a quick check is not enough.
     """
-    if implementation.origin.digest == SHIPPED:
+    if implementation.sources.digest == SHIPPED:
         return None
     kept = found(implementation)
     if kept is not None and not (full and kept.quick):
@@ -418,14 +419,14 @@ def lacking(implementation: Candidate, *, full: bool = False) -> str | None:
     where = {"cpu": "", "emulator": " under the emulator"}.get(
         on := engine(implementation.device), f" on {on.removeprefix('cuda:')}"
     )
-    if not implementation.origin.digest:
+    if not implementation.sources.digest:
         call = f"convkit.check.check({implementation.op!r}, {implementation.name!r}"
         call += ")" if implementation.device == "cpu" else f", device={implementation.device!r})"
         return (
             f"{implementation.op} {implementation.label!r} has not passed the gate in this process{where}: "
             f"{call}. It has no file, so a pass cannot be remembered for the next one"
         )
-    file = _shown(implementation.origin.files[-1])
+    file = _shown(implementation.sources.files[-1])
     option = " --emulate" if on == "emulator" and devices.gpu_found() else ""
     how = "has passed the quick check only" if kept else "has not passed the gate as it is now"
     return (
@@ -445,7 +446,7 @@ def warn(implementation: Candidate) -> None:
 
     To be called where a call is bound, not each time that it runs.
     """
-    if implementation.origin.digest == SHIPPED:
+    if implementation.sources.digest == SHIPPED:
         return
     key = _key_here(implementation, _identity(implementation))
     if key in _warned or (reason := lacking(implementation)) is None:

@@ -73,8 +73,10 @@ class Implementation:
         dispatch then spares a call the protection of its inputs, and `np.errstate`.
     source : str
         File that it comes from.
-    origin : checked.Origin
-        What its files were when it was made; by default that of `source`.
+    origin : str
+        File of the user's that `convkit.register` loaded it from; empty for what was registered otherwise.
+    sources : checked.Sources
+        Its files as they were when it was registered; by default `source` alone.
     """
 
     op: str
@@ -94,13 +96,14 @@ class Implementation:
     flops: Callable[[Any], int] | None = None
     compiled: bool = False
     source: str = field(default="", compare=False)
-    origin: gate.Origin = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    origin: str = field(default="", compare=False)
+    sources: gate.Sources = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.flags is None:
             object.__setattr__(self, "flags", _flags_taken(self.op, self.run))
-        if self.origin is None:
-            object.__setattr__(self, "origin", gate.Origin.of(self.source))
+        if self.sources is None:
+            object.__setattr__(self, "sources", gate.Sources.of(self.source))
 
     @property
     def checked(self) -> str:
@@ -224,7 +227,7 @@ def implements(
     ...     np.maximum(x, 0, out=y)
     """
 
-    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin"}
+    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin", "sources"}
     for key in declared:
         if key not in known:
             raise unknown("declaration", key, known)
@@ -233,8 +236,8 @@ def implements(
         code, here = getattr(run, "__code__", None), sys._getframe(1).f_code.co_filename
         source = code.co_filename if code else here  # a compiled function does not say where it is from
         _fits(op, run, "workspace" in declared)
-        origin = gate.Origin.of(source, here)
-        add(Implementation(op, name, run, source=source, origin=origin, **declared))
+        sources = gate.Sources.of(source, here)
+        add(Implementation(op, name, run, source=source, sources=sources, **declared))
         return run
 
     return decorate

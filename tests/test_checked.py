@@ -17,7 +17,7 @@ import pytest
 import convkit as ck
 from convkit import check, checked, devices, registry
 from convkit.bench.results.run import gate_marks
-from convkit.checked import Origin
+from convkit.checked import Sources
 from convkit.cli import main
 
 X = np.array([-1.0, 2.0], np.float32)
@@ -148,21 +148,21 @@ def test_what_lies_beside_a_file_counts(kind, tmp_path):
     (tmp_path / "body.cu").write_text('#include "body.cuh"\n')
     (tmp_path / "mine.py").write_text(line)
     (tmp_path / name).write_text(text)
-    before = Origin.of(str(tmp_path / "mine.py"))
+    before = Sources.of(str(tmp_path / "mine.py"))
     (tmp_path / name).write_text(text + " ")
-    assert Origin.of(str(tmp_path / "mine.py")).digest != before.digest
+    assert Sources.of(str(tmp_path / "mine.py")).digest != before.digest
     (tmp_path / name).write_text(text)
     (tmp_path / "other.py").write_text("x = 1")  # nothing names it
-    assert Origin.of(str(tmp_path / "mine.py")) == before
+    assert Sources.of(str(tmp_path / "mine.py")) == before
 
 
 def test_a_header_that_a_kernel_includes_counts(tmp_path):
     kernel, header = tmp_path / "k.cu", tmp_path / "h.cuh"
     kernel.write_text('#include "h.cuh"\n#include "ptx.cuh"\n')
     header.write_text("// one")
-    before = Origin.of(str(kernel)).digest
+    before = Sources.of(str(kernel)).digest
     header.write_text("// two")
-    assert Origin.of(str(kernel)).digest not in ("", before)
+    assert Sources.of(str(kernel)).digest not in ("", before)
 
 
 def test_the_file_that_registers_a_function_of_another_counts(tmp_path, monkeypatch):
@@ -173,10 +173,10 @@ def test_the_file_that_registers_a_function_of_another_counts(tmp_path, monkeypa
     path = tmp_path / "mine.py"
     text = "import convkit as ck\nfrom helper_of_mine import relu\n"
     path.write_text(text + "ck.implements('relu_fprop', name='mine')(relu)")
-    before = registered(path).origin
+    before = registered(path).sources
     assert before.files == (str(tmp_path / "helper_of_mine.py"), str(path))
     path.write_text(text + "ck.implements('relu_fprop', name='mine', error=1e-5)(relu)")
-    assert registered(path).origin.digest != before.digest
+    assert registered(path).sources.digest != before.digest
 
 
 def test_what_convkit_ships_counts_as_checked(tmp_path):
