@@ -79,8 +79,8 @@ def register(path: str | Path) -> list[Implementation]:
 
 def shipped(implementation: Implementation) -> bool:
     """Whether convkit itself brings it."""
-    source = Path(implementation.source) if implementation.source else Path(__file__)
-    return any(source.is_relative_to(folder) for folder in (Path(__file__).parent, kernels_dir()))
+    folders = Path(__file__).parent, kernels_dir()
+    return any(Path(implementation.source).is_relative_to(folder) for folder in folders)
 
 
 def _execute(path: Path) -> None:

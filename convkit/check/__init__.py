@@ -165,12 +165,16 @@ def print_apart(name: str, text: str) -> None:
     print(f"\n{name} printed:\n{textwrap.indent(text.rstrip(), '  | ', lambda line: True)}", file=sys.stderr)
 
 
+#: The case of a verdict on all that was not run any more.
+REST = "the remaining cases"
+
+
 def _about_the_rest(i: Implementation, mine: list[Verdict], seed: int) -> list[Verdict]:
     """A verdict on cases that were not run, where that is more than single ones."""
     blank = Verdict(*(i.op, i.label, "all cases", i.dtypes[0], False), device=i.device, seed=seed)
     group = process.group_of(i)
     if group is not None and group.stopped:
-        case = "the remaining cases" if mine else "loading"
+        case = REST if mine else "loading"
         return [replace(blank, case=case, reason=f"not run: {group.why_stopped}", contained=True)]
     if not all(v.declined or v.unrun for v in mine):
         return []

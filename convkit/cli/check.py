@@ -121,6 +121,8 @@ def _check(args: argparse.Namespace, chosen: Sequence[Implementation], limits: L
         target.write_text(text, encoding="utf-8")
     print(check.summary(verdicts))
     _print_failures(failed)
+    if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
+        print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     if not args.sanitize and any(i.device == "cuda" for i in chosen):
         print("\nraces between threads were not looked for: --sanitize does")
     judged = sum(not v.declined for v in verdicts)
@@ -192,11 +194,13 @@ def _whole(implementation: Implementation) -> str:
 
 
 def _print_failures(failed: Sequence[Verdict]) -> None:
+    from ..check import REST
+
     shown: dict[tuple[str, str], int] = {}
     for verdict in failed:
         key = verdict.op, verdict.implementation
         shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= _SHOWN:
+        if shown[key] <= _SHOWN or verdict.case == REST:
             print(f"\n{verdict}")
     for (op, name), count in shown.items():
         if count > _SHOWN:

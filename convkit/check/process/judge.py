@@ -32,6 +32,8 @@ from .memory import Shared
 LONGEST, PRINTED = 4 << 20, 4000
 #: Seconds between two looks at a process's memory, and that a process may take to write where it was.
 LOOK, DUMP = 0.05, 0.3
+#: Seconds beyond the limit that a process may take to start, and then to load a candidate.
+LOADING = 60.0
 #: Whether this is the process of a candidate, which checks nothing.
 inside = False
 _PROGRAM = """import json, sys
@@ -119,7 +121,7 @@ class Process:
                 "a candidate's process checks nothing: put the check where it is not run when the file is "
                 "loaded, under `if __name__ == '__main__':`"
             )
-        self.limits = limits
+        self.limits, self._shared, self._had = limits, shared, 1 << 62
         self._sent: bytes = b""
         self._count = 0
         self._folder = tempfile.mkdtemp(prefix="convkit-candidate-")
@@ -158,7 +160,7 @@ class Process:
         self._printed = Printed(self._process.stdout), Printed(self._process.stderr)
         self._pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
         # What it has before it loads anything is not the candidate's.
-        self.unconfined = str(self.ask({"do": "start"}).get("unconfined", ""))
+        self.unconfined = str(self.ask({"do": "start"}, grace=LOADING).get("unconfined", ""))
         self._had = self._private()
 
     # -- asking -------------------------------------------------------------------------------------
@@ -235,15 +237,14 @@ class Process:
         return f"{self.limits.memory / 2**30:.3g} GiB"
 
     def _private(self) -> int:
-        """Bytes of memory that the process has for itself."""
-        if not hasattr(self, "_had"):
-            self._had = 1 << 62
-        try:
-            with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
-                _, resident, shared, *_ = map(int, file.read().split())
-        except (OSError, ValueError):
-            return 0
-        return (resident - shared) * os.sysconf("SC_PAGESIZE")
+        """Bytes of memory that the process has, without what it shares with the judge."""
+        taken = 0
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(f"/proc/{self._process.pid}/status", encoding="ascii") as file:
+                rows = dict(line.split(":", 1) for line in file)
+            anonymous, common = (int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+            taken = anonymous + max(0, common - self._shared.touched())
+        return taken
 
     # -- its end ------------------------------------------------------------------------------------
     def _lost(self, what: str) -> Lost:

@@ -30,6 +30,7 @@ class Shared:
         self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         self._whole = np.frombuffer(self._map, np.uint8)
         self.start = self._whole.ctypes.data
+        weakref.finalize(self._whole, os.close, fd)
         self._used: list[tuple[int, int]] = []  # (first byte, first byte behind), in order
 
     @staticmethod
@@ -69,8 +70,6 @@ class Shared:
         offset = array.ctypes.data - self.start
         return next(((a, b) for a, b in self._used if a <= offset and offset + array.nbytes <= b), None)
 
-    def close(self) -> None:
-        """Let go of the file; the mapping goes with its last view."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    def touched(self) -> int:
+        """Bytes that the memory takes."""
+        return os.fstat(self.fd).st_blocks * 512

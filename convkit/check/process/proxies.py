@@ -21,7 +21,7 @@ from ...discovery import shipped
 from ...errors import OptionError
 from ...registry import Implementation
 from ..faults import Changed, Lost, Raised
-from .judge import Limits, Process
+from .judge import LOADING, Limits, Process
 from .memory import Shared
 
 #: Seconds that the emulator is given to end a launch by itself, which says more than a process that is ended.
@@ -81,7 +81,9 @@ class Contained:
         try:
             self._process = Process(self.shared, self.limits, own_caches=self.what != "shipped", gpu=gpu)
             self.unconfined = self._process.unconfined
-            return self._process.ask({"do": "load", "what": self.what, "given": self.given})["rows"]
+            return self._process.ask({"do": "load", "what": self.what, "given": self.given}, grace=LOADING)[
+                "rows"
+            ]
         except Lost:
             self._note_loss()
             raise
