@@ -130,6 +130,10 @@ class Implementation:
         for flag in flags:
             if flag not in self.flags:
                 return f"does not take {flag}="
+        return self.declines(problem)
+
+    def declines(self, problem: Any) -> str | None:
+        """What `when` says of a problem."""
         reason = self.when(problem) if self.when else None
         if reason is None or (reason and isinstance(reason, str)):
             return reason

@@ -174,7 +174,7 @@ def _about_the_rest(i: Implementation, mine: list[Verdict], seed: int) -> list[V
     blank = Verdict(*(i.op, i.label, "all cases", i.dtypes[0], False), device=i.device, seed=seed)
     group = process.group_of(i)
     if group is not None and group.stopped:
-        case = REST if mine else "loading"
+        case = REST if mine else "before the first case"
         return [replace(blank, case=case, reason=f"not run: {group.why_stopped}", contained=True)]
     if not all(v.declined or v.unrun for v in mine):
         return []

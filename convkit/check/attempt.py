@@ -24,7 +24,7 @@ from ..registry import Implementation
 from . import inputs as fill
 from .cases import Case
 from .device import Twins
-from .faults import Changed, Lost, Raised
+from .faults import Lost, Misdeclared, Raised
 from .guarded import LARGE, NAN, SMALL, Guarded
 from .tolerance import Expected, expected
 
@@ -159,7 +159,7 @@ def attempt(
                 _run_on_gpu(call, given, taken, scratch)
             else:
                 call.run()
-        except Lost as error:
+        except (Lost, Misdeclared) as error:
             return Run({}, str(error))
         except Raised as error:
             return Run({}, f"raised {error}", error.kind)
@@ -243,7 +243,7 @@ def _trespass(
 
 def last_line(error: BaseException) -> str:
     """An error in one line, with the line that raised it: the candidate's, if that is known."""
-    if isinstance(error, (Lost, Raised, Changed)):
+    if isinstance(error, (Lost, Raised, Misdeclared)):
         return str(error)
     if isinstance(error, KernelError):  # it says where in the kernel
         return f"KernelError: {error}"

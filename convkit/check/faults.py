@@ -23,5 +23,5 @@ class Raised(ConvkitError):
         self.kind = kind
 
 
-class Changed(ConvkitError):
-    """A candidate that says of a problem first one thing and then another."""
+class Misdeclared(ConvkitError):
+    """What a candidate declares of a problem and cannot be so; the message is whole."""

@@ -26,7 +26,7 @@ from ..registry import Implementation
 from . import sizes
 from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
-from .faults import Changed, Lost
+from .faults import Lost, Misdeclared
 from .guarded import LARGE, NAN, SMALL
 from .tolerance import Comparison, compare, kept
 
@@ -114,7 +114,7 @@ def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, st
         first, second = (
             implementation.refusal(case.problem, implementation.math, flags=case.flags) for _ in range(2)
         )
-    except Changed as error:
+    except Misdeclared as error:
         return None, str(error)
     except Lost as error:
         return None, f"asked whether it takes the problem, {error}"
