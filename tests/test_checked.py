@@ -18,6 +18,7 @@ import convkit as ck
 from convkit import check, checked, devices, registry
 from convkit.bench.results.run import gate_marks
 from convkit.checked import Sources
+from convkit.cli import list as listing
 from convkit.cli import main
 
 #: Of users, not the one that `conftest` puts in its place.
@@ -376,6 +377,15 @@ def test_tables_mark_what_has_not_passed(mine, capsys):
     assert one.checked in capsys.readouterr().out
     main(["list", "relu_fprop", "--device", "cpu"])
     assert " shipped " in capsys.readouterr().out
+
+
+def test_on_a_gpu_a_shipped_kernel_that_none_has_run_is_marked(monkeypatch, capsys):
+    names = {Path(i.source).name for i in ck.implementations("relu_fprop", device="cuda")}
+    for ran, word in (({}, " not yet run on a GPU "), (dict.fromkeys(names, "NVIDIA H200"), " shipped ")):
+        monkeypatch.setattr(listing, "engine", lambda device: "cuda:NVIDIA H200")
+        monkeypatch.setattr(listing.status, "kernels_run", lambda ran=ran: ran)
+        main(["list", "relu_fprop", "--device", "cuda"])
+        assert capsys.readouterr().out.count(word) == len(names) > 0
 
 
 def test_another_process_knows_what_the_command_has_found(mine, tmp_path, monkeypatch):
