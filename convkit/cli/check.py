@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cuda.emulate import emulate
+from ..cuda.warnings import warnings_text
 from ..discovery import register
 from ..errors import OptionError, unknown
 from ..op import OPS
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         target.write_text(text, encoding="utf-8")
     print(check.summary(verdicts))
     _print_failures(failed)
+    if warned := warnings_text(args.targets):
+        print(f"\n{warned}")
     if not args.sanitize and any(i.device == "cuda" for i in chosen):
         print("\nraces between threads were not looked for: --sanitize does")
     judged = sum(not v.declined for v in verdicts)
