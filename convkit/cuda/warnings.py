@@ -3,7 +3,7 @@
 The look is at tokens, not at a syntax tree: declarations give the names their types as far as they are
 plain, and what is not understood is not warned of. Four things are looked for:
 
-- functions that a GPU computes with a larger error than the emulator (`__expf`, `__powf`);
+- functions whose error on a GPU the emulator can only guess (`__expf`, `__powf`);
 - products of 32-bit numbers in offsets, which wrap around in a large tensor;
 - atomic sums of floating-point numbers, whose order and bits differ from run to run;
 - vectors of 8 and 16 bytes read through a pointer that may be aligned to one element only.
@@ -669,7 +669,7 @@ class _Reader:
         self._add(
             line,
             f"{name} is an approximation",
-            "its error on a GPU may be larger than under the emulator, and than the gate's bound",
+            "its error on a GPU may exceed the gate's bound though the emulator's, a guess, does not",
             f"use {better if ' ' in better else better + '()'}, or check the kernel on a GPU",
         )
 

@@ -12,6 +12,7 @@
 #define CONVKIT_EMULATOR 1
 
 #include "api.hpp"
+#include "fast_math.hpp"
 #include "math.hpp"
 #include "warp.hpp"
 

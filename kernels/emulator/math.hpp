@@ -1,6 +1,5 @@
-// CUDA's arithmetic on the host. The functions with two underscores are approximations on a GPU (__expf,
-// __powf, __fdividef); here they are the accurate ones, so a kernel's error on a GPU may be larger than
-// here. The `_rn` operations are kept from being fused into a multiply-add, as CUDA promises.
+// CUDA's arithmetic on the host. fast_math.hpp has the approximations (__expf, __powf, __fdividef). The `_rn`
+// operations are kept from being fused into a multiply-add, as CUDA promises.
 #pragma once
 
 // C's own header, not the C++ library's, which takes longer to read than everything else in a kernel.
@@ -90,17 +89,6 @@ CONVKIT_INLINE double max(double a, double b) { return fmax(a, b); }
 
 CONVKIT_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 CONVKIT_INLINE double rsqrt(double x) { return 1.0 / sqrt(x); }
-// Macros, since glibc declares functions of these names for itself.
-#define __expf(x) expf(x)
-#define __exp10f(x) powf(10.0f, x)
-#define __logf(x) logf(x)
-#define __log2f(x) log2f(x)
-#define __log10f(x) log10f(x)
-#define __powf(x, y) powf(x, y)
-#define __sinf(x) sinf(x)
-#define __cosf(x) cosf(x)
-#define __tanf(x) tanf(x)
-CONVKIT_INLINE float __fdividef(float x, float y) { return x / y; }
 CONVKIT_INLINE float fdividef(float x, float y) { return x / y; }
 CONVKIT_INLINE float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 

@@ -32,7 +32,7 @@ def unit(text: str) -> str:
 def accepted_by_nvrtc(text: str) -> None:
     """Whatever the emulator takes here, NVRTC takes, where it is installed."""
     try:
-        nvrtc.compile_cubin(unit(text), "sm_90a")
+        nvrtc.cached_cubin(unit(text), "sm_90a", name="feature")
     except MissingExtra:
         assert not os.environ.get("CI"), "CI must have NVRTC"
 
@@ -171,7 +171,7 @@ def test_what_kernels_do_with_16_bits(check):
 
 
 # ---------------------------------------------------------------------------------------------------
-# Headers, dynamic shared memory, clocks
+# Headers, approximations, dynamic shared memory, clocks
 # ---------------------------------------------------------------------------------------------------
 HEADERS = [
     "cmath",
@@ -233,6 +233,66 @@ def test_the_headers_that_kernels_include(check):
     y = run(LIBRARY, np.zeros(9, np.float32), check=check, block=1)
     pi = np.float32(np.pi)
     np.testing.assert_array_equal(y, [2 + 3 + 7 + 2 + 1, np.inf, 9, pi + 1, 1, 3, 2, 0, 1])
+
+
+FAST = """
+extern "C" __global__ void f(const float* x, float* y) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, n = gridDim.x * blockDim.x;
+  const float v = x[i], positive = fabsf(v);
+  y[i] = __expf(v);
+  y[n + i] = __logf(positive);
+  y[2 * n + i] = __log2f(positive);
+  y[3 * n + i] = __sinf(v);
+  y[4 * n + i] = __cosf(v);
+  y[5 * n + i] = __fdividef(1.7f, v);
+  y[6 * n + i] = __powf(positive, -0.75f);
+  y[7 * n + i] = __log10f(positive);
+}
+"""
+
+
+def test_approximations_are_off_within_what_cuda_documents():
+    accepted_by_nvrtc(FAST)
+    rng = np.random.default_rng(5)
+    x = np.concatenate([rng.uniform(-3.1, 3.1, 3000), rng.uniform(-80, 80, 1032)]).astype(np.float32)
+    x = np.concatenate([x, rng.uniform(0.5, 2, 512).astype(np.float32)])
+    y = run(FAST, x, np.zeros(8 * x.size, np.float32), grid=x.size // 64).reshape(8, -1)
+    v, p = x.astype(np.float64), np.abs(x.astype(np.float64))
+    exact = [
+        np.exp(v),
+        np.log(p),
+        np.log2(p),
+        np.sin(v),
+        np.cos(v),
+        np.float32(1.7) / v,
+        p**-0.75,
+        np.log10(p),
+    ]
+    near = (p > 0.5) & (p < 2)
+    small = p < np.pi
+    for row, (got, want) in enumerate(zip(y, exact)):
+        error = np.abs(got - want)
+        ulps = error / np.spacing(np.abs(want).astype(np.float32))
+        bound = {
+            0: ulps <= 2 + np.floor(1.173 * p),
+            1: np.where(near, error <= 2**-21.41, ulps <= 3),
+            2: np.where(near, error <= 2**-22, ulps <= 2),
+            3: ~small | (error <= 2**-21.41),
+            4: ~small | (error <= 2**-21.19),
+            5: ulps <= 2,
+            6: error <= 8e-6 * want,
+            7: np.where(near, error <= 2**-24, ulps <= 3),
+        }[row]
+        assert bound.all(), row
+        assert (ulps > 0.6).mean() > 0.1, row  # not the accurate function
+    again = run(FAST, x, np.zeros(8 * x.size, np.float32), grid=x.size // 64, seed=1).reshape(8, -1)
+    np.testing.assert_array_equal(y, again)
+    exact = run(FAST, np.repeat(np.float32([0, 1, 2, 4]), 16), np.zeros(512, np.float32)).reshape(8, -1)[
+        :, ::16
+    ]
+    assert exact[0, 0] == 1 and exact[4, 0] == 1 and exact[3, 0] == 0
+    np.testing.assert_array_equal(exact[2], [-np.inf, 0, 1, 2])
+    np.testing.assert_array_equal(exact[5, 1:], np.float32(1.7) / np.float32([1, 2, 4]))
 
 
 DYNAMIC = """
