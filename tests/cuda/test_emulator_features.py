@@ -95,7 +95,7 @@ def test_each_operation_on_16_bits_rounds_once(name, check):
     text = ARITHMETIC.format(header=header, T=kind, N=name)
     accepted_by_nvrtc(text)
     rng = np.random.default_rng(3)
-    n = 256 if check else 1024
+    n = 256 if check else 512
     # All exponents; near 1; and products halfway between two numbers, decided by a far smaller third one.
     bits = rng.integers(0, 2**16, (3, n), np.uint16).view(dtype)
     near = rng.standard_normal((3, n)).astype(dtype)
