@@ -18,10 +18,15 @@ try:
 except ImportError as error:
     raise MissingExtra("convkit.torch", "PyTorch", "torch") from error
 
-from .conv2d import conv2d
-from .linear import linear
-from .lrn import local_response_norm
-from .pooling import avg_pool2d, max_pool2d
-from .relu import relu
+from .comparison import Comparison, compare
+from .operators.conv2d import conv2d
+from .operators.linear import linear
+from .operators.lrn import local_response_norm
+from .operators.pooling import avg_pool2d, max_pool2d
+from .operators.relu import relu
+from .swapping import Handle, swap, unswap
 
-__all__ = ["avg_pool2d", "conv2d", "linear", "local_response_norm", "max_pool2d", "relu"]
+__all__ = [
+    "Comparison", "Handle", "avg_pool2d", "compare", "conv2d", "linear", "local_response_norm", "max_pool2d",
+    "relu", "swap", "unswap",
+]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..ops.lrn import lrn_dgrad, lrn_fprop
+from ...ops.lrn import lrn_dgrad, lrn_fprop
 from .library import Impl, TorchShapeError, array, channels_last, chosen, define, empty, name_of, tensor
 
 _FAMILY = "local_response_norm"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..ops.relu import relu_dgrad, relu_fprop
+from ...ops.relu import relu_dgrad, relu_fprop
 from .library import Impl, array, channels_last, chosen, define, empty, name_of, tensor
 
 _NHWC, _BACK = (0, 2, 3, 1), (0, 3, 1, 2)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import arrays, registry
-from ..errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError, unknown
-from ..options import pair
+from ... import arrays, registry
+from ...errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError, unknown
+from ...options import pair
 
 NAMESPACE = "convkit"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")

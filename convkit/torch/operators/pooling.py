@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..ops.avgpool2d import avgpool2d_dgrad, avgpool2d_fprop
-from ..ops.maxpool2d import maxpool2d_dgrad, maxpool2d_fprop
-from ..ops.window import output_extent, window_span
-from ..options import flag
+from ...ops.avgpool2d import avgpool2d_dgrad, avgpool2d_fprop
+from ...ops.maxpool2d import maxpool2d_dgrad, maxpool2d_fprop
+from ...ops.window import output_extent, window_span
+from ...options import flag
 from .library import (
     Impl,
     TorchOptionError,

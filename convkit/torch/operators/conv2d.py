@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..ops.conv2d import conv2d_bgrad, conv2d_dgrad, conv2d_fprop, conv2d_wgrad
-from ..ops.window import output_extent
-from ..options import integer
+from ...ops.conv2d import conv2d_bgrad, conv2d_dgrad, conv2d_fprop, conv2d_wgrad
+from ...ops.window import output_extent
+from ...options import integer
 from .library import (
     Impl,
     TorchOptionError,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..ops.linear import linear_bgrad, linear_dgrad, linear_fprop, linear_wgrad
+from ...ops.linear import linear_bgrad, linear_dgrad, linear_fprop, linear_wgrad
 from .library import Impl, TorchShapeError, array, autocast, chosen, define, empty, name_of, tensor
 
 
