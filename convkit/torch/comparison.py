@@ -253,7 +253,7 @@ def _whole(
 ) -> Iterator[Row]:
     """The model as a whole, which may err so many times as much as on PyTorch.
 
-    A model magnifies the errors of its layers, as a BatchNorm over few numbers does: how far shows on PyTorch.
+    A model magnifies the errors of its layers, as a BatchNorm over few numbers does; PyTorch shows how far.
     """
     outputs, gradients = [], []
     for number, model in enumerate(models):
