@@ -264,7 +264,7 @@ def _whole(
         outputs.append(_first(output))
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     if isinstance(outputs[0], torch.Tensor):
-        yield _row("(model)", "output", *outputs, times=times)
+        yield _row("(model)", "output", outputs[0], outputs[1], outputs[2], times=times)
     for name in gradients[2]:
         plain, swapped, exact = (g[name] for g in gradients)
         yield _row("(model)", f"grad {name}", plain, swapped, exact, _FLOOR_OF_GRADIENTS, times)

@@ -267,7 +267,7 @@ def conv2d(
     if weight.dim() != 4:
         raise TorchShapeError(f"conv2d: weight must be (K, C/groups, R, S), not {tuple(weight.shape)}")
     pads = _padding(padding, weight, stride, dilation)
-    x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
+    x, weight, bias = autocast(x, weight, bias)
     groups = integer("groups", groups, 1)
     y: torch.Tensor = _FPROP(x, weight, bias, stride, pads, dilation, groups, chosen("conv2d", impl))
     return y.squeeze(0) if single else y

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from ... import arrays, registry
 from ...errors import ConvkitError, DtypeError, NoImplementation, OptionError, ShapeError, unknown
@@ -87,13 +88,68 @@ def _translated(function: Callable[..., Any]) -> Callable[..., Any]:
 # ---------------------------------------------------------------------------------------------------
 # Operators
 # ---------------------------------------------------------------------------------------------------
+class Operator:
+    """An operator of PyTorch, called through the dispatcher, or past it.
+
+    The dispatcher, and what `torch.library` puts around a gradient, take longer than a small kernel. Where
+    none of what they are for is at work, the kernel is called at once, with the same formula for its
+    gradient: no tracing, no mode, no transform, no subclass, no profiler.
+    """
+
+    def __init__(
+        self, op: Any, kernel: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., Any]
+    ) -> None:
+        self.op = op
+        self._kernel = kernel
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = kernel(*args)
+            setup(ctx=ctx, inputs=args, output=output)
+            return output
+
+        name = f"convkit_{op._opname}"
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function: Any = type(name, (torch.autograd.Function,), methods)
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.op(*args)
+        needs_grad = False
+        for x in args:
+            if isinstance(x, torch.Tensor):
+                if type(x) not in _PLAIN or not (x.is_cpu or x.is_cuda):
+                    return self.op(*args)
+                needs_grad |= x.requires_grad
+        if forward_ad._current_level >= 0:
+            _no_tangent(args)
+        if (
+            torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+            or torch.autograd._profiler_enabled()
+        ):
+            return self.op(*args)
+        if needs_grad and torch.is_grad_enabled():
+            return self._function.apply(*args)
+        return self._kernel(*args)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _no_tangent(args: tuple[Any, ...]) -> None:
+    for x in args:
+        if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise TorchDtypeError("convkit has no forward-mode gradients: a tensor has a tangent")
+
+
 def define(
     schema: str,
     kernel: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any],
     setup: Callable[..., Any],
-) -> Any:
+) -> Operator:
     """Register one operator, and return it.
 
     Parameters
@@ -108,12 +164,14 @@ def define(
         `setup(ctx, inputs, output)` keeps what that needs.
     """
     name = schema.partition("(")[0]
+    kernel = _translated(kernel)
     _LIBRARY.define(schema, tags=_TAGS)
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, _translated(kernel), key)
+        _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", _translated(fake), lib=_LIBRARY)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return Operator(op, kernel, backward, setup)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -214,16 +272,13 @@ def empty(like: torch.Tensor, shape: Sequence[Any], last: bool, dtype: Any = Non
 
 def array(x: torch.Tensor) -> Any:
     """What convkit's ops take: contiguous, and without autograd."""
-    if x.requires_grad:
-        x = x.detach()
-    x = x.contiguous()
+    if not x.is_contiguous():
+        x = x.contiguous()
     if not x.is_cpu:
-        return x
+        return x.detach()
     if x.dtype is torch.bfloat16:
-        return x.view(torch.int16).numpy().view(_BFLOAT16)
-    if x.is_neg():
-        x = x.resolve_neg()
-    return x.numpy()
+        return x.detach().view(torch.int16).numpy().view(_BFLOAT16)
+    return x.numpy(force=True)  # without autograd, and with a sign that is put off
 
 
 def tensor(result: Any, last: bool = False) -> torch.Tensor:
@@ -240,23 +295,23 @@ def tensor(result: Any, last: bool = False) -> torch.Tensor:
 
 def two(name: str, value: Any, least: int) -> list[int]:
     """An int, or one or two of them, as PyTorch takes it: [vertical, horizontal]."""
-    if isinstance(value, (tuple, list)) and len(value) == 1:
-        value = value[0]
-    return [*pair(name, tuple(value) if isinstance(value, list) else value, least)]
+    if isinstance(value, (tuple, list)):
+        if len(value) == 1:
+            return two(name, value[0], least)
+        value = tuple(value)
+    return list(pair(name, value, least))
 
 
-def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def autocast(*tensors: Any) -> Any:
     """The tensors in autocast's dtype where it is on, for what PyTorch casts there: products of matrices."""
-    first = tensors[0]
-    assert first is not None
-    kind = first.device.type
+    kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(
+    return [
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
-    )
+    ]
 
 
 def batched(x: torch.Tensor, what: str) -> tuple[torch.Tensor, bool]:

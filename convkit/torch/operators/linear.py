@@ -129,7 +129,6 @@ def linear(
             f"{tuple(input.shape)}"
         )
     x, w, b = autocast(input, weight, bias)
-    assert x is not None and w is not None
     vector = w.dim() == 1
     if vector:
         w, b = w.unsqueeze(0), None if b is None else b.reshape(1)
