@@ -100,6 +100,7 @@ class Operator:
         self, op: Any, kernel: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., Any]
     ) -> None:
         self.op = op
+        self.name = str(op._opname)
         self._kernel = kernel
 
         def forward(ctx: Any, *args: Any) -> Any:
@@ -107,9 +108,8 @@ class Operator:
             setup(ctx=ctx, inputs=args, output=output)
             return output
 
-        name = f"convkit_{op._opname}"
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._function: Any = type(name, (torch.autograd.Function,), methods)
+        self._function: Any = type(f"convkit_{self.name}", (torch.autograd.Function,), methods)
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -117,6 +117,9 @@ class Operator:
         needs_grad = False
         for x in args:
             if isinstance(x, torch.Tensor):
+                if x.layout is not torch.strided or x.is_nested:
+                    kind = "nested" if x.is_nested else f"of the layout {x.layout}"
+                    raise TorchDtypeError(f"{self.name}: convkit takes dense tensors, and one is {kind}")
                 if type(x) not in _PLAIN or not (x.is_cpu or x.is_cuda):
                     return self.op(*args)
                 needs_grad |= x.requires_grad
@@ -305,7 +308,7 @@ def two(name: str, value: Any, least: int) -> list[int]:
 def autocast(*tensors: Any) -> Any:
     """The tensors in autocast's dtype where it is on, for what PyTorch casts there: products of matrices."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return [
