@@ -138,7 +138,8 @@ def compare(
     for name, call in seen.items():
         layers = [m.get_submodule(name) if name else m for m in (plain, swapped, exact)]
         rows += _judged(name, call, layers)
-    rows += _whole((plain, swapped, exact), batch, loss, max(2.0, *(2 * r.ratio for r in rows if r.plain)))
+    worst = max((row.ratio for row in rows if row.plain and row.verdict != "DIFFERS"), default=1.0)
+    rows += _whole((plain, swapped, exact), batch, loss, 2 * max(1.0, worst))
     return Comparison(tuple(rows), handle)
 
 

@@ -26,6 +26,15 @@ NAMES = ("conv2d", "relu", "local_response_norm", "max_pool2d", "avg_pool2d", "l
 BOUNDS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The tests run side by side: PyTorch's threads, which spin while they wait, would stand in their way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def seeded(*shape: int, dtype: Any = torch.float32, last: bool = False, grad: bool = False) -> Any:
     generator = torch.Generator().manual_seed(sum(shape))
     x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

@@ -8,7 +8,7 @@ from torch import nn
 
 def alexnet(width: float = 1.0, classes: int = 1000, hidden: int = 4096, lrn: bool = True) -> nn.Sequential:
     """The network of 2012 on one GPU, for images of 67 pixels at least."""
-    a, b, c = (max(8, int(n * width)) for n in (96, 256, 384))
+    a, b, c = (max(4, int(n * width)) for n in (96, 256, 384))
 
     def norm() -> list[nn.Module]:
         return [nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)] if lrn else []
@@ -35,7 +35,7 @@ def vgg11(width: float = 1.0, classes: int = 1000, hidden: int = 4096) -> nn.Seq
         if wide == "M":
             layers.append(nn.MaxPool2d(2, 2))
         else:
-            wide = max(8, int(wide * width))
+            wide = max(4, int(wide * width))
             layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(inplace=True)]
             channels = wide
     layers += [nn.Flatten(), nn.LazyLinear(hidden), nn.ReLU(inplace=True), nn.Dropout()]
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 def resnet18(width: float = 1.0, classes: int = 1000) -> nn.Sequential:
     """ResNet-18, for images of 32 pixels at least."""
-    widths = [max(8, int(n * width)) for n in (64, 128, 256, 512)]
+    widths = [max(4, int(n * width)) for n in (64, 128, 256, 512)]
     stem = [nn.Conv2d(3, widths[0], 7, 2, 3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
     blocks: list[nn.Module] = []
     channels = widths[0]
@@ -77,11 +77,11 @@ def resnet18(width: float = 1.0, classes: int = 1000) -> nn.Sequential:
     return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head)
 
 
-#: name: (network of a tenth of the width and ten classes, extent of its images)
+#: name: (network of a 16th of the width and ten classes, extent of its images)
 SMALL = {
-    "alexnet": (lambda: alexnet(0.125, 10, 64), 67),
-    "vgg11": (lambda: vgg11(0.125, 10, 64), 32),
-    "resnet18": (lambda: resnet18(0.125, 10), 32),
+    "alexnet": (lambda: alexnet(1 / 16, 10, 32), 67),
+    "vgg11": (lambda: vgg11(1 / 16, 10, 32), 32),
+    "resnet18": (lambda: resnet18(1 / 16, 10), 32),
 }
 
 
@@ -89,6 +89,6 @@ def small(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     """One of them, with a batch for it."""
     torch.manual_seed(seed)
     make, extent = SMALL[name]
-    model, x = make(), torch.randn(4, 3, extent, extent)
+    model, x = make(), torch.randn(2, 3, extent, extent)
     model.eval()(x)  # lazy layers learn their size
     return model.train(), x
