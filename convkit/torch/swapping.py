@@ -60,7 +60,8 @@ class Handle:
         rows = [(name, self._kinds[name], impl) for name, impl in self.replaced.items()]
         rows += [(name, self._kinds[name], f"left as it is: {why}") for name, why in self.kept.items()]
         table = tabulate(rows, ("layer", "kind", "convkit's implementation"), disable_numparse=True)
-        return f"{table}\n\n{len(self.replaced)} layers swapped, {len(self.kept)} left as they are"
+        count = len(self.replaced)
+        return f"{table}\n\n{count} layer{'s' * (count != 1)} swapped, {len(self.kept)} left as they are"
 
 
 def swap(model: nn.Module, *, only: str | Iterable[str] | None = None, **choices: Impl | bool) -> Handle:

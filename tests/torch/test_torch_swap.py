@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,6 +278,13 @@ def test_compare_takes_a_loss_a_swapped_model_and_other_dtypes():
     empty = ct.compare(nn.Sequential(nn.Flatten()), images())
     assert not empty.ok
     assert "no layer was swapped" in str(empty)
+
+
+def test_the_python_of_the_page_runs(capsys):
+    page = Path(ck.__file__).parents[1] / "docs/torch.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    exec(compile(block, str(page), "exec"), {})
+    assert "1 layer swapped, 0 left as they are" in capsys.readouterr().out
 
 
 def compiled_step(net: nn.Module, x: Any, backend: str) -> None:
