@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checked
 from ..cuda.emulate import emulate
 from ..devices import emulating, gpu_found
 from ..errors import OptionError, unknown
@@ -144,7 +145,7 @@ def check_these(
     """
     printed = printed or print_apart
     # Copies: what they declare before they first run, they are held to.
-    chosen = [replace(i) for i in chosen]
+    chosen = given = [replace(i) for i in chosen]
     asked = {
         "quick": quick, "seed": seed, "progress": progress, "random": random, "only": only, "more": more,
     }  # fmt: skip
@@ -158,9 +159,11 @@ def check_these(
         passed: list[Asked] = []
         verdicts = list(in_turn(chosen, passed=passed, **asked))  # type: ignore[arg-type]
         verdicts += _second_look(groups, passed, seed)
-        for i in chosen:
+        for i, registered in zip(chosen, given, strict=True):
             mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
-            verdicts += _about_the_rest(i, mine, seed)
+            verdicts += (rest := _about_the_rest(i, mine, seed))
+            if not only or any(not v.ok for v in mine):  # some cases tell of a fault, not of a pass
+                checked.record(registered, [*mine, *rest], quick=quick or random is not None)
         for group in groups:
             group.close()
             if text := group.printed():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cuda.emulate import emulate
+from ..cuda.warnings import warnings_text
 from ..discovery import register
 from ..errors import ConvkitError, OptionError, unknown
 from ..op import OPS
@@ -175,6 +176,8 @@ def _check(
     few = len(check.explain.by_implementation(verdicts)) <= _FEW
     if text := check.blocks(verdicts, _commands(args, chosen), passing=few):
         print(f"\n{text}")
+    if warned := warnings_text(args.targets):
+        print(f"\n{warned}")
     if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
         print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     print(f"\n{_total(verdicts)}; seed {seed}{', quick' if quick else ''}")
