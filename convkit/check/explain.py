@@ -318,7 +318,7 @@ def blocks(
     *,
     passing: bool = True,
 ) -> str:
-    """A block for each implementation.
+    """A block for each implementation that needs a look.
 
     Parameters
     ----------
@@ -326,11 +326,17 @@ def blocks(
     commands : callable, optional
         Gives the commands for an implementation by one of its verdicts.
     passing : bool
-        Those that pass too; else only the others.
+        Those that pass too, and one for each that was not run; else these share one.
     """
-    found = [
-        block(mine, commands(mine[0]) if commands else None)
-        for mine in by_implementation(verdicts).values()
-        if passing or outcome(mine) != "passes" or _own_sizes(mine)
-    ]
+    found: list[str] = []
+    lacking: dict[str, list[str]] = {}
+    for (op, name, _), mine in by_implementation(verdicts).items():
+        word = outcome(mine)
+        if word == "not run" and not passing:
+            why = next(iter(_why_not_run(mine)), "")
+            lacking.setdefault(why, []).append(f"{op} {name!r}")
+        elif passing or word != "passes" or _own_sizes(mine):
+            found.append(block(mine, commands(mine[0]) if commands else None))
+    for why, names in lacking.items():
+        found.append(_laid_out(f"not run, no verdict: {why}", [("of", f"{', '.join(names)}")]))
     return "\n\n".join(text for text in found if "\n" in text)  # one line: the table has it

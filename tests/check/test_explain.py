@@ -153,6 +153,17 @@ def test_the_line_of_a_python_file_is_told(mine, capsys):
     assert re.search(r"  line      mine\.py:9: IndexError \(\d+ cases\)\n", capsys.readouterr().out)
 
 
+def test_what_lacks_the_same_shares_a_block():
+    lacking = verdicts_of(right, missing=lambda: "no compiler")
+    several = [*lacking, *(replace(v, implementation="other") for v in lacking), *verdicts_of(right)]
+    text = check.blocks(
+        [replace(v, implementation=f"{v.implementation}{v.missing}") for v in several], passing=False
+    )
+    assert (
+        text == "not run, no verdict: no compiler\n  of        relu_fprop 'mineTrue', relu_fprop 'otherTrue'"
+    )
+
+
 def test_a_case_that_is_not_there(mine):
     with pytest.raises(OptionError, match="no case has 'nothing like it'"):
         run_command(mine, "--quick", "--case", "nothing like it")
@@ -213,7 +224,7 @@ def test_a_failing_kernel_is_rerun_under_the_sanitizer(compiler, tmp_path):
 
 
 def test_a_kernel_that_does_not_compile_is_compiled_once(compiler, tmp_path):
-    chosen = kernel(tmp_path, "y[i] = x[i] < 0 ? 0 : x[i]")
+    chosen = kernel(tmp_path, "y[i] = nothing;")
     chosen = replace(chosen, dtypes=("float32", "float64"))
     with emulate():
         verdicts = check_these([chosen], quick=True, seed=1, random=0)
