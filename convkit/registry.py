@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from . import layouts
+from . import adapters, layouts
 from .errors import NoImplementation, OptionError, unknown
 from .op import OPS, Problem
 from .options import finite
@@ -192,16 +192,20 @@ def add(implementation: Implementation) -> Implementation:
 
 
 def implements(
-    op: str, *, name: str, **declared: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    op: str, *, name: str, arrays: str | None = None, returns: bool = False, **declared: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: register a function as an implementation of `op`.
 
     Parameters
     ----------
     op : str
-        Name of the op, such as "conv2d_fprop".
+        Name of the op, such as "conv2d_fprop". `convkit explain OP` says what the function receives.
     name : str
         Name of the implementation: the idea, in a word.
+    arrays : {"torch", "jax"}, optional
+        Library whose arrays the function takes: by default NumPy's, and on a GPU CuPy's. See `adapters`.
+    returns : bool
+        The function is not given the outputs: it returns them, and they are copied.
     **declared
         The further fields of `Implementation`: dtypes, rank, error, when, ...
 
@@ -210,6 +214,10 @@ def implements(
     >>> @ck.implements("relu_fprop", name="mine", rank=-1)
     ... def relu(problem, x, y):
     ...     np.maximum(x, 0, out=y)
+
+    >>> @ck.implements("relu_fprop", name="mine", arrays="jax", returns=True)
+    ... def relu(problem, x):
+    ...     return jnp.maximum(x, 0)
     """
 
     known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source"}
@@ -217,24 +225,27 @@ def implements(
         if key not in known:
             raise unknown("declaration", key, known)
 
-    def decorate(run: Callable[..., None]) -> Callable[..., None]:
-        source = getattr(run, "__code__", None)
-        _fits(op, run, "workspace" in declared)
-        add(Implementation(op, name, run, source=source.co_filename if source else "", **declared))
+    def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
+        source = getattr(inspect.unwrap(run), "__code__", None)
+        if op not in OPS:
+            raise unknown("op", op, OPS)
+        _fits(op, run, "workspace" in declared, returns)
+        whole = adapters.adapt(op, run, arrays, returns)
+        if arrays is not None:
+            declared.setdefault("missing", lambda: adapters.missing(arrays))
+        add(Implementation(op, name, whole, source=source.co_filename if source else "", **declared))
         return run
 
     return decorate
 
 
-def _fits(op: str, run: Callable[..., None], workspace: bool) -> None:
+def _fits(op: str, run: Callable[..., Any], workspace: bool, returns: bool) -> None:
     """Refuse a function that cannot be called with the problem, the inputs and the outputs of the op."""
-    if op not in OPS:
-        return  # `add` says which there are
     try:
         signature = inspect.signature(run)
     except (TypeError, ValueError):  # a callable that does not say
         return
-    tensors = ("problem", *OPS[op].inputs, *OPS[op].outputs)
+    tensors = ("problem", *OPS[op].inputs, *(() if returns else OPS[op].outputs))
     options = (*OPS[op].options, *(("workspace",) if workspace else ()))
     try:
         signature.bind(*tensors, **dict.fromkeys(options))
