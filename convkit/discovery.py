@@ -9,11 +9,13 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from . import cpp, cpu, registry
 from .cuda import header, prepare
 from .errors import OptionError
+from .paths import kernels_dir
 from .registry import Implementation
 
 
@@ -57,9 +59,9 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
     registry.builtin()
     if path.suffix == ".cu":
-        return [registry.add(prepare.implementation(path))]
+        return [registry.add(replace(prepare.implementation(path), origin=str(path)))]
     if path.suffix == ".cpp":
-        return [registry.add(cpp.implementation(path))]
+        return [registry.add(replace(cpp.implementation(path), origin=str(path)))]
     if path.suffix != ".py":
         raise OptionError(
             f"{path.name}: a .cu, a .cpp or a .py file can be registered, not {path.suffix or 'this'!r}"
@@ -71,7 +73,13 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(
             f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
         )
-    return found
+    return [registry.add(replace(i, origin=str(path))) for i in found]
+
+
+def shipped(implementation: Implementation) -> bool:
+    """Whether convkit itself brings it."""
+    folders = Path(__file__).parent, kernels_dir()
+    return any(Path(implementation.source).is_relative_to(folder) for folder in folders)
 
 
 def _execute(path: Path) -> None:

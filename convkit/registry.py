@@ -71,6 +71,8 @@ class Implementation:
         dispatch then spares a call the protection of its inputs, and `np.errstate`.
     source : str
         File that it comes from.
+    origin : str
+        File of the user's that `convkit.register` loaded it from; empty for what was registered otherwise.
     """
 
     op: str
@@ -90,6 +92,7 @@ class Implementation:
     flops: Callable[[Any], int] | None = None
     compiled: bool = False
     source: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.flags is None:
@@ -115,6 +118,10 @@ class Implementation:
         for flag in flags:
             if flag not in self.flags:
                 return f"does not take {flag}="
+        return self.declines(problem)
+
+    def declines(self, problem: Any) -> str | None:
+        """What `when` says of a problem."""
         reason = self.when(problem) if self.when else None
         if reason is None or (reason and isinstance(reason, str)):
             return reason
@@ -220,7 +227,7 @@ def implements(
     ...     return jnp.maximum(x, 0)
     """
 
-    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source"}
+    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin"}
     for key in declared:
         if key not in known:
             raise unknown("declaration", key, known)

@@ -7,26 +7,41 @@ is watched besides. The tests, the bench, the command line and users all call th
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cuda.emulate import emulate
-from ..cuda.prepare import Runner
 from ..devices import emulating, gpu_found
 from ..errors import unknown
 from ..op import OPS, Problem
 from ..options import integer
 from ..registry import Implementation, implementations
-from . import sizes
+from . import process, sizes
+from .attempt import FIRST, Question, attempt
 from .cases import Case, all_cases, cases, random_cases, varied
 from .network import check_step
-from .verdicts import FIRST, Question, Verdict, attempt, judge, judge_launch
+from .process import Contained, Limits, Lost
+from .verdicts import Verdict, judge, judge_launch
 
-__all__ = ["Case", "Question", "Verdict", "cases", "check", "check_step", "judge", "random_cases", "summary"]
+__all__ = [
+    "Case",
+    "Limits",
+    "Question",
+    "Verdict",
+    "cases",
+    "check",
+    "check_step",
+    "judge",
+    "random_cases",
+    "summary",
+]
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,6 +54,8 @@ def check(
     quick: bool = False,
     seed: int | None = None,
     progress: Progress | None = None,
+    contained: bool = True,
+    limits: Limits | None = None,
 ) -> list[Verdict]:
     """Put implementations through the gate.
 
@@ -58,6 +75,12 @@ def check(
         default: each verdict has it.
     progress : callable, optional
         Called as ``progress(done, total, what)``.
+    contained : bool
+        Run implementations that convkit does not ship in processes of their own: a file is loaded there
+        anew, a function of a notebook is sent there by value. A function that cannot be sent runs in this
+        process, and its verdicts say so. False: all run in this process, for a debugger.
+    limits : Limits, optional
+        What such a process may take: `Limits(timeout=60, memory=4 << 30)`.
 
     Returns
     -------
@@ -83,7 +106,8 @@ def check(
             raise unknown(f"implementation of {op}" if op else "implementation", impl, known)
         chosen = [i for i in chosen if i.name == impl]
     seed = fresh_seed() if seed is None else integer("seed", seed, 0)
-    return check_these(chosen, quick=quick, seed=seed, progress=progress)
+    apart = (limits or Limits()) if contained else None
+    return check_these(chosen, quick=quick, seed=seed, progress=progress, limits=apart)
 
 
 def fresh_seed() -> int:
@@ -98,35 +122,102 @@ def check_these(
     seed: int = 0,
     progress: Progress | None = None,
     random: int | None = None,
+    limits: Limits | None = None,
+    shipped_too: bool = False,
+    printed: Callable[[str, str], None] | None = None,
 ) -> list[Verdict]:
-    """Put these implementations through the gate; see `check`."""
+    """Put these implementations through the gate; see `check`.
+
+    Without `limits` they run in this process. `shipped_too`: those that convkit ships are put into another
+    process as well. `printed` is called with the name of each process's file and what the process printed,
+    where it did; by default that goes to standard error.
+    """
+    printed = printed or print_apart
     # Copies: what they declare before they first run, they are held to.
     chosen = [replace(i) for i in chosen]
-    if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
-        with emulate():
-            return check_these(chosen, quick=quick, seed=seed, progress=progress, random=random)
-    verdicts = list(in_turn(chosen, quick=quick, seed=seed, progress=progress, random=random))
-    for i in chosen:
-        mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
-        if all(v.declined or v.unrun for v in mine):
-            why = f": {mine[0].reason}" if mine else ""
-            lacks = i.missing is not None and bool(mine) and i.missing() is not None
-            verdicts.append(
-                Verdict(
-                    *(i.op, i.label, "all cases", i.dtypes[0], lacks),
-                    f"not one case could be run, so nothing is known about it{why}",
-                    declined=lacks,
-                    device=i.device,
-                    seed=seed,
-                )
-            )
+    asked = {"quick": quick, "seed": seed, "progress": progress, "random": random}
+    with contextlib.ExitStack() as stack:
+        if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
+            stack.enter_context(emulate())
+        groups: list[Contained] = []
+        if limits is not None:
+            there = stack.enter_context(process.contained(chosen, limits, all_of_them=shipped_too))
+            chosen, groups = there
+        passed: list[Asked] = []
+        verdicts = list(in_turn(chosen, passed=passed, **asked))  # type: ignore[arg-type]
+        verdicts += _second_look(groups, passed, seed)
+        for i in chosen:
+            mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
+            verdicts += _about_the_rest(i, mine, seed)
+        for group in groups:
+            group.close()
+            if text := group.printed():
+                printed(group.name, text)
     ops = dict.fromkeys(i.op for i in chosen)
     order = {(i.op, i.label): n for n, i in enumerate(i for op in ops for i in chosen if i.op == op)}
     return sorted(verdicts, key=lambda v: order[v.op, v.implementation])
 
 
+def print_apart(name: str, text: str) -> None:
+    """Print what a candidate's process has printed."""
+    print(f"\n{name} printed:\n{textwrap.indent(text.rstrip(), '  | ', lambda line: True)}", file=sys.stderr)
+
+
+#: The case of a verdict on all that was not run any more.
+REST = "the remaining cases"
+
+
+def _about_the_rest(i: Implementation, mine: list[Verdict], seed: int) -> list[Verdict]:
+    """A verdict on cases that were not run, where that is more than single ones."""
+    blank = Verdict(*(i.op, i.label, "all cases", i.dtypes[0], False), device=i.device, seed=seed)
+    group = process.group_of(i)
+    if group is not None and group.stopped:
+        case = REST if mine else "before the first case"
+        return [replace(blank, case=case, reason=f"not run: {group.why_stopped}", contained=True)]
+    if not all(v.declined or v.unrun for v in mine):
+        return []
+    why = f": {mine[0].reason}" if mine else ""
+    lacks = i.missing is not None and bool(mine) and i.missing() is not None
+    reason = f"not one case could be run, so nothing is known about it{why}"
+    return [replace(blank, ok=lacks, reason=reason, declined=lacks, contained=group is not None)]
+
+
+#: Cases of each implementation that are asked once more in a new process.
+_AGAIN = 3
+
+
+def _second_look(groups: Sequence[Contained], passed: list[Asked], seed: int) -> list[Verdict]:
+    """Verdicts on some cases that passed, in new processes: what depends on the calls before shows."""
+    rng = np.random.default_rng([seed, 2])
+    found: list[Verdict] = []
+    for group in groups:
+        mine = [p for p in passed if process.group_of(p.implementation) is group and not p.case.heavy]
+        if group.stopped or not mine:
+            continue
+        group.renew()
+        by_name: dict[str, list[Asked]] = {}
+        for one in mine:
+            by_name.setdefault(f"{one.implementation.op} {one.implementation.label}", []).append(one)
+        for several in by_name.values():
+            for n in rng.permutation(len(several))[:_AGAIN]:
+                one = several[n]
+                verdict = judge(one.implementation, Question.of(one.case, one.dtype, seed))
+                if not verdict.ok:
+                    reason = f"passed at first, and then, in a new process: {verdict.reason}"
+                    found.append(replace(verdict, reason=reason, seed=seed, contained=True))
+    return found
+
+
 #: A case in one dtype, and whom it is asked.
 Item = tuple[Case, str, list[Implementation]]
+
+
+class Asked(NamedTuple):
+    """A case that an implementation has been asked."""
+
+    implementation: Implementation
+    case: Case
+    dtype: str
 
 
 def in_turn(
@@ -136,8 +227,12 @@ def in_turn(
     seed: int = 0,
     progress: Progress | None = None,
     random: int | None = None,
+    passed: list[Asked] | None = None,
 ) -> Iterator[Verdict]:
-    """The verdicts of `check_these` as they are found, case by case, so that a caller may stop early."""
+    """The verdicts of `check_these` as they are found, case by case, so that a caller may stop early.
+
+    What passes is added to `passed`.
+    """
     by_op: dict[str, list[Implementation]] = {}
     for implementation in chosen:
         by_op.setdefault(implementation.op, []).append(implementation)
@@ -151,17 +246,25 @@ def in_turn(
         if progress:
             progress(done, len(plan), f"{case.op}, {case.name}")
         # The reference need not be asked about a real layer: what it would be held against is itself.
-        group = [i for i in group if not (case.heavy and i.name == "reference")]
+        group = [i for i in group if not (case.heavy and i.name == "reference") and not _stopped(i)]
         case = case.of(dtype)
-        if case.unrun:
-            found = [judge_launch(i, case) for i in group]
-        else:  # where no implementation takes it, the reference's work is spared
-            taken = any(_takes(i, case) for i in group)
-            question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
-            found = [judge(i, question) for i in group]
-        yield from (replace(v, seed=seed) for v in found)
+        # Where no implementation takes it, the reference's work is spared.
+        taken = not case.unrun and any(_takes(i, case) for i in group)
+        question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
+        for i in group:
+            if _stopped(i):  # since just now: it shares its process with another one
+                continue
+            verdict = judge_launch(i, case) if case.unrun else judge(i, question)
+            if passed is not None and verdict.ok and not verdict.declined and not case.unrun:
+                passed.append(Asked(i, case, dtype))
+            yield replace(verdict, seed=seed, contained=process.group_of(i) is not None)
     if progress:
         progress(len(plan), len(plan), "")
+
+
+def _stopped(implementation: Implementation) -> bool:
+    group = process.group_of(implementation)
+    return group is not None and group.stopped
 
 
 def _with_dtypes(case: Case, group: list[Implementation], rare: int | None) -> list[Item]:
@@ -204,7 +307,7 @@ def _its_own(implementation: Implementation, quick: bool, seed: int, random: int
     plan = [(case, dtype, [implementation]) for case in asked for dtype in implementation.dtypes]
     for index, case in enumerate(own):
         plan += _with_dtypes(case, [implementation], index)
-    if isinstance(implementation.run, Runner):
+    if sizes.runner(implementation) is not None:
         far = [Case(op, problem, "not run, its launch alone", unrun=True) for problem in OPS[op].cases.huge()]
         plan += [(case, implementation.dtypes[0], [implementation]) for case in far]
     return plan

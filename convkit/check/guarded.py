@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -17,7 +18,8 @@ NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
 class Guarded:
     """Memory of one tensor between two guard bands.
 
-    `put` and `get` speak NCHW; the memory is in the layout that the implementation reads and writes.
+    `put` and `get` speak NCHW; the memory is in the layout that the implementation reads and writes. `empty`
+    returns bytes, in whatever state; NumPy's by default.
     """
 
     def __init__(
@@ -28,12 +30,14 @@ class Guarded:
         *,
         aligned: bool = True,
         layout: layouts.Layout = layouts.NCHW,
+        empty: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         kind = np_dtype(dtype)
         self.layout, self.shape = layout, shape
         shape = layout.physical(shape)
         size = prod(shape) * kind.itemsize
-        self.raw = raw = np.empty(size + 2 * GUARD + 128, np.uint8)
+        whole = size + 2 * GUARD + 128
+        self.raw = raw = np.empty(whole, np.uint8) if empty is None else empty(whole)
         self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
         self.before, self.bytes, self.behind = raw[:start], raw[start : start + size], raw[start + size :]
         self.before.fill(band)

@@ -134,21 +134,37 @@ def _expressions_of(header: Any) -> Iterator[str]:
         yield from (*launch.grid, *launch.block, launch.shared)
 
 
-def constants(implementation: Implementation) -> tuple[list[int], list[int]]:
-    """Integers that may be a limit of a candidate: those of its declarations, and those of its code.
+def runner(implementation: Implementation) -> Runner | None:
+    """What launches a kernel file, in whichever process its kernels run; None for anything else."""
+    run = getattr(implementation.run, "runner", implementation.run)
+    return run if isinstance(run, Runner) else None
+
+
+def hints(implementation: Implementation) -> tuple[list[int], list[int], str]:
+    """What a candidate's text says of its limits: integers that it declares, those of its code, and the text.
 
     Of a kernel file: the tile and the numbers in the header's expressions; those in the source. Of a Python
     function: those that `when` mentions; those of the function and of what it calls in its own module.
     """
-    run = implementation.run
-    if isinstance(run, Runner):
-        header = run.kernel.header
+    launched = runner(implementation)
+    if launched is not None:
+        header = launched.kernel.header
         declared = [*header.tile.values()]
-        for text in _expressions_of(header):
-            declared += _integers(text)
-        code = _integers(run.kernel.source)
-    else:
-        declared, code = [*_of_value(implementation.when)], [*_of_value(run)]
+        for expression in _expressions_of(header):
+            declared += _integers(expression)
+        source = launched.kernel.source
+        return declared, _integers(source), "\n".join((*_expressions_of(header), source))
+    if ask := getattr(implementation.run, "hints", None):  # it is in another process
+        return ask()
+    text = ""
+    for function in (implementation.run, implementation.when):
+        with contextlib.suppress(OSError, TypeError):  # typed into a console, or no function
+            text += inspect.getsource(function)  # type: ignore[arg-type]
+    return [*_of_value(implementation.when)], [*_of_value(implementation.run)], text
+
+
+def constants(declared: list[int], code: list[int]) -> tuple[list[int], list[int]]:
+    """Integers that may be a limit of a candidate, each once: those it declares, those of its code."""
     first = dict.fromkeys(n for n in declared if 2 <= n <= 2**17)
     rest = dict.fromkeys(n for n in code if 2 <= n <= 2**17 and n not in first)
     return [*first], [*rest]
@@ -158,16 +174,8 @@ def constants(implementation: Implementation) -> tuple[list[int], list[int]]:
 _CALLED = {"C": "channels", "K": "filters", "size": "elements"}
 
 
-def _named(implementation: Implementation, extents: list[str]) -> Iterator[tuple[str, int]]:
+def _named(text: str, extents: list[str]) -> Iterator[tuple[str, int]]:
     """(extent, number) for each comparison or remainder of the two that the code spells out."""
-    run = implementation.run
-    if isinstance(run, Runner):
-        text = "\n".join((*_expressions_of(run.kernel.header), run.kernel.source))
-    else:
-        text = ""
-        for function in (run, implementation.when):
-            with contextlib.suppress(OSError, TypeError):  # typed into a console, or no function
-                text += inspect.getsource(function)  # type: ignore[arg-type]
     for name, number in re.findall(r"\b(\w+)\s*(?:[<>=!]=?|%)\s*(\d+)\b", text):
         extent = name if name in extents else _CALLED.get(name, "")
         if extent in extents and 2 <= int(number) <= 2**17:
@@ -179,9 +187,10 @@ def _pairs(
 ) -> Iterator[tuple[str, int]]:
     """(extent, number), each once: what the code names first, then extents of tensors, then the others."""
     small = OPS[implementation.op].cases.small
-    declared, code = constants(implementation)
+    *numbers, text = hints(implementation)
+    declared, code = constants(*numbers)
     rng.shuffle(code)
-    seen = dict.fromkeys(_named(implementation, extents))
+    seen = dict.fromkeys(_named(text, extents))
     yield from seen
     turns = []
     for number in (*declared, *code):
@@ -276,8 +285,7 @@ EMULATED = 2_000_000
 
 def too_many_threads(implementation: Implementation, problem: Problem) -> str | None:
     """Why a kernel file's launches would take the emulator too long, or None."""
-    run = implementation.run
-    if not isinstance(run, Runner):
+    if (run := runner(implementation)) is None:
         return None
     threads = sum(prod(grid) * prod(block) for _, grid, block, _ in run.ready(problem).launches)
     return f"{threads:,} threads are too many for the emulator" if threads > EMULATED else None
@@ -285,8 +293,7 @@ def too_many_threads(implementation: Implementation, problem: Problem) -> str | 
 
 def launch_fault(implementation: Implementation, problem: Problem) -> str:
     """What CUDA would refuse of a kernel file's launches for a problem, by the header alone; or nothing."""
-    run = implementation.run
-    if not isinstance(run, Runner):
+    if (run := runner(implementation)) is None:
         return ""
     try:
         for launch in run.kernel.header.launches:

@@ -14,30 +14,21 @@ any input's. The implementation runs several times:
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import layouts
-from ..call import Call
 from ..devices import emulating
-from ..op import OPS, Op, Problem, Tensors
+from ..op import Op, Tensors
 from ..registry import Implementation
-from . import inputs as fill
 from . import sizes
+from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
-from .device import Twins
-from .guarded import LARGE, NAN, SMALL, Guarded
-from .tolerance import Comparison, Expected, compare, expected, kept
-
-#: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
-#: output's is an input's, so that what is computed of one tensor's band and written to another's shows.
-INPUT_BANDS = {NAN: (None,), LARGE: (None, 0xDA, 0x5B, 0xDB), 0: (None,)}
-OUTPUT_BANDS = {NAN: (0x7E, 0xFE, 0x7D), LARGE: (0xBC, 0x3B, 0xBB), 0: (0x7E, 0xFE, 0x7D)}
+from .faults import Lost, Misdeclared
+from .guarded import LARGE, NAN, SMALL
+from .tolerance import Comparison, compare, kept
 
 
 @dataclass(frozen=True)
@@ -68,6 +59,8 @@ class Verdict:
         Judged by what it declares: it was too large to run.
     seed : int
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
+    contained : bool
+        It ran in a process of its own.
     """
 
     op: str
@@ -85,6 +78,7 @@ class Verdict:
     device: str = "cpu"
     unrun: bool = False
     seed: int = 0
+    contained: bool = False
 
     def __str__(self) -> str:
         word = "declines" if self.declined else "passes" if self.ok else "FAILS"
@@ -98,204 +92,6 @@ class Verdict:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A case in one dtype, with its inputs and what is expected; one serves every implementation."""
-
-    case: Case
-    inputs: Tensors
-    others: Tensors
-    wanted: dict[str, Expected]
-
-    @classmethod
-    def of(cls, case: Case, dtype: str, seed: int = 0) -> Question:
-        """Make inputs, reference and bounds.
-
-        Parameters
-        ----------
-        case : Case
-        dtype : str
-        seed : int
-            The same seed gives the same inputs.
-        """
-        case = case.of(dtype)
-        inputs = fill.make(case, seed)
-        opposite = {name: int(not value) for name, value in case.flags.items()}
-        others = fill.make(replace(case, fill="normal", flags=opposite), seed, salt=1)
-        return cls(case, inputs, others, expected(case.op, case.problem, inputs, case.options))
-
-    @property
-    def problem(self) -> Problem:
-        return self.case.problem
-
-    @property
-    def op(self) -> Op:
-        return OPS[self.case.op]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What surrounds the tensors in one run, and what lies in the memory that is to be written."""
-
-    band: int = NAN
-    poison: int = NAN
-    scratch: int = NAN
-    aligned: bool = True
-
-    def around(self, number: int, output: bool) -> int:
-        """The band of a tensor, the how-manieth input or output it is."""
-        bands = (OUTPUT_BANDS if output else INPUT_BANDS)[self.band]
-        found = bands[number % len(bands)]
-        return self.band if found is None else found
-
-
-FIRST = Setting()
-SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
-
-
-@dataclass
-class Run:
-    """The outputs of a run, and what the implementation did that it must not (empty: nothing)."""
-
-    outputs: dict[str, np.ndarray]
-    fault: str = ""
-
-
-def attempt(
-    implementation: Implementation,
-    question: Question,
-    setting: Setting,
-    *,
-    first_on: Tensors | None = None,
-    inplace: dict[str, str] | None = None,
-) -> Run:
-    """Run an implementation once, and look at the memory around its tensors.
-
-    Parameters
-    ----------
-    implementation : Implementation
-    question : Question
-    setting : Setting
-    first_on : dict, optional
-        Tensors of a run before this one, in the same memory.
-    inplace : dict, optional
-        For an output's name, the input in whose place it is written.
-    """
-    op, problem, inplace = question.op, question.problem, inplace or {}
-    given, taken = _memory(implementation, question, setting, inplace)
-    seen: list[np.ndarray | None] = []
-    for name in op.inputs:
-        array = given[name].array.view() if name in given else None
-        if array is not None and name not in inplace.values():
-            array.flags.writeable = False
-        seen.append(array)
-    outputs = tuple(taken[name].array for name in op.outputs)
-
-    options = dict(question.case.options)
-    for name in question.case.flags:
-        flag = given[name].array.view()
-        flag.flags.writeable = False
-        options[name] = flag
-    scratch = None
-    for inputs in (first_on, question.inputs):
-        if inputs is None:
-            continue
-        for name, memory in given.items():
-            array = inputs[name]
-            assert array is not None
-            memory.put(array)
-        for name, memory in taken.items():
-            if name not in inplace:
-                memory.bytes.fill(setting.poison)
-        try:
-            if implementation.workspace is not None and not problem.empty:
-                wanted = int(implementation.workspace(problem))
-                scratch = Guarded((wanted,), "uint8", setting.around(len(op.outputs), output=True))
-                scratch.bytes.fill(setting.scratch)
-                options["workspace"] = scratch.array
-            call = Call(op, implementation, problem, tuple(seen), outputs, options)
-            if implementation.device == "cuda" and not emulating():
-                _run_on_gpu(call, given, taken, scratch)
-            else:
-                call.run()
-        except (Exception, SystemExit) as error:
-            return Run({}, "raised " + _last_line(error))
-    fault = _trespass(question, given, taken, scratch, inplace)
-    return Run({name: memory.get() for name, memory in taken.items()}, fault)
-
-
-def _memory(
-    implementation: Implementation, question: Question, setting: Setting, inplace: dict[str, str]
-) -> tuple[dict[str, Guarded], dict[str, Guarded]]:
-    """Memory of the inputs that are there, and of the outputs, some of which lie in an input's place."""
-    problem = question.problem
-
-    def guarded(name: str, number: int, output: bool) -> Guarded:
-        return Guarded(
-            problem.shape(name),
-            problem.dtype_of(name),
-            setting.around(number, output=output),
-            aligned=setting.aligned,
-            layout=layouts.of(implementation.layout, name),
-        )
-
-    given = {
-        name: guarded(name, number, output=False)
-        for number, (name, array) in enumerate(question.inputs.items())
-        if array is not None
-    }
-    taken = {
-        name: given[inplace[name]] if name in inplace else guarded(name, number, output=True)
-        for number, name in enumerate(question.op.outputs)
-    }
-    return given, taken
-
-
-def _run_on_gpu(
-    call: Call, given: dict[str, Guarded], taken: dict[str, Guarded], scratch: Guarded | None
-) -> None:
-    """Run a call on copies of its memory on the GPU, and copy that back, guard bands and all."""
-    memories = [*given.values(), *taken.values(), *([scratch] if scratch else [])]
-    twins = Twins(memories)
-    options = {**call.options, **({"workspace": twins.array(scratch)} if scratch else {})}
-    options |= {name: twins.array(given[name]) for name in call.op.flags if name in given}
-    inputs = tuple(twins.array(given[name]) if name in given else None for name in call.op.inputs)
-    outputs = tuple(twins.array(taken[name]) for name in call.op.outputs)
-    replace(call, inputs=inputs, outputs=outputs, options=options).run()
-    twins.bring_back()
-
-
-def _trespass(
-    question: Question,
-    given: dict[str, Guarded],
-    taken: dict[str, Guarded],
-    scratch: Guarded | None,
-    inplace: dict[str, str],
-) -> str:
-    for name, memory in taken.items():
-        if where := memory.trespass():
-            return f"wrote outside its output {name}: {where}"
-        if not question.problem.empty and (what := memory.spare()):
-            return f"{what}: output {name}"
-    for name, memory in given.items():
-        if where := memory.trespass():
-            return f"wrote outside its input {name}: {where}"
-        before = question.inputs[name]
-        if before is None or name in inplace.values():
-            continue
-        if not np.array_equal(_bits(memory.get(copy=False)), _bits(before)) or memory.spare():
-            return f"changed its input {name}"
-    if scratch is not None and (where := scratch.trespass()):
-        return f"wrote outside its workspace of {scratch.bytes.size} bytes: {where}"
-    return ""
-
-
-def _last_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = traceback.format_exception_only(type(error), error)[-1].strip()
-    return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
-
-
 def judge_launch(implementation: Implementation, case: Case) -> Verdict:
     """The verdict on a kernel's launches for a problem that is too large to run: its header says them."""
     blank = Verdict(
@@ -303,14 +99,30 @@ def judge_launch(implementation: Implementation, case: Case) -> Verdict:
         device=implementation.device,
         unrun=True,
     )
-    try:
-        refusal = implementation.refusal(case.problem, implementation.math)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + _last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if refusal:
         return replace(blank, declined=True, reason=refusal)
     fault = sizes.launch_fault(implementation, case.problem)
     return replace(blank, ok=not fault, reason=fault)
+
+
+def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, str]:
+    """Why an implementation does not take a case, if so; and what is wrong with how it says it."""
+    try:
+        first, second = (
+            implementation.refusal(case.problem, implementation.math, flags=case.flags) for _ in range(2)
+        )
+    except Misdeclared as error:
+        return None, str(error)
+    except Lost as error:
+        return None, f"asked whether it takes the problem, {error}"
+    except Exception as error:
+        return None, "its `when` or `missing` raised " + last_line(error)
+    if first != second:
+        return None, f"its `when` gave {first!r} and then {second!r} for the same problem"
+    return first, ""
 
 
 def judge(implementation: Implementation, question: Question) -> Verdict:
@@ -326,10 +138,9 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
         *(case.op, implementation.label, str(case), problem.dtype, True),  # type: ignore[attr-defined]
         device=implementation.device,
     )
-    try:
-        refusal = implementation.refusal(problem, implementation.math, flags=case.flags)
-    except Exception as error:
-        return replace(blank, ok=False, reason="its `when` or `missing` raised " + _last_line(error))
+    refusal, fault = _refusal(implementation, case)
+    if fault:
+        return replace(blank, ok=False, reason=fault)
     if not refusal and case.sized and emulating():
         refusal = sizes.too_many_threads(implementation, problem)
     if refusal:
@@ -374,7 +185,7 @@ def _moved(question: Question, run: Run) -> str:
     for name, old in question.op.updates.items():
         before = question.inputs[old]
         assert before is not None
-        if not np.array_equal(_bits(run.outputs[name]), _bits(before)):
+        if not np.array_equal(bits(run.outputs[name]), bits(before)):
             return f"{name} must have the bits of {old} where the flag is 0; some are others"
     return ""
 
@@ -393,10 +204,6 @@ def _aliases(op: Op) -> list[dict[str, str]]:
 # ---------------------------------------------------------------------------------------------------
 # What went wrong: only ever run after a failure
 # ---------------------------------------------------------------------------------------------------
-def _bits(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
-
-
 def _same(a: Run, b: Run) -> bool:
     """Whether the outputs agree to the bit; any NaN is as good as another."""
     return all(_first_difference(a, b, name) is None for name in a.outputs)
@@ -404,7 +211,7 @@ def _same(a: Run, b: Run) -> bool:
 
 def _first_difference(a: Run, b: Run, name: str) -> tuple[int, ...] | None:
     x, y = a.outputs[name], b.outputs[name]
-    differ = _bits(x) != _bits(y)
+    differ = bits(x) != bits(y)
     if differ.any() and x.dtype.kind not in "iu":
         differ &= ~(np.isnan(x) & np.isnan(y)).reshape(-1)
     if not differ.any():
@@ -416,7 +223,7 @@ def _unwritten(first: Run, second: Run) -> str:
     """Elements that hold the poison after both runs."""
     for name, array in first.outputs.items():
         size = array.dtype.itemsize
-        a, b = _bits(array), _bits(second.outputs[name])
+        a, b = bits(array), bits(second.outputs[name])
         left = (a == int.from_bytes(bytes([NAN]) * size, "little")) & (
             b == int.from_bytes(bytes([SMALL]) * size, "little")
         )

@@ -19,7 +19,7 @@ from ..registry import Implementation, implementations
 from ._output import case_bar
 
 if TYPE_CHECKING:
-    from ..check import Verdict
+    from ..check import Limits, Verdict
 
 #: Failures of one implementation that are printed.
 _SHOWN = 3
@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
         "targets",
         nargs="*",
         metavar="op|implementation|file",
-        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) "
-        "or Python file (.py) that registers some; by default all that the CPU backend has",
+        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu), "
+        "C++ file (.cpp) or Python file (.py) that registers some; by default all that the CPU backend has",
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
@@ -58,6 +58,25 @@ def add(commands: Any) -> None:
         "--seed", type=int, help="of inputs and random geometries (default: a fresh one, which is printed)"
     )
     option("--json", metavar="PATH", help="write every verdict to this file")
+    option(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="that a candidate's call may take (default: 60); then its process is ended",
+    )
+    option(
+        "--memory",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="that a candidate's process may take beyond its tensors (default: 4)",
+    )
+    option(
+        "--in-process",
+        action="store_true",
+        help="run candidates in this process, for a debugger: what they do to it is not contained",
+    )
     parser.set_defaults(run=run)
 
 
@@ -66,17 +85,32 @@ def run(args: argparse.Namespace) -> int:
     from .. import check
 
     emulated = args.emulate or args.sanitize or args.counters
-    chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu")
-    if args.counters:
-        return _count([i for i in chosen if i.device == "cuda"])
+    limits = None if args.in_process else check.Limits(args.timeout, int(args.memory * 2**30))
+    with contextlib.ExitStack() as stack:
+        if emulated:
+            stack.enter_context(emulate(check=args.sanitize))
+        try:
+            chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu", limits, stack)
+        except check.Lost as error:
+            print(f"FAILS: {error}")
+            return 1
+        if args.counters:
+            return _count([i for i in chosen if i.device == "cuda"])
+        return _check(args, chosen, limits)
+
+
+def _check(args: argparse.Namespace, chosen: Sequence[Implementation], limits: Limits | None) -> int:
+    from .. import check
+
     seed = check.fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
     # Refused now, so that the file does not turn out to be unwritable after a minute's work.
     target = Path(args.json) if args.json and args.json != "-" else None
     if target is not None and not target.resolve().parent.is_dir():
         raise OptionError(f"--json: there is no folder {target.resolve().parent}")
     quick = args.quick or args.sanitize
-    with emulate(check=args.sanitize) if emulated else contextlib.nullcontext():
-        verdicts = check.check_these(chosen, quick=quick, seed=seed, progress=case_bar())
+    verdicts = check.check_these(
+        chosen, quick=quick, seed=seed, progress=case_bar(), limits=limits, shipped_too=True
+    )
     failed = [v for v in verdicts if not v.ok]
     if args.json:
         plain = {"seed": seed, "quick": quick, "verdicts": [_plain(v) for v in verdicts]}
@@ -87,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         target.write_text(text, encoding="utf-8")
     print(check.summary(verdicts))
     _print_failures(failed)
+    if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
+        print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     if not args.sanitize and any(i.device == "cuda" for i in chosen):
         print("\nraces between threads were not looked for: --sanitize does")
     judged = sum(not v.declined for v in verdicts)
@@ -95,17 +131,21 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _chosen(targets: Sequence[str], device: str) -> list[Implementation]:
+def _chosen(
+    targets: Sequence[str], device: str, limits: Limits | None, stack: contextlib.ExitStack
+) -> list[Implementation]:
     """Implementations of these files, else all of the device; of these ops; of these names.
+
+    With limits, a file is loaded in a process of its own, which ends with the stack.
 
     A name that the device does not know may be that of a CUDA kernel, which needs no option then.
     """
-    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
+    files = [t for t in targets if t.endswith((".py", ".cu", ".cpp")) or os.sep in t or Path(t).is_file()]
     wanted = {t for t in targets if t not in files}
     ops = {t for t in wanted if t in OPS}
     impls = wanted - ops
     if files:
-        pool = [i for path in dict.fromkeys(files) for i in register(path)]
+        pool = [i for path in dict.fromkeys(files) for i in _of_file(path, limits, stack)]
     else:
         pool = implementations(device=device, layout=None)
         others = {name for name in impls if not any(_named(i, {name}) for i in pool)}
@@ -119,6 +159,21 @@ def _chosen(targets: Sequence[str], device: str) -> list[Implementation]:
             f"nothing to check: {', '.join(sorted(ops))} has no implementation {', '.join(sorted(impls))}"
         )
     return chosen
+
+
+def _of_file(path: str, limits: Limits | None, stack: contextlib.ExitStack) -> list[Implementation]:
+    from .. import check
+
+    if limits is None:
+        return register(path)
+    group = check.process.of_file(path, limits)
+    stack.callback(group.close)
+    try:
+        return group.load()
+    except check.Lost as error:
+        if text := group.printed():
+            check.print_apart(group.name, text)
+        raise check.Lost(f"{group.name} could not be loaded: {error}") from None
 
 
 def _near(target: str) -> set[str]:
@@ -139,11 +194,13 @@ def _whole(implementation: Implementation) -> str:
 
 
 def _print_failures(failed: Sequence[Verdict]) -> None:
+    from ..check import REST
+
     shown: dict[tuple[str, str], int] = {}
     for verdict in failed:
         key = verdict.op, verdict.implementation
         shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= _SHOWN:
+        if shown[key] <= _SHOWN or verdict.case == REST:
             print(f"\n{verdict}")
     for (op, name), count in shown.items():
         if count > _SHOWN:

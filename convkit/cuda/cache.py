@@ -44,6 +44,10 @@ class Cache:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self._given = Path(folder) if folder is not None else None
 
+    def folder(self) -> Path:
+        """The folder that comes first."""
+        return next(self._folders())
+
     def get(self, key: str, build: Callable[[Path], None], *, suffix: str = ".so") -> Path:
         """The entry of that key; where there is none that is whole, `build(path)` writes it first.
 

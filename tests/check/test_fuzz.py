@@ -22,8 +22,8 @@ import strategies
 
 from convkit.arrays import np_dtype
 from convkit.check import FIRST, Case, Question, attempt
+from convkit.check.attempt import SECOND
 from convkit.check.tolerance import _STORAGE, Expected, compare
-from convkit.check.verdicts import SECOND
 from convkit.cpu import extension
 from convkit.op import OPS
 from convkit.ops.conv2d import Conv2d

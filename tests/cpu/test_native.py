@@ -23,7 +23,7 @@ import threadpoolctl
 import convkit as ck
 from convkit import devices
 from convkit.check import cases
-from convkit.check.verdicts import FIRST, Question, attempt
+from convkit.check.attempt import FIRST, Question, attempt
 from convkit.cli import main
 from convkit.cpu import extension, threads
 from convkit.errors import OptionError

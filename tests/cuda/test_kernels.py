@@ -373,7 +373,7 @@ def test_the_same_bits_for_every_schedule(kernel, compiler):
         results = []
         for seed in (None, 1, 2, 3, 4):
             with ck.emulate(seed=seed):
-                from convkit.check.verdicts import FIRST, attempt
+                from convkit.check.attempt import FIRST, attempt
 
                 run = attempt(implementation, question, FIRST)
             assert not run.fault, run.fault

@@ -15,7 +15,7 @@ from conftest import need
 
 import convkit as ck
 from convkit import check
-from convkit.check.verdicts import FIRST, attempt
+from convkit.check.attempt import FIRST, attempt
 from convkit.cuda import nvrtc
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import implementation

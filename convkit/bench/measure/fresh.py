@@ -23,8 +23,8 @@ import numpy as np
 
 from ... import arrays
 from ...arrays import np_dtype
+from ...check.guarded import NAN, Guarded
 from ...check.tolerance import Expected, expected
-from ...check.verdicts import NAN, Guarded
 from ...op import OPS, Problem, Tensors
 
 #: Places at which the window of a pool may begin.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ... import arrays, layouts
 from ...call import Call
-from ...check.verdicts import NAN, Guarded
+from ...check.guarded import NAN, Guarded
 from ...discovery import register
 from ...errors import NoImplementation, OptionError
 from ...network.plan.program import Program
