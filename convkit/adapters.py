@@ -83,7 +83,7 @@ def missing(arrays: str | None) -> str | None:
 def _store(op: str, names: tuple[str, ...], outputs: tuple[Any, ...], made: Any) -> None:
     """Copy what a function returned into the outputs."""
     results = made if isinstance(made, (tuple, list)) else (made,)
-    if len(results) != len(names):
+    if made is None or len(results) != len(names):
         what = f"{len(results)} results" if made is not None else "nothing"
         raise TypeError(f"an implementation of {op} with returns=True returns {', '.join(names)}, not {what}")
     for name, output, result in zip(names, outputs, results):

@@ -39,9 +39,9 @@ LANGUAGES = {
     "cpp": Language(".cpp", "C++", "compiled by this machine's compiler on the first call"),
     "numba": Language(".py", "Numba", "compiled on the first call"),
     "python": Language(".py", "Python with NumPy"),
-    "torch": Language(".py", "PyTorch", "pip install torch"),
-    "jax": Language(".py", "JAX", "pip install jax"),
-    "triton": Language(".py", "Triton", "pip install triton torch; interpreted where there is no GPU"),
+    "torch": Language(".py", "PyTorch", "needs PyTorch: pip install torch"),
+    "jax": Language(".py", "JAX", "needs JAX: pip install jax"),
+    "triton": Language(".py", "Triton", "needs pip install triton torch; interpreted where there is no GPU"),
     "cupy": Language(".py", "CuPy", "needs a GPU: without one `convkit check` says 'not run'"),
     "numba-cuda": Language(".py", "numba.cuda", "simulated where there is no GPU, small problems only"),
 }
@@ -217,7 +217,8 @@ def _definition(op: str) -> str:
     return f'''import convkit as ck
 from convkit.op import OPS
 
-# A right answer to start from: the op's definition ({_file(op)}), in float64. Put your own in its place.
+# A right answer to start from, in whose place yours goes: the op's definition, in float64.
+# ({_file(op)})
 definition = OPS["{op}"].define
 
 
@@ -237,8 +238,9 @@ def _file(op: str) -> str:
 def _comment(op: str, language: str, stem: str) -> str:
     it, of = explain.received(op), LANGUAGES[language]
     file = f"{stem}{of.suffix}"
-    first = f"{stem}: {op} in {of.title}"
-    lines = [first + (f" ({of.hint})" if of.hint else ""), ""]
+    lines = [f"{stem}: {op} in {of.title}"]
+    lines += ["", f"{of.hint[0].upper()}{of.hint[1:]}."] if of.hint else []
+    lines += [""]
     lines += [line for part in it.about.splitlines() for line in [part.rstrip()]]
     lines += ["", "It is called as", "", *explain.lines(op, _signature(it, language, stem)), ""]
     lines += [f"convkit check {file}", f"convkit bench --kernel {file} --op {op} --against none --quick"]
