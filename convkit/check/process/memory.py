@@ -6,6 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,16 @@ class Shared:
         """(first byte, first byte behind) of the block in which an array lies, or None if in none."""
         offset = array.ctypes.data - self.start
         return next(((a, b) for a, b in self._used if a <= offset and offset + array.nbytes <= b), None)
+
+    def place(self, array: np.ndarray) -> dict[str, Any]:
+        """Where an array of this memory is, as the other process is told."""
+        return {
+            "block": self.block_of(array),
+            "at": array.ctypes.data - self.start,
+            "shape": array.shape,
+            "dtype": array.dtype.name,
+            "writable": array.flags.writeable,
+        }
 
     def close(self) -> None:
         """Let go of the file; the mapping goes with its last view."""
