@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._output import require_writable, table, write
@@ -14,6 +14,8 @@ from ._output import require_writable, table, write
 if TYPE_CHECKING:
     from ..swap import Report
 
+#: Reasons that are printed.
+_SHOWN = 6
 _DESCRIPTION = """\
 Put a candidate into a network and see what it does there.
 
@@ -25,9 +27,9 @@ one more step are compared, by the process that has trained."""
 
 _EPILOG = """\
 The candidate runs in a process of its own: a crash, a hang or NaN after some steps is a verdict too. A kernel
-file runs on the GPU, or under the emulator where there is none; that one op is then emulated in a network that
-otherwise runs on the CPU, and its time says nothing. Exit status: 0 the swap is safe; 1 it is not, or there
-is no verdict; 2 there was nothing to do."""
+file runs on the GPU, or under the emulator where there is none. That one op is then emulated, in a network
+that otherwise runs on the CPU, and its time says nothing. Exit status: 0 the swap is safe; 1 it is not, or
+there is no verdict; 2 the command could not be carried out."""
 
 
 def add(commands: Any) -> None:
@@ -43,10 +45,10 @@ def add(commands: Any) -> None:
     option("file", help="a kernel file (.cu), or a Python file (.py) that registers implementations")
     option("--preset", default="small", help="small (default), paper, 2012, caffe or owt")
     option("--layer", help="the layer in which it runs (default: each one that it takes)")
-    option("--impl", metavar="NAME", help="which of the file's implementations, where it has several of one op")
-    option("--steps", type=int, help="of training (default: 20; 10 of large presets, 5 under the emulator)")
-    option("--batch", type=int, help="images of a step (default: 16; 4 of large presets, 2 emulated)")
-    option("--lr", type=float, help="learning rate (default: 0.005; 0.001 for the large presets)")
+    option("--impl", metavar="NAME", help="which implementation, where the file has several of one op")
+    option("--steps", type=int, help="of training (default: 20; 10 of large presets or emulated)")
+    option("--batch", type=int, help="images of a step (default: 16; 4 of large presets or emulated)")
+    option("--lr", type=float, help="learning rate (default: one with which the loss falls, such as 0.005)")
     option("--seed", type=int, default=0, help="of weights, dropout and images (default: 0)")
     option("--go-on", action="store_true", help="train also after a wrong call")
     where = parser.add_mutually_exclusive_group()
@@ -96,49 +98,63 @@ def run(args: argparse.Namespace) -> int:
 
 def text(report: Report) -> str:
     """The report as it is printed."""
-    from ..swap.report import losses, milliseconds
-
-    where = {"cpu": "on the CPU", "cuda": "on the GPU", "emulated": "emulated, the rest on the CPU"}
     parts = []
     if report.candidates:
         names = ", ".join(f"{op} {name!r}" for op, name in report.candidates.items())
+        where = {"cpu": "on the CPU", "cuda": "on the GPU", "emulated": "in a network that runs on the CPU"}
         parts.append(
             f"{report.file}: {names}, {where[report.device]}\n"
-            f"AlexNet ({report.preset}), batch {report.batch} of patterns, seed {report.seed}, "
-            f"lr {report.lr:g}"
+            f"AlexNet ({report.preset}), batch {report.batch} of patterns, learning rate {report.lr:g}, "
+            f"seed {report.seed}"
         )
     if report.places:
-        lines = [f"runs in {layer}: {', '.join(ops)}" for layer, ops in report.places.items()]
-        lines += [f"not in {layer}: {why}" for layer, why in report.refused.items()]
-        parts.append("\n".join(lines))
-    rows = [(v, when) for calls, when in ((report.calls, ""), (report.calls_after, "after the run"))
-            for v in calls]  # fmt: skip
-    if rows:
-        found = [
-            (*v.case.partition(", ")[::2], v.op, f"{v.ratio:.3g}", f"{v.rms:.1e}" if v.rms == v.rms else "",
-             ("right" if v.ok else "WRONG") + (f", {when}" if when else ""))
-            for v, when in rows
-        ]  # fmt: skip
-        found = [(layer, op, ratio, rms, word) for layer, _, op, ratio, rms, word in found]
-        parts.append(
-            "calls, each on the inputs that it has in the step, against float64:\n"
-            + table(found, ("layer", "op", "error/bound", "rms", ""), colalign=("left",) * 2 + ("right",) * 2
-                    + ("left",))
-        )  # fmt: skip
+        parts.append("\n".join(_places(report)))
+    if report.calls:
+        parts.append(f"calls, each on the inputs that it has there, against float64:\n{_calls(report)}")
+    if report.gradients:
+        parts.append(_gradients(report))
     if report.candidate.losses:
-        parts += [_gradients(report)] if report.gradients else []
-        curves = [("without it", report.without), ("with it", report.candidate)]
-        if report.other.losses:
-            curves.append((f"with {report.others}", report.other))
-        table_rows = [(name, losses(c.losses), milliseconds(c)) for name, c in curves]
-        parts.append(
-            f"{len(report.candidate.losses)} of {report.asked} steps:\n"
-            + table(table_rows, ("run", "loss", "ms a step [interval]"))
-        )
+        parts.append(_runs(report))
     parts.append(textwrap.fill(report.verdict, 110))
     if len(report.faults) > 1:
-        parts.append("\n".join(f"  {fault}" for fault in report.faults[1:6]))
+        parts.append("\n".join(f"  {fault}" for fault in report.faults[1:_SHOWN]))
     return "\n\n".join(parts)
+
+
+def _places(report: Report) -> Iterator[str]:
+    """Layers with the same ops on one line."""
+    together: dict[str, list[str]] = {}
+    for layer, names in report.places.items():
+        together.setdefault(", ".join(names), []).append(layer)
+    for ops, layers in together.items():
+        yield f"runs in {', '.join(layers)}: {ops}"
+    for name, why in report.refused.items():
+        yield f"not in {name}: {why}"
+
+
+def _calls(report: Report) -> str:
+    """A row for each call, with both steps in which it was compared."""
+    rows: dict[tuple[str, str], list[list[str]]] = {}
+    for which, calls in enumerate((report.calls, report.calls_after)):
+        for v in calls:
+            row = rows.setdefault((v.case.partition(", ")[0], v.op), [["", ""], ["", ""]])
+            row[which] = [f"{v.ratio:.3g}" if v.ok else "WRONG", f"{v.rms:.1e}" if v.rms == v.rms else ""]
+    headers = ("layer", "op", "error/bound", "rms", "after the run", "rms")
+    cells = [(*key, *first, *after) for key, (first, after) in rows.items()]
+    wide = len(headers) if report.calls_after else 4
+    aligned = ("left", "left", *("right",) * (wide - 2))
+    return table([row[:wide] for row in cells], headers[:wide], colalign=aligned)
+
+
+def _runs(report: Report) -> str:
+    from ..swap.report import losses, milliseconds
+
+    curves = [("without it", report.without), ("with it", report.candidate)]
+    if report.other.losses:
+        curves.append((f"with {report.others}", report.other))
+    rows = [(name, losses(c.losses), milliseconds(c)) for name, c in curves]
+    done = f"{len(report.candidate.losses)} of {report.asked} steps, in turns:"
+    return f"{done}\n{table(rows, ('run', 'loss', 'ms a step [interval]'))}"
 
 
 def _gradients(report: Report) -> str:
@@ -151,10 +167,11 @@ def _gradients(report: Report) -> str:
             (name, f"{median(found.candidate):.1e}", f"{max(found.candidate):.1e}", *right,
              f"{report.ratio_of(name):.2f}")
         )  # fmt: skip
-    steps = ", ".join(map(str, report.gradient_steps[: len(rows and found.candidate)]))
-    headers = ("gradient", "median", "largest", f"{report.others or 'another'}: median", "largest", "ratio")
+    steps = ", ".join(map(str, report.compared_steps))
+    headers = ("parameter", "median", "largest", "another's median", "largest", "ratio of medians")
+    other = f"; another: {report.others}" if report.others else ""
     return (
-        f"gradients against the network without it, relative RMS, at the same weights before steps {steps}:\n"
+        f"gradients against those without it, relative RMS, at equal weights, before steps {steps}{other}:\n"
         + table(rows, headers, colalign=("left",) + ("right",) * 5)
     )
 

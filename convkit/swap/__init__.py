@@ -35,10 +35,15 @@ from .runs import Run
 
 __all__ = ["NotRun", "Report", "swap"]
 
-#: (batch, steps) by default: on the CPU or a GPU for images of up to 64 pixels, for larger ones; emulated.
-DEFAULTS = {"small": (16, 20), "large": (4, 10), "emulated": (2, 5)}
-#: Learning rates with which the loss falls within 20 steps, and rounding does not yet rule the curves.
-_RATE_SMALL, _RATE = 0.005, 0.001
+#: (batch, steps) by default: for images of up to 64 pixels, for larger ones, and under the emulator.
+DEFAULTS = {"small": (16, 20), "large": (4, 10), "emulated": (4, 10)}
+#: Learning rates with which the loss falls within some steps, and rounding does not yet rule the curves: by
+#: preset, for the others, and for the small batches of the emulator.
+_RATES = {"small": 0.005, "owt": 0.01}
+_RATE = _EMULATED_RATE = 0.001
+
+#: Batches behind those of the run on which gradients are compared before the first step.
+_MORE = (1, 2)
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,7 +79,7 @@ def swap(
     impl : str, optional
         Which implementation of the file, where it has several of one op.
     steps, batch : int, optional
-        By default 20 steps of 16 images; 10 of 4 for the large presets, 5 of 2 under the emulator.
+        By default 20 steps of 16 images; 10 of 4 for the large presets and under the emulator.
     seed : int
         Of weights, dropout and images.
     lr : float, optional
@@ -108,7 +113,8 @@ def swap(
     kind = "emulated" if use_emulator else "small" if chosen.image_size <= 64 else "large"
     batch = integer("batch", DEFAULTS[kind][0] if batch is None else batch, 1)
     steps = integer("steps", DEFAULTS[kind][1] if steps is None else steps, 1)
-    rate = finite("lr", (_RATE_SMALL if chosen.image_size <= 64 else _RATE) if lr is None else lr, 0)
+    usual = _EMULATED_RATE if use_emulator else _RATES.get(preset, _RATE)
+    rate = finite("lr", usual if lr is None else lr, 0)
     report = Report(Path(file).name, preset, batch, steps, integer("seed", seed, 0), rate, "cpu")
     with contextlib.ExitStack() as stack:
         stack.callback(group.close)
@@ -190,7 +196,7 @@ class _Swap:
         self.report, self.group, self.chosen, self.go_on = report, group, chosen, go_on
         self._progress = progress or (lambda what, done, total: None)
         self.data = Patterns(find_preset(report.preset), report.seed)
-        self.network = {
+        self.network: dict[str, Any] = {
             "preset": report.preset,
             "num_classes": 10,
             "seed": report.seed,
@@ -242,7 +248,7 @@ class _Swap:
         report.without, report.candidate = without.curve, candidate.curve
         if len(runs) > 2:
             report.other = runs[2].curve
-        report.gradient_steps = list(_some(report.asked))
+        report.gradient_steps = [1] * len(_MORE) + list(_some(report.asked))
         for number in range(1, report.asked + 1):
             self._progress("training in turns", number - 1, report.asked)
             if not self._step(number, runs):
@@ -252,21 +258,22 @@ class _Swap:
             self.net.params[name][...] = values
 
     def _shipped(self, stack: contextlib.ExitStack) -> Contained:
-        group = Contained("shipped", [], self.group.limits, name="convkit")
+        group = Contained("shipped", [], Limits(timeout=600), name="convkit")
         stack.callback(group.close)
         group.load()
         return group
 
     def _step(self, number: int, runs: list[Run]) -> bool:
         """A step of every run; whether the candidate's can go on."""
-        x, labels = self.data.batch(number - 1, self.report.batch)
-        for run in runs:
-            run.load(x, labels)
         try:
+            if number == 1:  # on other batches as well: no median rests on one or two
+                for more in _MORE:
+                    self._gradients(runs, self.report.asked + more)
             if number in self.report.gradient_steps:
-                self._gradients(runs)
+                self._gradients(runs, number - 1)
+            self._load(runs, number - 1)
             # In turns, each first as often as the other: whatever slows the machine down hits both.
-            for run in (runs if number % 2 else [runs[1], runs[0], *runs[2:]]):
+            for run in runs if number % 2 else [runs[1], runs[0], *runs[2:]]:
                 answer = run.step(self.report.lr)
                 if run is runs[1] and not answer["finite"]:
                     return bool(self.go_on)
@@ -276,8 +283,14 @@ class _Swap:
             return False
         return True
 
-    def _gradients(self, runs: list[Run]) -> None:
+    def _load(self, runs: list[Run], batch: int) -> None:
+        x, labels = self.data.batch(batch, self.report.batch)
+        for run in runs:
+            run.load(x, labels)
+
+    def _gradients(self, runs: list[Run], batch: int) -> None:
         """The gradients of all runs at the weights that the run without the candidate has reached."""
+        self._load(runs, batch)
         without, candidate, *others = runs
         weights = without.weights()
         base = {name: a.astype(np.float64) for name, a in without.gradients(weights).items()}

@@ -1,4 +1,4 @@
-"""A swap as a PNG: loss curves, time of a step, gradient differences. matplotlib draws, where it is installed."""
+"""A swap as a PNG: losses, time of a step, gradient differences. matplotlib draws, where it is installed."""
 
 from __future__ import annotations
 
@@ -113,8 +113,10 @@ def _gradients(axes: Any, report: Report) -> None:
         axes.plot([n - 0.35, n + 0.35], [limit] * 2, color=LIGHT["loss"], linewidth=1.5,
                   label="allowed at the median" if n == 0 else None)  # fmt: skip
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 16 else 0, fontsize=8.5)
-    steps = ", ".join(map(str, report.gradient_steps))
+    steps = ", ".join(map(str, report.compared_steps))
     axes.set(ylabel="relative RMS difference", title=f"Gradients at the same weights, before steps {steps}")
     axes.legend(loc="upper right", ncols=3)
     axes.grid(axis="y", color=LIGHT["grid"])

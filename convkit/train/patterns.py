@@ -52,7 +52,9 @@ class Patterns:
         most = int(SHIFT * extent / PATCHES)
         for n, label in enumerate(labels):
             down, across = rng.integers(0, most + 1, 2)
-            rows, columns = (((np.arange(extent) + by) * PATCHES // extent) % PATCHES for by in (down, across))
+            rows, columns = (
+                ((np.arange(extent) + by) * PATCHES // extent) % PATCHES for by in (down, across)
+            )
             pixels = self._coarse[label][:, rows[:, None], columns]
             pixels = np.clip(pixels + NOISE * rng.standard_normal(pixels.shape, np.float32), 0, 255)
             x[n] = (pixels * np.float32(how.scale) - mean) / std

@@ -1,4 +1,4 @@
-"""A training run in a candidate's process: what the candidate gets there is not copied, so its time counts."""
+"""Training in a candidate's process: what the candidate gets there is not copied, so its time counts."""
 
 from __future__ import annotations
 
