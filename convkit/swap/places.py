@@ -79,8 +79,8 @@ def find(net: AlexNet, batch: int, chosen: Mapping[str, Implementation], layer: 
 def _refusal(net: AlexNet, batch: int, layer: str, candidate: Implementation) -> str | None:
     """Why a candidate does not run in a layer, or None."""
     try:
-        names = {layer: {candidate.op: candidate.name}}
-        if any((i.op, i.name) == (candidate.op, candidate.name) for i in _runs(net, batch, names)):
+        op, name = candidate.op, candidate.name
+        if (layer, op, name) in _runs(net, batch, {layer: {op: name}}):
             return None
     except (Lost, Raised, Changed):
         raise
@@ -90,15 +90,26 @@ def _refusal(net: AlexNet, batch: int, layer: str, candidate: Implementation) ->
     return "the step has no call for it there"
 
 
-def _runs(net: AlexNet, batch: int, names: Names) -> Iterator[Implementation]:
-    """The implementations of a step with these names."""
+def _runs(net: AlexNet, batch: int, names: Names) -> Iterator[tuple[str, str, str]]:
+    """(layer, op, name of the implementation) of each call of a step with these names."""
     program = Program(
         net.layers, (batch, *net.input_shape), net.num_classes, net.dtype, net.device, net.math, names
     )
     step = program.step(net.params)
     nodes = [*program.forward, *program.loss, *program.backward, *step.backward, *step.update]
     for node in program.runs(nodes):
-        yield program.pick(node)
+        picked = program.pick(node)
+        for layer in node.layers:
+            # The update of "conv1.w" belongs to conv1.
+            yield layer.partition(".")[0], picked.op, picked.name
+
+
+def _fits(net: AlexNet, batch: int, layer: str, op: str, name: str) -> bool:
+    """Whether an implementation runs in a layer where it is named."""
+    try:
+        return (layer, op, name) in _runs(net, batch, {layer: {op: name}})
+    except ConvkitError:
+        return False
 
 
 def _nowhere(
@@ -125,26 +136,20 @@ def another_right_one(net: AlexNet, batch: int, places: Names) -> Names:
 
     The reference where there is nothing else.
     """
-    usual = {(i.op, i.name) for i in _runs(net, batch, {})}
+    usual = set(_runs(net, batch, {}))
     device = net.device.partition(":")[0]
     found: Names = {}
     for layer, ops in places.items():
         for op, candidate in ops.items():
-            names = dict.fromkeys(i.name for i in implementations(op, device=device, layout=None))
-            # What runs by itself stands last: another op than this one may run there, fused with others.
-            order = sorted(names, key=lambda name: ((op, name) in usual, name == "reference"))
-            for name in order:
+            # In the order of rank, but compiled ones first, and what runs there by itself last: that may be
+            # another op, fused with others, and then any implementation of this one is another.
+            ways = implementations(op, device=device, layout=None)
+            ways.sort(key=lambda i: ((layer, op, i.name) in usual, i.name == "reference", not i.compiled))
+            for name in dict.fromkeys(i.name for i in ways):
                 if name != candidate and _fits(net, batch, layer, op, name):
                     found.setdefault(layer, {})[op] = name
                     break
     return found
-
-
-def _fits(net: AlexNet, batch: int, layer: str, op: str, name: str) -> bool:
-    try:
-        return any((i.op, i.name) == (op, name) for i in _runs(net, batch, {layer: {op: name}}))
-    except ConvkitError:
-        return False
 
 
 def one_for_each_op(found: Sequence[Implementation], impl: str | None = None) -> dict[str, Implementation]:

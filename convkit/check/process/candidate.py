@@ -174,13 +174,15 @@ class Candidate:
     def do_step(self, x: Any, labels: Any, lr: float) -> dict[str, Any]:
         """A step of training, without copies of what the candidate gets."""
         assert self.training
-        return self.training.step(*self._arrays(x, labels), lr)
+        images, numbers = self._arrays(x, labels)
+        return self.training.step(images, numbers, lr)
 
     def do_gradients(self, x: Any, labels: Any, weights: Any, gradients: Any) -> dict[str, Any]:
         """The gradients of a batch at weights that the judge gives; the training does not notice."""
         assert self.training
         given, made = (dict(zip(t, self._arrays(*t.values()))) for t in (weights, gradients))
-        return self.training.gradients(*self._arrays(x, labels), given, made)
+        images, numbers = self._arrays(x, labels)
+        return self.training.gradients(images, numbers, given, made)
 
     def do_weights(self, weights: Any) -> dict[str, Any]:
         """The weights that the training has reached."""
