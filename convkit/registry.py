@@ -313,6 +313,23 @@ def whole() -> Iterator[dict[tuple[str, str, str, str], Implementation]]:
         raise
 
 
+@contextlib.contextmanager
+def added(these: Iterable[Implementation]) -> Iterator[None]:
+    """Implementations that are registered for a block alone."""
+    builtin()
+    with _LOCK:
+        before = dict(_IMPLEMENTATIONS)
+    try:
+        for one in these:
+            add(one)
+        yield
+    finally:
+        with _LOCK:
+            _IMPLEMENTATIONS.clear()
+            _IMPLEMENTATIONS.update(before)
+            changed()
+
+
 def since(before: dict[tuple[str, str, str, str], Implementation]) -> list[Implementation]:
     """What has been registered since `whole` gave this."""
     return [i for key, i in _IMPLEMENTATIONS.items() if before.get(key) is not i]
