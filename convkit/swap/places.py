@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..check.faults import Changed, Lost, Raised
+from ..check.faults import Lost, Misdeclared, Raised
 from ..errors import ConvkitError, OptionError, unknown
 from ..network.alexnet import AlexNet
 from ..network.plan.fusion import ops_of
@@ -52,7 +52,7 @@ def find(net: AlexNet, batch: int, chosen: Mapping[str, Implementation], layer: 
     ------
     OptionError
         For a layer that is not known, and where no candidate can stand anywhere.
-    Lost, Raised, Changed
+    Lost, Raised, Misdeclared
         What a candidate does when it is asked.
     """
     known = [own.name for own in net.layers]
@@ -82,7 +82,7 @@ def _refusal(net: AlexNet, batch: int, layer: str, candidate: Implementation) ->
         op, name = candidate.op, candidate.name
         if (layer, op, name) in _runs(net, batch, {layer: {op: name}}):
             return None
-    except (Lost, Raised, Changed):
+    except (Lost, Raised, Misdeclared):
         raise
     except ConvkitError as error:
         lines = [line.strip() for line in str(error).splitlines()]
