@@ -117,6 +117,17 @@ def test_what_is_named_must_be_judged_for_status_0():
     assert status(verdicts_of(right, when=lambda g: "never"), named=True) == 1
 
 
+def test_a_check_of_some_cases_is_no_pass_on_record(monkeypatch):
+    kept = []
+    monkeypatch.setattr(check.checked, "record", lambda i, verdicts, quick: kept.append(i.name))
+    verdicts_of(lacks_a_feature_for_large_tensors)
+    check_these([Implementation("relu_fprop", "mine", right)], quick=True, only="four axes")
+    assert not kept
+    verdicts_of(right)
+    verdicts_of(lambda g, x, y: None)
+    assert kept == ["mine", "mine"]
+
+
 def test_the_command_says_that_there_is_no_verdict(mine, capsys):
     mine.write_text(FILE.replace("rank=-1000", "rank=-1000, missing=lambda: 'no GPU here'"))
     assert run_command(mine, "--quick") == 1
