@@ -7,6 +7,7 @@ the runtime does, and why, stands at the head of its files.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import os
@@ -175,6 +176,10 @@ def _runtime(folder: Path, compiler: tuple[str, str]) -> tuple[ctypes.CDLL, Path
     return library, path
 
 
+#: Sources that do not compile, by key: the gate asks for the same one in every case.
+_refused: dict[str, KernelError] = {}
+
+
 def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: bool = False) -> Function:
     """Build a kernel for the CPU.
 
@@ -230,10 +235,13 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
         run([*command, *search, "-c", text.name, "-o", object_file], path.parent)
         run([compiler[0], "-shared", object_file, runtime_file, "-o", path, "-lm"], path.parent)
 
+    if key in _refused:
+        raise copy.copy(_refused[key])
     try:
         path = Cache().get(f"{re.sub('[^A-Za-z0-9_]', '_', entry)[:64]}-{key}", build)
     except CompilerFailed as error:
-        raise judged(compile_error(str(error), entry, folder), source, folders) from None
+        _refused[key] = judged(compile_error(str(error), entry, folder), source, folders)
+        raise copy.copy(_refused[key]) from None
     return Function(entry, path, runtime, compiler[0], folder, check)
 
 

@@ -564,14 +564,23 @@ def test_what_nvrtc_refuses_as_well_is_the_users_error():
     assert refused("", "#include <vector>").kind == "compile error"
 
 
+def test_a_source_is_refused_once(monkeypatch):
+    monkeypatch.setattr(unsupported, "_refused", lambda *_: None)
+    first = refused("y[2] = undeclared;")
+    monkeypatch.setattr(emulator, "run", None)  # no compiler is asked again
+    again = refused("y[2] = undeclared;")
+    assert again is not first and str(again) == str(first)
+    assert (again.kind, again.file, again.line) == ("unsupported", "feature.cu", 3)
+
+
 def test_without_nvrtc_what_is_known_to_be_lacking_is_named(monkeypatch):
     def missing(*_):
         raise MissingExtra("compiling CUDA kernels", "cuda-core", "cuda13")
 
     monkeypatch.setattr(unsupported, "_refused", missing)
-    error = refused('asm volatile("nanosleep.u32 5;");')
+    error = refused('asm volatile("nanosleep.u32 6;");')
     assert error.kind == "unsupported" and "NVRTC" in str(error) and "not installed" in str(error)
-    error = refused("y[0] = undeclared;")
+    error = refused("y[1] = undeclared;")
     assert (error.kind, error.line) == ("compile error", 3)
 
 
