@@ -22,15 +22,16 @@ from ... import devices, registry
 from ...arrays import np_dtype
 from ...call import Call
 from ...cuda.emulate import Emulator
-from ...cuda.launch import KernelError
 from ...discovery import register
 from ...op import OPS
 from ...registry import Implementation
 from .. import sizes
 from ..attempt import last_line
 from ..device import Placed, Twins
+from ..faults import kind_of
 from . import judge, limits, proxies
 from .memory import Shared
+from .training import Training
 
 #: What of an implementation is told as it is.
 DECLARED = (
@@ -87,6 +88,7 @@ class Candidate:
         self.implementations: list[Implementation] = []
         self._emulators: dict[Any, Emulator] = {}
         self._again: Callable[[], dict[str, Any]] | None = None
+        self.training: Training | None = None
 
     def answer(self, data: bytes, again: bool) -> dict[str, Any]:
         """What the judge asks for, or what was raised on the way."""
@@ -97,11 +99,10 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            kind = error.kind if isinstance(error, KernelError) else ""
             text = last_line(error)
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
-            return {"raised": {"text": text, "kind": kind}}
+            return {"raised": {"text": text, "kind": kind_of(error)}}
 
     def do_start(self) -> dict[str, Any]:
         """Give up what a candidate does not need."""
@@ -170,6 +171,32 @@ class Candidate:
 
         self._again = again = run(call, memory, named, emulate)
         return again()
+
+    def do_network(self, emulated: bool, **told: Any) -> dict[str, Any]:
+        """Make the network that `do_step` trains; its implementations are the loaded ones, where named."""
+        self.training = Training(self.implementations, emulated, told)
+        return {"parameters": {n: [w.shape, w.dtype.name] for n, w in self.training.net.params.items()}}
+
+    def do_step(self, x: Any, labels: Any, lr: float) -> dict[str, Any]:
+        """A step of training, without copies of what the candidate gets."""
+        assert self.training
+        images, numbers = self._arrays(x, labels)
+        return self.training.step(images, numbers, lr)
+
+    def do_gradients(self, x: Any, labels: Any, weights: Any, gradients: Any) -> dict[str, Any]:
+        """The gradients of a batch at weights that the judge gives; the training does not notice."""
+        assert self.training
+        given, made = (dict(zip(t, self._arrays(*t.values()))) for t in (weights, gradients))
+        images, numbers = self._arrays(x, labels)
+        return self.training.gradients(images, numbers, given, made)
+
+    def do_weights(self, weights: Any) -> dict[str, Any]:
+        """The weights that the training has reached."""
+        assert self.training
+        return self.training.weights(dict(zip(weights, self._arrays(*weights.values()))))
+
+    def _arrays(self, *places: Any) -> list[Any]:
+        return [_placed(self.shared, place).array for place in places]
 
     def _here(
         self, make: Callable[..., Call], memory: list[Any], options: dict[str, Any], emulate: Any

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import devices
+from ...checked import Sources
 from ...cuda import prepare
 from ...cuda.emulate import Emulator
 from ...cuda.emulator import Counter
@@ -110,6 +111,9 @@ class Contained:
         }
         said = _Declared(self, index)
         functions: dict[str, Any] = {what: getattr(said, what) for what in asked if what in ASKED}
+        if self.what == "file":
+            sources = Sources.of(declared["source"], str(self.given))
+            declared |= {"origin": str(self.given), "sources": sources}
         blank = Implementation(run=print, **declared, **functions)
         return replace(blank, run=Remote(self, index, blank))
 
@@ -253,21 +257,14 @@ class Remote:
 
         def place(array: np.ndarray) -> dict[str, Any]:
             there = array
-            if (block := self.group.shared.block_of(array)) is None:
+            if self.group.shared.block_of(array) is None:
                 there = self.empty(array.nbytes)[: array.nbytes].view(array.dtype).reshape(array.shape)
                 there[...] = array
                 if array.flags.writeable:
                     copies.append((array, there))
-                block = self.group.shared.block_of(there)
                 there.flags.writeable = array.flags.writeable
             kept.append(there)
-            return {
-                "block": block,
-                "at": there.ctypes.data - self.group.shared.start,
-                "shape": there.shape,
-                "dtype": there.dtype.name,
-                "writable": there.flags.writeable,
-            }
+            return self.group.shared.place(there)
 
         kept: list[np.ndarray] = []
         executor = devices.current() if self.device == "cuda" and devices.emulating() else None
