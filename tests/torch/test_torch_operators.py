@@ -451,3 +451,24 @@ def test_convkit_does_not_import_pytorch():
     program = "import sys, convkit; assert 'torch' not in sys.modules; print('apart')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "apart", done.stderr
+
+
+@pytest.mark.slow  # the host's compiler makes each kernel
+def test_the_cuda_kernels_under_the_emulator(compiler):
+    """On a GPU no test has run; here the CUDA kernels run, forward and backward, on tensors of the CPU."""
+    x, w, b = seeded(2, 4, 6, 6, grad=True), seeded(8, 4, 3, 3, grad=True), seeded(8, grad=True)
+
+    def net(library: Any, **impl: str) -> Any:
+        return library.max_pool2d(library.relu(library.conv2d(x, w, b, padding=1, **impl)), 2)
+
+    def gradients(y: Any) -> Any:
+        return torch.autograd.grad(y.square().sum(), (x, w, b))
+
+    wanted = net(F)
+    with pytest.raises(OptionError, match="is a CUDA kernel"):
+        net(ct, impl="implicit_gemm")
+    with ck.emulate():
+        y = net(ct, impl="implicit_gemm")
+        found = gradients(y)
+    for a, right in zip((y, *found), (wanted, *gradients(wanted)), strict=True):
+        assert (a - right).norm() <= 1e-5 * right.norm()
