@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import OptionError
 from .modules import OnConvkit
 from .operators.library import Impl
-from .swapping import Handle, swap, unswap
+from .swapping import Handle, swap, swapped_already, unswap
 
 #: Below this an error counts as right, whatever PyTorch's is: in float32 what `convkit.use(max_error=...)`
 #: lets an implementation declare; in 16 bits one rounding of the result.
@@ -136,9 +136,9 @@ def compare(
         Prints a table; `ok` is the verdict.
     """
     plain, swapped, exact = _copies(model)
-    found = {n: m.convkit_impl or "picked" for n, m in model.named_modules() if isinstance(m, OnConvkit)}
-    as_it_is = found and not choices and only is None
-    handle = Handle(replaced=found) if as_it_is else swap(swapped, only=only, **choices)
+    on_convkit = any(isinstance(layer, OnConvkit) for layer in model.modules())
+    as_it_is = on_convkit and not choices and only is None
+    handle = swapped_already(swapped) if as_it_is else swap(swapped, only=only, **choices)
     rows: list[Row] = []
     seen = _record(plain, list(handle.replaced), batch, loss)
     for name, call in seen.items():

@@ -271,7 +271,8 @@ def test_compare_takes_a_loss_a_swapped_model_and_other_dtypes():
     ct.swap(net, conv2d="im2col_gemm")
     found = ct.compare(net, images())
     assert found.ok
-    assert found.handle.replaced == {"0.0": "im2col_gemm", "0.4": "im2col_gemm"}
+    assert list(found.handle.replaced) == ["0.0", "0.4"]
+    assert str(found.handle).count("fprop: im2col_gemm, dgrad: im2col_gemm") == 2
     assert ct.compare(model().double(), images().double()).ok
     net = nn.Sequential(*(m for m in model()[0] if not isinstance(m, nn.LocalResponseNorm)))
     assert ct.compare(net.bfloat16(), images().bfloat16()).ok  # PyTorch has no LRN in it on a CPU
