@@ -178,6 +178,19 @@ def _unconfined() -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.parametrize("offset", [200_000, -100_000, 1 << 30])
+def test_a_write_far_outside_its_tensors_is_seen(offset, tmp_path):
+    """Beyond the guard bands as well: of the shared memory nothing but the tensors may be touched."""
+    start = (
+        "next(int(r.split('-')[0], 16) for r in open('/proc/self/maps') if 'convkit' in r and 'memfd' in r)"
+    )
+    body = f"""start = {start}
+    place = y.ctypes.data + {offset}
+    ctypes.memset(place if place >= start else start + (1 << 33), 7, 4)"""
+    found = verdict(tmp_path, body)
+    assert not found.ok and "far outside its tensors" in found.reason, found.reason
+
+
 def test_what_it_starts_ends_with_it(tmp_path):
     body = "p = subprocess.Popen(['sleep', '1000']); print(p.pid, flush=True)"
     path = tmp_path / "mine.py"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
 import os
+import sys
 import tempfile
 import weakref
 from typing import Any
@@ -13,6 +16,17 @@ import numpy as np
 #: Bytes of address space. Memory is taken where it is touched, and no more than is touched at once.
 SPACE = 64 << 30
 PAGE = 4096
+
+
+@functools.lru_cache(maxsize=1)
+def _fallocate() -> Any:
+    return ctypes.CDLL(None).fallocate
+
+
+def _give_back(fd: int, start: int, end: int) -> None:
+    """Give the pages of a block back to the system: then all that there are belong to blocks in use."""
+    if sys.platform == "linux":  # 3: make a hole, keep the size
+        _fallocate()(fd, 3, ctypes.c_long(start), ctypes.c_long(-(-end // PAGE) * PAGE - start))
 
 
 class Shared:
@@ -65,6 +79,7 @@ class Shared:
 
     def _used_no_more(self, taken: tuple[int, int]) -> None:
         self._used.remove(taken)
+        _give_back(self.fd, *taken)
 
     def block_of(self, array: np.ndarray) -> tuple[int, int] | None:
         """(first byte, first byte behind) of the block in which an array lies, or None if in none."""
@@ -72,7 +87,7 @@ class Shared:
         return next(((a, b) for a, b in self._used if a <= offset and offset + array.nbytes <= b), None)
 
     def touched(self) -> int:
-        """Bytes that the memory takes."""
+        """Bytes of all pages that have been read or written since their block was given."""
         return os.fstat(self.fd).st_blocks * 512
 
     def place(self, array: np.ndarray) -> dict[str, Any]:

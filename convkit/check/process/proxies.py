@@ -277,7 +277,11 @@ class Remote:
             "emulate": self._emulation(executor),
             "gpu": self.device == "cuda" and executor is None,
         }
+        before = self.group.shared.touched()
         answer = self.group.ask(message, grace=GRACE if executor else 0.0)
+        # Each page of every block has been filled: one more lies outside of all.
+        if not copies and (outside := self.group.shared.touched() - before) > 0:
+            raise Misdeclared(f"reads or writes far outside its tensors: {outside} bytes or more of memory")
         if isinstance(executor, Emulator) and "counted" in answer:
             executor.counted += [Counter(**row) for row in answer["counted"]]
         for array, there in copies:
