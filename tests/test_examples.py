@@ -17,6 +17,7 @@ SHOWN = {
     "import_and_call": ("dw      float64", "a call that is refused says why: conv2d_fprop: w of shape"),
     "numba_candidate": ("lrn_fprop  numba", "passes", "LRN of ones"),
     "run_my_kernel": ("relu_fprop  stride", "passes", "out of bounds", "relu_fprop_too_far.cu:18"),
+    "torch_swap": ("3 layers swapped, 0 left as they are", "as exact", "\nok"),
     "swap": ("reference", "im2col_gemm differs from the reference by", "which ran 1 time(s)"),
 }
 #: The longest that an example may be.

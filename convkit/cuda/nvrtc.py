@@ -83,7 +83,8 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
     arch : str
         Such as "sm_90a".
     include : sequence of Path
-        Folders searched before `kernels/` and CUDA's own headers.
+        Folders searched before `kernels/`, `kernels/std/` (headers of the C++ library, of which NVRTC has
+        none) and CUDA's own headers.
     name : str
         For messages.
 
@@ -95,7 +96,7 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
         If the wheels are not installed.
     """
     core, folders = _toolchain()
-    paths = [*map(str, include), str(kernels_dir()), *folders]
+    paths = [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
     options = core.ProgramOptions(std="c++17", arch=arch, include_path=paths, ptxas_options="-v")
     log = _Log()
     try:
@@ -126,6 +127,7 @@ def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:
     core, _ = _toolchain()
     folders = dict.fromkeys((*include, kernels_dir()))
     headers = [path for folder in folders for path in sorted(folder.glob("*.cuh"))]
+    headers += sorted((kernels_dir() / "std").iterdir())
     parts = [source, arch, core.__version__, version()]
     return key_of([*parts, *(part for path in headers for part in (path.name, path.read_bytes()))])
 
