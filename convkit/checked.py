@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import arrays, devices, paths
@@ -456,11 +457,16 @@ def warn(implementation: Candidate) -> None:
 
 
 def _outside() -> int:
-    """How many frames above `warn` the code lies that is not convkit's."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None:
+    """How many frames above `warn` the user's code lies: code of no installed library, else not convkit's."""
+    own = (f"{_PACKAGE}{os.sep}", "<bound call of ")
+    libraries = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
+    frame: FrameType | None = sys._getframe(1)
+    level, nearest = 1, 0
+    while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((str(_PACKAGE) + os.sep, "<bound call of ")):
-            break
+        if not name.startswith(own):
+            if not name.startswith(libraries):
+                return level
+            nearest = nearest or level
         frame, level = frame.f_back, level + 1
-    return level
+    return nearest or level

@@ -291,6 +291,16 @@ def test_a_plan_warns_where_the_user_called(mine):
     assert [one.filename for one in caught] == [__file__]
 
 
+def test_the_call_of_a_library_is_not_the_users(mine, monkeypatch):
+    monkeypatch.setattr(checked.sysconfig, "get_path", lambda name: "/lib")
+    registered(mine)
+    names = {"op": ck.relu_fprop}
+    exec(compile("def library(x): return op(x, impl='mine')", "/lib/other/module.py", "exec"), names)
+    with pytest.warns(ck.UncheckedWarning) as caught:
+        names["library"](X)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.filterwarnings("error")
 def test_as_an_error_it_comes_each_time_and_before_anything_is_written(mine):
     registered(mine)
