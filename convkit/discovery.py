@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from . import cpu, registry
+from . import cpp, cpu, registry
 from .checked import Sources
 from .cuda import header, prepare
 from .errors import OptionError
@@ -39,8 +39,8 @@ def register(path: str | Path) -> list[Implementation]:
     Parameters
     ----------
     path : path
-        A kernel file (`.cu`), of which only the header is read; or a Python file that uses
-        `@convkit.implements`, which is executed: load only what you trust.
+        A kernel file (`.cu`) or a C++ file for the CPU (`.cpp`), of which only the header is read; or a
+        Python file that uses `@convkit.implements`, which is executed: load only what you trust.
 
     Returns
     -------
@@ -61,9 +61,11 @@ def register(path: str | Path) -> list[Implementation]:
     registry.builtin()
     if path.suffix == ".cu":
         return [registry.add(replace(prepare.implementation(path), origin=str(path)))]
+    if path.suffix == ".cpp":
+        return [registry.add(replace(cpp.implementation(path), origin=str(path)))]
     if path.suffix != ".py":
         raise OptionError(
-            f"{path.name}: a .cu or a .py file can be registered, not {path.suffix or 'this'!r}"
+            f"{path.name}: a .cu, a .cpp or a .py file can be registered, not {path.suffix or 'this'!r}"
         )
     with registry.whole() as before:
         _execute(path)

@@ -15,8 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from . import adapters, layouts
 from . import checked as gate
-from . import layouts
 from .errors import NoImplementation, NotChecked, OptionError, unknown
 from .op import OPS, Problem
 from .options import finite
@@ -211,16 +211,20 @@ def add(implementation: Implementation) -> Implementation:
 
 
 def implements(
-    op: str, *, name: str, **declared: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    op: str, *, name: str, arrays: str | None = None, returns: bool = False, **declared: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: register a function as an implementation of `op`.
 
     Parameters
     ----------
     op : str
-        Name of the op, such as "conv2d_fprop".
+        Name of the op, such as "conv2d_fprop". `convkit explain OP` says what the function receives.
     name : str
         Name of the implementation: the idea, in a word.
+    arrays : {"torch", "jax"}, optional
+        Library whose arrays the function takes: by default NumPy's, and on a GPU CuPy's. See `adapters`.
+    returns : bool
+        The function is not given the outputs: it returns them, and they are copied.
     **declared
         The further fields of `Implementation`: dtypes, rank, error, when, ...
 
@@ -229,6 +233,10 @@ def implements(
     >>> @ck.implements("relu_fprop", name="mine", rank=-1)
     ... def relu(problem, x, y):
     ...     np.maximum(x, 0, out=y)
+
+    >>> @ck.implements("relu_fprop", name="mine", arrays="jax", returns=True)
+    ... def relu(problem, x):
+    ...     return jnp.maximum(x, 0)
     """
 
     known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin", "sources"}
@@ -236,26 +244,29 @@ def implements(
         if key not in known:
             raise unknown("declaration", key, known)
 
-    def decorate(run: Callable[..., None]) -> Callable[..., None]:
-        code, here = getattr(run, "__code__", None), sys._getframe(1).f_code.co_filename
+    def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
+        if op not in OPS:
+            raise unknown("op", op, OPS)
+        code, here = getattr(inspect.unwrap(run), "__code__", None), sys._getframe(1).f_code.co_filename
         source = code.co_filename if code else here  # a compiled function does not say where it is from
-        _fits(op, run, "workspace" in declared)
+        _fits(op, run, "workspace" in declared, returns)
+        whole = adapters.adapt(op, run, arrays, returns)
+        if arrays is not None:
+            declared.setdefault("missing", lambda: adapters.missing(arrays))
         sources = gate.Sources.of(source, here)
-        add(Implementation(op, name, run, source=source, sources=sources, **declared))
+        add(Implementation(op, name, whole, source=source, sources=sources, **declared))
         return run
 
     return decorate
 
 
-def _fits(op: str, run: Callable[..., None], workspace: bool) -> None:
+def _fits(op: str, run: Callable[..., Any], workspace: bool, returns: bool) -> None:
     """Refuse a function that cannot be called with the problem, the inputs and the outputs of the op."""
-    if op not in OPS:
-        return  # `add` says which there are
     try:
         signature = inspect.signature(run)
     except (TypeError, ValueError):  # a callable that does not say
         return
-    tensors = ("problem", *OPS[op].inputs, *OPS[op].outputs)
+    tensors = ("problem", *OPS[op].inputs, *(() if returns else OPS[op].outputs))
     options = (*OPS[op].options, *(("workspace",) if workspace else ()))
     try:
         signature.bind(*tensors, **dict.fromkeys(options))
@@ -300,6 +311,23 @@ def whole() -> Iterator[dict[tuple[str, str, str, str], Implementation]]:
             _IMPLEMENTATIONS.update(before)
             changed()
         raise
+
+
+@contextlib.contextmanager
+def added(these: Iterable[Implementation]) -> Iterator[None]:
+    """Implementations that are registered for a block alone."""
+    builtin()
+    with _LOCK:
+        before = dict(_IMPLEMENTATIONS)
+    try:
+        for one in these:
+            add(one)
+        yield
+    finally:
+        with _LOCK:
+            _IMPLEMENTATIONS.clear()
+            _IMPLEMENTATIONS.update(before)
+            changed()
 
 
 def since(before: dict[tuple[str, str, str, str], Implementation]) -> list[Implementation]:

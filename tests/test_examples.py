@@ -15,6 +15,7 @@ EXAMPLES = ROOT / "examples"
 SHOWN = {
     "bench_one_layer": ("lrn_fprop, N = 2, float32", "numba", "ceilings"),
     "import_and_call": ("dw      float64", "a call that is refused says why: conv2d_fprop: w of shape"),
+    "languages": ("C++      passes", "PyTorch  passes", "plain    passes"),
     "numba_candidate": ("lrn_fprop  numba", "passes", "LRN of ones"),
     "run_my_kernel": ("relu_fprop  stride", "passes", "out of bounds", "relu_fprop_too_far.cu:18"),
     "torch_swap": ("3 layers swapped, 0 left as they are", "as exact", "\nok"),

@@ -43,8 +43,8 @@ def add(commands: Any) -> None:
         "targets",
         nargs="*",
         metavar="op|implementation|file",
-        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) "
-        "or Python file (.py) that registers some; by default all that the CPU backend has",
+        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu), "
+        "C++ file (.cpp) or Python file (.py) that registers some; by default all that the CPU backend has",
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
@@ -248,7 +248,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
 
 def _files(targets: Sequence[str]) -> list[str]:
     """Those of the targets that are files."""
-    found = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
+    found = [t for t in targets if t.endswith((".py", ".cu", ".cpp")) or os.sep in t or Path(t).is_file()]
     return list(dict.fromkeys(found))
 
 
