@@ -210,6 +210,8 @@ if TYPE_CHECKING:
         @property
         def declined(self) -> bool: ...
         @property
+        def missing(self) -> bool: ...
+        @property
         def seed(self) -> int: ...
 
 
@@ -319,8 +321,9 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
     Returns
     -------
     bool
-        Whether a pass is on record now. Not where nothing was run, where a dtype was left out, or where the
-        file changed while it was checked: what ran is then not known.
+        Whether a pass is on record now. Not where nothing was run, where a dtype was left out, where this
+        machine lacked what a case needs, or where the file changed while it was checked: what ran is then
+        not known.
     """
     mine = list(verdicts)
     if implementation.sources.digest == SHIPPED:
@@ -330,6 +333,8 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
         return False
     ran = [verdict for verdict in mine if not verdict.declined]
     if not ran or not {verdict.dtype for verdict in mine}.issuperset(implementation.dtypes):
+        return False
+    if any(verdict.missing for verdict in mine):  # cases that it takes, and that could not be run here
         return False
     if implementation.sources != Sources.of(*implementation.sources.files):
         return False

@@ -102,8 +102,8 @@ def test_a_quick_pass_does_not_take_the_place_of_a_full_one(mine):
 
 @pytest.mark.parametrize(
     "found",
-    [[], [{"declined": True}], [{"dtype": "float64"}]],
-    ids=["nothing", "all declined", "another dtype alone"],
+    [[], [{"declined": True}], [{"dtype": "float64"}], [{}, {"declined": True, "missing": True}]],
+    ids=["nothing", "all declined", "another dtype alone", "a case that this machine cannot run"],
 )
 def test_what_is_no_whole_check_is_not_remembered(mine, found):
     one = registered(mine)
