@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import arrays, devices, paths
@@ -209,6 +210,8 @@ if TYPE_CHECKING:
         @property
         def declined(self) -> bool: ...
         @property
+        def missing(self) -> bool: ...
+        @property
         def seed(self) -> int: ...
 
 
@@ -318,8 +321,9 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
     Returns
     -------
     bool
-        Whether a pass is on record now. Not where nothing was run, where a dtype was left out, or where the
-        file changed while it was checked: what ran is then not known.
+        Whether a pass is on record now. Not where nothing was run, where a dtype was left out, where this
+        machine lacked what a case needs, or where the file changed while it was checked: what ran is then
+        not known.
     """
     mine = list(verdicts)
     if implementation.sources.digest == SHIPPED:
@@ -329,6 +333,8 @@ def record(implementation: Candidate, verdicts: Iterable[Judgement], *, quick: b
         return False
     ran = [verdict for verdict in mine if not verdict.declined]
     if not ran or not {verdict.dtype for verdict in mine}.issuperset(implementation.dtypes):
+        return False
+    if any(verdict.missing for verdict in mine):  # cases that it takes, and that could not be run here
         return False
     if implementation.sources != Sources.of(*implementation.sources.files):
         return False
@@ -456,11 +462,16 @@ def warn(implementation: Candidate) -> None:
 
 
 def _outside() -> int:
-    """How many frames above `warn` the code lies that is not convkit's."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None:
+    """How many frames above `warn` the user's code lies: code of no installed library, else not convkit's."""
+    own = (f"{_PACKAGE}{os.sep}", "<bound call of ")
+    libraries = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
+    frame: FrameType | None = sys._getframe(1)
+    level, nearest = 1, 0
+    while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((str(_PACKAGE) + os.sep, "<bound call of ")):
-            break
+        if not name.startswith(own):
+            if not name.startswith(libraries):
+                return level
+            nearest = nearest or level
         frame, level = frame.f_back, level + 1
-    return level
+    return nearest or level

@@ -102,8 +102,8 @@ def test_a_quick_pass_does_not_take_the_place_of_a_full_one(mine):
 
 @pytest.mark.parametrize(
     "found",
-    [[], [{"declined": True}], [{"dtype": "float64"}]],
-    ids=["nothing", "all declined", "another dtype alone"],
+    [[], [{"declined": True}], [{"dtype": "float64"}], [{}, {"declined": True, "missing": True}]],
+    ids=["nothing", "all declined", "another dtype alone", "a case that this machine cannot run"],
 )
 def test_what_is_no_whole_check_is_not_remembered(mine, found):
     one = registered(mine)
@@ -289,6 +289,16 @@ def test_a_plan_warns_where_the_user_called(mine):
         net.plan(2)
         net.plan(3)
     assert [one.filename for one in caught] == [__file__]
+
+
+def test_the_call_of_a_library_is_not_the_users(mine, monkeypatch):
+    monkeypatch.setattr(checked.sysconfig, "get_path", lambda name: "/lib")
+    registered(mine)
+    names = {"op": ck.relu_fprop}
+    exec(compile("def library(x): return op(x, impl='mine')", "/lib/other/module.py", "exec"), names)
+    with pytest.warns(ck.UncheckedWarning) as caught:
+        names["library"](X)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.filterwarnings("error")

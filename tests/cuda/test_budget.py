@@ -9,10 +9,10 @@ import pytest
 from convkit.cuda import budget
 from convkit.cuda.header import builtin_files
 
-#: Where the 16-bit dtypes are compiled in the quick tests as well.
-QUICK = ("sm_80", "sm_90a")
+#: What the quick tests compile: a dtype of each width, and one architecture of each generation.
+QUICK = {"float32": ("sm_80", "sm_90a", "sm_120"), "float16": ("sm_90a",)}
 BUILDS = [
-    pytest.param(b, id=str(b), marks=[pytest.mark.slow] * (b.dtype != "float32" and b.arch not in QUICK))
+    pytest.param(b, id=str(b), marks=[pytest.mark.slow] * (b.arch not in QUICK.get(b.dtype, ())))
     for b in budget.builds()
 ]
 

@@ -46,7 +46,12 @@ KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
 ]
 DTYPES = ("float32", "float16", "bfloat16")
-IN_EACH_DTYPE = [pytest.param(k, d, id=f"{k.stem}-{d}") for k in KERNELS for d in k.header.dtypes]
+#: bfloat16 is slow: float16 goes the same ways, and the gate asks all of them.
+IN_EACH_DTYPE = [
+    pytest.param(k, d, id=f"{k.stem}-{d}", marks=[pytest.mark.slow] * (d == "bfloat16"))
+    for k in KERNELS
+    for d in k.header.dtypes
+]
 SGD = {
     "lr": 0.7,
     "momentum": 0.9,

@@ -166,8 +166,8 @@ def _dropout_masks(preset, seed, batch, training):
     return masks
 
 
-#: Each of these takes as long as all others together, which cover their layers between them.
-LONG = {("paper", True), ("2012", True)}
+#: The other mode of each preset; the quick tests see every preset, and each mode twice.
+LONG = {("paper", True), ("2012", True), ("caffe", False), ("owt", False)}
 
 
 @pytest.mark.parametrize(
