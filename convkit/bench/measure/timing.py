@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 from ...errors import OptionError, unknown
 from . import clocks, conditions, stats
 from .ceilings import above_ceiling, unbelievable
-from .checks import blame, check_gate, check_whole, refuse
+from .checks import check_gate, check_whole, refuse
 from .entry import CACHES, PICKED, Clock, Entry, Result, Settings, on_its_device
 from .fresh import Memory
-from .preserved import preserved
 from .trial import LONG_CALL, Caught, Trial
 
 #: Calls of a turn, at most.
@@ -34,7 +33,6 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------
 # The race
 # ---------------------------------------------------------------------------------------------------
-@preserved()
 def race(
     item: Any,
     entries: Sequence[Entry],
@@ -121,7 +119,6 @@ def _race(
 def _check_before(
     trials: Sequence[Trial], memory: Any, settings: Settings, progress: Callable[[str], None]
 ) -> None:
-    blame(trials)
     for trial in trials:
         if not trial.refused and (reason := unbelievable(memory.item, trial.entry.facts)):
             refuse(trial, "before", Caught(reason))

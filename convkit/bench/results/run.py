@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import devices
+from ...check.process import Lost, group_of
 from ...errors import ConvkitError, OptionError
 from ...op import Problem
 from ...registry import Implementation
@@ -221,11 +222,34 @@ class Run:
         declined = [
             files.absent(i.label, OWN, why)
             for i in options.users
-            if i.op == item.op and i not in there and (why := i.refusal(item.problem, item.math))
+            if i.op == item.op
+            and not group_of(i)
+            and i not in there
+            and (why := i.refusal(item.problem, item.math))
         ]
+        for user in options.users:
+            if user.op == item.op and group_of(user):
+                self._add_candidate(user, item, found, declined)
         others, lacking = self.peers.entries(item, options.device)
         declined += [files.absent(name, PEERS[name], reason) for name, reason in lacking.items()]
         return [*found, *others], declined
+
+    def _add_candidate(
+        self, user: Implementation, item: Item, found: list[Entry], declined: list[dict[str, Any]]
+    ) -> None:
+        """A candidate in a process of its own, which is asked whether it takes the item."""
+        group = group_of(user)
+        assert group is not None
+        try:
+            if group.stopped:
+                raise Lost(f"not run: {group.why_stopped}")
+            if (why := user.refusal(item.problem, item.math)) is None:
+                found.append(own.entry(user, item, {}))
+                return
+        except (ConvkitError, ValueError, TypeError) as error:
+            why = str(error)
+            self._fail(item.id, user.label, why)
+        declined.append(files.absent(user.label, OWN, why))
 
     def _row(self, item: Item) -> dict[str, Any] | None:
         entries, declined = self._entries(item)

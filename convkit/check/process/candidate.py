@@ -14,6 +14,7 @@ import pickle
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -134,6 +135,18 @@ class Candidate:
             value = int(value)
         # What is no text would not come through, and would not be an answer.
         return {"value": value if value is None or isinstance(value, (str, int)) else f"{value!r}"}
+
+    def do_spin(self, ns: int) -> dict[str, Any]:
+        """Work for so many nanoseconds, and say for how many it was: for a process without a candidate."""
+
+        def again() -> dict[str, Any]:
+            start = end = time.perf_counter_ns()
+            while end < start + ns:
+                end = time.perf_counter_ns()
+            return {"ns": end - start}
+
+        self._again = again
+        return again()
 
     def do_hints(self, index: int) -> dict[str, Any]:
         """Numbers and comparisons that the code spells out."""

@@ -32,6 +32,7 @@ from .memory import Shared
 LONGEST, PRINTED = 4 << 20, 4000
 #: Seconds between two looks at a process's memory, and that a process may take to write where it was.
 LOOK, DUMP = 0.05, 0.3
+_ns = time.perf_counter_ns
 #: Whether this is the process of a candidate, which checks nothing.
 inside = False
 _PROGRAM = """import json, sys
@@ -122,6 +123,9 @@ class Process:
         self.limits = limits
         self._sent: bytes = b""
         self._count = 0
+        self._paused = False
+        #: Nanoseconds from asking until the last answer began to come.
+        self.took = 0
         self._folder = tempfile.mkdtemp(prefix="convkit-candidate-")
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
         mine, its = socket.socketpair()
@@ -183,17 +187,40 @@ class Process:
         data = pickle.dumps(dict(message))
         # A call that is the same as the last one is not told twice.
         data, self._sent = (b"again" if data == self._sent else data), data
+        frame = struct.pack("<QQ", len(data), self._count) + data
+        end = time.monotonic() + self.limits.timeout + grace
+        start, self._came = _ns(), 0
         try:
-            self._socket.sendall(struct.pack("<QQ", len(data), self._count) + data)
-            answer = self._answer(time.monotonic() + self.limits.timeout + grace)
+            self._go_on()
+            self._socket.sendall(frame)
+            answer = self._answer(end)
         except OSError:
             raise self._lost("") from None
         except BaseException:  # Ctrl-C among them: an answer that comes later is to no question
             self.end()
             raise
+        self.took = self._came - start
         if "raised" in answer:
             raise Raised(*(str(answer["raised"].get(key, "")) for key in ("text", "kind")))
         return answer
+
+    def pause(self) -> None:
+        """Have the process, and what it has started, stand still until it is next asked.
+
+        So it cannot work while inputs are written, nor take a core from what is timed meanwhile.
+        """
+        if self._paused or self._process.poll() is not None:
+            return
+        self._paused = True
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGSTOP)
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def _go_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def _answer(self, end: float) -> dict[str, Any]:
         """The answer to the question of this number; what is none is not listened to."""
@@ -217,6 +244,7 @@ class Process:
         while len(found) < size:
             left = end - time.monotonic()
             events = dict(poll.poll(max(0.0, min(left, LOOK)) * 1000))
+            self._came = self._came or (_ns() if events else 0)
             if events.get(self._socket.fileno(), 0) & select.POLLIN:
                 data = self._socket.recv(size - len(found))
                 if data:
@@ -293,7 +321,7 @@ class Process:
         except OSError:
             return False
 
-    _text = ""
+    _text, _came = "", 0
 
     def printed(self) -> str:
         """What the process has printed, standard output first."""

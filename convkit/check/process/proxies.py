@@ -123,6 +123,16 @@ class Contained:
             self.close()
             raise
 
+    @property
+    def took(self) -> int:
+        """Nanoseconds from asking until the last answer began to come."""
+        return self._process.took if self._process is not None else 0
+
+    def pause(self) -> None:
+        """Have the process stand still until it is next asked."""
+        if self._process is not None:
+            self._process.pause()
+
     def _note_loss(self) -> None:
         self.lost += 1
         # What has hung once is not waited for as long again.
