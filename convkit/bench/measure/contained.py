@@ -2,8 +2,9 @@
 
 The clock is the judge's: it runs from just before the process is asked until its answer begins to come. While
 inputs are written, caches flushed and others timed, the process stands still, so that it can do no work
-before its time runs. The way there and back is measured in turns with the candidate, by a process of the same
-kind that runs none: a candidate cannot make its own look longer. Its median is taken off.
+before its time runs. What a call there takes beyond one in this process is measured in turns with the
+candidate, by a tiny call of convkit's own, here and in another process of the same kind: a candidate cannot
+make its own look longer. The median is taken off.
 """
 
 from __future__ import annotations
@@ -16,32 +17,48 @@ from pathlib import Path
 
 import numpy as np
 
+from ...call import Call
 from ...check.process import Contained, Limits, of_file
 from ...discovery import register
 from ...errors import OptionError
-from ...registry import Implementation
+from ...op import OPS
+from ...ops.elementwise import Elementwise
+from ...registry import Implementation, implementations
+from .clocks import elapsed_ms
 
 #: Round trips in each turn, at most, and how many of the last ones count.
 TRIPS, KEPT = 3, 24
-#: Nanoseconds of work of such a round trip: so long that the judge is asleep when the answer comes.
-WORK = 200_000
+#: Nanoseconds of waiting for a core that make a call's time void, at most so many times in a row; of its own
+#: process only where the call is short, as longer ones are interrupted in any process.
+WAIT, TRIES, SHORT = 25_000, 4, 2_000_000
 
 
 class RoundTrip:
-    """Milliseconds from asking a process to its answer, beyond the work that was asked for."""
+    """Milliseconds that a call takes in another process beyond what it takes in this one."""
 
     def __init__(self) -> None:
-        # With the memory of one that runs a candidate, and threads that wait for work as there.
-        self._process = Contained("shipped", [], Limits())
+        here = next(i for i in implementations("relu_fprop", device="cpu") if i.name == "maximum")
+        key = (here.op, here.device, here.name, here.layout)
+        self._process = Contained("shipped", [key], Limits())
+        (there,) = self._process.load()
+        problem, op = Elementwise((64,)), OPS["relu_fprop"]
+        # In memory of both processes, as the tensors of a candidate are.
+        x, y = (self._process.shared.empty(256).view(np.float32) for _ in range(2))
+        x.fill(1)
+        self._here, self._there = (Call(op, i, problem, (x,), (y,)) for i in (here, there))
         self._samples: deque[float] = deque(maxlen=KEPT)
 
     def measure(self, cold: Callable[[], None] = lambda: None) -> None:
         """One more of them, after caches were evicted where they are for the candidate."""
+        for _ in range(TRIES):
+            self._process.pause()
+            cold()
+            self._there.run()
+            if not held_up(self._process):
+                break
         self._process.pause()
         cold()
-        worked = self._process.ask({"do": "spin", "ns": WORK})["ns"]
-        self._samples.append((self._process.took - worked) / 1e6)
-        self._process.pause()
+        self._samples.append(self._process.took / 1e6 - elapsed_ms(self._here.run))
 
     @property
     def ms(self) -> float:
@@ -61,6 +78,16 @@ class RoundTrip:
     def close(self) -> None:
         """End the process."""
         self._process.close()
+
+
+def held_up(process: Contained) -> bool:
+    """Whether the last call's time is void, because others had the cores when one side was to wake up.
+
+    That is no part of its work, and no call within this process waits for it. It cannot be taken off: a
+    candidate that keeps the cores busy once it has answered would have its time shortened.
+    """
+    mine, its = process.waited
+    return mine > max(WAIT, process.took // 100) or (its > WAIT and process.took < SHORT)
 
 
 @functools.cache

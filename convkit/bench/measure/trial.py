@@ -16,7 +16,7 @@ from ...check.tolerance import Expected, compare, relative_rms
 from ...op import Tensors
 from . import fresh
 from .clocks import independent
-from .contained import TRIPS, round_trip
+from .contained import TRIES, TRIPS, held_up, round_trip
 from .defences import on
 from .entry import Arrays, Checks, Clock, Entry, Settings
 from .fresh import Memory, Part
@@ -78,6 +78,8 @@ class Trial:
         self._places: dict[str, np.ndarray] = {}
         self._seen: set[bytes] = set()
         self._look_seconds = 0.0
+        # A time that is void may be taken again: on new inputs, which no check of all entries could have.
+        self._in_turn = False
         # Over all turns: what the calls took, and on a GPU by how much the wall clock exceeds that.
         self._times: list[float] = []
         self._gaps: list[float] = []
@@ -147,6 +149,15 @@ class Trial:
         least = trip.ms, trip.spread_ms
         assert self._run is not None
         self._run()
+        for _ in range(TRIES - 1 if self._in_turn else 0):
+            if not held_up(process):
+                break
+            process.pause()
+            self.renew()
+            self._poison()
+            if self.settings.cache == "cold":
+                self.clock.cold()
+            self._run()
         ms = process.took / 1e6
         process.pause()
         # What is shorter than the round trip's spread cannot be told from nothing.
@@ -229,7 +240,9 @@ class Trial:
                 round_trip().measure(self.clock.cold if self.settings.cache == "cold" else lambda: None)
             if self.own:
                 self.renew()
+            self._in_turn = True
             ms = self.timed()
+            self._in_turn = False
             samples.append(ms)
             if hasattr(self.clock, "host_us"):
                 self.host_us.append(self.clock.host_us)

@@ -14,7 +14,6 @@ import pickle
 import signal
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -65,8 +64,8 @@ def main(told: dict[str, Any]) -> None:
         new = _read(conn, length)
         if new is None:
             break
-        data = data if new == b"again" else new
-        answer = json.dumps(candidate.answer(data, again=new == b"again")).encode()
+        data = new or data
+        answer = json.dumps(candidate.answer(data, again=not new)).encode()
         conn.sendall(struct.pack("<QQ", len(answer), number) + answer)
     os._exit(0)  # threads of the candidate's would keep the process
 
@@ -106,7 +105,8 @@ class Candidate:
             return {"raised": {"text": text, "kind": kind}}
 
     def do_start(self) -> dict[str, Any]:
-        """Give up what a candidate does not need."""
+        """Give up what a candidate does not need, once all that convkit has is loaded."""
+        registry.builtin()
         unconfined = limits.keep_off(self.told["writable"])
         limits.limit_memory(self.told["most"])
         return {"unconfined": unconfined}
@@ -135,18 +135,6 @@ class Candidate:
             value = int(value)
         # What is no text would not come through, and would not be an answer.
         return {"value": value if value is None or isinstance(value, (str, int)) else f"{value!r}"}
-
-    def do_spin(self, ns: int) -> dict[str, Any]:
-        """Work for so many nanoseconds, and say for how many it was: for a process without a candidate."""
-
-        def again() -> dict[str, Any]:
-            start = end = time.perf_counter_ns()
-            while end < start + ns:
-                end = time.perf_counter_ns()
-            return {"ns": end - start}
-
-        self._again = again
-        return again()
 
     def do_hints(self, index: int) -> dict[str, Any]:
         """Numbers and comparisons that the code spells out."""

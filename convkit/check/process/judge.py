@@ -32,6 +32,8 @@ from .memory import Shared
 LONGEST, PRINTED = 4 << 20, 4000
 #: Seconds between two looks at a process's memory, and that a process may take to write where it was.
 LOOK, DUMP = 0.05, 0.3
+#: Seconds beyond a call's limit in which a process must have begun: a busy machine is no candidate's fault.
+BEGIN = 60.0
 _ns = time.perf_counter_ns
 #: Whether this is the process of a candidate, which checks nothing.
 inside = False
@@ -126,6 +128,8 @@ class Process:
         self._paused = False
         #: Nanoseconds from asking until the last answer began to come.
         self.took = 0
+        #: Nanoseconds that this thread, and the process's first, waited for a core meanwhile; Linux tells.
+        self.waited = (0, 0)
         self._folder = tempfile.mkdtemp(prefix="convkit-candidate-")
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
         mine, its = socket.socketpair()
@@ -161,8 +165,12 @@ class Process:
         assert self._process.stdout and self._process.stderr
         self._printed = Printed(self._process.stdout), Printed(self._process.stderr)
         self._pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        if self._pidfd >= 0:
+            self._poll.register(self._pidfd, select.POLLIN)
         # What it has before it loads anything is not the candidate's.
-        self.unconfined = str(self.ask({"do": "start"}).get("unconfined", ""))
+        self.unconfined = str(self.ask({"do": "start"}, grace=BEGIN).get("unconfined", ""))
         self._had = self._private()
 
     # -- asking -------------------------------------------------------------------------------------
@@ -185,9 +193,10 @@ class Process:
         """
         self._count += 1
         data = pickle.dumps(dict(message))
-        # A call that is the same as the last one is not told twice.
-        data, self._sent = (b"again" if data == self._sent else data), data
+        # A call that is the same as the last one is not told twice: an empty message stands for it.
+        data, self._sent = (b"" if data == self._sent else data), data
         frame = struct.pack("<QQ", len(data), self._count) + data
+        before = self._waits()
         end = time.monotonic() + self.limits.timeout + grace
         start, self._came = _ns(), 0
         try:
@@ -200,6 +209,8 @@ class Process:
             self.end()
             raise
         self.took = self._came - start
+        mine, its = self._waits()
+        self.waited = mine - before[0], its - before[1]
         if "raised" in answer:
             raise Raised(*(str(answer["raised"].get(key, "")) for key in ("text", "kind")))
         return answer
@@ -237,13 +248,9 @@ class Process:
 
     def _bytes(self, size: int, end: float) -> bytes:
         found = bytearray()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        if self._pidfd >= 0:
-            poll.register(self._pidfd, select.POLLIN)
         while len(found) < size:
             left = end - time.monotonic()
-            events = dict(poll.poll(max(0.0, min(left, LOOK)) * 1000))
+            events = dict(self._poll.poll(max(0.0, min(left, LOOK)) * 1000))
             self._came = self._came or (_ns() if events else 0)
             if events.get(self._socket.fileno(), 0) & select.POLLIN:
                 data = self._socket.recv(size - len(found))
@@ -258,6 +265,17 @@ class Process:
             if left <= 0:
                 raise self._lost(f"had not ended after {self.limits.timeout:g} s")
         return bytes(found)
+
+    def _waits(self) -> tuple[int, int]:
+        """Nanoseconds that this thread, and the first of the process, have waited for a core so far."""
+        try:
+            with (
+                open("/proc/thread-self/schedstat", "rb") as mine,
+                open(f"/proc/{self._process.pid}/schedstat", "rb") as its,
+            ):
+                return int(mine.read().split()[1]), int(its.read().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0, 0
 
     def _limit(self) -> str:
         return f"{self.limits.memory / 2**30:.3g} GiB"
