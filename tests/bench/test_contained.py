@@ -192,6 +192,7 @@ def test_a_time_that_was_held_up_is_void():
     # A long call is interrupted in any process; the judge's waking up is never its work.
     assert not contained.held_up(Process(9_000_000, 0, 500_000))
     assert contained.held_up(Process(9_000_000, 500_000, 0))
+    assert contained.held_up(Process(4_100_000, 0, 4_000_000))
 
 
 def test_bench_goes_on_and_says_what_became_of_a_candidate(tmp_path, capsys, monkeypatch):

@@ -35,6 +35,10 @@ PICKED_NCHW = "picked for NCHW"
 CONTAINED, NOT_CONTAINED = "contained", "not contained"
 
 
+#: What gives bytes of memory; None: NumPy.
+Source = Callable[[int], np.ndarray] | None
+
+
 class Bound:
     """One implementation on an item's memory, in its own layout.
 
@@ -43,14 +47,14 @@ class Bound:
     `bind` to the next.
     """
 
-    def __init__(self, implementation: Implementation, item: Item) -> None:
+    def __init__(self, implementation: Implementation, item: Item, empty: Source = None) -> None:
         # Copies: a candidate that changes its problem, or the registry, changes them for itself alone.
         self.implementation, self.item = replace(implementation), item
         self.problem = copy.deepcopy(item.problem)
         self.op = OPS[item.op]
         # Memory of its own process, for all tensors, where it has one.
         self.process = group_of(implementation)
-        self.empty = None if self.process is None else self.process.shared.empty
+        self.empty = empty if self.process is None else self.process.shared.empty
         every = (*self.op.inputs, *self.op.outputs)
         self.names = tuple(n for n in every if self.process or self._blocked(n))
         self.guarded: dict[str, Guarded] = {}
@@ -156,7 +160,12 @@ def arrays_on_host(array: Any) -> Any:
 
 
 def entries(
-    item: Item, device: str = "cpu", *, reference: bool = False, every_layout: bool = False
+    item: Item,
+    device: str = "cpu",
+    *,
+    reference: bool = False,
+    every_layout: bool = False,
+    empty: Source = None,
 ) -> list[Entry]:
     """An entry for each implementation that accepts the item.
 
@@ -168,6 +177,8 @@ def entries(
         The float64 reference too, which is slow.
     every_layout : bool
         Every layout that an implementation has, by default NCHW and the one of a planned network.
+    empty : callable, optional
+        Where memory in other layouts than NCHW comes from.
 
     Returns
     -------
@@ -183,7 +194,7 @@ def entries(
         and implementation.refusal(item.problem, item.math) is None
     ]
     usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)} | _innermost(found, item.problem)
-    return [entry(one, item, picks) for one in found if every_layout or one.layout in usual]
+    return [entry(one, item, picks, empty) for one in found if every_layout or one.layout in usual]
 
 
 def _innermost(found: list[Implementation], problem: Problem) -> set[str]:
@@ -197,9 +208,14 @@ def _innermost(found: list[Implementation], problem: Problem) -> set[str]:
     return {text for text, sides in inner.items() if sides == max(inner.values())}
 
 
-def entry(implementation: Implementation, item: Item, picks: dict[str, Implementation | None]) -> Entry:
+def entry(
+    implementation: Implementation,
+    item: Item,
+    picks: dict[str, Implementation | None],
+    empty: Source = None,
+) -> Entry:
     """One implementation as an entry."""
-    bound = Bound(implementation, item)
+    bound = Bound(implementation, item, empty)
     marks = [mark for mark, pick in picks.items() if pick is implementation]
     if implementation.device == "cuda" and Path(implementation.source).name not in status.kernels_run():
         marks.append(UNRUN)

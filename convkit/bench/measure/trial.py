@@ -146,7 +146,7 @@ class Trial:
     def _time_there(self, process: Contained) -> float:
         """Milliseconds of one call in its own process, without the way there and back."""
         trip = round_trip()
-        least = trip.ms, trip.spread_ms
+        way = trip.ms
         assert self._run is not None
         self._run()
         for _ in range(TRIES - 1 if self._in_turn else 0):
@@ -160,8 +160,8 @@ class Trial:
             self._run()
         ms = process.took / 1e6
         process.pause()
-        # What is shorter than the round trip's spread cannot be told from nothing.
-        return max(ms - least[0], least[1], 1e-3)
+        # What is much shorter than the way cannot be told from nothing.
+        return max(ms - way, 0.1 * way)
 
     def _again(self) -> Any:
         """A sample was void: what it was to compute is there already, and must not be there for the next."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ... import devices
@@ -17,7 +18,7 @@ from ...check.process import Lost, group_of
 from ...errors import ConvkitError, OptionError
 from ...op import Problem
 from ...registry import Implementation
-from ..measure import own, whole
+from ..measure import contained, own, whole
 from ..measure.entry import HOST_INCLUDED, OWN, Clock, Entry, Result, Settings
 from ..measure.timing import race
 from ..peers import PEERS, Field
@@ -215,16 +216,21 @@ class Run:
             kind = apart if item.kind != "time" else networks
             found, lacking = kind.entries(item, options.device, list(self.peers.modules))
             return found, [files.absent(name, PEERS[name], reason) for name, reason in lacking.items()]
+        there = any(user.op == item.op and group_of(user) for user in options.users)
         found = own.entries(
-            item, options.device, reference=options.reference, every_layout=options.every_layout
+            item,
+            options.device,
+            reference=options.reference,
+            every_layout=options.every_layout,
+            empty=contained.same_kind().empty if there else None,
         )
-        there = {c.implementation for c in found}
+        taken = {c.implementation for c in found}
         declined = [
             files.absent(i.label, OWN, why)
             for i in options.users
             if i.op == item.op
             and not group_of(i)
-            and i not in there
+            and i not in taken
             and (why := i.refusal(item.problem, item.math))
         ]
         for user in options.users:
@@ -287,6 +293,9 @@ class Run:
             marks.append("unchecked")
         if samples and name in result.host_included:
             marks.append(HOST_INCLUDED)
+        spread = entry.facts.get("round_trip_spread_us", 0.0)
+        if samples and spread > 100 * median(result.rounds(name)):  # µs and ms: more than a tenth
+            marks.append(f"+-{spread:.0f} us")
         if refused:
             self._fail(item.id, name, refused + (smaller_batch(item) if mentions_memory(refused) else ""))
         return files.plain({
