@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import convkit as ck
 from convkit import registry
 from convkit.bench import work
-from convkit.bench.measure import clocks, contained, fresh, own, timing
+from convkit.bench.measure import clocks, contained, fresh, own, timing, trial
 from convkit.check import Limits
 from convkit.check.process import Lost
 from convkit.cli import main
@@ -173,38 +174,59 @@ def test_a_candidate_stands_still_while_it_is_not_asked(load):
         assert np.array_equal(entry.read()["y"], before)
 
 
-def test_the_way_there_is_taken_off(load):
-    """A time is what the judge saw, less the median way; it never falls below that way's spread."""
-    (user,) = load(relu("sleeps", "time.sleep(0.02)"))
-    result, (entry,) = race([user])
-    times = [ms for calls in result.samples["sleeps"] for ms in calls]
-    assert result.refused == {} and min(times) > 15
-    assert entry.facts["round_trip_us"] > 0 and entry.facts["round_trip_spread_us"] >= 0
+class Process:
+    """What a trial asks of a candidate's process after a call."""
+
+    def __init__(self, took_ms, mine=0, its=0):
+        self.took, self.waited, self.pauses = int(took_ms * 1e6), (mine, its), 0
+
+    def pause(self):
+        self.pauses += 1
+
+
+@pytest.fixture
+def one(monkeypatch):
+    """A trial whose candidate is 10 ms away."""
+    monkeypatch.setattr(trial, "round_trip", lambda: SimpleNamespace(ms=10.0))
+    found = trial.Trial(ITEM, timing.Entry("a", "a", lambda *given: None), None, Quick(), SETTINGS)
+    calls = []
+    found._run, found._poison = lambda: calls.append("run"), lambda: calls.append("poison")
+    found.renew, found.calls = lambda: calls.append("renew"), calls
+    return found
+
+
+def test_the_way_there_is_taken_off(one):
+    """And what is much shorter than the way counts as a tenth of it."""
+    assert one._time_there(Process(30)) == pytest.approx(20)
+    assert one._time_there(Process(10.5)) == one._time_there(Process(9)) == pytest.approx(1)
+    assert one.calls == ["run"] * 3
+
+
+def test_a_time_that_was_held_up_is_taken_again_on_new_inputs(one):
+    process = Process(30, mine=10**6)
+    one._time_there(process)
+    assert one.calls == ["run"] and process.pauses == 1  # inputs that are compared stay as they are
+    one.calls.clear()
+    one._in_turn = True
+    one._time_there(process)
+    assert one.calls == ["run"] + ["renew", "poison", "run"] * 3 and process.pauses == 5
 
 
 def test_a_time_that_was_held_up_is_void():
-    class Process:
-        def __init__(self, took, mine, its):
-            self.took, self.waited = took, (mine, its)
-
-    assert not contained.held_up(Process(100_000, 0, 0))
-    assert contained.held_up(Process(100_000, 50_000, 0)) and contained.held_up(Process(100_000, 0, 50_000))
+    assert not contained.held_up(Process(0.1))
+    assert contained.held_up(Process(0.1, mine=50_000)) and contained.held_up(Process(0.1, its=50_000))
     # A long call is interrupted in any process; the judge's waking up is never its work.
-    assert not contained.held_up(Process(9_000_000, 0, 500_000))
-    assert contained.held_up(Process(9_000_000, 500_000, 0))
-    assert contained.held_up(Process(4_100_000, 0, 4_000_000))
+    assert not contained.held_up(Process(9, its=500_000))
+    assert contained.held_up(Process(9, mine=500_000)) and contained.held_up(Process(4.1, its=4 * 10**6))
 
 
 def test_bench_goes_on_and_says_what_became_of_a_candidate(tmp_path, capsys, monkeypatch):
-    """The command: a candidate that is right, one that is not, a `when` that changes; the exit status."""
+    """The command: a right candidate, one that exits, one whose `when` does; the exit status."""
     monkeypatch.setattr(clocks, "clock_for", lambda device, threads=None: Quick())
     texts = {
         "right": relu("right", "print('a word of its own')"),
         "exits": relu("exits", "os._exit(0)"),
-        "changes": (
-            "answers = iter([None] * 2 + ['no'] * 99)\n"
-            + relu("changes").replace(")\ndef", ", when=lambda problem: next(answers))\ndef", 1)
-        ),
+        "asked": relu("asked").replace(")\ndef", ", when=lambda problem: os._exit(4))\ndef", 1),
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.py").write_text(HEAD + text)
@@ -220,6 +242,7 @@ def test_bench_goes_on_and_says_what_became_of_a_candidate(tmp_path, capsys, mon
     found = {c["name"]: c for c in row["contenders"]}
     assert found["right"]["samples_ms"] and "contained" in found["right"]["marks"]
     assert found["right"]["facts"]["round_trip_us"] > 0 and found["exits"]["refused"]
+    assert found["asked"]["refused"].startswith("its process ended with exit status 4")
     assert any(c["samples_ms"] for c in row["contenders"] if c["name"] == "vectors" or c["name"] == "maximum")
     assert main(["verify", str(tmp_path / "run.json"), "--kernel", files[0]]) == 0
     assert "right" not in {i.name for i in registry.implementations("relu_fprop", device="cpu")}
