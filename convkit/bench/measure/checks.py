@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from ...check import check_these
-from ...check.faults import Changed, Lost, Raised
+from ...check.faults import Lost, Misdeclared, Raised
 from ...check.process import group_of
 from ...registry import Implementation
 from . import fresh
@@ -122,7 +122,7 @@ def refuse(trial: Trial, when: str, error: BaseException) -> None:
     lines = str(error).splitlines() or [""]
     if isinstance(error, Raised):
         text = f"raised {lines[0]}"
-    elif isinstance(error, (Caught, Changed, Lost)):
+    elif isinstance(error, (Caught, Lost, Misdeclared)):
         text = lines[0]
     else:
         text = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")

@@ -22,17 +22,18 @@ from ... import devices, registry
 from ...arrays import np_dtype
 from ...call import Call
 from ...cuda.emulate import Emulator
-from ...cuda.launch import KernelError
 from ...discovery import register
 from ...op import OPS
 from ...registry import Implementation
 from .. import sizes
 from ..attempt import last_line
 from ..device import Placed, Twins
-from . import judge, limits
+from ..faults import kind_of
+from . import judge, limits, proxies
 from .memory import Shared
+from .training import Training
 
-#: What of an implementation is told as it is, and which of its functions are asked through here.
+#: What of an implementation is told as it is.
 DECLARED = (
     "op",
     "name",
@@ -46,7 +47,6 @@ DECLARED = (
     "compiled",
     "source",
 )
-ASKED = ("when", "missing", "workspace", "flops")
 
 
 def main(told: dict[str, Any]) -> None:
@@ -88,6 +88,7 @@ class Candidate:
         self.implementations: list[Implementation] = []
         self._emulators: dict[Any, Emulator] = {}
         self._again: Callable[[], dict[str, Any]] | None = None
+        self.training: Training | None = None
 
     def answer(self, data: bytes, again: bool) -> dict[str, Any]:
         """What the judge asks for, or what was raised on the way."""
@@ -98,15 +99,13 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            kind = error.kind if isinstance(error, KernelError) else ""
             text = last_line(error)
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
-            return {"raised": {"text": text, "kind": kind}}
+            return {"raised": {"text": text, "kind": kind_of(error)}}
 
     def do_start(self) -> dict[str, Any]:
-        """Give up what a candidate does not need, once all that convkit has is loaded."""
-        registry.builtin()
+        """Give up what a candidate does not need."""
         unconfined = limits.keep_off(self.told["writable"])
         limits.limit_memory(self.told["most"])
         return {"unconfined": unconfined}
@@ -123,18 +122,26 @@ class Candidate:
         return {
             "rows": [
                 {name: getattr(i, name) for name in DECLARED}
-                | {"asked": [name for name in ASKED if getattr(i, name) is not None]}
+                | {"asked": [name for name in proxies.ASKED if getattr(i, name) is not None]}
                 for i in self.implementations
             ]
         }
 
-    def do_ask(self, index: int, what: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """One of the functions that say something about an implementation."""
-        value = getattr(self.implementations[index], what)(*arguments)
-        if what in ("workspace", "flops"):
-            value = int(value)
-        # What is no text would not come through, and would not be an answer.
-        return {"value": value if value is None or isinstance(value, (str, int)) else f"{value!r}"}
+    def do_missing(self, index: int) -> dict[str, Any]:
+        """What this machine lacks to run an implementation."""
+        missing = self.implementations[index].missing
+        lack = missing() if missing else None
+        return {"value": None if lack is None else str(lack)}
+
+    def do_about(self, index: int, problem: Any) -> dict[str, Any]:
+        """What an implementation declares of a problem; of one that it does not take, just that."""
+        i = self.implementations[index]
+        found: dict[str, Any] = {"when": i.declines(problem)}
+        if found["when"] is None and not problem.empty:
+            for what in ("workspace", "flops"):
+                if (function := getattr(i, what)) is not None:
+                    found[what] = int(function(problem))
+        return found
 
     def do_hints(self, index: int) -> dict[str, Any]:
         """Numbers and comparisons that the code spells out."""
@@ -164,6 +171,32 @@ class Candidate:
 
         self._again = again = run(call, memory, named, emulate)
         return again()
+
+    def do_network(self, emulated: bool, **told: Any) -> dict[str, Any]:
+        """Make the network that `do_step` trains; its implementations are the loaded ones, where named."""
+        self.training = Training(self.implementations, emulated, told)
+        return {"parameters": {n: [w.shape, w.dtype.name] for n, w in self.training.net.params.items()}}
+
+    def do_step(self, x: Any, labels: Any, lr: float) -> dict[str, Any]:
+        """A step of training, without copies of what the candidate gets."""
+        assert self.training
+        images, numbers = self._arrays(x, labels)
+        return self.training.step(images, numbers, lr)
+
+    def do_gradients(self, x: Any, labels: Any, weights: Any, gradients: Any) -> dict[str, Any]:
+        """The gradients of a batch at weights that the judge gives; the training does not notice."""
+        assert self.training
+        given, made = (dict(zip(t, self._arrays(*t.values()))) for t in (weights, gradients))
+        images, numbers = self._arrays(x, labels)
+        return self.training.gradients(images, numbers, given, made)
+
+    def do_weights(self, weights: Any) -> dict[str, Any]:
+        """The weights that the training has reached."""
+        assert self.training
+        return self.training.weights(dict(zip(weights, self._arrays(*weights.values()))))
+
+    def _arrays(self, *places: Any) -> list[Any]:
+        return [_placed(self.shared, place).array for place in places]
 
     def _here(
         self, make: Callable[..., Call], memory: list[Any], options: dict[str, Any], emulate: Any
