@@ -12,7 +12,7 @@ Time ops of this machine's kernels, each checked before, during and after, in tu
   convkit bench --layers conv2,conv4 --batch 1,16 --directions fwd,dgrad
   convkit bench --op lrn_fprop                         AlexNet's cases of an op
   convkit bench --conv 8,64,56,56,128,3,3,stride=2,pad=1
-  convkit bench --kernel my_kernel.cu                  this file's implementation among the rest
+  convkit bench my_kernel.py                           this file's implementation among the rest
   convkit bench --step --forward --batch 1,16          whole training steps, and forward passes
   convkit bench --memory --first-call                  what a process needs, and its first calls
   convkit bench --geometries                           convolutions of other networks
@@ -23,6 +23,12 @@ Time ops of this machine's kernels, each checked before, during and after, in tu
 def add(p: argparse.ArgumentParser) -> None:
     """Add all of it to a parser."""
     what = p.add_argument_group("what is measured")
+    what.add_argument(
+        "kernels",
+        nargs="*",
+        metavar="FILE",
+        help="a .cu or .py file with implementations of your own, as by --kernel",
+    )
     what.add_argument("--net", default="alexnet", help="alexnet (default)")
     what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe, owt or small")
     what.add_argument("--layers", metavar="A,B", help="only these, such as conv2,norm1+pool1")
@@ -57,6 +63,25 @@ def add(p: argparse.ArgumentParser) -> None:
                       "torch-compile, or none (default: what is installed, but torch-compile)")  # fmt: skip
     part.add_argument("--kernel", action="append", default=[], metavar="FILE",
                      help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
+    part.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="that one call of such a file may take (default: 60); then its process is ended",
+    )
+    part.add_argument(
+        "--memory-limit",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="that its process may take beyond its tensors (default: 4)",
+    )
+    part.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run such files in this process, for a debugger: what they do to it is not contained",
+    )
     part.add_argument("--layouts", default="usual", choices=("usual", "all"),
                      help="of convkit's implementations: NCHW and a network's own, or all")  # fmt: skip
     part.add_argument("--reference", action="store_true", help="the float64 reference too: slow")

@@ -22,6 +22,7 @@ from ..errors import MissingExtra, OptionError, unknown
 from . import arguments
 
 if TYPE_CHECKING:
+    from ..registry import Implementation
     from .results.run import Options
     from .work import Item, Wanted
 
@@ -187,6 +188,33 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _bench_on(device: str, args: argparse.Namespace) -> int:
+    from ..check import Lost, print_apart
+    from .measure import contained
+
+    with contextlib.ExitStack() as stack:
+        try:
+            users, groups = contained.load([*args.kernels, *args.kernel], _limits(device, args), stack)
+        except Lost as error:
+            print(f"convkit bench: --kernel: it could not be loaded: {error}", file=sys.stderr)
+            return 1
+        try:
+            return _bench_with(device, args, users)
+        finally:
+            for group in groups:
+                group.close()
+                if text := group.printed():
+                    print_apart(group.name, text)
+
+
+def _limits(device: str, args: argparse.Namespace) -> Any:
+    """What a candidate in a process of its own may take; None where it runs in this one."""
+    from ..check import Limits
+
+    limits = Limits(args.timeout, int(args.memory_limit * 2**30))
+    return None if device != "cpu" or args.in_process else limits
+
+
+def _bench_with(device: str, args: argparse.Namespace, users: Sequence[Implementation]) -> int:
     items = _items(args)
     settings = settings_of(args)
     if args.json == "-" and sys.stdout is None:
@@ -194,10 +222,8 @@ def _bench_on(device: str, args: argparse.Namespace) -> int:
     before = _before(args)
     _require_outputs(args.html, args.picture)
     from . import peers
-    from .measure import own
     from .results.run import Options
 
-    users = own.register_files(args.kernel)
     _require_users(users, items, device)
     field = peers.gather(None if args.against is None else _words("--against", args.against), device)
     quiet = args.json == "-" or args.summary
@@ -214,7 +240,16 @@ def _bench_on(device: str, args: argparse.Namespace) -> int:
     _results(args, document)
     if document["interrupted"]:
         return 130
-    return 0 if document["rows"] else 1
+    return 0 if document["rows"] and _have_times(users, document) else 1
+
+
+def _have_times(users: Sequence[Implementation], document: dict[str, Any]) -> bool:
+    """Whether the user's implementations have a time somewhere, and are refused nowhere."""
+    labels = {(i.op, i.label) for i in users}
+    ops = {row["id"]: row["op"] for row in document["rows"]}
+    failed = {(ops.get(f["row"], ""), f["contender"]) for f in document["failures"]}
+    mine = [c for row in document["rows"] for c in row["contenders"] if (row["op"], c["name"]) in labels]
+    return not users or (not labels & failed and any(c["samples_ms"] and not c["refused"] for c in mine))
 
 
 def _require_outputs(page: str | None, picture: str | None) -> None:
@@ -266,7 +301,8 @@ def _require_users(users: Sequence[Any], items: Sequence[Item], device: str) -> 
         return
     if not any(i.device == device for i in users):
         there = ", ".join(sorted({i.device for i in users}))
-        raise OptionError(f"--kernel: its implementations are for {there}, and {device} is measured")
+        hint = "; without a GPU `convkit check` runs a CUDA kernel, under the emulator" * (there == "cuda")
+        raise OptionError(f"--kernel: its implementations are for {there}, and {device} is measured{hint}")
     ops = sorted({i.op for i in users})
     if not any(item.op in ops for item in items):
         raise OptionError(f"--kernel: no row has its op; add --op {' --op '.join(ops)}")

@@ -405,7 +405,7 @@ def test_what_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
 @pytest.fixture
 def mine(tmp_path):
     """A user's file, and how it is registered; what it registers is forgotten."""
-    from convkit import registry
+    from convkit import discovery, registry
 
     path = tmp_path / "mine.py"
     path.write_text(
@@ -420,7 +420,7 @@ def mine(tmp_path):
 
     def register(file=path):
         forget()
-        return own.register_files([str(file)])
+        return discovery.register(file)
 
     register.path = path
     yield register
@@ -688,7 +688,7 @@ def test_a_kernel_of_ones_own_takes_part_and_a_wrong_one_is_refused(tmp_path, ca
     )
     argv = ["bench", "--layers", "relu7", "--batch", "2", "--against", "none", "--device", "cpu", *QUICK]
     try:
-        assert main([*argv, "--kernel", str(path), "--json", str(tmp_path / "run.json")]) == 0
+        assert main([*argv, "--kernel", str(path), "--json", str(tmp_path / "run.json")]) == 1
         out = capsys.readouterr().out
         assert "bench_mine" in out and "bench_wrong: " in out
         made = json.loads((tmp_path / "run.json").read_text())

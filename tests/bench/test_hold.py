@@ -32,7 +32,6 @@ def seconds(monkeypatch):
     for module, name, value in (
         (clocks, "independent", made.now),
         (trial, "independent", made.now),
-        (trial, "_ns", made.ns),
         (trial, "_sleep", made.sleep),
         (timing, "_sleep", made.sleep),
         (clocks, "CUDA_FLUSH", 4096),
@@ -232,17 +231,6 @@ def test_another_gpu_than_the_current_one(seconds):
     for name in ("cuda:", "cuda:x", "cuda:-1"):
         with pytest.raises(ValueError, match="unknown device"):
             clocks.clock_for(name)
-
-
-@pytest.mark.parametrize("name", ["Sampler.sample", "Sampler._seen", "Hold.lasted", "CudaClock._note"])
-def test_who_replaces_a_part_of_the_clock_is_told_on(name, monkeypatch):
-    place, _, attribute = name.partition(".")
-    kind = getattr(clocks, place, None) or getattr(hold, place)
-    before = vars(kind)[attribute]
-    monkeypatch.setattr(kind, attribute, lambda *given: True)
-    assert clocks.replaced() == name and clocks.culprit(name) == __file__
-    clocks.restore()
-    assert vars(kind)[attribute] is before and clocks.replaced() == ""
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 from ...check import check_these
-from ...errors import OptionError
+from ...check.faults import Lost, Misdeclared, Raised
+from ...check.process import group_of
 from ...registry import Implementation
-from . import clocks, fresh
+from . import fresh
 from .defences import on
 from .entry import Arrays
 from .fresh import Memory
@@ -20,33 +21,24 @@ from .trial import Caught, Trial, poison_in, same
 @lru_cache(maxsize=1024)
 def gate(implementation: Implementation) -> str:
     """Why `convkit.check` fails an implementation in its small cases, or an empty string."""
-    failed = [v for v in check_these([implementation], quick=True) if not v.ok]
+    group = group_of(implementation)
+    limits = None if group is None else group.limits
+    # What its process prints is shown once, at the end of the bench.
+    failed = [
+        v
+        for v in check_these([implementation], quick=True, limits=limits, printed=lambda name, text: None)
+        if not v.ok
+    ]
     return f"fails convkit.check, {failed[0].case}: {failed[0].reason}" if failed else ""
-
-
-def blame(trials: Sequence[Trial]) -> None:
-    """Refuse an implementation whose import replaced a timer."""
-    while on("timers") and (name := clocks.replaced()):
-        file = clocks.culprit(name)
-        clocks.restore()
-        for trial in trials:
-            implementation = trial.entry.implementation
-            if implementation is not None and implementation.source == file:
-                refuse(trial, "before", Caught(f"replaced {name}"))
-        if not any(trial.refused for trial in trials):
-            raise OptionError(
-                f"{file or 'something'} replaced {name}, so that no time can be trusted; it is restored"
-            )
 
 
 def check_gate(trial: Trial) -> None:
     """Put convkit's own through the gate; refuse what fails."""
-    implementation = trial._declared
+    implementation = trial.entry.implementation
     if implementation is None or not on("gate"):
         return
     try:
         reason = gate(implementation)
-        trial._timers()
     except Exception as error:  # also where the gate itself cannot cope with what it gave
         refuse(trial, "before", error)
         return
@@ -84,7 +76,7 @@ def _twice(trial: Trial, when: str) -> Arrays:
     trial.timed()
     second = trial.outputs()
     trial._memory(where)
-    trial._timers()
+    trial._tampered()
     again = same(first, second)
     trial.checks.deterministic = again and trial.checks.deterministic is not False
     if trial.own and not again and on(when):
@@ -128,6 +120,11 @@ def _compare_all(runs: Sequence[tuple[Trial, Arrays]], memory: Memory, when: str
 def refuse(trial: Trial, when: str, error: BaseException) -> None:
     """Put an entry out of the race."""
     lines = str(error).splitlines() or [""]
-    text = lines[0] if isinstance(error, Caught) else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    if isinstance(error, Raised):
+        text = f"raised {lines[0]}"
+    elif isinstance(error, (Caught, Lost, Misdeclared)):
+        text = lines[0]
+    else:
+        text = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
     trial.refused = text[:400]
     setattr(trial.checks, when, trial.refused)

@@ -1,8 +1,7 @@
 """Clocks: how long one call takes, on a CPU and on a GPU, with cold caches, and what the device could do.
 
-The timer functions are taken from `time` when this is imported, before any entry is: one that replaces
-them later changes nothing here, and is told on (`replaced`). Beside them stands `independent`, the system's
-clock by another way, which is what a patched timer would have to agree with.
+A candidate in a process of its own reaches none of this. A CUDA kernel of a user's runs in this process:
+for its wall clock there is `independent`, the system's clock by another way than Python's timers.
 
 On a GPU a call lies between two events in a stream that is held back until all of it is queued (`hold`), so
 that the host's time is not in it; that is told apart. The wall clock runs from the end of the hold until the
@@ -17,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -32,9 +30,6 @@ from . import hold
 from .conditions import last_level_cache
 from .entry import Clock
 
-_TIMERS = ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "time_ns", "process_time",
-           "process_time_ns", "thread_time", "thread_time_ns", "sleep")  # fmt: skip
-_CAPTURED = {name: getattr(time, name) for name in _TIMERS}
 _ns = time.perf_counter_ns
 #: Times a copy of DRAM must be larger than the last cache to evict it, whatever the replacement.
 EVICT = 3
@@ -67,50 +62,6 @@ def _independent() -> Callable[[], float]:
 
 #: A second clock, in seconds.
 independent = _independent()
-
-
-def replaced() -> str:
-    """A timer that is not Python's own any more, such as "time.perf_counter"; or an empty string."""
-    for name, function in _CAPTURED.items():
-        if getattr(time, name) is not function or not isinstance(function, types.BuiltinFunctionType):
-            return f"time.{name}"
-    for kind, members in _OWN.items():
-        for name, member in members.items():
-            if vars(kind).get(name) is not member:
-                return f"{kind.__name__}.{name}"
-        for name in _added(kind):
-            return f"{kind.__name__}.{name}"
-    return ""
-
-
-def _added(kind: type[Any]) -> list[str]:
-    """Attributes that a class has got since; Python itself adds some with underscores."""
-    return [name for name in vars(kind) if name not in _NAMES[kind] and not name.startswith("__")]
-
-
-def hooks() -> tuple[Any, Any]:
-    """What Python runs at each call and return of this thread: a profiler's, a debugger's."""
-    return sys.getprofile(), sys.gettrace()
-
-
-def culprit(name: str) -> str:
-    """File of the function that stands in the place of such a name; empty where it does not say."""
-    place, _, attribute = name.partition(".")
-    owner: Any = time if place == "time" else next(kind for kind in _OWN if kind.__name__ == place)
-    member = vars(owner)[attribute]
-    code = getattr(getattr(member, "fget", member), "__code__", None)
-    return str(code.co_filename) if code else ""
-
-
-def restore() -> None:
-    """Put back what was replaced."""
-    for name, function in _CAPTURED.items():
-        setattr(time, name, function)
-    for kind, members in _OWN.items():
-        for name, member in members.items():
-            setattr(kind, name, member)
-        for name in _added(kind):
-            delattr(kind, name)
 
 
 def elapsed_ms(run: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> float:
@@ -440,18 +391,6 @@ extern "C" __global__ void convkit_fma_probe(float* out, int steps, float a) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 """
-
-#: What an entry might replace to time itself; and the names beside which it might put others.
-_OWN: dict[type[Any], dict[str, Any]] = {
-    kind: {name: vars(kind)[name] for name in names}
-    for kind, names in (
-        (CpuClock, ("time", "cold", "probe")),
-        (CudaClock, ("time", "cold", "probe", "_sample", "_note")),
-        (hold.Sampler, ("sample", "_seen")),
-        (hold.Hold, ("begin", "end", "lasted")),
-    )
-}
-_NAMES = {kind: frozenset(vars(kind)) for kind in _OWN}
 
 
 def clock_for(device: str, threads: int | None = None) -> Clock:

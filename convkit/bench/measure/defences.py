@@ -15,23 +15,23 @@ looks                 being right only while it is checked: a call of each turn,
 glance                returning before the work is done: outputs are read at once, and again later
 inputs                changing the inputs, for the next entry or for itself
 bands                 writing outside the outputs
-declared              raising the error that it declares, once it runs
-timers                replacing Python's timers, or this module's clock; hooks of Python that go on with the
-                      work when the clock has stopped
-wall                  a clock that is fooled: the system's own must agree, call by call, and turn by turn
+wall                  on a GPU: work that the events do not see; the wall clock must agree
 device                on a GPU: events that were replaced, lines of L2 that survive the flush
 held                  on a GPU: work on another stream that is over before the one that is timed goes on
 ceilings              figures that beat what the machine was measured to do
 ====================  ===================================================================================
 
 For each there is a candidate in tests/bench/cheats that this defence alone catches; with the defences that
-catch it switched off, it gets through (tests/bench/test_bench_core.py). Problems and implementations are
-copied for each entry, so that a candidate which changes them changes them for itself alone, and not beyond
-its measurement. Other libraries are compared in the same way, but their own copies of the inputs are renewed
-once a turn only.
+catch it switched off, it gets through (tests/bench/test_bench_core.py). Other libraries are compared in the
+same way, but their own copies of the inputs are renewed once a turn only.
 
-Nothing here stops code that rewrites these modules while it runs, or that has the system tell it when its
-outputs are read: an entry is in the same process. A source that is not trusted at all must be read.
+What a candidate could do to the process that measures (its clock, its hooks, its problems, its other
+implementations, what it holds against a declared error) needs no defence: on a CPU a user's file runs in a
+process of its own (`contained`), which gets inputs and outputs and no answers, and stands still unless it is
+asked. Such an entry is marked "contained".
+
+A user's CUDA kernel on a GPU, and what was registered by a program that calls the bench, run in this process
+and are marked "not contained". Their source must be read.
 """
 
 from __future__ import annotations

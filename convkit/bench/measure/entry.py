@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ...check.process import Contained
 from ...registry import Implementation
 from . import stats
 
@@ -60,6 +61,8 @@ class Entry:
         ``look(part) -> arrays``: NCHW copies of a part (`fresh.Part`) of the last run's outputs, and of no
         more, so that little time passes between the end of a call and its copy. None: a part of what `read`
         gives, or of the `outputs`.
+    process : Contained, optional
+        The process of its own in which it runs.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Entry:
     memory: Callable[[], Arrays] | None = None
     trespass: Callable[[], tuple[str, str]] | None = None
     look: Callable[[Any], Arrays] | None = None
+    process: Contained | None = None
 
 
 @dataclass

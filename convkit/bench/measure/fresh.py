@@ -14,7 +14,7 @@ whole.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -42,7 +42,7 @@ PART = 2**21
 # Memory
 # ---------------------------------------------------------------------------------------------------
 class Memory:
-    """The tensors of an item, between guard bands on a CPU.
+    """The tensors of an item, between guard bands on a CPU, in memory that `empty` gives (NumPy's).
 
     Attributes
     ----------
@@ -50,8 +50,11 @@ class Memory:
         What entries bind; inputs are read-only, an absent one is None.
     """
 
-    def __init__(self, item: Any, device: str = "cpu") -> None:
+    def __init__(
+        self, item: Any, device: str = "cpu", empty: Callable[[int], np.ndarray] | None = None
+    ) -> None:
         op, problem = OPS[item.op], item.problem
+        self._empty = empty
         self.item, self.device = item, device
         self._guarded: dict[str, Guarded] = {}
         self._pools: dict[str, list[np.ndarray]] = {}
@@ -75,7 +78,7 @@ class Memory:
         if self.device != "cpu":
             return arrays.empty(shape, dtype, self.device)
         try:
-            self._guarded[name] = Guarded(shape, dtype, NAN)
+            self._guarded[name] = Guarded(shape, dtype, NAN, empty=self._empty)
         except MemoryError:
             arrays.empty(shape, dtype)  # says how much was asked for
             raise

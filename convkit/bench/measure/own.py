@@ -14,7 +14,7 @@ import numpy as np
 from ... import arrays, layouts
 from ...call import Call
 from ...check.guarded import NAN, Guarded
-from ...discovery import register
+from ...check.process import group_of
 from ...errors import NoImplementation, OptionError
 from ...network.plan.program import Program
 from ...network.presets import PRESETS, preset
@@ -28,10 +28,15 @@ from ..status import UNRUN
 from ..work import Item
 from . import fresh
 from .entry import OWN, PICKED, Entry
-from .preserved import preserved
 
 #: Marks of convkit's entries.
 PICKED_NCHW = "picked for NCHW"
+#: Marks of a user's: whether it runs in a process of its own.
+CONTAINED, NOT_CONTAINED = "contained", "not contained"
+
+
+#: What gives bytes of memory; None: NumPy.
+Source = Callable[[int], np.ndarray] | None
 
 
 class Bound:
@@ -42,12 +47,16 @@ class Bound:
     `bind` to the next.
     """
 
-    def __init__(self, implementation: Implementation, item: Item) -> None:
+    def __init__(self, implementation: Implementation, item: Item, empty: Source = None) -> None:
         # Copies: a candidate that changes its problem, or the registry, changes them for itself alone.
         self.implementation, self.item = replace(implementation), item
         self.problem = copy.deepcopy(item.problem)
         self.op = OPS[item.op]
-        self.names = tuple(n for n in (*self.op.inputs, *self.op.outputs) if self._blocked(n))
+        # Memory of its own process, for all tensors, where it has one.
+        self.process = group_of(implementation)
+        self.empty = empty if self.process is None else self.process.shared.empty
+        every = (*self.op.inputs, *self.op.outputs)
+        self.names = tuple(n for n in every if self.process or self._blocked(n))
         self.guarded: dict[str, Guarded] = {}
         self.sources: dict[str, Any] = {}
         self.workspace: Any = None
@@ -62,15 +71,17 @@ class Bound:
             problem = self.item.problem
             shape, dtype = problem.shape(name), problem.dtype_of(name)
             layout = layouts.of(self.implementation.layout, name)
-            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layout)
+            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layout, empty=self.empty)
         return self.guarded[name].array
 
     def _given(self, name: str, array: Any) -> Any:
         if array is None or name not in self.names:
             return array
         memory = self._memory(name)
-        layout = layouts.of(self.implementation.layout, name)
-        packed(array, layout, memory)
+        if self._blocked(name):
+            packed(array, layouts.of(self.implementation.layout, name), memory)
+        else:
+            memory[...] = array
         self.sources[name] = array
         given = memory.view()
         given.flags.writeable = False
@@ -87,7 +98,8 @@ class Bound:
         if self.implementation.workspace:
             device = "cuda" if self.implementation.device == "cuda" else "cpu"
             if self.workspace is None:
-                self.workspace = arrays.empty((call.workspace_bytes,), "uint8", device)
+                size = call.workspace_bytes
+                self.workspace = self.empty(size) if self.empty else arrays.empty((size,), "uint8", device)
             options["workspace"] = self.workspace
         return call.run
 
@@ -111,7 +123,7 @@ class Bound:
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, NCHW."""
         return {
-            name: self._logical(name, memory) if name in self.names else arrays_on_host(memory)
+            name: self._logical(name, memory) if self._blocked(name) else arrays_on_host(memory)
             for name, memory in self.outputs.items()
         }
 
@@ -120,7 +132,7 @@ class Bound:
         found = {}
         for name, place in part.outputs.items():
             here = self.outputs[name][place]  # blocked or not, images lie along the first axis
-            found[name] = self._logical(name, here) if name in self.names else np.array(here)
+            found[name] = self._logical(name, here) if self._blocked(name) else np.array(here)
         return found
 
     def _logical(self, name: str, memory: Any) -> Any:
@@ -148,7 +160,12 @@ def arrays_on_host(array: Any) -> Any:
 
 
 def entries(
-    item: Item, device: str = "cpu", *, reference: bool = False, every_layout: bool = False
+    item: Item,
+    device: str = "cpu",
+    *,
+    reference: bool = False,
+    every_layout: bool = False,
+    empty: Source = None,
 ) -> list[Entry]:
     """An entry for each implementation that accepts the item.
 
@@ -160,6 +177,8 @@ def entries(
         The float64 reference too, which is slow.
     every_layout : bool
         Every layout that an implementation has, by default NCHW and the one of a planned network.
+    empty : callable, optional
+        Where memory in other layouts than NCHW comes from.
 
     Returns
     -------
@@ -175,7 +194,7 @@ def entries(
         and implementation.refusal(item.problem, item.math) is None
     ]
     usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)} | _innermost(found, item.problem)
-    return [entry(one, item, picks) for one in found if every_layout or one.layout in usual]
+    return [entry(one, item, picks, empty) for one in found if every_layout or one.layout in usual]
 
 
 def _innermost(found: list[Implementation], problem: Problem) -> set[str]:
@@ -189,9 +208,14 @@ def _innermost(found: list[Implementation], problem: Problem) -> set[str]:
     return {text for text, sides in inner.items() if sides == max(inner.values())}
 
 
-def entry(implementation: Implementation, item: Item, picks: dict[str, Implementation | None]) -> Entry:
+def entry(
+    implementation: Implementation,
+    item: Item,
+    picks: dict[str, Implementation | None],
+    empty: Source = None,
+) -> Entry:
     """One implementation as an entry."""
-    bound = Bound(implementation, item)
+    bound = Bound(implementation, item, empty)
     marks = [mark for mark, pick in picks.items() if pick is implementation]
     if implementation.device == "cuda" and Path(implementation.source).name not in status.kernels_run():
         marks.append(UNRUN)
@@ -199,6 +223,11 @@ def entry(implementation: Implementation, item: Item, picks: dict[str, Implement
         # `math` is the coarsest that is accepted: where something finer runs, the table says so.
         marks += [f"in {implementation.math}"] if implementation.math != item.math else []
     facts: dict[str, Any] = {"rank": implementation.rank, "declared_error": implementation.error}
+    if bound.process is not None:
+        marks.append(CONTAINED)
+        facts |= {"unconfined": bound.process.unconfined} if bound.process.unconfined else {}
+    elif implementation.origin:
+        marks.append(NOT_CONTAINED)
     if implementation.workspace:
         facts["workspace_bytes"] = implementation.workspace(item.problem)
     if fast := algorithm_flops(implementation, item):
@@ -216,6 +245,7 @@ def entry(implementation: Implementation, item: Item, picks: dict[str, Implement
         facts=facts,
         marks=tuple(marks),
         implementation=implementation,
+        process=bound.process,
     )
 
 
@@ -276,15 +306,3 @@ def _program(
     chosen = preset(name)
     images = (batch, 3, chosen.image_size, chosen.image_size)
     return Program(chosen.layers, images, chosen.num_classes, dtype, device, math, fuse=fuse)
-
-
-@preserved()
-def register_files(paths: list[str]) -> list[Implementation]:
-    """The implementations of a user's files, which take part from now on; see `convkit.register`."""
-    found = []
-    for path in map(Path, paths):
-        before = path.read_bytes() if path.is_file() else b""
-        found += register(path)
-        if path.read_bytes() != before:
-            raise OptionError(f"{path.name} changed while it was loaded: what runs would not be known")
-    return found

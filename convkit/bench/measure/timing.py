@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from ...errors import OptionError, unknown
 from . import clocks, conditions, stats
 from .ceilings import above_ceiling, unbelievable
-from .checks import blame, check_gate, check_whole, refuse
+from .checks import check_gate, check_whole, refuse
+from .contained import same_kind
 from .entry import CACHES, PICKED, Clock, Entry, Result, Settings, on_its_device
 from .fresh import Memory
-from .preserved import preserved
 from .trial import LONG_CALL, Caught, Trial
 
 #: Calls of a turn, at most.
@@ -34,7 +34,6 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------
 # The race
 # ---------------------------------------------------------------------------------------------------
-@preserved()
 def race(
     item: Any,
     entries: Sequence[Entry],
@@ -88,7 +87,8 @@ def _race(
     if len(set(names)) < len(names):
         raise OptionError(f"two entries of {item.id} have the same name: {', '.join(sorted(names))}")
     result = Result(item, cache=settings.cache)
-    memory = Memory(item, clock.device)
+    apart = any(entry.process is not None for entry in entries)
+    memory = Memory(item, clock.device, same_kind().empty if apart else None)
     trials = [Trial(item, entry, memory, clock, settings) for entry in entries]
     result.checks = {trial.name: trial.checks for trial in trials}
     was_enabled = gc.isenabled()
@@ -121,7 +121,6 @@ def _race(
 def _check_before(
     trials: Sequence[Trial], memory: Any, settings: Settings, progress: Callable[[str], None]
 ) -> None:
-    blame(trials)
     for trial in trials:
         if not trial.refused and (reason := unbelievable(memory.item, trial.entry.facts)):
             refuse(trial, "before", Caught(reason))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ...check.process import Limits
 from ...errors import OptionError
+from ...registry import Implementation
 from .. import peers, steps
-from ..measure import conditions, own
+from ..measure import conditions, contained
 from ..measure.clocks import clock_for
 from ..measure.entry import Settings
 from . import compare, machine
@@ -65,7 +68,19 @@ def rerun(
             )
     known = {f.name for f in fields(Settings)}
     settings = Settings(**{k: v for k, v in document["settings"].items() if k in known})
-    users = own.register_files(list(kernels))
+    with ExitStack() as stack:
+        users, _ = contained.load(list(kernels), None if device != "cpu" else Limits(), stack)
+        return _rerun(document, device, settings, users, say, begin)
+
+
+def _rerun(
+    document: Mapping[str, Any],
+    device: str,
+    settings: Settings,
+    users: Sequence[Implementation],
+    say: Callable[[str], None],
+    begin: Callable[[int], None],
+) -> Again:
     options = Options(
         device, settings, reference=bool(document["settings"].get("reference")),
         every_layout=bool(document["settings"].get("every_layout")), users=users, say=say,

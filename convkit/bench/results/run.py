@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ... import checked, devices
+from ...check.process import Lost, group_of
 from ...errors import ConvkitError, OptionError
 from ...op import Problem
 from ...registry import Implementation
-from ..measure import own, whole
+from ..measure import contained, own, whole
 from ..measure.entry import (
     HOST_INCLUDED,
     NOT_PASSED,
@@ -223,18 +225,46 @@ class Run:
             kind = apart if item.kind != "time" else networks
             found, lacking = kind.entries(item, options.device, list(self.peers.modules))
             return found, [files.absent(name, PEERS[name], reason) for name, reason in lacking.items()]
+        there = any(user.op == item.op and group_of(user) for user in options.users)
         found = own.entries(
-            item, options.device, reference=options.reference, every_layout=options.every_layout
+            item,
+            options.device,
+            reference=options.reference,
+            every_layout=options.every_layout,
+            empty=contained.same_kind().empty if there else None,
         )
-        there = {c.implementation for c in found}
+        taken = {c.implementation for c in found}
         declined = [
             files.absent(i.label, OWN, why)
             for i in options.users
-            if i.op == item.op and i not in there and (why := i.refusal(item.problem, item.math))
+            if i.op == item.op
+            and not group_of(i)
+            and i not in taken
+            and (why := i.refusal(item.problem, item.math))
         ]
+        for user in options.users:
+            if user.op == item.op and group_of(user):
+                self._add_candidate(user, item, found, declined)
         others, lacking = self.peers.entries(item, options.device)
         declined += [files.absent(name, PEERS[name], reason) for name, reason in lacking.items()]
         return [*found, *others], declined
+
+    def _add_candidate(
+        self, user: Implementation, item: Item, found: list[Entry], declined: list[dict[str, Any]]
+    ) -> None:
+        """A candidate in a process of its own, which is asked whether it takes the item."""
+        group = group_of(user)
+        assert group is not None
+        try:
+            if group.stopped:
+                raise Lost(f"not run: {group.why_stopped}")
+            if (why := user.refusal(item.problem, item.math)) is None:
+                found.append(own.entry(user, item, {}))
+                return
+        except (ConvkitError, ValueError, TypeError) as error:
+            why = str(error)
+            self._fail(item.id, user.label, why)
+        declined.append(files.absent(user.label, OWN, why))
 
     def _row(self, item: Item) -> dict[str, Any] | None:
         entries, declined = self._entries(item)
@@ -274,6 +304,9 @@ class Run:
             marks += gate_marks(implementation for implementation, _ in kernels_of(entry, item))
         if samples and name in result.host_included:
             marks.append(HOST_INCLUDED)
+        spread = entry.facts.get("round_trip_spread_us", 0.0)
+        if samples and spread > 100 * median(result.rounds(name)):  # µs and ms: more than a tenth
+            marks.append(f"+-{spread:.0f} us")
         if refused:
             self._fail(item.id, name, refused + (smaller_batch(item) if mentions_memory(refused) else ""))
         return files.plain({

@@ -64,8 +64,8 @@ def main(told: dict[str, Any]) -> None:
         new = _read(conn, length)
         if new is None:
             break
-        data = data if new == b"again" else new
-        answer = json.dumps(candidate.answer(data, again=new == b"again")).encode()
+        data = new or data
+        answer = json.dumps(candidate.answer(data, again=not new)).encode()
         conn.sendall(struct.pack("<QQ", len(answer), number) + answer)
     os._exit(0)  # threads of the candidate's would keep the process
 

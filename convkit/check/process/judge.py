@@ -34,6 +34,7 @@ LONGEST, PRINTED = 4 << 20, 4000
 LOOK, DUMP = 0.05, 0.3
 #: Seconds beyond the limit that a process may take to start, and then to load a candidate.
 LOADING = 60.0
+_ns = time.perf_counter_ns
 #: Whether this is the process of a candidate, which checks nothing.
 inside = False
 _PROGRAM = """import json, sys
@@ -124,6 +125,11 @@ class Process:
         self.limits, self._shared, self._had = limits, shared, 1 << 62
         self._sent: bytes = b""
         self._count = 0
+        self._paused = False
+        #: Nanoseconds from asking until the last answer began to come.
+        self.took = 0
+        #: Nanoseconds that this thread, and the process's first, waited for a core meanwhile; Linux tells.
+        self.waited = (0, 0)
         self._folder = tempfile.mkdtemp(prefix="convkit-candidate-")
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
         mine, its = socket.socketpair()
@@ -158,6 +164,8 @@ class Process:
             its.close()
         assert self._process.stdout and self._process.stderr
         self._printed = Printed(self._process.stdout), Printed(self._process.stderr)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         # What it has before it loads anything is not the candidate's.
         self.unconfined = str(self.ask({"do": "start"}, grace=LOADING).get("unconfined", ""))
         self._had = self._private()
@@ -182,19 +190,45 @@ class Process:
         """
         self._count += 1
         data = pickle.dumps(dict(message))
-        # A call that is the same as the last one is not told twice.
-        data, self._sent = (b"again" if data == self._sent else data), data
+        # A call that is the same as the last one is not told twice: an empty message stands for it.
+        data, self._sent = (b"" if data == self._sent else data), data
+        frame = struct.pack("<QQ", len(data), self._count) + data
+        before = self._waits()
+        end = time.monotonic() + self.limits.timeout + grace
+        start, self._came = _ns(), 0
         try:
-            self._socket.sendall(struct.pack("<QQ", len(data), self._count) + data)
-            answer = self._answer(time.monotonic() + self.limits.timeout + grace)
+            self._go_on()
+            self._socket.sendall(frame)
+            answer = self._answer(end)
         except OSError:
             raise self._lost("") from None
         except BaseException:  # Ctrl-C among them: an answer that comes later is to no question
             self.end()
             raise
+        self.took = self._came - start
+        mine, its = self._waits()
+        self.waited = mine - before[0], its - before[1]
         if isinstance(raised := answer.get("raised"), dict):
             raise Raised(*(str(raised.get(key, "")) for key in ("text", "kind")))
         return answer
+
+    def pause(self) -> None:
+        """Have the process, and what it has started, stand still until it is next asked.
+
+        So it cannot work while inputs are written, nor take a core from what is timed meanwhile.
+        """
+        if self._paused or self._exited():
+            return
+        self._paused = True
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGSTOP)
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def _go_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def _answer(self, end: float) -> dict[str, Any]:
         """The answer to the question of this number; what is none is not listened to."""
@@ -211,11 +245,11 @@ class Process:
 
     def _bytes(self, size: int, end: float) -> bytes:
         found = bytearray()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
         while len(found) < size:
             left = end - time.monotonic()
-            if poll.poll(max(0.0, min(left, LOOK)) * 1000):
+            events = self._poll.poll(max(0.0, min(left, LOOK)) * 1000)
+            self._came = self._came or (_ns() if events else 0)
+            if events:
                 data = self._socket.recv(size - len(found))
                 if not data:
                     raise self._lost("")
@@ -229,6 +263,17 @@ class Process:
             if left <= 0:
                 raise self._lost(f"had not ended after {self.limits.timeout:g} s")
         return bytes(found)
+
+    def _waits(self) -> tuple[int, int]:
+        """Nanoseconds that this thread, and the first of the process, have waited for a core so far."""
+        try:
+            with (
+                open("/proc/thread-self/schedstat", "rb") as mine,
+                open(f"/proc/{self._process.pid}/schedstat", "rb") as its,
+            ):
+                return int(mine.read().split()[1]), int(its.read().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0, 0
 
     def _limit(self) -> str:
         return f"{self.limits.memory / 2**30:.3g} GiB"
@@ -298,7 +343,7 @@ class Process:
         shutil.rmtree(self._folder, ignore_errors=True)
         return exited, status
 
-    _text = ""
+    _text, _came = "", 0
 
     def printed(self) -> str:
         """What the process has printed, standard output first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -43,6 +44,9 @@ class Shared:
             fd = self._file()
         self.fd = fd
         self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # as NumPy asks for its own large arrays
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         self._whole = np.frombuffer(self._map, np.uint8)
         self.start = self._whole.ctypes.data
         weakref.finalize(self._whole, os.close, fd)

@@ -139,6 +139,21 @@ class Contained:
                 self.close()
                 raise
 
+    @property
+    def took(self) -> int:
+        """Nanoseconds from asking until the last answer began to come."""
+        return self._process.took if self._process is not None else 0
+
+    @property
+    def waited(self) -> tuple[int, int]:
+        """Nanoseconds that this thread, and the process's first, waited for a core meanwhile."""
+        return self._process.waited if self._process is not None else (0, 0)
+
+    def pause(self) -> None:
+        """Have the process stand still until it is next asked."""
+        if self._process is not None:
+            self._process.pause()
+
     def _note_loss(self, error: Exception) -> None:
         self.lost, self._last = self.lost + 1, str(error).splitlines()[0]
         # What has hung once is not waited for as long again.
