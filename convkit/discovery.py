@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import cpp, cpu, registry
+from .checked import Sources
 from .cuda import header, prepare
 from .errors import OptionError
 from .paths import kernels_dir
@@ -73,7 +74,9 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(
             f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
         )
-    return [registry.add(replace(i, origin=str(path))) for i in found]
+    return [
+        registry.add(replace(i, origin=str(path), sources=Sources.of(i.source, str(path)))) for i in found
+    ]
 
 
 def shipped(implementation: Implementation) -> bool:

@@ -18,6 +18,7 @@ SHOWN = {
     "languages": ("C++      passes", "PyTorch  passes", "plain    passes"),
     "numba_candidate": ("lrn_fprop  numba", "passes", "LRN of ones"),
     "run_my_kernel": ("relu_fprop  stride", "passes", "out of bounds", "relu_fprop_too_far.cu:18"),
+    "torch_swap": ("3 layers swapped, 0 left as they are", "as exact", "\nok"),
     "swap": ("reference", "im2col_gemm differs from the reference by", "which ran 1 time(s)"),
 }
 #: The longest that an example may be.

@@ -83,7 +83,8 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
     arch : str
         Such as "sm_90a".
     include : sequence of Path
-        Folders searched before `kernels/` and CUDA's own headers.
+        Folders searched before `kernels/`, `kernels/std/` (headers of the C++ library, of which NVRTC has
+        none) and CUDA's own headers.
     name : str
         For messages.
 
@@ -134,7 +135,7 @@ def _folders(arch: str, include: Sequence[Path]) -> tuple[Any, list[str]]:
     core, folders = _toolchain()
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
-    return core, [*map(str, include), str(kernels_dir()), *folders]
+    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
 
 
 def _refused(name: str, arch: str, text: str) -> CompileError:
@@ -162,6 +163,7 @@ def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:
     core, _ = _toolchain()
     folders = dict.fromkeys((*include, kernels_dir()))
     headers = [path for folder in folders for path in sorted(folder.glob("*.cuh"))]
+    headers += sorted((kernels_dir() / "std").iterdir())
     parts = [source, arch, core.__version__, version()]
     return key_of([*parts, *(part for path in headers for part in (path.name, path.read_bytes()))])
 

@@ -22,13 +22,13 @@ from ... import devices, registry
 from ...arrays import np_dtype
 from ...call import Call
 from ...cuda.emulate import Emulator
-from ...cuda.launch import KernelError
 from ...discovery import register
 from ...op import OPS
 from ...registry import Implementation
 from .. import sizes
 from ..attempt import last_line
 from ..device import Placed, Twins
+from ..faults import kind_of
 from . import judge, limits, proxies
 from .memory import Shared
 
@@ -97,11 +97,10 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            kind = error.kind if isinstance(error, KernelError) else ""
             text = last_line(error)
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
-            return {"raised": {"text": text, "kind": kind}}
+            return {"raised": {"text": text, "kind": kind_of(error)}}
 
     def do_start(self) -> dict[str, Any]:
         """Give up what a candidate does not need."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import devices
+from ...checked import Sources
 from ...cuda import prepare
 from ...cuda.emulate import Emulator
 from ...cuda.emulator import Counter
@@ -110,6 +111,9 @@ class Contained:
         }
         said = _Declared(self, index)
         functions: dict[str, Any] = {what: getattr(said, what) for what in asked if what in ASKED}
+        if self.what == "file":
+            sources = Sources.of(declared["source"], str(self.given))
+            declared |= {"origin": str(self.given), "sources": sources}
         blank = Implementation(run=print, **declared, **functions)
         return replace(blank, run=Remote(self, index, blank))
 
