@@ -16,6 +16,7 @@ import convkit as ck
 from convkit import check, devices, explain, new, registry
 from convkit.cli import main
 from convkit.cuda import header
+from convkit.cuda.warnings import warnings_of
 from convkit.op import OPS
 
 EVERY = [(language, op) for language in new.LANGUAGES for op in new.ops_of(language)]
@@ -85,6 +86,7 @@ def test_cuda_has_a_text_for_every_op_with_a_kernel(tmp_path):
     for op in new.ops_of("cuda"):
         file = header.read(written(tmp_path, "cuda", op, f"{op}_mine"))
         assert file.name == "mine" and file.header.rank == -1 and file.header.launches
+        assert not warnings_of(file.path), op
 
 
 def test_the_next_step_is_printed(tmp_path, capsys):
