@@ -92,10 +92,17 @@ class Call:
     def nchw(self, names: tuple[str, ...], memory: tuple[Array | None, ...]) -> list[Array | None]:
         """Tensors of this call, each as its problem says: itself, or a copy of one in another layout."""
         declared = layouts.declared(self.implementation.layout)
-        return [
-            a if a is None else declared.of(name).unpack(a, self.problem.shape(name))
-            for name, a in zip(names, memory, strict=True)
-        ]
+        found: list[Array | None] = []
+        for name, a in zip(names, memory, strict=True):
+            if a is None:
+                found.append(None)
+                continue
+            shape, row = self.problem.shape(name), declared.of(name)
+            if self.op.inplace and tuple(a.shape) != row.physical(shape):
+                # What is done element by element takes any layout that all its tensors share.
+                row = next(r for r in layouts.ACTIVATIONS.values() if r.physical(shape) == tuple(a.shape))
+            found.append(row.unpack(a, shape))
+        return found
 
     def run(self) -> None:
         """Fill the outputs."""

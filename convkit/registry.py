@@ -245,11 +245,10 @@ def implements(
             raise unknown("declaration", key, known)
 
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
-        code = getattr(inspect.unwrap(run), "__code__", None)
-        here = sys._getframe(1).f_code.co_filename
-        source = code.co_filename if code else here  # a compiled function does not say where it is from
         if op not in OPS:
             raise unknown("op", op, OPS)
+        code, here = getattr(inspect.unwrap(run), "__code__", None), sys._getframe(1).f_code.co_filename
+        source = code.co_filename if code else here  # a compiled function does not say where it is from
         _fits(op, run, "workspace" in declared, returns)
         whole = adapters.adapt(op, run, arrays, returns)
         if arrays is not None:
@@ -312,6 +311,23 @@ def whole() -> Iterator[dict[tuple[str, str, str, str], Implementation]]:
             _IMPLEMENTATIONS.update(before)
             changed()
         raise
+
+
+@contextlib.contextmanager
+def added(these: Iterable[Implementation]) -> Iterator[None]:
+    """Implementations that are registered for a block alone."""
+    builtin()
+    with _LOCK:
+        before = dict(_IMPLEMENTATIONS)
+    try:
+        for one in these:
+            add(one)
+        yield
+    finally:
+        with _LOCK:
+            _IMPLEMENTATIONS.clear()
+            _IMPLEMENTATIONS.update(before)
+            changed()
 
 
 def since(before: dict[tuple[str, str, str, str], Implementation]) -> list[Implementation]:

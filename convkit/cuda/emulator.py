@@ -7,6 +7,7 @@ the runtime does, and why, stands at the head of its files.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import os
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..paths import kernels_dir
-from . import dynamic_shared
+from . import shared_memory
 from .cache import Cache, key_of
 from .host_compiler import (
     RUNTIME_FLAGS,
@@ -175,6 +176,10 @@ def _runtime(folder: Path, compiler: tuple[str, str]) -> tuple[ctypes.CDLL, Path
     return library, path
 
 
+#: Sources that do not compile, by key: the gate asks for the same one in every case.
+_refused: dict[str, KernelError] = {}
+
+
 def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: bool = False) -> Function:
     """Build a kernel for the CPU.
 
@@ -207,33 +212,43 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
     )
     own = [text for path, text in files.items() if kernels_dir() not in path.parents]
     dynamic = any(
-        dynamic_shared.found(text) for text in (source, *(t.decode("utf-8", "replace") for t in own))
+        shared_memory.found(text) for text in (source, *(t.decode("utf-8", "replace") for t in own))
     )
     key = key_of(
         [*compiler, *flags, processor(), runtime_file.name, unit]
         + [part for path in sorted(files) for part in (str(path.name), files[path])]
-        + ([Path(dynamic_shared.__file__).read_bytes()] if dynamic else [])
+        + [Path(shared_memory.__file__).read_bytes()]
     )
 
     def build(path: Path) -> None:
         text, object_file = path.with_suffix(".cpp"), path.with_suffix(".o")
         text.write_text(unit, encoding="utf-8")
         # Paths in debug information are those of #line, not of the folder where this happens to be built.
-        command = [compiler[0], *flags, f"-fdebug-prefix-map={path.parent}=."]
+        command: list[str | Path] = [compiler[0], *flags, f"-fdebug-prefix-map={path.parent}=."]
         search = [f"-I{p.resolve()}" for p in (folder / "shim", kernels_dir() / "std", *folders)]
         search += ["-include", str(folder / "cuda.hpp")]
-        if dynamic:
+        rewrite = dynamic
+        if not rewrite:
+            try:
+                run([*command, *search, "-c", text.name, "-o", object_file], path.parent)
+            except CompilerFailed as error:
+                if not shared_memory.helps(str(error)):
+                    raise
+                rewrite = True
+        if rewrite:
             plain = path.with_suffix(".ii")
             run([*command, *search, "-E", text.name, "-o", plain], path.parent)
-            plain.write_text(dynamic_shared.rewritten(plain.read_text(encoding="utf-8")), encoding="utf-8")
-            text, search = plain, []
-        run([*command, *search, "-c", text.name, "-o", object_file], path.parent)
+            plain.write_text(shared_memory.rewritten(plain.read_text(encoding="utf-8")), encoding="utf-8")
+            run([*command, "-c", plain.name, "-o", object_file], path.parent)
         run([compiler[0], "-shared", object_file, runtime_file, "-o", path, "-lm"], path.parent)
 
+    if key in _refused:
+        raise copy.copy(_refused[key])
     try:
         path = Cache().get(f"{re.sub('[^A-Za-z0-9_]', '_', entry)[:64]}-{key}", build)
     except CompilerFailed as error:
-        raise judged(compile_error(str(error), entry, folder), source, folders) from None
+        _refused[key] = judged(compile_error(str(error), entry, folder), source, folders)
+        raise copy.copy(_refused[key]) from None
     return Function(entry, path, runtime, compiler[0], folder, check)
 
 

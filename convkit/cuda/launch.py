@@ -194,7 +194,8 @@ class KernelError(ConvkitError, RuntimeError):
     Attributes
     ----------
     kernel, kind : str
-        The entry point; what happened, in a few words ("out of bounds", "race", "timeout", ...).
+        The entry point; what happened, in a few words ("out of bounds", "race", "timeout", ...). Of kind
+        "unsupported" is a kernel that is right as far as is known, and uses what the emulator does not have.
     file, line : str, int
         Where in the user's source; "" and 0 where that is not known.
     other_file, other_line : str, int

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import OptionError
 from .modules import OnConvkit
 from .operators.library import Impl
-from .swapping import Handle, swap, unswap
+from .swapping import Handle, swap, swapped_already, unswap
 
 #: Below this an error counts as right, whatever PyTorch's is: in float32 what `convkit.use(max_error=...)`
 #: lets an implementation declare; in 16 bits one rounding of the result.
@@ -61,15 +61,19 @@ class Comparison:
     rows : tuple of Row
     handle : Handle
         What was swapped, and what was not.
+    uncalled : tuple of str
+        Layers that were swapped, but that the model did not call: nothing is known of them.
     """
 
     rows: tuple[Row, ...]
     handle: Handle
+    uncalled: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether some layer was swapped, and none differs."""
-        return bool(self.handle.replaced) and all(row.verdict != "DIFFERS" for row in self.rows)
+        """Whether some layer was swapped and called, and none differs."""
+        judged = len(self.handle.replaced) > len(self.uncalled)
+        return judged and all(row.verdict != "DIFFERS" for row in self.rows)
 
     def __str__(self) -> str:
         table = tabulate(
@@ -83,7 +87,9 @@ class Comparison:
         )
         counts = [sum(r.verdict == v for r in self.rows) for v in ("as exact", "right", "DIFFERS")]
         kept = "".join(f"\nleft as it is: {name}: {why}" for name, why in self.handle.kept.items())
-        result = "ok" if self.ok else "NOT OK" if self.handle.replaced else "NOT OK: no layer was swapped"
+        kept += "".join(f"\nnot called, so not judged: {name}" for name in self.uncalled)
+        some = len(self.handle.replaced) > len(self.uncalled)
+        result = "ok" if self.ok else "NOT OK" if some else "NOT OK: no layer was swapped and called"
         return (
             f"{table}\n\nrelative RMS error against float64; {counts[0]} as exact as PyTorch's (at most "
             f"twice its error), {counts[1]} right, {counts[2]} differ{kept}\n{result}"
@@ -109,8 +115,8 @@ def compare(
     """Compare a model on PyTorch and on convkit with float64.
 
     Each layer is judged alone: PyTorch's, convkit's and one of float64 get the input, and the gradient of
-    the output, that the layer has in the model as it is. Then the model is judged as a whole. It works on
-    copies, in which dropout is off.
+    the output, that the layer has in the model as it is, in its first call there. Then the model is judged
+    as a whole. It works on copies, in which dropout is off.
 
     Parameters
     ----------
@@ -130,9 +136,9 @@ def compare(
         Prints a table; `ok` is the verdict.
     """
     plain, swapped, exact = _copies(model)
-    found = {n: m.convkit_impl or "picked" for n, m in model.named_modules() if isinstance(m, OnConvkit)}
-    as_it_is = found and not choices and only is None
-    handle = Handle(replaced=found) if as_it_is else swap(swapped, only=only, **choices)
+    on_convkit = any(isinstance(layer, OnConvkit) for layer in model.modules())
+    as_it_is = on_convkit and not choices and only is None
+    handle = swapped_already(swapped) if as_it_is else swap(swapped, only=only, **choices)
     rows: list[Row] = []
     seen = _record(plain, list(handle.replaced), batch, loss)
     for name, call in seen.items():
@@ -140,7 +146,7 @@ def compare(
         rows += _judged(name, call, layers)
     worst = max((row.ratio for row in rows if row.plain and row.verdict != "DIFFERS"), default=1.0)
     rows += _whole((plain, swapped, exact), batch, loss, 2 * max(1.0, worst))
-    return Comparison(tuple(rows), handle)
+    return Comparison(tuple(rows), handle, tuple(name for name in handle.replaced if name not in seen))
 
 
 def _copies(model: nn.Module) -> list[nn.Module]:
@@ -200,9 +206,10 @@ def _record(
     hooks = []
 
     def before(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if name not in seen:
-                seen[name] = _Seen(args[0].detach().clone())
+                x = args[0] if args else next(iter(kwargs.values()))
+                seen[name] = _Seen(x.detach().clone())
 
         return hook
 
@@ -217,7 +224,10 @@ def _record(
 
     for name in names:
         layer = model.get_submodule(name) if name else model
-        hooks += [layer.register_forward_pre_hook(before(name)), layer.register_forward_hook(after(name, []))]
+        hooks += [
+            layer.register_forward_pre_hook(before(name), with_kwargs=True),
+            layer.register_forward_hook(after(name, [])),
+        ]
     try:
         with torch.enable_grad():
             _backward(_scalar(_call(model, batch), loss))

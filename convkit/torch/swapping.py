@@ -114,7 +114,7 @@ def swap(model: nn.Module, *, only: str | Iterable[str] | None = None, **choices
         before = type(layer), vars(layer).get("convkit_impl")
         _become(layer, KINDS[kind][1], specs[kind])
         handle._done.append((layer, before, (type(layer), specs[kind])))
-        handle.replaced[name] = words(kind, specs[kind])
+        handle.replaced[name] = _words(kind, specs[kind])
     return handle
 
 
@@ -131,6 +131,17 @@ def unswap(model: nn.Module) -> int:
         plain = next(plain for plain, ours in KINDS.values() if isinstance(layer, ours))
         _become(layer, plain, None)
     return len(found)
+
+
+def swapped_already(model: nn.Module) -> Handle:
+    """What of a model is on convkit, as a handle that has nothing to undo."""
+    handle = Handle()
+    for name, layer in model.named_modules():
+        if isinstance(layer, OnConvkit):
+            kind = next(kind for kind, (_, ours) in KINDS.items() if isinstance(layer, ours))
+            handle._kinds[name] = kind
+            handle.replaced[name] = _words(kind, layer.convkit_impl)
+    return handle
 
 
 def _become(layer: nn.Module, kind: type[nn.Module], impl: str | None) -> None:
@@ -154,7 +165,7 @@ def _spec(kind: str, choice: Impl | bool) -> str:
     return text
 
 
-def words(kind: str, spec: str) -> str:
+def _words(kind: str, spec: str) -> str:
     by_op = names(kind, spec)
     return ", ".join(f"{op.rpartition('_')[2]}: {name or 'picked'}" for op, name in by_op.items())
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convkit.cuda import dynamic_shared, emulator, nvrtc, unsupported
+from convkit.cuda import emulator, nvrtc, shared_memory, unsupported
 from convkit.cuda.launch import Argument, KernelError
 from convkit.errors import MissingExtra
 
@@ -132,9 +132,11 @@ def test_each_operation_on_16_bits_rounds_once(name, check):
 SIXTEEN_MORE = """
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+__shared__ __half at_file[1][3];
 union Four { uint2 words; __half values[4]; };
 extern "C" __global__ void f(float* y) {
   __shared__ __half tile[4][8];
+  if (threadIdx.x < 3) at_file[0][threadIdx.x] = 0.25f * threadIdx.x;
   __shared__ __nv_bfloat162 pairs[32];
   const int t = threadIdx.x;
   tile[t / 8][t % 8] = t;
@@ -149,7 +151,8 @@ extern "C" __global__ void f(float* y) {
   const int whole = four.values[2];
   const float2 both = __bfloat1622float2(pairs[31 - t] + pairs[t]);
   y[t] = __half2float(h) * 1000 + both.x + both.y + whole;
-  y[32 + t] = float(__shfl_xor_sync(~0u, h, 1)) + float(hsqrt(__half(16.0f))) + float(nv_bfloat16(0.5));
+  y[32 + t] = float(at_file[0][2]) - 0.5f + float(__shfl_xor_sync(~0u, h, 1));
+  y[32 + t] += float(hsqrt(__half(16.0f))) + float(nv_bfloat16(0.5));
   y[64 + t] = __half2float(__float2half_rz(1.9999f)) + __half2float(__float2half_ru(1.0001f)) +
               __half2float(__float2half_rd(-1.0001f)) + __hlt(h, __half(0)) +
               __hbgt2(half2(2, 2), half2(1, 1));
@@ -319,7 +322,7 @@ extern "C" __global__ void f(float* y) {
 
 
 @CHECK
-def test_dynamic_shared_memory_as_cuda_spells_it(check, tmp_path):
+def test_shared_memory_memory_as_cuda_spells_it(check, tmp_path):
     header = "__device__ float from_header(int i) { extern __shared__ volatile float v[]; return v[i]; }"
     text = DYNAMIC.replace('#include "dynamic.cuh"', header)
     accepted_by_nvrtc(text)
@@ -337,7 +340,7 @@ def test_dynamic_shared_memory_as_cuda_spells_it(check, tmp_path):
     assert (caught.value.kind, caught.value.line) == ("array overrun", line)
 
 
-def test_dynamic_shared_memory_is_watched():
+def test_shared_memory_memory_is_watched():
     header = "__device__ float from_header(int i) { return 0; }"
     text = DYNAMIC.replace('#include "dynamic.cuh"', header).replace("__syncthreads();  // MARK", ";")
     with pytest.raises(KernelError) as caught:
@@ -356,7 +359,7 @@ def test_dynamic_shared_memory_is_watched():
     ],
 )
 def test_a_declaration_is_found(text, expected):
-    assert dynamic_shared.found(text) is expected
+    assert shared_memory.found(text) is expected
 
 
 def test_a_rewritten_source_keeps_its_lines():
@@ -368,7 +371,7 @@ void f() {
   extern static __thread int b[][2];
 }
 """
-    after = dynamic_shared.rewritten(text).split("\n")
+    after = shared_memory.rewritten(text).split("\n")
     assert len(after) == len(text.split("\n")) and "asm" in after[0]
     assert "int (*const b)[2] = reinterpret_cast<int (*)[2]>" in after[5]
 
@@ -564,14 +567,23 @@ def test_what_nvrtc_refuses_as_well_is_the_users_error():
     assert refused("", "#include <vector>").kind == "compile error"
 
 
+def test_a_source_is_refused_once(monkeypatch):
+    monkeypatch.setattr(unsupported, "_refused", lambda *_: None)
+    first = refused("y[2] = undeclared;")
+    monkeypatch.setattr(emulator, "run", None)  # no compiler is asked again
+    again = refused("y[2] = undeclared;")
+    assert again is not first and str(again) == str(first)
+    assert (again.kind, again.file, again.line) == ("unsupported", "feature.cu", 3)
+
+
 def test_without_nvrtc_what_is_known_to_be_lacking_is_named(monkeypatch):
     def missing(*_):
         raise MissingExtra("compiling CUDA kernels", "cuda-core", "cuda13")
 
     monkeypatch.setattr(unsupported, "_refused", missing)
-    error = refused('asm volatile("nanosleep.u32 5;");')
+    error = refused('asm volatile("nanosleep.u32 6;");')
     assert error.kind == "unsupported" and "NVRTC" in str(error) and "not installed" in str(error)
-    error = refused("y[0] = undeclared;")
+    error = refused("y[1] = undeclared;")
     assert (error.kind, error.line) == ("compile error", 3)
 
 

@@ -114,6 +114,23 @@ def test_all_samples_of_pytorch(name, dtype):
     as_pytorch(name, dtype)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "max_pool2d", "avg_pool2d"])
+def test_what_pytorch_refuses_is_refused(name):
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    (info,) = (op for op in op_db if op.name == f"nn.functional.{name}")
+    errors = list(info.error_inputs("cpu"))
+    assert errors
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type) as caught:
+            getattr(ct, name)(sample.input, *sample.args, **sample.kwargs)
+        assert isinstance(caught.value, ConvkitError)
+        assert str(caught.value).startswith(
+            (f"{name}: ", f"{name.replace('_', '')}_fprop: ", f"{name}_fprop: ")
+        )
+
+
 # ---------------------------------------------------------------------------------------------------
 # Gradients, and what PyTorch asks of an operator
 # ---------------------------------------------------------------------------------------------------
@@ -199,14 +216,19 @@ def test_fake_and_real_have_the_same_strides(name, last):
         assert (fake.shape, fake.dtype) == (at_once.shape, at_once.dtype)
 
 
-@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", calls(False))
-def test_opcheck(name, last):
+def test_opcheck(name):
+    operator, args = calls(False)[name]
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator.op, args, test_utils=utils)
+
+
+@pytest.mark.slow  # PyTorch's symbolic shapes take their time
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", calls(False))
+def test_opcheck_whole(name, last):
     operator, args = calls(last)[name]
-    slow = ("test_aot_dispatch_dynamic",) if last or name in ("conv2d", "max_pool2d") else ()
-    torch.library.opcheck(
-        operator.op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor", *slow)
-    )
+    torch.library.opcheck(operator.op, args)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -363,6 +385,7 @@ REFUSED = {
     "a name of a pass": (
         lambda: ct.conv2d(X, W, impl={"dgrad": "few_channels"}), OptionError, "implementation of conv2d_dgrad"
     ),
+    "a pass": (lambda: ct.conv2d(X, W, impl={"dgrod": "direct"}), OptionError, "'dgrod'; did you"),
     "what does not fit": (lambda: ct.conv2d(X, W, impl="pointwise"), NoImplementation, "needs 1 x 1 filters"),
     "sparse": (lambda: ct.relu(X.to_sparse()), DtypeError, "takes dense tensors"),
 }  # fmt: skip
@@ -376,11 +399,6 @@ def test_refused(name):
         call()
     assert isinstance(caught.value, ConvkitError)
     assert isinstance(caught.value, RuntimeError)
-
-
-def test_a_pass_that_is_not_known():
-    with pytest.raises(OptionError, match="unknown op of conv2d 'dgrod'; did you mean 'dgrad'"):
-        ct.conv2d(X, W, impl={"dgrod": "direct"})
 
 
 def test_forward_mode_is_refused():
@@ -425,9 +443,32 @@ def test_modules_of_tracing():
     traced = torch.jit.trace(lambda v: ct.relu(v), x)
     assert torch.equal(traced(-x), (-x).relu())
     assert torch.equal(torch.vmap(ct.relu)(x), x.relu())
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda v: ct.relu(v).sum())(x)
 
 
 def test_convkit_does_not_import_pytorch():
     program = "import sys, convkit; assert 'torch' not in sys.modules; print('apart')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "apart", done.stderr
+
+
+@pytest.mark.slow  # the host's compiler makes each kernel
+def test_the_cuda_kernels_under_the_emulator(compiler):
+    """On a GPU no test has run; here the CUDA kernels run, forward and backward, on tensors of the CPU."""
+    x, w, b = seeded(2, 4, 6, 6, grad=True), seeded(8, 4, 3, 3, grad=True), seeded(8, grad=True)
+
+    def net(library: Any, **impl: str) -> Any:
+        return library.max_pool2d(library.relu(library.conv2d(x, w, b, padding=1, **impl)), 2)
+
+    def gradients(y: Any) -> Any:
+        return torch.autograd.grad(y.square().sum(), (x, w, b))
+
+    wanted = net(F)
+    with pytest.raises(OptionError, match="is a CUDA kernel"):
+        net(ct, impl="implicit_gemm")
+    with ck.emulate():
+        y = net(ct, impl="implicit_gemm")
+        found = gradients(y)
+    for a, right in zip((y, *found), (wanted, *gradients(wanted)), strict=True):
+        assert (a - right).norm() <= 1e-5 * right.norm()

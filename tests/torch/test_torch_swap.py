@@ -271,13 +271,33 @@ def test_compare_takes_a_loss_a_swapped_model_and_other_dtypes():
     ct.swap(net, conv2d="im2col_gemm")
     found = ct.compare(net, images())
     assert found.ok
-    assert found.handle.replaced == {"0.0": "im2col_gemm", "0.4": "im2col_gemm"}
+    assert list(found.handle.replaced) == ["0.0", "0.4"]
+    assert str(found.handle).count("fprop: im2col_gemm, dgrad: im2col_gemm") == 2
     assert ct.compare(model().double(), images().double()).ok
     net = nn.Sequential(*(m for m in model()[0] if not isinstance(m, nn.LocalResponseNorm)))
     assert ct.compare(net.bfloat16(), images().bfloat16()).ok  # PyTorch has no LRN in it on a CPU
     empty = ct.compare(nn.Sequential(nn.Flatten()), images())
     assert not empty.ok
-    assert "no layer was swapped" in str(empty)
+    assert "no layer was swapped and called" in str(empty)
+
+
+class Uncalled(nn.Module):
+    """A layer that it calls by keyword, and one that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.used(input=x)
+
+
+def test_a_layer_that_is_not_called_is_not_judged():
+    found = ct.compare(Uncalled(), torch.ones(2, 4))
+    assert found.ok
+    assert found.uncalled == ("idle",)
+    assert "not called, so not judged: idle" in str(found)
+    assert not ct.compare(Uncalled(), torch.ones(2, 4), only="idle").ok
 
 
 def test_the_python_of_the_page_runs(capsys):
@@ -305,6 +325,17 @@ def compiled_step(net: nn.Module, x: Any, backend: str) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 1e-2 * b.grad.norm() + 1e-7
+
+
+def test_a_compiled_model_follows_a_swap(mine):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    compiled, x = torch.compile(net, backend="aot_eager"), images()
+    wanted = compiled(x)
+    with ct.swap(net, conv2d="mine"):
+        torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-5)
+        assert len(mine) == 1
+    assert torch.equal(compiled(x), wanted)
+    assert len(mine) == 1
 
 
 def test_a_compiled_step():

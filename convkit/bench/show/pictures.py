@@ -70,10 +70,10 @@ def picture(documents: Sequence[Document], path: str | Path, kind: str = ALL) ->
         raise unknown("kind of picture", kind, (*KINDS, ALL))
     path = require_png(path)
     files.writable(path)
-    matplotlib = _matplotlib()
+    matplotlib = load_matplotlib()
     drawn: list[np.ndarray] = []
     styles = charts.styles(documents)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
         for document in documents:
             digest = caveats.digest_state(document)
             plain = files.plain(document)
@@ -88,7 +88,8 @@ def picture(documents: Sequence[Document], path: str | Path, kind: str = ALL) ->
     return path
 
 
-_STYLE = {
+#: Of every picture, whatever the caller's matplotlib is set to.
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": LIGHT["control"],
@@ -107,7 +108,8 @@ _STYLE = {
 }
 
 
-def _matplotlib() -> ModuleType:
+def load_matplotlib() -> ModuleType:
+    """matplotlib, or `MissingExtra` where it is not installed."""
     try:
         importlib.import_module("matplotlib.backends.backend_agg")
     except ImportError:

@@ -31,6 +31,7 @@ from ..device import Placed, Twins
 from ..faults import kind_of
 from . import judge, limits, proxies
 from .memory import Shared
+from .training import Training
 
 #: What of an implementation is told as it is.
 DECLARED = (
@@ -87,6 +88,7 @@ class Candidate:
         self.implementations: list[Implementation] = []
         self._emulators: dict[Any, Emulator] = {}
         self._again: Callable[[], dict[str, Any]] | None = None
+        self.training: Training | None = None
 
     def answer(self, data: bytes, again: bool) -> dict[str, Any]:
         """What the judge asks for, or what was raised on the way."""
@@ -169,6 +171,32 @@ class Candidate:
 
         self._again = again = run(call, memory, named, emulate)
         return again()
+
+    def do_network(self, emulated: bool, **told: Any) -> dict[str, Any]:
+        """Make the network that `do_step` trains; its implementations are the loaded ones, where named."""
+        self.training = Training(self.implementations, emulated, told)
+        return {"parameters": {n: [w.shape, w.dtype.name] for n, w in self.training.net.params.items()}}
+
+    def do_step(self, x: Any, labels: Any, lr: float) -> dict[str, Any]:
+        """A step of training, without copies of what the candidate gets."""
+        assert self.training
+        images, numbers = self._arrays(x, labels)
+        return self.training.step(images, numbers, lr)
+
+    def do_gradients(self, x: Any, labels: Any, weights: Any, gradients: Any) -> dict[str, Any]:
+        """The gradients of a batch at weights that the judge gives; the training does not notice."""
+        assert self.training
+        given, made = (dict(zip(t, self._arrays(*t.values()))) for t in (weights, gradients))
+        images, numbers = self._arrays(x, labels)
+        return self.training.gradients(images, numbers, given, made)
+
+    def do_weights(self, weights: Any) -> dict[str, Any]:
+        """The weights that the training has reached."""
+        assert self.training
+        return self.training.weights(dict(zip(weights, self._arrays(*weights.values()))))
+
+    def _arrays(self, *places: Any) -> list[Any]:
+        return [_placed(self.shared, place).array for place in places]
 
     def _here(
         self, make: Callable[..., Call], memory: list[Any], options: dict[str, Any], emulate: Any

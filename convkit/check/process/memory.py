@@ -6,6 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +74,13 @@ class Shared:
     def touched(self) -> int:
         """Bytes that the memory takes."""
         return os.fstat(self.fd).st_blocks * 512
+
+    def place(self, array: np.ndarray) -> dict[str, Any]:
+        """Where an array of this memory is, as the other process is told."""
+        return {
+            "block": self.block_of(array),
+            "at": array.ctypes.data - self.start,
+            "shape": array.shape,
+            "dtype": array.dtype.name,
+            "writable": array.flags.writeable,
+        }

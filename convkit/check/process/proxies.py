@@ -257,21 +257,14 @@ class Remote:
 
         def place(array: np.ndarray) -> dict[str, Any]:
             there = array
-            if (block := self.group.shared.block_of(array)) is None:
+            if self.group.shared.block_of(array) is None:
                 there = self.empty(array.nbytes)[: array.nbytes].view(array.dtype).reshape(array.shape)
                 there[...] = array
                 if array.flags.writeable:
                     copies.append((array, there))
-                block = self.group.shared.block_of(there)
                 there.flags.writeable = array.flags.writeable
             kept.append(there)
-            return {
-                "block": block,
-                "at": there.ctypes.data - self.group.shared.start,
-                "shape": there.shape,
-                "dtype": there.dtype.name,
-                "writable": there.flags.writeable,
-            }
+            return self.group.shared.place(there)
 
         kept: list[np.ndarray] = []
         executor = devices.current() if self.device == "cuda" and devices.emulating() else None

@@ -33,7 +33,7 @@ OLDEST = {
 }
 #: Optional packages: (row, distribution, module, extra, what for).
 OPTIONAL = (
-    ("PyTorch", "torch", "torch", "torch", "the comparison with it in `convkit bench`"),
+    ("PyTorch", "torch", "torch", "torch", "convkit.torch, and the comparison with it in `convkit bench`"),
     ("JAX", "jax", "jax", "peers", "the comparison with it in `convkit bench`"),
     ("ONNX", "onnx", "onnx", "onnx", "convkit.onnx"),
     ("ONNX Runtime", "onnxruntime", "onnxruntime", "peers", "the comparison with it in `convkit bench`"),

@@ -14,6 +14,7 @@ from .library import (
     TorchOptionError,
     TorchShapeError,
     array,
+    as_pytorch,
     autocast,
     batched,
     channels_last,
@@ -226,6 +227,7 @@ def _padding(padding: Any, w: torch.Tensor, stride: Ints, dilation: Ints) -> Int
     return [down // 2, down - down // 2, across // 2, across - across // 2]
 
 
+@as_pytorch
 def conv2d(
     input: torch.Tensor,
     weight: torch.Tensor,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "avg_pool2d": ("avgpool2d_fprop", "avgpool2d_dgrad"),
     "linear": ("linear_fprop", "linear_dgrad", "linear_wgrad", "linear_bgrad"),
 }
+F = TypeVar("F", bound=Callable[..., Any])
 #: A user's choice: a name, or a name for each op ("conv2d_dgrad") or pass ("dgrad").
 Impl = str | Mapping[str, str] | None
 
@@ -71,7 +72,9 @@ _ERRORS: dict[type, type] = {
 }
 
 
-def _translated(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_pytorch(function: F) -> F:
+    """Decorator: convkit's errors leave the function as RuntimeErrors too."""
+
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -80,9 +83,11 @@ def _translated(function: Callable[..., Any]) -> Callable[..., Any]:
             kind = _ERRORS.get(type(error))
             if kind is None:
                 raise
-            raise kind(str(error)) from error
+            name = function.__name__
+            text = str(error) if error.op or name.startswith(("_", "<")) else f"{name}: {error}"
+            raise kind(text) from error
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -167,11 +172,11 @@ def define(
         `setup(ctx, inputs, output)` keeps what that needs.
     """
     name = schema.partition("(")[0]
-    kernel = _translated(kernel)
+    kernel = as_pytorch(kernel)
     _LIBRARY.define(schema, tags=_TAGS)
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", _translated(fake), lib=_LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", as_pytorch(fake), lib=_LIBRARY)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=_LIBRARY)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     return Operator(op, kernel, backward, setup)

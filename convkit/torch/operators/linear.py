@@ -7,7 +7,18 @@ from typing import Any
 import torch
 
 from ...ops.linear import linear_bgrad, linear_dgrad, linear_fprop, linear_wgrad
-from .library import Impl, TorchShapeError, array, autocast, chosen, define, empty, name_of, tensor
+from .library import (
+    Impl,
+    TorchShapeError,
+    array,
+    as_pytorch,
+    autocast,
+    chosen,
+    define,
+    empty,
+    name_of,
+    tensor,
+)
 
 
 def _fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, impl: str) -> torch.Tensor:
@@ -105,6 +116,7 @@ _FPROP = define(
 )
 
 
+@as_pytorch
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, impl: Impl = None
 ) -> torch.Tensor:

@@ -7,7 +7,18 @@ from typing import Any
 import torch
 
 from ...ops.lrn import lrn_dgrad, lrn_fprop
-from .library import Impl, TorchShapeError, array, channels_last, chosen, define, empty, name_of, tensor
+from .library import (
+    Impl,
+    TorchShapeError,
+    array,
+    as_pytorch,
+    channels_last,
+    chosen,
+    define,
+    empty,
+    name_of,
+    tensor,
+)
 
 _FAMILY = "local_response_norm"
 _OPTIONS = "int size, float alpha, float beta, float k"
@@ -91,6 +102,7 @@ _FPROP = define(
 )
 
 
+@as_pytorch
 def local_response_norm(
     input: torch.Tensor,
     size: int,

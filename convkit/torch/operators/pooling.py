@@ -14,6 +14,7 @@ from .library import (
     Impl,
     TorchOptionError,
     array,
+    as_pytorch,
     batched,
     channels_last,
     chosen,
@@ -151,6 +152,7 @@ def _half(what: str, window: Ints, padding: Ints, dilation: Ints) -> None:
             )
 
 
+@as_pytorch
 def max_pool2d(
     input: torch.Tensor,
     kernel_size: Any,
@@ -260,6 +262,7 @@ _AVG_FPROP = define(
 )
 
 
+@as_pytorch
 def avg_pool2d(
     input: torch.Tensor,
     kernel_size: Any,

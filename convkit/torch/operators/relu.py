@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...ops.relu import relu_dgrad, relu_fprop
-from .library import Impl, array, channels_last, chosen, define, empty, name_of, tensor
+from .library import Impl, array, as_pytorch, channels_last, chosen, define, empty, name_of, tensor
 
 _NHWC, _BACK = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -62,6 +62,7 @@ _FPROP = define(
 )
 
 
+@as_pytorch
 def relu(input: torch.Tensor, inplace: bool = False, *, impl: Impl = None) -> torch.Tensor:
     """Rectified linear unit, as `torch.nn.functional.relu`.
 

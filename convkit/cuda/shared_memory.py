@@ -1,8 +1,13 @@
-"""`extern __shared__ T name[];` for a host compiler, which has no such thing.
+"""`__shared__` where a host compiler has no such thing.
 
-Each such declaration becomes a constant pointer of that name to the block's dynamic shared memory: as on a
-GPU, all of them begin at one address, whatever their types and wherever they stand. Inside a function that is
-a local variable. At file scope it is another name for the one variable of the runtime that has the address.
+`extern __shared__ T name[];` becomes a constant pointer of that name to the block's dynamic shared memory: as
+on a GPU, all of them begin at one address, whatever their types and wherever they stand. Inside a function
+that is a local variable. At file scope it is another name for the one variable of the runtime that has the
+address.
+
+An array at file scope whose type has constructors, as `__half` has, is declared over bytes: C++ asks for an
+initialiser, CUDA forbids one.
+
 The text is rewritten behind the preprocessor, so that macros and included files are covered.
 """
 
@@ -28,6 +33,11 @@ def found(text: str) -> bool:
     return "extern" in text and _DECLARED.search(text) is not None
 
 
+def helps(log: str) -> bool:
+    """Whether the compiler's complaint is of an array at file scope that `rewritten` would mend."""
+    return bool(re.search("needs dynamic initialization|thread-local variable must be a const", log))
+
+
 def rewritten(text: str) -> str:
     """Preprocessed source with the declarations replaced; lines keep their numbers."""
     inside = _function_scopes(text)
@@ -47,7 +57,28 @@ def rewritten(text: str) -> str:
         model = '__attribute__((tls_model("initial-exec")))'
         return f'extern __thread {model} {declared} __asm__("ckemu_dynamic");{lost}'
 
+    def array(match: re.Match[str]) -> str:
+        local = any(first < match.start() < last for first, last in inside)
+        return match.group() if local else _bytes(match)
+
+    text = _ARRAY.sub(array, text)
+    inside = _function_scopes(text)
     return _DECLARATION.sub(pointer, text)
+
+
+_ARRAY = re.compile(rf"\b{_SHARED}(?P<rest>(?:[^;{{}}=()]|{_NESTED})*);")
+_ARRAY_PARTS = re.compile(r"(?P<type>.*?)\b(?P<name>\w+)\s*(?P<sizes>(?:\[[^\]]+\]\s*)+)", re.DOTALL)
+
+
+def _bytes(match: re.Match[str]) -> str:
+    parts = _ARRAY_PARTS.fullmatch(re.sub(_ALIGNED, " ", match["rest"]))
+    if parts is None or re.search(r"\bextern\b|,", parts["type"]):
+        return match.group()
+    kind, name, sizes = parts["type"].strip(), parts["name"], parts["sizes"].strip()
+    symbol = f'__asm__("convkit_shared_{name}_{match.start()}")'
+    kept = f"static __thread __attribute__((aligned(16), used)) char {name}_bytes[sizeof({kind}[1]{sizes})]"
+    lost = "\n" * match.group().count("\n")
+    return f"{kept} {symbol}; extern __thread {kind} {name}{sizes} {symbol};{lost}"
 
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|[{};]')
