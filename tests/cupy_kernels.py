@@ -31,7 +31,7 @@ def launch(source: str, name: str, grid: tuple, block: tuple, args: tuple, outpu
     arrays = [i for i, value in enumerate(args) if isinstance(value, fake_cupy.ndarray)]
     for i, value in enumerate(args):
         assert not isinstance(value, np.ndarray), f"argument {i} of {name} is host memory"
-        output = i in arrays[len(arrays) - outputs :]
+        output = i in arrays[max(0, len(arrays) - outputs) :]
         parameters.append(Argument(f"argument {i}", None, output=output, reads=output))
         values.append(value.use(write=output) if i in arrays else value)
     three = [(*extent, 1, 1)[:3] for extent in (grid, block)]

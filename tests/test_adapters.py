@@ -10,6 +10,7 @@ import pytest
 import convkit as ck
 from convkit import adapters, registry
 from convkit.arrays import np_dtype
+from convkit.errors import UncheckedWarning
 
 X = np.array([[-2, 0, 3], [1, -1, 5]], np.float32)
 RELU = np.maximum(X, 0)
@@ -98,6 +99,7 @@ def test_torch_over_the_same_memory(dtype, need):
     out = np.empty_like(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch warns of read-only arrays
+        warnings.simplefilter("ignore", UncheckedWarning)
         ck.relu_fprop(x, impl="mine", out=out)
     np.testing.assert_array_equal(out, np.maximum(x, 0))
     assert seen[0][0] is getattr(torch, dtype) and seen[0][2] == out.ctypes.data

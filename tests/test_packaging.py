@@ -286,6 +286,8 @@ def test_wheel(tree, wheel, tmp_path):
         )
         assert "convkit/_native_missing.txt" not in names
     assert any(name.endswith("/LICENSE") for name in names)
+    templates = [path.relative_to(tree).as_posix() for path in tree.rglob("*.template")]
+    assert len(templates) > 50 and set(templates) <= set(names)
     assert {name.partition("/")[0] for name in names} == {
         "convkit",
         f"convkit-{convkit.__version__}.dist-info",

@@ -50,7 +50,7 @@ def _checked(i: Implementation) -> str:
 
 
 def _listed(target: str | None, device: str | None) -> list[Implementation]:
-    if target is None or target in OPS or not (target.endswith((".py", ".cu")) or os.sep in target):
+    if target is None or target in OPS or not (target.endswith((".py", ".cu", ".cpp")) or os.sep in target):
         return implementations(target, device=device, layout=None)
     return [i for i in register(target) if device in (None, i.device)]
 

@@ -206,7 +206,8 @@ def _standing_alone(file: header.KernelFile) -> str:
     code = "\n".join(lines[last + 1 :])
     # A comment that goes on behind the header belongs to the prose.
     code = re.sub(r"\A(//.*\n)+", "", code).lstrip("\n")
-    return re.sub(rf"\b{file.stem}\b", "@STEM@", "\n".join([*head, "", code])) + "\n"
+    # Helpers and further entries are named after the file too.
+    return re.sub(rf"\b{file.stem}(?=_|\b)", "@STEM@", "\n".join([*head, "", code])) + "\n"
 
 
 def _definition(op: str) -> str:

@@ -16,6 +16,7 @@ import convkit as ck
 from convkit import check, devices, explain, new, registry
 from convkit.cli import main
 from convkit.cuda import header
+from convkit.cuda.warnings import warnings_of
 from convkit.op import OPS
 
 EVERY = [(language, op) for language in new.LANGUAGES for op in new.ops_of(language)]
@@ -60,7 +61,9 @@ def test_a_new_relu_passes(language, tmp_path, capsys, compiler):
 @pytest.mark.parametrize("language, op", [one for one in EVERY if one[0] != "cupy"])
 def test_every_template_passes(language, op, tmp_path, capsys, compiler, need):
     _needed(language, need)
-    passes(written(tmp_path, language, op), capsys)
+    # These two change their whole process: a simulator, an interpreter.
+    alone = language in ("numba-cuda", "triton")
+    passes(written(tmp_path, language, op), capsys, *([] if alone else ["--in-process"]))
 
 
 @pytest.mark.parametrize("language", new.LANGUAGES)
@@ -83,6 +86,7 @@ def test_cuda_has_a_text_for_every_op_with_a_kernel(tmp_path):
     for op in new.ops_of("cuda"):
         file = header.read(written(tmp_path, "cuda", op, f"{op}_mine"))
         assert file.name == "mine" and file.header.rank == -1 and file.header.launches
+        assert not warnings_of(file.path), op
 
 
 def test_the_next_step_is_printed(tmp_path, capsys):
