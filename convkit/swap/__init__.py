@@ -106,6 +106,7 @@ def swap(
         If there is nothing to do: no such file, layer or preset, or an op that the network does not have.
     """
     chosen = find_preset(preset)
+    places.require_layer(chosen, layer)
     group = of_file(file, limits or Limits())
     is_kernel = Path(file).suffix == ".cu"
     there = not is_kernel or devices.gpu_found()
@@ -207,7 +208,12 @@ class _Swap:
     def run(self, layer: str | None) -> None:
         report = self.report
         self._progress("looking for its layers", 0, 1)
-        found = places.find(self.net, report.batch, self.chosen, layer)
+        try:
+            found = places.find(self.net, report.batch, self.chosen, layer)
+        except (Lost, Raised, Changed) as error:
+            raised = "raised " if isinstance(error, Raised) else ""
+            report.fault = f"asked whether it takes a problem, it {raised}{_its(error)}"
+            return
         report.places, report.refused = found.names, found.refused
         for name, ops in found.names.items():
             self.net.use(name, **ops)
