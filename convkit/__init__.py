@@ -4,7 +4,17 @@ from . import layers
 from .cpu import threads as _threads  # threadpoolctl's limits hold from the first call on
 from .cuda.emulate import emulate
 from .discovery import register
-from .errors import ConvkitError, DtypeError, NoImplementation, OptionError, OutOfMemory, ShapeError
+from .errors import (
+    ConvkitError,
+    ConvkitWarning,
+    DtypeError,
+    NoImplementation,
+    NotChecked,
+    OptionError,
+    OutOfMemory,
+    ShapeError,
+    UncheckedWarning,
+)
 from .network.alexnet import AlexNet
 from .network.loss import Loss
 from .network.network import Network

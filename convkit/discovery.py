@@ -12,7 +12,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from . import cpu, registry
+from . import cpp, cpu, registry
+from .checked import Sources
 from .cuda import header, prepare
 from .errors import OptionError
 from .paths import kernels_dir
@@ -38,8 +39,8 @@ def register(path: str | Path) -> list[Implementation]:
     Parameters
     ----------
     path : path
-        A kernel file (`.cu`), of which only the header is read; or a Python file that uses
-        `@convkit.implements`, which is executed: load only what you trust.
+        A kernel file (`.cu`) or a C++ file for the CPU (`.cpp`), of which only the header is read; or a
+        Python file that uses `@convkit.implements`, which is executed: load only what you trust.
 
     Returns
     -------
@@ -60,9 +61,11 @@ def register(path: str | Path) -> list[Implementation]:
     registry.builtin()
     if path.suffix == ".cu":
         return [registry.add(replace(prepare.implementation(path), origin=str(path)))]
+    if path.suffix == ".cpp":
+        return [registry.add(replace(cpp.implementation(path), origin=str(path)))]
     if path.suffix != ".py":
         raise OptionError(
-            f"{path.name}: a .cu or a .py file can be registered, not {path.suffix or 'this'!r}"
+            f"{path.name}: a .cu, a .cpp or a .py file can be registered, not {path.suffix or 'this'!r}"
         )
     with registry.whole() as before:
         _execute(path)
@@ -71,13 +74,15 @@ def register(path: str | Path) -> list[Implementation]:
         raise OptionError(
             f"{path.name} registers nothing: decorate a function with @convkit.implements(op, name=...)"
         )
-    return [registry.add(replace(i, origin=str(path))) for i in found]
+    return [
+        registry.add(replace(i, origin=str(path), sources=Sources.of(i.source, str(path)))) for i in found
+    ]
 
 
 def shipped(implementation: Implementation) -> bool:
     """Whether convkit itself brings it."""
-    source = Path(implementation.source) if implementation.source else Path(__file__)
-    return any(source.is_relative_to(folder) for folder in (Path(__file__).parent, kernels_dir()))
+    folders = Path(__file__).parent, kernels_dir()
+    return any(Path(implementation.source).is_relative_to(folder) for folder in folders)
 
 
 def _execute(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import arrays, bound, devices, layouts
+from . import arrays, bound, checked, devices, layouts
 from .arrays import Array
 from .call import Call
 from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
@@ -152,6 +152,7 @@ class Arguments:
             layout=layout,
             flags=given_flags,
         )
+        checked.warn(implementation)
         given = self._outputs(problem, out)
         inputs = tuple(self._input(problem, name) for name in self.op.inputs)
         flags = {name: self._input(problem, name) for name in given_flags}

@@ -48,8 +48,20 @@ class MissingExtra(ConvkitError, ImportError):
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'convkit[{extra}]'")
 
 
+class NotChecked(ConvkitError, ValueError):
+    """An implementation that was to be used only if it has passed the gate, and has not."""
+
+
 class OutOfMemory(ConvkitError, MemoryError):
     """The machine could not provide the memory; the message says how much was asked for."""
+
+
+class ConvkitWarning(UserWarning):
+    """Base of convkit's warnings."""
+
+
+class UncheckedWarning(ConvkitWarning):
+    """An implementation runs that has not passed the gate as it is now: `convkit check`."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> OptionError:

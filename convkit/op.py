@@ -39,6 +39,10 @@ class Problem:
     A subclass has `shapes`: the shape of every tensor that any of its ops reads or writes, by name.
     """
 
+    def __str__(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
     @property
     def shapes(self) -> dict[str, Shape]:
         raise NotImplementedError

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from . import layouts
-from .errors import NoImplementation, OptionError, unknown
+from . import adapters, layouts
+from . import checked as gate
+from .errors import NoImplementation, NotChecked, OptionError, unknown
 from .op import OPS, Problem
 from .options import finite
 
@@ -73,6 +75,8 @@ class Implementation:
         File that it comes from.
     origin : str
         File of the user's that `convkit.register` loaded it from; empty for what was registered otherwise.
+    sources : checked.Sources
+        Its files as they were when it was registered; by default `source` alone.
     """
 
     op: str
@@ -93,10 +97,18 @@ class Implementation:
     compiled: bool = False
     source: str = field(default="", compare=False)
     origin: str = field(default="", compare=False)
+    sources: gate.Sources = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.flags is None:
             object.__setattr__(self, "flags", _flags_taken(self.op, self.run))
+        if self.sources is None:
+            object.__setattr__(self, "sources", gate.Sources.of(self.source))
+
+    @property
+    def checked(self) -> str:
+        """What is known of its check on this engine: "shipped", the day of its pass, or "unchecked"."""
+        return gate.state(self)
 
     @property
     def label(self) -> str:
@@ -118,6 +130,10 @@ class Implementation:
         for flag in flags:
             if flag not in self.flags:
                 return f"does not take {flag}="
+        return self.declines(problem)
+
+    def declines(self, problem: Any) -> str | None:
+        """What `when` says of a problem."""
         reason = self.when(problem) if self.when else None
         if reason is None or (reason and isinstance(reason, str)):
             return reason
@@ -195,16 +211,20 @@ def add(implementation: Implementation) -> Implementation:
 
 
 def implements(
-    op: str, *, name: str, **declared: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    op: str, *, name: str, arrays: str | None = None, returns: bool = False, **declared: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: register a function as an implementation of `op`.
 
     Parameters
     ----------
     op : str
-        Name of the op, such as "conv2d_fprop".
+        Name of the op, such as "conv2d_fprop". `convkit explain OP` says what the function receives.
     name : str
         Name of the implementation: the idea, in a word.
+    arrays : {"torch", "jax"}, optional
+        Library whose arrays the function takes: by default NumPy's, and on a GPU CuPy's. See `adapters`.
+    returns : bool
+        The function is not given the outputs: it returns them, and they are copied.
     **declared
         The further fields of `Implementation`: dtypes, rank, error, when, ...
 
@@ -213,31 +233,40 @@ def implements(
     >>> @ck.implements("relu_fprop", name="mine", rank=-1)
     ... def relu(problem, x, y):
     ...     np.maximum(x, 0, out=y)
+
+    >>> @ck.implements("relu_fprop", name="mine", arrays="jax", returns=True)
+    ... def relu(problem, x):
+    ...     return jnp.maximum(x, 0)
     """
 
-    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin"}
+    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin", "sources"}
     for key in declared:
         if key not in known:
             raise unknown("declaration", key, known)
 
-    def decorate(run: Callable[..., None]) -> Callable[..., None]:
-        source = getattr(run, "__code__", None)
-        _fits(op, run, "workspace" in declared)
-        add(Implementation(op, name, run, source=source.co_filename if source else "", **declared))
+    def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
+        if op not in OPS:
+            raise unknown("op", op, OPS)
+        code, here = getattr(inspect.unwrap(run), "__code__", None), sys._getframe(1).f_code.co_filename
+        source = code.co_filename if code else here  # a compiled function does not say where it is from
+        _fits(op, run, "workspace" in declared, returns)
+        whole = adapters.adapt(op, run, arrays, returns)
+        if arrays is not None:
+            declared.setdefault("missing", lambda: adapters.missing(arrays))
+        sources = gate.Sources.of(source, here)
+        add(Implementation(op, name, whole, source=source, sources=sources, **declared))
         return run
 
     return decorate
 
 
-def _fits(op: str, run: Callable[..., None], workspace: bool) -> None:
+def _fits(op: str, run: Callable[..., Any], workspace: bool, returns: bool) -> None:
     """Refuse a function that cannot be called with the problem, the inputs and the outputs of the op."""
-    if op not in OPS:
-        return  # `add` says which there are
     try:
         signature = inspect.signature(run)
     except (TypeError, ValueError):  # a callable that does not say
         return
-    tensors = ("problem", *OPS[op].inputs, *OPS[op].outputs)
+    tensors = ("problem", *OPS[op].inputs, *(() if returns else OPS[op].outputs))
     options = (*OPS[op].options, *(("workspace",) if workspace else ()))
     try:
         signature.bind(*tensors, **dict.fromkeys(options))
@@ -357,10 +386,21 @@ def _in_order(
 
 @dataclass(frozen=True)
 class Choice:
-    """What `use` has set: names of implementations by op, and the largest declared error."""
+    """What `use` has set.
+
+    Attributes
+    ----------
+    names : tuple of (str, str)
+        Names of implementations by op.
+    max_error : float
+        The largest declared error.
+    checked : bool
+        Whether only what has passed the gate may run.
+    """
 
     names: tuple[tuple[str, str], ...] = ()
     max_error: float = 1e-5
+    checked: bool = False
 
 
 #: The choice where `use` has set none.
@@ -374,16 +414,24 @@ def current_choice() -> Choice:
 
 
 @contextlib.contextmanager
-def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
+def use(*, max_error: float | None = None, checked: bool | None = None, **names: str) -> Iterator[None]:
     """Choose implementations by name inside a `with` block.
 
     Parameters
     ----------
     max_error : float, optional
         Largest declared relative RMS error that dispatch may pick; 1e-5 by default.
+    checked : bool, optional
+        Whether only implementations may run that have passed the gate as they are now, on this engine and in
+        all cases; a quick check is not enough. What convkit ships counts as checked.
     **names
         `op=name`, such as `conv2d_fprop="reference"`. A name that does not fit a problem is an error
         when the op is called, never silently replaced.
+
+    Raises
+    ------
+    NotChecked
+        If `checked`, and one of the names has not passed; the message has the command that checks it.
 
     Examples
     --------
@@ -397,12 +445,29 @@ def use(*, max_error: float | None = None, **names: str) -> Iterator[None]:
         if name not in known:
             raise unknown(f"implementation of {op}", name, known)
     current = _choice.get()
+    if checked is None:
+        checked = current.checked
+    if checked:
+        require_checked(names)
     bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
-    token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound))
+    token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound, checked))
     try:
         yield
     finally:
         _choice.reset(token)
+
+
+def require_checked(names: Mapping[str, str]) -> None:
+    """Refuse a name, by op, of which no implementation has passed the gate in all cases.
+
+    Raises
+    ------
+    NotChecked
+    """
+    for op, name in names.items():
+        reasons = [gate.lacking(i, full=True) for i in implementations(op, layout=None) if i.name == name]
+        if reasons and None not in reasons:
+            raise NotChecked(str(reasons[0]))
 
 
 def select(
@@ -463,6 +528,8 @@ def select(
     reasons = []
     for candidate in candidates:
         reason = candidate.refusal(problem, math, max_error, flags)
+        if reason is None and choice.checked:
+            reason = gate.lacking(candidate, full=True)
         if reason is None:
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")

@@ -40,7 +40,8 @@ def relu(problem, x, y):
 
 relu.calls = 0
 
-# For one layer of a network. Its ReLU then runs alone, no longer as a part of the convolution.
+# For one layer of a network. Its ReLU then runs alone, no longer as a part of the convolution. It has not
+# passed the gate (`convkit check FILE`), so convkit warns where it is first chosen.
 images, labels = rng.standard_normal((2, 3, 32, 32), dtype=np.float32), np.array([3, 7])
 losses = []
 for swapped in (False, True):

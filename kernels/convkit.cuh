@@ -1,7 +1,7 @@
 // convkit.cuh: the few words that kernels share, for NVRTC, nvcc and the emulator alike (no host header).
 //
-//   DYN_SMEM(T, name);       T* name: the block's dynamic shared memory. CUDA's own spelling of it, an
-//                            `extern` array, has no equivalent on a host. Aligned to 16 bytes.
+//   DYN_SMEM(T, name);       T* name: the block's dynamic shared memory, aligned to 16 bytes. CUDA's own
+//                            spelling, `extern __shared__ T name[]`, does as well, with one T for a name.
 //   ceil_div(a, b)           a / b rounded up, for a >= 0 and b > 0
 //   cp_async_16, cp_async_4, cp_async_commit, cp_async_wait<N>    asynchronous copies (ptx.cuh)
 #pragma once

@@ -45,17 +45,25 @@ def test_the_python_of_the_readme_runs(tmp_path, compiler):
     blocks = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
     )
-    assert any("# mine.py" in block for block in blocks)
-    program = "\n".join(block for block in blocks if "# mine.py" not in block)
-    for block in blocks:
-        if "# mine.py" in block:
-            (tmp_path / "mine.py").write_text(block, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    files = {match[1]: block for block in blocks if (match := re.match(r"# (\w+\.py)\n", block))}
+    assert {"mine.py", "swap.py"} <= files.keys()
+    for name, block in files.items():  # each is a program as it stands
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    program = "\n".join(block for block in blocks if block not in files.values())
+
+    def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True, text=True, timeout=300, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run("-c", program)
+    done = run("swap.py", CONVKIT_CACHE=str(tmp_path / "cache"))  # where nothing has passed
+    assert "'mine' (mine.py) has not passed the gate" in done.stderr
+    assert re.search(r"^relu2 +relu_fprop +mine .*unchecked$", done.stdout, re.M)
 
 
 def test_rooms_stand_in_the_order_that_is_tested():

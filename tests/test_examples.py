@@ -15,8 +15,10 @@ EXAMPLES = ROOT / "examples"
 SHOWN = {
     "bench_one_layer": ("lrn_fprop, N = 2, float32", "numba", "ceilings"),
     "import_and_call": ("dw      float64", "a call that is refused says why: conv2d_fprop: w of shape"),
+    "languages": ("C++      passes", "PyTorch  passes", "plain    passes"),
     "numba_candidate": ("lrn_fprop  numba", "passes", "LRN of ones"),
     "run_my_kernel": ("relu_fprop  stride", "passes", "out of bounds", "relu_fprop_too_far.cu:18"),
+    "torch_swap": ("3 layers swapped, 0 left as they are", "as exact", "\nok"),
     "swap": ("reference", "im2col_gemm differs from the reference by", "which ran 1 time(s)"),
 }
 #: The longest that an example may be.

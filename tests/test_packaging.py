@@ -478,7 +478,8 @@ def test_sdist_builds_the_same_wheel(tree, wheel_without_compiler, sdist, tmp_pa
 @in_one_worker
 @pytest.mark.parametrize("mode", ["lenient", "strict", "compat"])
 def test_editable(tree, tmp_path, mode):
-    source = shutil.copytree(tree, tmp_path / "tree")
+    # As a clone is called: a script beside it sees a folder `convkit` first, which is no package.
+    source = shutil.copytree(tree, tmp_path / "convkit")
     interpreter = bare_environment(tmp_path / "venv")
     options = [
         "--no-deps",
@@ -488,7 +489,8 @@ def test_editable(tree, tmp_path, mode):
         f"editable_mode={mode}",
     ]
     run(interpreter, "-m", "pip", "install", *options, "-e", source, cwd=tmp_path, **NO_COMPILER)
-    found = check(run(interpreter, "-c", REPORT, cwd=tmp_path).stdout.strip(), source)
+    (tmp_path / "script.py").write_text(REPORT)
+    found = check(run(interpreter, "script.py", cwd=tmp_path).stdout.strip(), source)
     assert Path(found["file"]).resolve() == source / "convkit" / "__init__.py"
     assert Path(found["kernels"]) == source / "kernels"
     assert "no C++ compiler was found" in found["why"]

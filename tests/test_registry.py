@@ -285,7 +285,7 @@ def test_a_taken_name_is_refused(tmp_path):
     [
         ("none.py", None, "no such file"),
         ("mine.cu", "__global__", "mine.cu: no header"),
-        ("mine", "", r"a \.cu or a \.py file"),
+        ("mine", "", r"a \.cu, a \.cpp or a \.py file"),
         ("empty.py", "", "registers nothing"),
         ("broken.py", "def (", "SyntaxError"),
         ("leaves.py", "raise SystemExit(0)", "SystemExit"),

@@ -16,9 +16,9 @@ import convkit as ck
 PACKAGE = Path(ck.__file__).parent
 #: From above to below: modules and packages of `convkit`. Those of one line may not import each other.
 ORDER = (
-    "__init__ __main__", "layers", "cli", "swap", "train", "bench", "onnx", "check", "network", "discovery",
-    "cuda", "cpu", "ops", "dispatch", "bound", "call", "devices registry", "layouts", "op options", "arrays",
-    "paths", "version errors",
+    "__init__ __main__", "layers", "cli", "swap", "train", "bench", "onnx", "torch", "check", "network",
+    "new", "discovery", "cpp explain", "cuda", "cpu", "ops", "dispatch", "bound", "call", "registry",
+    "checked", "devices", "adapters", "layouts", "op options", "arrays", "paths", "version errors",
 )  # fmt: skip
 #: The rooms of the bench, likewise.
 BENCH = (
@@ -140,10 +140,10 @@ def test_the_check_sees_what_it_is_for(kind, monkeypatch):
 
 
 def test_an_op_is_named_in_its_own_rooms():
-    """Average pooling, which no layer uses: its own file, its implementations, the face, and ONNX."""
+    """Average pooling, which no layer uses: its file, its implementations, the face, and the neighbours."""
     found = defaultdict(list)
     for name, path in KNOWN.items():
         if "avgpool2d" in path.read_text(encoding="utf-8"):
             found[room(name)].append(name)
-    assert found.keys() <= {"ops", "cpu", "__init__", "onnx"}, dict(found)
+    assert found.keys() <= {"ops", "cpu", "__init__", "onnx", "torch"}, dict(found)
     assert found["ops"] == ["convkit.ops.avgpool2d"]

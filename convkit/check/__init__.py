@@ -17,17 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checked
 from ..cuda.emulate import emulate
 from ..devices import emulating, gpu_found
-from ..errors import unknown
+from ..errors import OptionError, unknown
 from ..op import OPS, Problem
 from ..options import integer
 from ..registry import Implementation, implementations
 from . import process, sizes
 from .attempt import FIRST, Question, attempt
 from .cases import Case, all_cases, cases, random_cases, varied
+from .explain import blocks, summary
+from .faults import LACKING
+from .like import like
 from .network import check_step
 from .process import Contained, Limits, Lost
+from .rerun import Sanitizer
 from .verdicts import Verdict, judge, judge_launch
 
 __all__ = [
@@ -35,10 +40,12 @@ __all__ = [
     "Limits",
     "Question",
     "Verdict",
+    "blocks",
     "cases",
     "check",
     "check_step",
     "judge",
+    "like",
     "random_cases",
     "summary",
 ]
@@ -125,8 +132,12 @@ def check_these(
     limits: Limits | None = None,
     shipped_too: bool = False,
     printed: Callable[[str, str], None] | None = None,
+    only: str = "",
+    more: Sequence[Case] = (),
 ) -> list[Verdict]:
     """Put these implementations through the gate; see `check`.
+
+    `only`: of all cases those with this text in their name, which is `Verdict.case`. `more`: further cases.
 
     Without `limits` they run in this process. `shipped_too`: those that convkit ships are put into another
     process as well. `printed` is called with the name of each process's file and what the process printed,
@@ -134,8 +145,10 @@ def check_these(
     """
     printed = printed or print_apart
     # Copies: what they declare before they first run, they are held to.
-    chosen = [replace(i) for i in chosen]
-    asked = {"quick": quick, "seed": seed, "progress": progress, "random": random}
+    chosen = given = [replace(i) for i in chosen]
+    asked = {
+        "quick": quick, "seed": seed, "progress": progress, "random": random, "only": only, "more": more,
+    }  # fmt: skip
     with contextlib.ExitStack() as stack:
         if not emulating() and not gpu_found() and any(i.device == "cuda" for i in chosen):
             stack.enter_context(emulate())
@@ -146,9 +159,11 @@ def check_these(
         passed: list[Asked] = []
         verdicts = list(in_turn(chosen, passed=passed, **asked))  # type: ignore[arg-type]
         verdicts += _second_look(groups, passed, seed)
-        for i in chosen:
+        for i, registered in zip(chosen, given, strict=True):
             mine = [v for v in verdicts if (v.op, v.implementation, v.device) == (i.op, i.label, i.device)]
-            verdicts += _about_the_rest(i, mine, seed)
+            verdicts += (rest := _about_the_rest(i, mine, seed))
+            if not only or any(not v.ok for v in mine):  # some cases tell of a fault, not of a pass
+                checked.record(registered, [*mine, *rest], quick=quick or random is not None)
         for group in groups:
             group.close()
             if text := group.printed():
@@ -163,19 +178,24 @@ def print_apart(name: str, text: str) -> None:
     print(f"\n{name} printed:\n{textwrap.indent(text.rstrip(), '  | ', lambda line: True)}", file=sys.stderr)
 
 
+#: The case of a verdict on all that was not run any more.
+REST = "the remaining cases"
+
+
 def _about_the_rest(i: Implementation, mine: list[Verdict], seed: int) -> list[Verdict]:
     """A verdict on cases that were not run, where that is more than single ones."""
     blank = Verdict(*(i.op, i.label, "all cases", i.dtypes[0], False), device=i.device, seed=seed)
     group = process.group_of(i)
     if group is not None and group.stopped:
-        case = "the remaining cases" if mine else "loading"
+        case = REST if mine else "before the first case"
         return [replace(blank, case=case, reason=f"not run: {group.why_stopped}", contained=True)]
     if not all(v.declined or v.unrun for v in mine):
         return []
-    why = f": {mine[0].reason}" if mine else ""
-    lacks = i.missing is not None and bool(mine) and i.missing() is not None
+    lacking = [v for v in mine if v.missing]
+    lacks, why = bool(lacking), f": {(lacking or mine)[0].reason}" if mine else ""
     reason = f"not one case could be run, so nothing is known about it{why}"
-    return [replace(blank, ok=lacks, reason=reason, declined=lacks, contained=group is not None)]
+    lack = {"ok": lacks, "declined": lacks, "missing": lacks}
+    return [replace(blank, reason=reason, contained=group is not None, **lack)]  # type: ignore[arg-type]
 
 
 #: Cases of each implementation that are asked once more in a new process.
@@ -224,6 +244,8 @@ def in_turn(
     progress: Progress | None = None,
     random: int | None = None,
     passed: list[Asked] | None = None,
+    only: str = "",
+    more: Sequence[Case] = (),
 ) -> Iterator[Verdict]:
     """The verdicts of `check_these` as they are found, case by case, so that a caller may stop early.
 
@@ -234,10 +256,17 @@ def in_turn(
         by_op.setdefault(implementation.op, []).append(implementation)
     plan: list[Item] = []
     for op, group in by_op.items():
+        for case in more:
+            plan += _with_dtypes(case, group, None) if case.op == op else []
         for index, case in enumerate(all_cases(op, quick=quick, seed=seed, random=random)):
             plan += _with_dtypes(case, group, index if quick or case.sized else None)
         for implementation in group:
             plan += _its_own(implementation, quick, seed, random)
+    if only:
+        plan = [item for item in plan if only in str(item[0].of(item[1]))]
+        if not plan:
+            raise OptionError(f"no case has {only!r} in its name, with this seed and these options")
+    sanitizer, hopeless = Sanitizer(), _Hopeless()
     for done, (case, dtype, group) in enumerate(plan):
         if progress:
             progress(done, len(plan), f"{case.op}, {case.name}")
@@ -248,14 +277,37 @@ def in_turn(
         taken = not case.unrun and any(_takes(i, case) for i in group)
         question = Question.of(case, dtype, seed) if taken else Question(case, {}, {}, {})
         for i in group:
-            if _stopped(i):  # since just now: it shares its process with another one
+            if _stopped(i) or hopeless(i, dtype):  # since just now: it may share its process with another one
                 continue
-            verdict = judge_launch(i, case) if case.unrun else judge(i, question)
+            if case.unrun:
+                verdict = judge_launch(i, case)
+            else:
+                verdict = hopeless.seen(i, sanitizer.look(i, question, judge(i, question)), case)
             if passed is not None and verdict.ok and not verdict.declined and not case.unrun:
                 passed.append(Asked(i, case, dtype))
             yield replace(verdict, seed=seed, contained=process.group_of(i) is not None)
     if progress:
         progress(len(plan), len(plan), "")
+
+
+class _Hopeless:
+    """Kernels that do not compile in a dtype: what one case has shown need not be shown by a hundred."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], bool] = {}
+
+    def __call__(self, i: Implementation, dtype: str) -> bool:
+        return self._found.get((i.op, i.label, i.device, dtype), False)
+
+    def seen(self, i: Implementation, verdict: Verdict, case: Case) -> Verdict:
+        """Take note of the verdict on a case; the first one that has run something decides."""
+        if (verdict.declined and not verdict.missing) or case.problem.empty:
+            return verdict
+        bad = verdict.kind in ("compile error", *LACKING)
+        if self._found.setdefault((i.op, i.label, i.device, verdict.dtype), bad) and bad:
+            more = f"the other cases in {verdict.dtype} were not tried"
+            return replace(verdict, reason=f"{verdict.reason}\n{more}")
+        return verdict
 
 
 def _stopped(implementation: Implementation) -> bool:
@@ -316,33 +368,6 @@ def _takes(implementation: Implementation, case: Case, any_dtype: bool = False) 
         return implementation.refusal(case.problem, implementation.math, flags=case.flags) is None
     except Exception:
         return True  # judge() says what it raised
-
-
-def summary(verdicts: Iterable[Verdict]) -> str:
-    """A table with a row for each implementation: cases passed, worst error, verdict."""
-    from tabulate import tabulate
-
-    rows: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        rows.setdefault((verdict.op, verdict.implementation), []).append(verdict)
-    table: list[list[Any]] = []
-    for (op, name), mine in rows.items():
-        run = [v for v in mine if not v.declined]
-        passed = sum(v.ok for v in run)
-        wide = [v for v in run if v.dtype == "float32"] or run  # 16-bit storage alone brings a ratio near 1
-        rms = max((v.rms for v in wide if v.rms == v.rms), default=float("nan"))
-        table.append(
-            [
-                *(op, name, f"{passed}/{len(run)}", len(mine) - len(run) or ""),
-                f"{max((v.ratio for v in wide), default=0):.3g}" if run else "",
-                f"{rms:.1e}" if rms == rms else "",
-                "not run" if not run else "passes" if passed == len(run) else "FAILS",
-            ]
-        )
-    headers = ["op", "implementation", "passed", "declined", "error/bound", "rms", "verdict"]
-    return tabulate(
-        table, headers, disable_numparse=True, colalign=("left",) * 2 + ("right",) * 4 + ("left",)
-    )
 
 
 #: Work that the counting emulator does in some seconds.

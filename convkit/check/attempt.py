@@ -24,8 +24,8 @@ from ..registry import Implementation
 from . import inputs as fill
 from .cases import Case
 from .device import Twins
-from .faults import Changed, Lost, Raised
-from .guarded import LARGE, NAN, SMALL, Guarded
+from .faults import LACKING, Lost, Misdeclared, Raised, kind_of
+from .guarded import GUARD, LARGE, NAN, SMALL, Guarded
 from .tolerance import Expected, expected
 
 #: Bands around inputs and outputs by the setting's (`None`: that one): numbers of either sign, and no
@@ -77,6 +77,7 @@ class Setting:
     poison: int = NAN
     scratch: int = NAN
     aligned: bool = True
+    guard: int = GUARD
 
     def around(self, number: int, output: bool) -> int:
         """The band of a tensor, the how-manieth input or output it is."""
@@ -93,12 +94,17 @@ SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
 class Run:
     """The outputs of a run, and what the implementation did that it must not (empty: nothing).
 
-    `kind` is that of the `KernelError` that it raised, if it did.
+    `kind` is that of what it raised, if it raised something (`faults.kind_of`).
     """
 
     outputs: dict[str, np.ndarray]
     fault: str = ""
     kind: str = ""
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the fault is that something is not there, rather than wrong."""
+        return self.kind in LACKING
 
 
 def attempt(
@@ -159,12 +165,12 @@ def attempt(
                 _run_on_gpu(call, given, taken, scratch)
             else:
                 call.run()
-        except Lost as error:
+        except (Lost, Misdeclared) as error:
             return Run({}, str(error))
         except Raised as error:
             return Run({}, f"raised {error}", error.kind)
         except (Exception, SystemExit) as error:
-            return Run({}, "raised " + last_line(error), error.kind if isinstance(error, KernelError) else "")
+            return Run({}, "raised " + last_line(error), kind_of(error))
     fault = _trespass(question, given, taken, scratch, inplace)
     return Run({name: memory.get() for name, memory in taken.items()}, fault)
 
@@ -183,6 +189,7 @@ def _memory(
             aligned=setting.aligned,
             layout=layouts.of(implementation.layout, name),
             empty=_source(implementation),
+            guard=setting.guard,
         )
 
     given = {
@@ -243,7 +250,7 @@ def _trespass(
 
 def last_line(error: BaseException) -> str:
     """An error in one line, with the line that raised it: the candidate's, if that is known."""
-    if isinstance(error, (Lost, Raised, Changed)):
+    if isinstance(error, (Lost, Raised, Misdeclared)):
         return str(error)
     if isinstance(error, KernelError):  # it says where in the kernel
         return f"KernelError: {error}"

@@ -7,7 +7,8 @@ each is tried in every dtype that the implementation declares (a `heavy` one in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,31 @@ class Case:
     def of(self, dtype: str) -> Case:
         """The same case in another dtype."""
         return replace(self, problem=replace(self.problem, dtype=dtype))  # type: ignore[call-arg]
+
+    @property
+    def rectified(self) -> bool:
+        """Whether the inputs that are a ReLU's output look like it: in every other case."""
+        return len(self.name) % 2 == 1
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is special about it, as plain values for JSON.
+
+        The problem's numbers and texts, the options and flags by their names, "b is None" and the like for
+        each optional input, and "data" for how the inputs are filled.
+        """
+        problem, op = self.problem, OPS[self.op]
+        own = {f.name: getattr(problem, f.name) for f in fields(problem)}
+        found: dict[str, Any] = {k: v for k, v in own.items() if isinstance(v, (int, float, str))}
+        found |= {k: v for k, v in problem.scalars().items() if k not in found}
+        found |= {k: v for k, v in self.options.items() if isinstance(v, (bool, int, float, str))}
+        found |= {f"{name} is None": name in self.absent for name in op.optional}
+        found |= {name: self.flags.get(name, "not given") for name in op.flags}
+        for name in (op.inputs[0], op.outputs[0]):
+            found[f"elements of {name}"] = prod(problem.shape(name))
+        if op.rectified:
+            found["an input is rectified"] = self.rectified
+        return {**found, "data": self.fill, "case": self.name}
 
 
 def cases(op: str) -> Iterator[Case]:

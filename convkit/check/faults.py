@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ..errors import ConvkitError
+from ..cuda.launch import KernelError
+from ..errors import ConvkitError, MissingExtra
+
+#: Kinds of errors that say nothing about a candidate: what the machine or the emulator lacks.
+LACKING = ("unsupported", "no compiler", "missing package")
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of a `KernelError`; "missing package" of a `MissingExtra`; else nothing."""
+    if isinstance(error, MissingExtra):
+        return "missing package"
+    return error.kind if isinstance(error, KernelError) else ""
 
 
 class Lost(ConvkitError):
@@ -15,7 +26,7 @@ class Raised(ConvkitError):
     Attributes
     ----------
     kind : str
-        Of a `KernelError`: its kind; else empty.
+        As `kind_of` says it.
     """
 
     def __init__(self, text: str, kind: str = "") -> None:
@@ -23,5 +34,5 @@ class Raised(ConvkitError):
         self.kind = kind
 
 
-class Changed(ConvkitError):
-    """A candidate that says of a problem first one thing and then another."""
+class Misdeclared(ConvkitError):
+    """What a candidate declares of a problem and cannot be so; the message is whole."""

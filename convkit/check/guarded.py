@@ -12,6 +12,8 @@ from ..arrays import np_dtype
 
 #: Bytes before and behind each tensor: a row, or a small plane.
 GUARD = 16 * 1024
+#: The same, to see where a write goes that misses these bands and spoils whatever else is there.
+WIDE = 4 * 2**20
 NAN, LARGE, SMALL = 0xFF, 0x5A, 0x40
 
 
@@ -31,14 +33,15 @@ class Guarded:
         aligned: bool = True,
         layout: layouts.Layout = layouts.NCHW,
         empty: Callable[[int], np.ndarray] | None = None,
+        guard: int = GUARD,
     ) -> None:
         kind = np_dtype(dtype)
         self.layout, self.shape = layout, shape
         shape = layout.physical(shape)
         size = prod(shape) * kind.itemsize
-        whole = size + 2 * GUARD + 128
+        whole = size + 2 * guard + 128
         self.raw = raw = np.empty(whole, np.uint8) if empty is None else empty(whole)
-        self.start = start = GUARD + -(raw.ctypes.data + GUARD) % 64 + (0 if aligned else kind.itemsize)
+        self.start = start = guard + -(raw.ctypes.data + guard) % 64 + (0 if aligned else kind.itemsize)
         self.before, self.bytes, self.behind = raw[:start], raw[start : start + size], raw[start + size :]
         self.before.fill(band)
         self.behind.fill(band)

@@ -105,6 +105,6 @@ def values(case: Case, name: str, rng: np.random.Generator) -> np.ndarray:
     if own is not None:
         return own
     value = _normal(shape, rng, case.heavy)
-    if name in op.rectified and len(case.name) % 2:  # in every other case
+    if name in op.rectified and case.rectified:
         np.maximum(value, 0, out=value)
     return value

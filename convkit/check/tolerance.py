@@ -181,6 +181,8 @@ class Comparison:
         RMS of the errors over the RMS of the reference; NaN where there is nothing to measure.
     index : tuple of int, optional
         The worst element.
+    wrong : ndarray of bool, optional
+        Which elements are wrong, where some are.
     """
 
     reason: str
@@ -189,6 +191,7 @@ class Comparison:
     index: tuple[int, ...] | None = None
     got: float = float("nan")
     wanted: float = float("nan")
+    wrong: Array | None = None
 
 
 def compare(name: str, got: Array, want: Expected, implementation: Implementation, op: str) -> Comparison:
@@ -299,6 +302,7 @@ def _worst(name: str, got: Array, want: Expected, wrong: Array, error: Array, bo
         index,
         float(y[index]),
         float(value[index]),
+        wrong,
     )
 
 

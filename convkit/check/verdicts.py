@@ -15,7 +15,7 @@ any input's. The implementation runs several times:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ from ..registry import Implementation
 from . import sizes
 from .attempt import FIRST, SECOND, Question, Run, attempt, bits, last_line
 from .cases import Case
-from .faults import Changed, Lost
-from .guarded import LARGE, NAN, SMALL
-from .tolerance import Comparison, compare, kept
+from .elements import Place, look
+from .faults import Lost, Misdeclared
+from .guarded import LARGE, NAN, SMALL, WIDE
+from .tolerance import Comparison, compare, expected, kept
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class Verdict:
         Of the inputs and the random problems; `convkit check --seed` asks the same again.
     contained : bool
         It ran in a process of its own.
+    kind : str
+        What kind of error it raised, where that is a `KernelError`: "compile error", "out of bounds", ...
+    missing : bool
+        It was not run because this machine, or the emulator, lacks what it needs; `declined` too.
+    facts : dict
+        What is special about the case, as plain values: see `Case.facts`.
+    places : tuple of Place
+        The wrong elements of each output.
+    sanitized : bool
+        Every access to memory was watched: races, bounds, uninitialised reads.
+    line : str
+        What that has found, file and line first.
     """
 
     op: str
@@ -79,12 +92,25 @@ class Verdict:
     unrun: bool = False
     seed: int = 0
     contained: bool = False
+    kind: str = ""
+    missing: bool = False
+    facts: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    places: tuple[Place, ...] = ()
+    sanitized: bool = False
+    line: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """ "passes", "FAILS", "declines", or "not run" where the machine or the emulator lacks something."""
+        if not self.ok:
+            return "FAILS"
+        return "not run" if self.missing else "declines" if self.declined else "passes"
 
     def __str__(self) -> str:
-        word = "declines" if self.declined else "passes" if self.ok else "FAILS"
         drawn = "" if self.ok else f" (seed {self.seed})"
-        return f"{self.op} {self.implementation!r} {word} {self.dtype}, {self.case}{drawn}" + (
-            f"\n    {self.reason}" if self.reason else ""
+        found = [*self.reason.splitlines(), *self.line.splitlines()]
+        return f"{self.op} {self.implementation!r} {self.outcome} {self.dtype}, {self.case}{drawn}" + "".join(
+            f"\n    {row}" for row in found
         )
 
     def asdict(self) -> dict[str, Any]:
@@ -98,12 +124,13 @@ def judge_launch(implementation: Implementation, case: Case) -> Verdict:
         *(case.op, implementation.label, str(case), case.problem.dtype, True),  # type: ignore[attr-defined]
         device=implementation.device,
         unrun=True,
+        facts=case.facts,
     )
     refusal, fault = _refusal(implementation, case)
     if fault:
         return replace(blank, ok=False, reason=fault)
     if refusal:
-        return replace(blank, declined=True, reason=refusal)
+        return replace(blank, declined=True, missing=_missing(implementation), reason=refusal)
     fault = sizes.launch_fault(implementation, case.problem)
     return replace(blank, ok=not fault, reason=fault)
 
@@ -114,7 +141,7 @@ def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, st
         first, second = (
             implementation.refusal(case.problem, implementation.math, flags=case.flags) for _ in range(2)
         )
-    except Changed as error:
+    except Misdeclared as error:
         return None, str(error)
     except Lost as error:
         return None, f"asked whether it takes the problem, {error}"
@@ -123,6 +150,14 @@ def _refusal(implementation: Implementation, case: Case) -> tuple[str | None, st
     if first != second:
         return None, f"its `when` gave {first!r} and then {second!r} for the same problem"
     return first, ""
+
+
+def _missing(implementation: Implementation) -> bool:
+    """Whether this machine lacks what it needs."""
+    try:
+        return implementation.missing is not None and implementation.missing() is not None
+    except Exception:
+        return False
 
 
 def judge(implementation: Implementation, question: Question) -> Verdict:
@@ -137,6 +172,7 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
     blank = Verdict(
         *(case.op, implementation.label, str(case), problem.dtype, True),  # type: ignore[attr-defined]
         device=implementation.device,
+        facts=case.facts,
     )
     refusal, fault = _refusal(implementation, case)
     if fault:
@@ -144,29 +180,42 @@ def judge(implementation: Implementation, question: Question) -> Verdict:
     if not refusal and case.sized and emulating():
         refusal = sizes.too_many_threads(implementation, problem)
     if refusal:
-        return replace(blank, declined=True, reason=refusal)
+        return replace(blank, declined=True, missing=_missing(implementation), reason=refusal)
 
     first = attempt(implementation, question, FIRST, first_on=question.others)
+    if first.lacks:
+        return replace(blank, declined=True, missing=True, reason=first.fault, kind=first.kind)
     if first.fault:
-        return replace(blank, ok=False, reason=first.fault)
+        return replace(blank, ok=False, reason=first.fault, kind=first.kind)
     second = attempt(implementation, question, SECOND)
     if second.fault:
-        return replace(blank, ok=False, reason=second.fault)
+        return replace(blank, ok=False, reason=second.fault, kind=second.kind)
     if reason := _unwritten(first, second):
-        return replace(blank, ok=False, reason=reason)
+        return replace(blank, ok=False, reason=reason, places=_unwritten_places(first, second))
     if not _same(first, second):
-        return replace(blank, ok=False, reason=_why_different(implementation, question, first, second))
+        return replace(
+            blank,
+            ok=False,
+            reason=_why_different(implementation, question, first, second),
+            places=_different_places(first, second),
+        )
 
-    found: list[Comparison] = []
+    found: dict[str, Comparison] = {}
     for name, want in question.wanted.items():
-        found.append(compare(name, first.outputs[name], want, implementation, case.op))
-    worst = max(found, key=lambda c: (bool(c.reason), c.ratio))
-    rms = max((c.rms for c in found if not np.isnan(c.rms)), default=float("nan"))
+        found[name] = compare(name, first.outputs[name], want, implementation, case.op)
+    worst = max(found.values(), key=lambda c: (bool(c.reason), c.ratio))
+    rms = max((c.rms for c in found.values() if not np.isnan(c.rms)), default=float("nan"))
     blank = replace(
         blank, ratio=worst.ratio, rms=rms, index=worst.index, got=worst.got, expected=worst.wanted
     )
     if worst.reason:
-        return replace(blank, ok=False, reason=worst.reason + _hint(implementation, question, first))
+        reason = "\n".join(c.reason for c in found.values() if c.reason)
+        return replace(
+            blank,
+            ok=False,
+            reason=reason + _hint(implementation, question, first),
+            places=_wrong_places(question, first, found),
+        )
     if reason := _moved(question, first):
         return replace(blank, ok=False, reason=reason)
     if not case.heavy and not problem.empty:
@@ -209,24 +258,62 @@ def _same(a: Run, b: Run) -> bool:
     return all(_first_difference(a, b, name) is None for name in a.outputs)
 
 
-def _first_difference(a: Run, b: Run, name: str) -> tuple[int, ...] | None:
+def _differ(a: Run, b: Run, name: str) -> np.ndarray:
+    """Which elements have other bits, in a row."""
     x, y = a.outputs[name], b.outputs[name]
-    differ = bits(x) != bits(y)
+    differ: np.ndarray = bits(x) != bits(y)
     if differ.any() and x.dtype.kind not in "iu":
         differ &= ~(np.isnan(x) & np.isnan(y)).reshape(-1)
+    return differ
+
+
+def _first_difference(a: Run, b: Run, name: str) -> tuple[int, ...] | None:
+    differ = _differ(a, b, name)
     if not differ.any():
         return None
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(differ)), x.shape))
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(differ)), a.outputs[name].shape))
+
+
+def _untouched(first: Run, second: Run, name: str) -> np.ndarray:
+    """Which elements hold the poison after both runs, in a row."""
+    size = first.outputs[name].dtype.itemsize
+    a, b = bits(first.outputs[name]), bits(second.outputs[name])
+    left: np.ndarray = (a == int.from_bytes(bytes([NAN]) * size, "little")) & (
+        b == int.from_bytes(bytes([SMALL]) * size, "little")
+    )
+    return left
+
+
+def _unwritten_places(first: Run, second: Run) -> tuple[Place, ...]:
+    return tuple(
+        look(name, array, None, _untouched(first, second, name).reshape(array.shape), "which are not written")
+        for name, array in first.outputs.items()
+    )
+
+
+def _different_places(first: Run, second: Run) -> tuple[Place, ...]:
+    return tuple(
+        look(name, array, None, _differ(first, second, name).reshape(array.shape), "which are not repeatable")
+        for name, array in first.outputs.items()
+    )
+
+
+def _wrong_places(question: Question, run: Run, found: dict[str, Comparison]) -> tuple[Place, ...]:
+    """The wrong elements of each output; nothing where the RMS error of a whole output is what is wrong."""
+    if any(c.reason and c.wrong is None for c in found.values()):
+        return ()
+    places = []
+    for name, comparison in found.items():
+        got = run.outputs[name]
+        wrong = np.zeros(got.shape, bool) if comparison.wrong is None else comparison.wrong
+        places.append(look(name, got, question.wanted[name].value, wrong.reshape(got.shape)))
+    return tuple(places)
 
 
 def _unwritten(first: Run, second: Run) -> str:
     """Elements that hold the poison after both runs."""
     for name, array in first.outputs.items():
-        size = array.dtype.itemsize
-        a, b = bits(array), bits(second.outputs[name])
-        left = (a == int.from_bytes(bytes([NAN]) * size, "little")) & (
-            b == int.from_bytes(bytes([SMALL]) * size, "little")
-        )
+        left = _untouched(first, second, name)
         if left.any():
             index = np.unravel_index(int(np.argmax(left)), array.shape)
             where = f"{name}[{', '.join(str(int(i)) for i in index)}]"
@@ -244,9 +331,11 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
     for _ in range(3):
         again = attempt(implementation, question, FIRST, first_on=question.others)
         if again.fault or not _same(first, again):
+            if far := _far(implementation, question):
+                return f"{far}: {values}"
             return f"is not deterministic: the same inputs gave different results, {values}"
-    if _is_kept(implementation, question, first):
-        return f"returns the result of an earlier call, on other inputs: {values}"
+    if kind := _is_kept(implementation, question, first):
+        return f"{kind}: {values}"
     if not _same(first, attempt(implementation, question, FIRST)):
         return f"depends on an earlier call: {values}"
     for change, meaning in (
@@ -262,24 +351,46 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
     return f"gave different results for the same inputs: {values}"
 
 
+def _far(implementation: Implementation, question: Question) -> str:
+    """Whether it writes or reads far outside its tensors, beyond the usual guard bands."""
+    wide = [attempt(implementation, question, replace(FIRST, guard=WIDE, band=b)) for b in (NAN, NAN, LARGE)]
+    if fault := next((run.fault for run in wide if run.fault.startswith("wrote outside")), ""):
+        return fault
+    if any(run.fault for run in wide) or not _same(wide[0], wide[1]):
+        return ""
+    return "" if _same(wide[0], wide[2]) else "reads far outside its inputs"
+
+
 def _hint(implementation: Implementation, question: Question, first: Run) -> str:
     """What else is known about a wrong result."""
     other = attempt(implementation, question, replace(FIRST, band=0), first_on=question.others)
     if not other.fault and not _same(first, other):
         return " (it reads outside its inputs: other bands around them change the result)"
-    if _is_kept(implementation, question, first):
-        return " (it is the result of an earlier call, on other inputs)"
+    if kind := _is_kept(implementation, question, first):
+        return f" (it {kind})"
     return ""
 
 
-def _is_kept(implementation: Implementation, question: Question, first: Run) -> bool:
-    """Whether the first run's outputs are those of the inputs before, which were others."""
+def _is_kept(implementation: Implementation, question: Question, first: Run) -> str:
+    """Whether the first run's outputs are those of the inputs before, which were others; and why."""
     values = np.concatenate([a.astype(np.float64).reshape(-1) for a in first.outputs.values()])
     values = values[np.isfinite(values) & (values != 0)]
     if not values.size or (values.size > 1 and (values == values[0]).all()):
-        return False  # as good as nothing
+        return ""  # as good as nothing
+    if _equal(question.inputs, question.others):
+        return ""
     before = attempt(implementation, replace(question, inputs=question.others), FIRST)
-    return not before.fault and _same(first, before) and not _equal(question.inputs, question.others)
+    if before.fault or not _same(first, before):
+        return ""
+    # What was kept is the right answer to those inputs; what never looked at any is the answer to none.
+    case = question.case
+    wanted = expected(case.op, case.problem, question.others, case.options)
+    if all(
+        not compare(name, first.outputs[name], want, implementation, case.op).reason
+        for name, want in wanted.items()
+    ):
+        return "is the result of an earlier call, on other inputs"
+    return "does not depend on its inputs: others give the same result"
 
 
 def _equal(a: Tensors, b: Tensors) -> bool:

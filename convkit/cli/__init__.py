@@ -19,7 +19,10 @@ from ..errors import ConvkitError
 from ._output import check_paths
 
 #: The order of the commands in the help; others follow in the order of the alphabet.
-_ORDER = ("alexnet", "bench", "verify", "compare", "report", "check", "list", "source", "doctor")
+_ORDER = (
+    "alexnet", "bench", "verify", "compare", "report", "new", "check", "list", "explain", "source", "ptx",
+    "sass", "doctor",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
-from collections.abc import Collection, Sequence
+import shlex
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cuda.emulate import emulate
+from ..cuda.warnings import warnings_text
 from ..discovery import register
-from ..errors import OptionError, unknown
+from ..errors import ConvkitError, OptionError, unknown
 from ..op import OPS
 from ..options import integer
 from ..registry import Implementation, implementations
 from ._output import case_bar
+from ._watch import watch
 
 if TYPE_CHECKING:
     from ..check import Limits, Verdict
+    from ..check.explain import Commands
 
-#: Failures of one implementation that are printed.
-_SHOWN = 3
+#: Implementations of which those that pass get a block too.
+_FEW = 3
 
 
 def add(commands: Any) -> None:
@@ -37,8 +43,8 @@ def add(commands: Any) -> None:
         "targets",
         nargs="*",
         metavar="op|implementation|file",
-        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu) "
-        "or Python file (.py) that registers some; by default all that the CPU backend has",
+        help="what to check: an op, an implementation (sliding, lrn_fprop_sliding), or a kernel file (.cu), "
+        "C++ file (.cpp) or Python file (.py) that registers some; by default all that the CPU backend has",
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
@@ -57,6 +63,15 @@ def add(commands: Any) -> None:
     option(
         "--seed", type=int, help="of inputs and random geometries (default: a fresh one, which is printed)"
     )
+    option(
+        "--like",
+        action="append",
+        default=[],
+        metavar="N,C,H,W[,K,R,S][,stride=2,pad=1,...]",
+        help="your own sizes, as further cases; may be repeated",
+    )
+    option("--case", metavar="TEXT", default="", help="only the cases with this text in their name")
+    option("--watch", action="store_true", help="check the file again whenever it is saved; Ctrl-C ends it")
     option("--json", metavar="PATH", help="write every verdict to this file")
     option(
         "--timeout",
@@ -81,7 +96,35 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what was named; 1 where something fails."""
+    """Check what was named; 1 where something fails, or where there is no verdict."""
+    if not args.watch:
+        return _once(args)[0]
+    files = _files(args.targets)
+    if not files or args.counters or args.json:
+        raise OptionError("--watch takes a file that is checked, and neither --counters nor --json")
+    if args.seed is None:  # the same questions each time, so that what changes is the file's doing
+        from .. import check
+
+        args.seed = check.fresh_seed()
+    before: list[Verdict] = []
+
+    def once(changed: list[str]) -> int:
+        if changed:
+            print(f"\n{'=' * 80}\n{', '.join(changed)} changed, {time.strftime('%H:%M:%S')}")
+        try:
+            status, verdicts = _once(args)
+        except ConvkitError as error:  # a file that is half written; the next one may do
+            print(f"convkit check: {error}")
+            return 2
+        if before and verdicts:
+            print(_since(before, verdicts))
+        before[:] = verdicts
+        return status
+
+    return watch(files, once)
+
+
+def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
     from .. import check
 
     emulated = args.emulate or args.sanitize or args.counters
@@ -93,13 +136,15 @@ def run(args: argparse.Namespace) -> int:
             chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu", limits, stack)
         except check.Lost as error:
             print(f"FAILS: {error}")
-            return 1
+            return 1, []
         if args.counters:
-            return _count([i for i in chosen if i.device == "cuda"])
+            return _count([i for i in chosen if i.device == "cuda"]), []
         return _check(args, chosen, limits)
 
 
-def _check(args: argparse.Namespace, chosen: Sequence[Implementation], limits: Limits | None) -> int:
+def _check(
+    args: argparse.Namespace, chosen: Sequence[Implementation], limits: Limits | None
+) -> tuple[int, list[Verdict]]:
     from .. import check
 
     seed = check.fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
@@ -108,25 +153,103 @@ def _check(args: argparse.Namespace, chosen: Sequence[Implementation], limits: L
     if target is not None and not target.resolve().parent.is_dir():
         raise OptionError(f"--json: there is no folder {target.resolve().parent}")
     quick = args.quick or args.sanitize
+    more = [case for text in args.like for case in check.like(text, [i.op for i in chosen])]
     verdicts = check.check_these(
-        chosen, quick=quick, seed=seed, progress=case_bar(), limits=limits, shipped_too=True
+        chosen,
+        quick=quick,
+        seed=seed,
+        progress=case_bar(),
+        limits=limits,
+        shipped_too=True,
+        only=args.case,
+        more=more,
     )
-    failed = [v for v in verdicts if not v.ok]
+    status = _status(verdicts, named=bool(args.targets))
     if args.json:
         plain = {"seed": seed, "quick": quick, "verdicts": [_plain(v) for v in verdicts]}
         text = json.dumps(plain, indent=1) + "\n"
         if target is None:
             print(text, end="")
-            return 1 if failed else 0
+            return status, verdicts
         target.write_text(text, encoding="utf-8")
     print(check.summary(verdicts))
-    _print_failures(failed)
-    if not args.sanitize and any(i.device == "cuda" for i in chosen):
-        print("\nraces between threads were not looked for: --sanitize does")
-    judged = sum(not v.declined for v in verdicts)
-    declined = f", {len(verdicts) - judged} declined" if len(verdicts) > judged else ""
-    print(f"\n{judged - len(failed)} of {judged} passed{declined}; seed {seed}{', quick' if quick else ''}")
-    return 1 if failed else 0
+    few = len(check.explain.by_implementation(verdicts)) <= _FEW
+    if text := check.blocks(verdicts, _commands(args, chosen), passing=few):
+        print(f"\n{text}")
+    if warned := warnings_text(args.targets):
+        print(f"\n{warned}")
+    if loose := {f"{v.op} {v.implementation}": None for v in verdicts if not v.contained}:
+        print(f"\nnot contained, ran in this process: {', '.join(loose)}")
+    print(f"\n{_total(verdicts)}; seed {seed}{', quick' if quick else ''}")
+    return status, verdicts
+
+
+def _status(verdicts: Sequence[Verdict], named: bool) -> int:
+    """0 where something was judged and nothing failed; what was named must have been judged, all of it."""
+    from ..check import explain
+
+    if any(not v.ok for v in verdicts):
+        return 1
+    groups = explain.by_implementation(verdicts).values()
+    judged = [mine for mine in groups if explain.outcome(mine) == "passes"]
+    if not judged or (named and not all(explain.complete(mine) for mine in groups)):
+        return 1
+    return 0
+
+
+def _total(verdicts: Sequence[Verdict]) -> str:
+    run = [v for v in verdicts if not v.declined]
+    text = f"{sum(v.ok for v in run)} of {len(run)} passed" if run else "no verdict"
+    for word in ("declines", "not run"):
+        if count := sum(v.outcome == word for v in verdicts):
+            text += f", {count} {'declined' if word == 'declines' else word}"
+    return text
+
+
+def _since(before: Sequence[Verdict], now: Sequence[Verdict]) -> str:
+    """What has changed since the last time."""
+
+    def states(verdicts: Sequence[Verdict]) -> dict[tuple[str, ...], str]:
+        return {(v.op, v.implementation, v.dtype, v.case): v.outcome for v in verdicts}
+
+    old, new = states(before), states(now)
+    mended = [key for key, word in new.items() if word == "passes" and old.get(key) == "FAILS"]
+    broken = [key for key, word in new.items() if word == "FAILS" and old.get(key) != "FAILS"]
+    if not mended and not broken:
+        return "since the last time: the same cases pass and fail"
+    parts = [f"{len(mended)} more pass"] if mended else []
+    if broken:
+        *_, dtype, case = broken[0]
+        parts.append(f"{len(broken)} fail that did not, such as {dtype}, {case}")
+    return f"since the last time: {'; '.join(parts)}"
+
+
+def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Callable[[Verdict], Commands]:
+    """What may be typed about an implementation, by one of its verdicts."""
+    from ..check.explain import Commands
+
+    given = {f"--{name}": getattr(args, name) for name in ("cuda", "emulate", "sanitize", "quick")}
+    words = [name for name, on in given.items() if on]
+    likes = " ".join(f"--like {shlex.quote(text)}" for text in args.like)
+    files = {str(Path(path).resolve()): path for path in _files(args.targets)}
+    sources = {(i.op, i.label, i.device): (i.origin or i.source, _whole(i)) for i in chosen}
+    swap = importlib.util.find_spec(f"{__package__}.swap") is not None
+
+    def of(verdict: Verdict) -> Commands:
+        source, name = sources[verdict.op, verdict.implementation, verdict.device]
+        path = files.get(str(Path(source).resolve())) if source else None
+        if path is None and len(files) == 1:
+            (path,) = files.values()
+        target = shlex.quote(path) if path is not None else name
+        return Commands(target, " ".join(words), likes, file=path is not None, swap=swap)
+
+    return of
+
+
+def _files(targets: Sequence[str]) -> list[str]:
+    """Those of the targets that are files."""
+    found = [t for t in targets if t.endswith((".py", ".cu", ".cpp")) or os.sep in t or Path(t).is_file()]
+    return list(dict.fromkeys(found))
 
 
 def _chosen(
@@ -138,12 +261,12 @@ def _chosen(
 
     A name that the device does not know may be that of a CUDA kernel, which needs no option then.
     """
-    files = [t for t in targets if t.endswith((".py", ".cu")) or os.sep in t or Path(t).is_file()]
+    files = _files(targets)
     wanted = {t for t in targets if t not in files}
     ops = {t for t in wanted if t in OPS}
     impls = wanted - ops
     if files:
-        pool = [i for path in dict.fromkeys(files) for i in _of_file(path, limits, stack)]
+        pool = [i for path in files for i in _of_file(path, limits, stack)]
     else:
         pool = implementations(device=device, layout=None)
         others = {name for name in impls if not any(_named(i, {name}) for i in pool)}
@@ -189,18 +312,6 @@ def _named(implementation: Implementation, names: Collection[str]) -> bool:
 def _whole(implementation: Implementation) -> str:
     """The name with the op in front: the stem of a kernel file."""
     return f"{implementation.op}_{implementation.name}"
-
-
-def _print_failures(failed: Sequence[Verdict]) -> None:
-    shown: dict[tuple[str, str], int] = {}
-    for verdict in failed:
-        key = verdict.op, verdict.implementation
-        shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= _SHOWN:
-            print(f"\n{verdict}")
-    for (op, name), count in shown.items():
-        if count > _SHOWN:
-            print(f"\n{op} {name!r}: {count - _SHOWN} more cases fail; --json PATH writes all of them")
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

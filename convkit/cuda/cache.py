@@ -13,11 +13,12 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from ..paths import cache_folders
 
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished build's folder may be removed
 
@@ -78,17 +79,7 @@ class Cache:
         raise OSError("convkit finds no folder that it may write to; set CONVKIT_CACHE to one")
 
     def _folders(self) -> Iterator[Path]:
-        if self._given is not None:
-            yield self._given
-        elif os.environ.get("CONVKIT_CACHE"):
-            yield Path(os.environ["CONVKIT_CACHE"]).expanduser().absolute()  # compilers run in another folder
-        else:
-            base = os.environ.get("XDG_CACHE_HOME", "")
-            with contextlib.suppress(RuntimeError):  # no home at all
-                yield (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "convkit"
-        shared = Path(tempfile.gettempdir(), f"convkit-{os.getuid()}")
-        if _is_ours(shared):
-            yield shared
+        return cache_folders(self._given)
 
     @staticmethod
     def _find(folder: Path, key: str, suffix: str) -> Path | None:
@@ -124,17 +115,6 @@ def _digest(path: Path) -> str:
 def _make_private(folder: Path) -> None:
     """Entries are code that will run: no other user may put one there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder among the temporary files is this user's alone, or free to be made."""
-    try:
-        status = folder.lstat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _sweep(folder: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..paths import kernels_dir
+from . import dynamic_shared
 from .cache import Cache, key_of
 from .host_compiler import (
     RUNTIME_FLAGS,
@@ -36,6 +38,7 @@ from .host_compiler import (
     run,
 )
 from .launch import Argument, KernelError
+from .unsupported import judged
 
 __all__ = ["Argument", "Counter", "Function", "KernelError", "available", "compile"]
 
@@ -103,6 +106,8 @@ class _Spec(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("unit", ctypes.c_int32),
         ("arguments", ctypes.c_int32),
+        ("guards", ctypes.POINTER(ctypes.c_uint64)),
+        ("guard_count", ctypes.c_uint64),
     ]
 
 
@@ -165,6 +170,8 @@ def _runtime(folder: Path, compiler: tuple[str, str]) -> tuple[ctypes.CDLL, Path
         ctypes.POINTER(ctypes.c_uint64),
     ]
     library.ckemu_counters.argtypes = [ctypes.POINTER(_Row), ctypes.c_int]
+    library.ckemu_printed.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
+    library.ckemu_printed.restype = ctypes.c_uint64
     return library, path
 
 
@@ -185,7 +192,8 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
     Raises
     ------
     KernelError
-        The source does not compile (with the first error and its place), or there is no compiler.
+        The source does not compile (with the first error and its place), or there is no compiler. The kind
+        is "unsupported" where the source is right and the emulator lacks what it uses.
     """
     compiler = find_compiler(os.environ.get("CXX"))
     folder = _folder()
@@ -194,39 +202,38 @@ def compile(source: str, entry: str, *, include: Sequence[Path] = (), check: boo
     # The entry is declared where it stands; a name that is not there fails in this line, not in the user's.
     unit = f'{source}\n#line 1 "convkit_entry"\nCONVKIT_ENTRY({entry})\n'
     flags = kernel_flags(compiler, check=check)
-    files = included(f'#include "cuda.hpp"\n{source}', [folder, folder / "shim", *folders])
+    files = included(
+        f'#include "cuda.hpp"\n{source}', [folder, folder / "shim", kernels_dir() / "std", *folders]
+    )
+    own = [text for path, text in files.items() if kernels_dir() not in path.parents]
+    dynamic = any(
+        dynamic_shared.found(text) for text in (source, *(t.decode("utf-8", "replace") for t in own))
+    )
     key = key_of(
         [*compiler, *flags, processor(), runtime_file.name, unit]
         + [part for path in sorted(files) for part in (str(path.name), files[path])]
+        + ([Path(dynamic_shared.__file__).read_bytes()] if dynamic else [])
     )
 
     def build(path: Path) -> None:
         text, object_file = path.with_suffix(".cpp"), path.with_suffix(".o")
         text.write_text(unit, encoding="utf-8")
-        search = [f"-I{p.resolve()}" for p in (folder / "shim", *folders)]
         # Paths in debug information are those of #line, not of the folder where this happens to be built.
-        here = f"-fdebug-prefix-map={path.parent}=."
-        run(
-            [
-                compiler[0],
-                *flags,
-                here,
-                *search,
-                "-include",
-                folder / "cuda.hpp",
-                "-c",
-                text.name,
-                "-o",
-                object_file,
-            ],
-            path.parent,
-        )
+        command = [compiler[0], *flags, f"-fdebug-prefix-map={path.parent}=."]
+        search = [f"-I{p.resolve()}" for p in (folder / "shim", kernels_dir() / "std", *folders)]
+        search += ["-include", str(folder / "cuda.hpp")]
+        if dynamic:
+            plain = path.with_suffix(".ii")
+            run([*command, *search, "-E", text.name, "-o", plain], path.parent)
+            plain.write_text(dynamic_shared.rewritten(plain.read_text(encoding="utf-8")), encoding="utf-8")
+            text, search = plain, []
+        run([*command, *search, "-c", text.name, "-o", object_file], path.parent)
         run([compiler[0], "-shared", object_file, runtime_file, "-o", path, "-lm"], path.parent)
 
     try:
         path = Cache().get(f"{re.sub('[^A-Za-z0-9_]', '_', entry)[:64]}-{key}", build)
     except CompilerFailed as error:
-        raise compile_error(str(error), entry, folder) from None
+        raise judged(compile_error(str(error), entry, folder), source, folders) from None
     return Function(entry, path, runtime, compiler[0], folder, check)
 
 
@@ -301,7 +308,7 @@ class Function:
         try:
             self._module = ctypes.CDLL(str(path))
         except OSError as error:
-            raise self._error(f"uses what the emulator does not have: {error}", "compile error") from None
+            raise self._error(f"uses what the emulator does not have: {error}", "unsupported") from None
         self._entry = ctypes.cast(self._module.convkit_entry, ctypes.c_void_p).value
         self._anchor = ctypes.cast(self._module.convkit_anchor, ctypes.c_void_p).value
         self._parameters: list[tuple[int, int]] = []  # bytes; 0 by value, 1 a pointer, 2 a pointer to const
@@ -310,6 +317,9 @@ class Function:
             self._parameters.append((size, pointer.value))
         self._unit = 4
         self._counters: list[Counter] = []
+        #: What device printf wrote in the last launch, block by block.
+        self.printed = ""
+        self._guards = self._shared_guards() if check else []
 
     def launch(
         self,
@@ -359,6 +369,8 @@ class Function:
         spec.seeded, spec.seed = seed is not None, (seed or 0) & (2**64 - 1)
         spec.threads = 1 if self.check else max(1, threads or len(os.sched_getaffinity(0)))
         spec.arguments = len(arguments)
+        guards = (ctypes.c_uint64 * len(self._guards))(*self._guards)
+        spec.guards, spec.guard_count = guards, len(self._guards)
         with _launching:
             while True:
                 spec.unit = self._unit
@@ -371,7 +383,11 @@ class Function:
                 break
             if counters and not failed:
                 self._counters = self._read_counters()
+            self.printed = self._read_printed()
         del keep
+        if self.printed:  # also what a kernel that failed has printed; a GPU writes to stdout as well
+            sys.stdout.write(self.printed)
+            sys.stdout.flush()
         if failed:
             raise self._describe(report, low, arguments, timeout)
         for argument in arguments:
@@ -571,17 +587,36 @@ class Function:
         """The __shared__ variable at an offset, as far as the library's symbols tell."""
         if space == -3:
             return f"dynamic shared memory at byte {offset}"
+        for first, size, variable in self._symbols():
+            if first <= offset < first + size and "::" in variable:
+                return f"{variable} (shared memory) at byte {offset - first}"
+        return f"shared memory at byte {offset}"
+
+    def _shared_guards(self) -> list[int]:
+        """Offsets of the guard variables of __shared__ arrays whose type has constructors, such as __half."""
+        if b"_ZGV" not in self._path.read_bytes():
+            return []
+        return [first for first, _, name in self._symbols() if name.startswith("guard variable for")]
+
+    def _symbols(self) -> list[tuple[int, int, str]]:
+        """Offset, bytes and name of each variable in the library."""
         tool = self._addr2line.with_name("nm")
         name = str(tool) if tool.is_file() else shutil.which("nm")
-        if name:
-            shown = subprocess.run(
-                [name, "-SC", str(self._path)], capture_output=True, text=True, check=False
-            ).stdout
-            for start, size, variable in re.findall(r"^(\w+) (\w+) [bBdD] (.*)$", shown, re.MULTILINE):
-                first = int(start, 16)
-                if first <= offset < first + int(size, 16) and "::" in variable:
-                    return f"{variable} (shared memory) at byte {offset - first}"
-        return f"shared memory at byte {offset}"
+        if not name:
+            return []
+        shown = subprocess.run(
+            [name, "-SC", str(self._path)], capture_output=True, text=True, check=False
+        ).stdout
+        found = re.findall(r"^(\w+) (\w+) [bBdD] (.*)$", shown, re.MULTILINE)
+        return [(int(start, 16), int(size, 16), variable) for start, size, variable in found]
+
+    def _read_printed(self) -> str:
+        size = self._runtime.ckemu_printed(None, 0)
+        if not size:
+            return ""
+        buffer = ctypes.create_string_buffer(size)
+        self._runtime.ckemu_printed(buffer, size)
+        return buffer.raw.decode("utf-8", "replace")
 
     def _read_counters(self) -> list[Counter]:
         rows = (_Row * 65536)()

@@ -145,6 +145,34 @@ def read(path: Path) -> KernelFile:
         raise OptionError(f"{path.name}: {error}") from None
 
 
+#: Keys of the header that say how a kernel is launched: a function of the host's has none of them.
+LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune")
+
+
+def read_host(path: Path) -> KernelFile:
+    """Read a C++ file for the CPU: its header is a kernel's without what is said of launches.
+
+    Raises
+    ------
+    OptionError
+        Names the file and the line or key at fault.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path.name} cannot be read: {error}") from None
+    try:
+        block = _block(source)
+        for key in LAUNCHED:
+            if key in block:
+                raise OptionError(
+                    f"{key!r} is for CUDA kernels: a C++ function is called once, with all arrays"
+                )
+        return KernelFile(path, _header(path.stem, {**block, "grid": ["1"], "block": ["1"]}), source)
+    except OptionError as error:
+        raise OptionError(f"{path.name}: {error}") from None
+
+
 def _block(source: str) -> dict[str, Any]:
     """The TOML block, as a dict; an error in it names the line of the file."""
     lines = source.splitlines()

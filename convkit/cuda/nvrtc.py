@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConvkitError, MissingExtra
+from ..errors import ConvkitError, MissingExtra, OptionError
 from ..paths import kernels_dir
 from .cache import Cache, key_of
 
@@ -83,7 +83,8 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
     arch : str
         Such as "sm_90a".
     include : sequence of Path
-        Folders searched before `kernels/` and CUDA's own headers.
+        Folders searched before `kernels/`, `kernels/std/` (headers of the C++ library, of which NVRTC has
+        none) and CUDA's own headers.
     name : str
         For messages.
 
@@ -94,18 +95,54 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
     MissingExtra
         If the wheels are not installed.
     """
-    core, folders = _toolchain()
-    paths = [*map(str, include), str(kernels_dir()), *folders]
+    core, paths = _folders(arch, include)
     options = core.ProgramOptions(std="c++17", arch=arch, include_path=paths, ptxas_options="-v")
     log = _Log()
     try:
         program = core.Program(source, "c++", options)
         cubin = program.compile("cubin", logs=log)
     except Exception as error:
-        text = (log.text or str(error)).strip()
-        first = next((line for line in text.splitlines() if "error" in line), text.splitlines()[0])
-        raise CompileError(f"{name} does not compile for {arch}: {first}\n{text}") from None
+        raise _refused(name, arch, log.text or str(error)) from None
     return Cubin(bytes(cubin.code), log.text)
+
+
+def compile_ptx(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> str:
+    """The PTX of a translation unit; parameters and errors as of `compile_cubin`."""
+    _, paths = _folders(arch, include)
+    # Not by cuda-core, which asks the driver whether it could load the PTX, and fails where there is none.
+    from cuda.bindings import nvrtc
+
+    flags = ["--std=c++17", f"--gpu-architecture={arch}", *(f"--include-path={path}" for path in paths)]
+    error, program = nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], [])
+    if error:
+        raise CompileError(f"{name}: NVRTC failed: {nvrtc.nvrtcGetErrorString(error)[1].decode()}")
+    try:
+        (error,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        if error:
+            log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+            nvrtc.nvrtcGetProgramLog(program, log)
+            text = log.decode(errors="replace").replace("\0", "").strip()
+            raise _refused(name, arch, text or nvrtc.nvrtcGetErrorString(error)[1].decode())
+        made = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
+        nvrtc.nvrtcGetPTX(program, made)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return made.rstrip(b"\0").decode()
+
+
+def _folders(arch: str, include: Sequence[Path]) -> tuple[Any, list[str]]:
+    """cuda-core's module, and the folders of headers."""
+    core, folders = _toolchain()
+    if not re.fullmatch(r"sm_\d+[af]?", arch):
+        raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
+    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
+
+
+def _refused(name: str, arch: str, text: str) -> CompileError:
+    """The error of a text that does not compile, with the first line that says so in front."""
+    text = text.strip()
+    first = next((line for line in text.splitlines() if "error" in line), text.splitlines()[0])
+    return CompileError(f"{name} does not compile for {arch}: {first}\n{text}")
 
 
 def cached_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> bytes:
@@ -126,6 +163,7 @@ def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:
     core, _ = _toolchain()
     folders = dict.fromkeys((*include, kernels_dir()))
     headers = [path for folder in folders for path in sorted(folder.glob("*.cuh"))]
+    headers += sorted((kernels_dir() / "std").iterdir())
     parts = [source, arch, core.__version__, version()]
     return key_of([*parts, *(part for path in headers for part in (path.name, path.read_bytes()))])
 

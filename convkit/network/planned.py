@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import arrays, registry
 from ..arrays import Array
-from ..errors import OptionError, ShapeError, unknown
+from ..checked import lacking
+from ..errors import NotChecked, OptionError, ShapeError, unknown
 from ..op import Shape
 from ..options import integer
 from ..registry import MATH
@@ -70,6 +71,9 @@ class Planned:
     #: The hooks; see `Network`.
     on_gradient: Callable[[str, Any], None] | None
     before_update: Callable[[Parameters, Any], bool | None] | None
+
+    #: The choices for a layer that must have passed the gate: (layer, op).
+    _checked: frozenset[tuple[str, str]] = frozenset()
 
     def _forget_plans(self) -> None:
         self._plans = PlanCache(self._plan_memory)
@@ -141,7 +145,7 @@ class Planned:
     def _like_params(self) -> dict[str, Array]:
         return {name: arrays.zeros(w.shape, self.dtype, self.device) for name, w in self.params.items()}
 
-    def use(self, layer: str, **names: str | None) -> None:
+    def use(self, layer: str, *, checked: bool = False, **names: str | None) -> None:
         """Choose implementations by name for one layer; `convkit.use` does so for all layers.
 
         It holds from the next call on. It counts before `convkit.use`.
@@ -150,6 +154,9 @@ class Planned:
         ----------
         layer : str
             Name of a layer.
+        checked : bool
+            Whether these implementations must have passed the gate as they are now, in all cases, on the
+            engine of the network. They are asked now, and again whenever they are planned.
         **names
             `op=name`, such as `conv2d_fprop="mine"`; None removes a choice. A name that does not fit the
             layer's problem is an error when the network is planned. A fused op (`linear_dgrad_wgrad_sgd`)
@@ -159,6 +166,8 @@ class Planned:
         ------
         OptionError
             For a layer, op or implementation that is not known, and for an op that the layer does not use.
+        NotChecked
+            If `checked`, and one of them has not passed; the message has the command that checks it.
 
         Examples
         --------
@@ -176,9 +185,15 @@ class Planned:
                 found = sorted({i.name for i in registry.implementations(op, layout=None)})
                 if name not in found:
                     raise unknown(f"implementation of {op}", name, found)
+        if checked:
+            registry.require_checked({op: name for op, name in names.items() if name is not None})
         with self._turn:
             chosen = {**self._names.get(layer, {}), **names}
             self._names[layer] = {op: name for op, name in chosen.items() if name is not None}
+            self._checked -= {(layer, op) for op in names}
+            if checked:
+                self._checked |= {(layer, op) for op, name in names.items() if name is not None}
+                self._plans = PlanCache(self._plan_memory)  # those that there are were not asked
 
     # -- plans ----------------------------------------------------------------------------------------
     def plan(self, batch: int) -> Plan:
@@ -208,4 +223,10 @@ class Planned:
                 self.layers, (batch, *self.input_shape), self.num_classes, self.dtype, self.device,
                 self.math, self._names,
             )  # fmt: skip
-            return Plan(program, self.layers, self.params, self.grads, self.velocities, self.device)
+            plan = Plan(program, self.layers, self.params, self.grads, self.velocities, self.device)
+        for call in plan.calls() if self._checked else ():
+            layers = {part.partition(".")[0] for part in call.layer.split("+")}
+            asked = any((layer, call.op.name) in self._checked for layer in layers)
+            if asked and (reason := lacking(call.implementation, full=True)):
+                raise NotChecked(reason)
+        return plan

@@ -20,6 +20,9 @@ class Elementwise(Problem):
     dims: Shape
     dtype: str = "float32"
 
+    def __str__(self) -> str:
+        return f"x{self.dims}"
+
     @property
     def size(self) -> int:
         return prod(self.dims)

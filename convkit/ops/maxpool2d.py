@@ -131,8 +131,8 @@ def maxpool2d_fprop(
     y : array, (N, C, P, Q)
         A window with a NaN gives NaN; one that sees padding alone, as a dilated one can, -inf.
     argmax : array of uint8, (N, C, P, Q)
-        Position of the maximum in its window, r*S + s; of equal ones the first. uint16 or uint32 where
-        the window has more than 256 or 65,536 taps.
+        Position of the maximum in its window, r*S + s; of equal ones the first, and of NaNs too; 0 where
+        the window sees padding alone. uint16 or uint32 where the window has more than 256 or 65,536 taps.
     """
     a = Arguments("maxpool2d_fprop", x=x)
     problem = Pool2d.of(

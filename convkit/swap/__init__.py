@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import devices, registry
-from ..check.faults import Changed, Lost, Raised
+from ..check.faults import Lost, Misdeclared, Raised
 from ..check.network import verdicts_of_step
 from ..check.process import Contained, Limits, of_file
 from ..check.process.training import emulated as as_emulated
@@ -134,7 +134,7 @@ def swap(
         report.declared = max(i.error for i in found)
         try:
             _Swap(report, group, chosen_ones, progress, go_on).run(layer)
-        except (Lost, Raised, Changed) as error:
+        except (Lost, Raised, Misdeclared) as error:
             report.fault = report.fault or str(error)
     return _with_prints(report, group)
 
@@ -210,13 +210,13 @@ class _Swap:
         self._progress("looking for its layers", 0, 1)
         try:
             found = places.find(self.net, report.batch, self.chosen, layer)
-        except (Lost, Raised, Changed) as error:
+        except (Lost, Raised, Misdeclared) as error:
             raised = "raised " if isinstance(error, Raised) else ""
             report.fault = f"asked whether it takes a problem, it {raised}{_its(error)}"
             return
         report.places, report.refused = found.names, found.refused
         for name, ops in found.names.items():
-            self.net.use(name, **ops)
+            self.net.use(name, checked=False, **ops)
         report.calls = self._compare(0, "comparing the calls of a step")
         if any(not v.ok for v in report.calls) and not self.go_on:
             return
@@ -283,7 +283,7 @@ class _Swap:
                 answer = run.step(self.report.lr)
                 if run is runs[1] and not answer["finite"]:
                     return bool(self.go_on)
-        except (Lost, Raised, Changed) as error:
+        except (Lost, Raised, Misdeclared) as error:
             raised = "raised " if isinstance(error, Raised) else ""
             self.report.fault = f"in training step {number} it {raised}{_its(error)}"
             return False

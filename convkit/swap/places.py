@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..check.faults import Changed, Lost, Raised
+from ..check.faults import Lost, Misdeclared, Raised
 from ..errors import ConvkitError, OptionError, unknown
 from ..network.alexnet import AlexNet
 from ..network.plan.fusion import ops_of
@@ -60,7 +60,7 @@ def find(net: AlexNet, batch: int, chosen: Mapping[str, Implementation], layer: 
     ------
     OptionError
         Where no candidate can stand anywhere.
-    Lost, Raised, Changed
+    Lost, Raised, Misdeclared
         What a candidate does when it is asked.
     """
     graph = lower(net.layers, (batch, *net.input_shape), net.num_classes, net.dtype)
@@ -87,7 +87,7 @@ def _refusal(net: AlexNet, batch: int, layer: str, candidate: Implementation) ->
         op, name = candidate.op, candidate.name
         if (layer, op, name) in _runs(net, batch, {layer: {op: name}}):
             return None
-    except (Lost, Raised, Changed):
+    except (Lost, Raised, Misdeclared):
         raise
     except ConvkitError as error:
         lines = [line.strip() for line in str(error).splitlines()]

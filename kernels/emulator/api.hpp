@@ -60,6 +60,14 @@ void ckemu_copy_commit(void);
 void ckemu_copy_wait(unsigned groups_in_flight);
 
 void* ckemu_dynamic_shared(void);
+// The same as a variable: what `extern __shared__ T name[]` becomes (emulator.py) is declared as this symbol.
+#if defined(CONVKIT_EMULATOR_RUNTIME)
+extern __thread __attribute__((tls_model("initial-exec"))) void* ckemu_dynamic;
+#endif
+// A count that grows with every call, for clock() and its like; `passed` is added to it first.
+unsigned long long ckemu_clock(unsigned passed);
+// Keeps a line of device printf for after the launch.
+int ckemu_printf(const char* format, ...);
 // In check mode: an access by an atomic operation, told before it is made.
 void ckemu_atomic(const void* at, unsigned bytes, const char* file, int line);
 [[noreturn]] void ckemu_fail(const char* kind, const char* text, const char* file, int line);

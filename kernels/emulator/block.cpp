@@ -21,6 +21,7 @@ CONVKIT_TLS uint3 threadIdx;
 CONVKIT_TLS uint3 blockIdx;
 CONVKIT_TLS uint3 blockDim;
 CONVKIT_TLS uint3 gridDim;
+CONVKIT_TLS void* ckemu_dynamic;
 }
 
 #if !defined(CONVKIT_UCONTEXT)
@@ -141,11 +142,14 @@ void all_ready(Worker& w) {
   leave(w);
 }
 
+void stop_here(Worker& w) {
+  if (__builtin_expect(!w.launch->stop.load(std::memory_order_relaxed), 1)) return;
+  if (w.launch->timeout) timed_out(w);
+  leave(w);
+}
+
 static Thread* pick(Worker& w) {
-  if (__builtin_expect(w.launch->stop.load(std::memory_order_relaxed), 0)) {
-    if (w.launch->timeout) timed_out(w);
-    leave(w);
-  }
+  stop_here(w);
   for (uint32_t i = 0; i < 16; ++i) {
     if (!w.ready[i]) continue;
     const uint32_t bit = static_cast<uint32_t>(__builtin_ctzll(w.ready[i]));
@@ -270,6 +274,7 @@ static void run_block(Worker& w, uint64_t index) {
   w.arrived = 0;
   w.left = launch.threads;
   w.barriers = 0;
+  w.clock = 0;
   w.random = launch.seed * 0x9e3779b97f4a7c15ull + index;
   for (uint32_t i = 0; i < launch.threads; ++i) {
     Thread& t = w.threads[i];
@@ -295,6 +300,7 @@ static void run_block(Worker& w, uint64_t index) {
 
 void run_blocks(Worker& w) {
   Launch& launch = *w.launch;
+  ckemu_dynamic = w.dynamic_shared;
   blockDim = launch.block;
   gridDim = launch.grid;
   if (w.threads.size() < launch.threads) w.threads.resize(launch.threads);

@@ -1,10 +1,11 @@
 // What kernels call and what is not of a warp (warp.cpp): block barriers, dynamic shared memory, asynchronous
-// copies, atomics, assertions.
+// copies, atomics, assertions, clocks, printf.
 //
 // Block barriers compare the places in the source that threads wait at, and never let a block go on with
 // threads missing: a GPU may get through either, or hang. Asynchronous copies poison their destination when
 // they are issued and deliver when they are waited for, as late as the ISA allows; their source is touched
 // at once, so that a bad address shows where it is written.
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 
@@ -46,6 +47,37 @@ int ckemu_barrier(int kind, int predicate, const char* file, int line) {
   wait(w, t);
   t.state = State::Ready;
   return w.barrier_result;
+}
+
+// The same counts in every run: a loop that waits by the clock ends, but measures nothing.
+unsigned long long ckemu_clock(unsigned passed) {
+  Worker& w = *worker;
+  stop_here(w);
+  return w.clock += 32ull + passed;
+}
+
+// Formatted before anything is locked: a bad pointer behind %s is a fault of the kernel's, which leaves from
+// there. Returns the bytes, where CUDA returns the number of arguments.
+int ckemu_printf(const char* format, ...) {
+  constexpr size_t most = 1 << 20;
+  Worker& w = *worker;
+  stop_here(w);
+  char text[2048];
+  va_list arguments;
+  va_start(arguments, format);
+  const int bytes = vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  if (bytes <= 0) return bytes;
+  const size_t length = strlen(text);
+  Launch& launch = *w.launch;
+  std::lock_guard<std::mutex> lock(launch.print);
+  if (launch.printed_bytes + length > most) {
+    launch.dropped_bytes += length;
+  } else {
+    launch.printed_bytes += length;
+    launch.printed.emplace_back(w.block_index, text);
+  }
+  return bytes;
 }
 
 void* ckemu_dynamic_shared(void) { return worker->dynamic_shared; }

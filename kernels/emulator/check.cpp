@@ -265,6 +265,15 @@ void check_block(Worker& w) {
   Shadow& s = *w.shadow;
   s.first = ++s.epoch;
   s.starts.push_back({s.first, w.block_index});
+  if (!w.launch->guards.empty()) {  // as if written before a barrier
+    for (const size_t at : w.launch->guards) {
+      for (size_t i = 0; i < 8; i += w.launch->unit) {
+        if (at + i < w.fixed_bytes)
+          s.fixed.cells[(at + i) / w.launch->unit].write = Access{s.first, 0, 0, 0, 0};
+      }
+    }
+    ++s.epoch;
+  }
   for (uint32_t i = 0; i < w.launch->threads; ++i) {
     memset(w.threads[i].clock, 0, sizeof(w.threads[i].clock));
     w.threads[i].clock[i & 31] = 1;

@@ -3,14 +3,16 @@
 //
 // Qualifiers vanish, but for __shared__: every OS thread runs one block at a time, so what a block shares
 // is what an OS thread owns, `static __thread`. As in CUDA it takes no initialiser. `extern __shared__` has
-// no host equivalent: kernels say DYN_SMEM (convkit.cuh). No header of the C++ library may be included
-// after this one: names such as __noinline__ are attributes there.
+// no host equivalent: emulator.py rewrites such a declaration. No header of the host's C++ library may be
+// included after this one, since names such as __noinline__ are attributes there: those in kernels/std/ are
+// found first. What the emulator does not have, and can tell, becomes a name `convkit_unsupported_...`, which
+// the compiler then does not know (host_compiler.py).
 #pragma once
 
 #define CONVKIT_EMULATOR 1
 
 #include "api.hpp"
-#include "half.hpp"
+#include "fast_math.hpp"
 #include "math.hpp"
 #include "warp.hpp"
 
@@ -25,7 +27,6 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define __maxnreg__(...)
 #define __builtin_assume(condition) ((void)0)
 
@@ -35,7 +36,26 @@ static constexpr int warpSize = 32;
 #define assert(condition) \
   ((condition) ? (void)0 : ckemu_fail("assertion", "assert(" #condition ")", __FILE__, __LINE__))
 #define __trap() ckemu_fail("trap", "__trap() was called", __FILE__, __LINE__)
-#define printf(...) (0)
+
+template <class... A>
+CONVKIT_INLINE int printf(const char* format, A... values) {
+  return ckemu_printf(format, values...);
+}
+
+CONVKIT_INLINE clock_t clock() { return static_cast<clock_t>(ckemu_clock(0)); }
+CONVKIT_INLINE long long clock64() { return static_cast<long long>(ckemu_clock(0)); }
+CONVKIT_INLINE void __nanosleep(unsigned nanoseconds) { ckemu_clock(nanoseconds); }
+
+// Byte by byte, so that check mode sees every access; the compiler makes a move of it where it can.
+CONVKIT_INLINE void* memcpy(void* to, const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i)
+    static_cast<unsigned char*>(to)[i] = static_cast<const unsigned char*>(from)[i];
+  return to;
+}
+CONVKIT_INLINE void* memset(void* to, int value, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) static_cast<unsigned char*>(to)[i] = static_cast<unsigned char>(value);
+  return to;
+}
 
 // How the runtime calls a kernel, and what it may ask about its parameters. The executor appends one line
 // with CONVKIT_ENTRY(name). Arguments arrive as CUDA packs them, an array of pointers, and are read with
@@ -104,3 +124,8 @@ static __thread char anchor;
   extern "C" __attribute__((visibility("default"))) void* convkit_anchor() {                              \
     return &convkit_emulator::anchor;                                                                     \
   }
+
+#define asm convkit_unsupported_inline_ptx
+#define __asm convkit_unsupported_inline_ptx
+#define __asm__ convkit_unsupported_inline_ptx
+#define __cluster_dims__(...) __attribute__((aligned(convkit_unsupported_cluster_dims)))

@@ -17,6 +17,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <csignal>
 #include <cstdio>
@@ -237,6 +238,8 @@ struct Spec {  // keep convkit/cuda/emulator.py in step
   uint32_t grid[3], block[3];
   uint64_t shared, seed;
   int32_t seeded, check, counters, threads, unit, arguments;
+  const uint64_t* guards;
+  uint64_t guard_count;
 };
 struct ArgumentSpec {
   void* data;
@@ -284,6 +287,7 @@ int ckemu_begin(const Spec* spec, const ArgumentSpec* arguments) {
   launch->check = spec->check;
   launch->counters = spec->counters;
   launch->unit = static_cast<uint32_t>(spec->unit);
+  launch->guards.assign(spec->guards, spec->guards + spec->guard_count);
   dl_iterate_phdr(find_module, launch.get());
   const bool check = launch->check;
 
@@ -341,6 +345,20 @@ int ckemu_wait(double seconds) {
   std::unique_lock<std::mutex> lock(p.mutex);
   if (p.done.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return p.pending == 0; })) return 1;
   return p.launch->stop ? 2 : 0;
+}
+
+// What the last launch has printed, block by block, as much as fits `size` bytes; returns how many there are.
+uint64_t ckemu_printed(char* out, uint64_t size) {
+  Launch& launch = *pool->launch;
+  auto& printed = launch.printed;
+  std::stable_sort(printed.begin(), printed.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::string all;
+  for (const auto& [block, text] : printed) all += text;
+  if (launch.dropped_bytes)
+    all += "... " + std::to_string(launch.dropped_bytes) + " more bytes of printf's output were dropped\n";
+  memcpy(out, all.data(), std::min<uint64_t>(size, all.size()));
+  return all.size();
 }
 
 // Asks the workers to stop, as a timeout if nothing has failed yet; to be repeated until ckemu_wait says 1.

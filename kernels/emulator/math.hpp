@@ -1,6 +1,5 @@
-// CUDA's arithmetic on the host. The functions with two underscores are approximations on a GPU (__expf,
-// __powf, __fdividef); here they are the accurate ones, so a kernel's error on a GPU may be larger than
-// here. The `_rn` operations are kept from being fused into a multiply-add, as CUDA promises.
+// CUDA's arithmetic on the host. fast_math.hpp has the approximations (__expf, __powf, __fdividef). The `_rn`
+// operations are kept from being fused into a multiply-add, as CUDA promises.
 #pragma once
 
 // C's own header, not the C++ library's, which takes longer to read than everything else in a kernel.
@@ -90,17 +89,6 @@ CONVKIT_INLINE double max(double a, double b) { return fmax(a, b); }
 
 CONVKIT_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 CONVKIT_INLINE double rsqrt(double x) { return 1.0 / sqrt(x); }
-// Macros, since glibc declares functions of these names for itself.
-#define __expf(x) expf(x)
-#define __exp10f(x) powf(10.0f, x)
-#define __logf(x) logf(x)
-#define __log2f(x) log2f(x)
-#define __log10f(x) log10f(x)
-#define __powf(x, y) powf(x, y)
-#define __sinf(x) sinf(x)
-#define __cosf(x) cosf(x)
-#define __tanf(x) tanf(x)
-CONVKIT_INLINE float __fdividef(float x, float y) { return x / y; }
 CONVKIT_INLINE float fdividef(float x, float y) { return x / y; }
 CONVKIT_INLINE float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
@@ -127,6 +115,27 @@ CONVKIT_INLINE float __frcp_rn(float x) { return __fdiv_rn(1.0f, x); }
 CONVKIT_INLINE float __fsqrt_rn(float x) { return sqrtf(x); }
 CONVKIT_INLINE float __frsqrt_rn(float x) { return static_cast<float>(1.0 / sqrt(static_cast<double>(x))); }
 
+CONVKIT_INLINE double __dadd_rn(double a, double b) { return a + b; }
+CONVKIT_INLINE double __dsub_rn(double a, double b) { return a - b; }
+CONVKIT_INLINE double __ddiv_rn(double a, double b) { return a / b; }
+CONVKIT_INLINE double __dsqrt_rn(double x) { return sqrt(x); }
+CONVKIT_INLINE double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+
+// Functions that C does not have.
+CONVKIT_INLINE double sinpi(double x) { return sin(3.14159265358979323846 * remainder(x, 2.0)); }
+CONVKIT_INLINE double cospi(double x) { return cos(3.14159265358979323846 * remainder(x, 2.0)); }
+CONVKIT_INLINE float sinpif(float x) { return static_cast<float>(sinpi(static_cast<double>(x))); }
+CONVKIT_INLINE float cospif(float x) { return static_cast<float>(cospi(static_cast<double>(x))); }
+CONVKIT_INLINE void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
+CONVKIT_INLINE double rcbrt(double x) { return 1.0 / cbrt(x); }
+CONVKIT_INLINE float rcbrtf(float x) { return static_cast<float>(rcbrt(static_cast<double>(x))); }
+CONVKIT_INLINE double normcdf(double x) { return 0.5 * erfc(x * -0.70710678118654752440); }
+CONVKIT_INLINE float normcdff(float x) { return static_cast<float>(normcdf(static_cast<double>(x))); }
+CONVKIT_INLINE float norm3df(float a, float b, float c) {
+  const double x = a, y = b, z = c;
+  return static_cast<float>(sqrt(x * x + y * y + z * z));
+}
+
 // Bits seen as another type.
 template <class To, class From>
 CONVKIT_INLINE To convkit_bits(From from) {
@@ -141,6 +150,13 @@ CONVKIT_INLINE float __int_as_float(int x) { return convkit_bits<float>(x); }
 CONVKIT_INLINE float __uint_as_float(unsigned x) { return convkit_bits<float>(x); }
 CONVKIT_INLINE long long __double_as_longlong(double x) { return convkit_bits<long long>(x); }
 CONVKIT_INLINE double __longlong_as_double(long long x) { return convkit_bits<double>(x); }
+
+CONVKIT_INLINE int __double2hiint(double x) { return static_cast<int>(__double_as_longlong(x) >> 32); }
+CONVKIT_INLINE int __double2loint(double x) { return static_cast<int>(__double_as_longlong(x)); }
+CONVKIT_INLINE double __hiloint2double(int high, int low) {
+  return __longlong_as_double(static_cast<long long>(static_cast<unsigned long long>(high) << 32) |
+                              static_cast<unsigned>(low));
+}
 
 // Conversions: a GPU saturates where C++ says nothing, and turns NaN into zero.
 template <class I>
@@ -159,6 +175,12 @@ CONVKIT_INLINE unsigned __float2uint_rn(float x) { return convkit_saturate<unsig
 CONVKIT_INLINE float __int2float_rn(int x) { return static_cast<float>(x); }
 CONVKIT_INLINE float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
 CONVKIT_INLINE float __double2float_rn(double x) { return static_cast<float>(x); }
+CONVKIT_INLINE float __ll2float_rn(long long x) { return static_cast<float>(x); }
+CONVKIT_INLINE float __ull2float_rn(unsigned long long x) { return static_cast<float>(x); }
+CONVKIT_INLINE double __int2double_rn(int x) { return x; }
+CONVKIT_INLINE double __uint2double_rn(unsigned x) { return x; }
+CONVKIT_INLINE int __double2int_rz(double x) { return convkit_saturate<int>(trunc(x)); }
+CONVKIT_INLINE int __double2int_rn(double x) { return convkit_saturate<int>(rint(x)); }
 
 // Integers.
 CONVKIT_INLINE int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -191,6 +213,26 @@ CONVKIT_INLINE unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
 }
 CONVKIT_INLINE unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) {
   return n & 31 ? lo >> (n & 31) | hi << (32 - (n & 31)) : lo;
+}
+CONVKIT_INLINE unsigned __funnelshift_lc(unsigned lo, unsigned hi, unsigned n) {
+  return n >= 32 ? lo : __funnelshift_l(lo, hi, n);
+}
+CONVKIT_INLINE unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned n) {
+  return n >= 32 ? hi : __funnelshift_r(lo, hi, n);
+}
+CONVKIT_INLINE unsigned umin(unsigned a, unsigned b) { return a < b ? a : b; }
+CONVKIT_INLINE unsigned umax(unsigned a, unsigned b) { return a > b ? a : b; }
+CONVKIT_INLINE long labs(long x) { return x < 0 ? -x : x; }
+CONVKIT_INLINE long long llabs(long long x) { return x < 0 ? -x : x; }
+CONVKIT_INLINE unsigned __sad(int a, int b, unsigned c) {
+  return c + (a > b ? static_cast<unsigned>(a) - static_cast<unsigned>(b)
+                    : static_cast<unsigned>(b) - static_cast<unsigned>(a));
+}
+CONVKIT_INLINE unsigned __usad(unsigned a, unsigned b, unsigned c) { return c + (a > b ? a - b : b - a); }
+CONVKIT_INLINE unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffffu) * (b & 0xffffffu); }
+CONVKIT_INLINE int __mul24(int a, int b) {
+  const long long x = ((a & 0xffffff) ^ 0x800000) - 0x800000, y = ((b & 0xffffff) ^ 0x800000) - 0x800000;
+  return static_cast<int>(x * y);
 }
 CONVKIT_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const unsigned long long bytes = static_cast<unsigned long long>(b) << 32 | a;
@@ -232,4 +274,3 @@ CONVKIT_STORE(__stwt)
 CONVKIT_INLINE void __threadfence_block() { __asm__ volatile("" ::: "memory"); }
 CONVKIT_INLINE void __threadfence() { __asm__ volatile("" ::: "memory"); }
 CONVKIT_INLINE void __threadfence_system() { __asm__ volatile("" ::: "memory"); }
-CONVKIT_INLINE void __nanosleep(unsigned) {}

@@ -12,6 +12,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "api.hpp"
@@ -57,6 +60,13 @@ struct Launch {
   uint64_t seed;
   uint32_t unit;  // bytes per cell of the shadow of shared memory
   std::vector<Slot> slots;
+  // Offsets of the bytes by which C++ remembers that an array of objects in __shared__ has been made: none
+  // needs making, since CUDA allows no constructor there that does anything.
+  std::vector<size_t> guards;
+  // What printf has written, with the block that did; the first megabyte, as much as a GPU keeps.
+  std::mutex print;
+  std::vector<std::pair<uint64_t, std::string>> printed;
+  size_t printed_bytes = 0, dropped_bytes = 0;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> stop{false}, timeout{false}, failed{false};
   Report report;
@@ -115,7 +125,7 @@ struct Worker {
   uint32_t arrived, left;
   const Thread* barrier_first;
   int barrier_kind, barrier_sum, barrier_result;
-  uint64_t block_index, barriers, reshuffle_at, random;
+  uint64_t block_index, barriers, reshuffle_at, random, clock;
 
   // Shared memory: this OS thread's instance of the module's thread-locals, and the dynamic part.
   unsigned char* fixed_shared = nullptr;
@@ -146,6 +156,8 @@ void name_other(Worker& w, Report& r, const Thread& t);
 inline void set_ready(Worker& w, const Thread& t) { w.ready[t.rank >> 6] |= 1ull << (t.rank & 63); }
 void all_ready(Worker& w);
 void draw_ranks(Worker& w);
+// Leaves if the launch is to stop: for functions of the runtime that a kernel may call for ever.
+void stop_here(Worker& w);
 // Lets other threads run until `t` is ready and the first in rank.
 void wait(Worker& w, Thread& t);
 

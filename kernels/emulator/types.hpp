@@ -26,3 +26,39 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+
+typedef __SIZE_TYPE__ size_t;
+typedef __PTRDIFF_TYPE__ ptrdiff_t;
+typedef long clock_t;
+
+#if !defined(CONVKIT_EMULATOR_RUNTIME)
+// What NVRTC has of the C++ library without any header (kernels/std/ has the headers).
+namespace convkit_emulator {
+template <class T>
+struct Plain {
+  using type = T;
+};
+template <class T>
+struct Plain<T&> {
+  using type = T;
+};
+template <class T>
+struct Plain<T&&> {
+  using type = T;
+};
+}  // namespace convkit_emulator
+namespace std {
+template <class T>
+constexpr typename convkit_emulator::Plain<T>::type&& move(T&& value) noexcept {
+  return static_cast<typename convkit_emulator::Plain<T>::type&&>(value);
+}
+template <class T>
+constexpr T&& forward(typename convkit_emulator::Plain<T>::type& value) noexcept {
+  return static_cast<T&&>(value);
+}
+template <class T>
+constexpr T&& forward(typename convkit_emulator::Plain<T>::type&& value) noexcept {
+  return static_cast<T&&>(value);
+}
+}  // namespace std
+#endif

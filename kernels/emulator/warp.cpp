@@ -1,7 +1,8 @@
 // What the lanes of a warp do together: __syncwarp, shuffles, votes, reductions. A rendezvous: each lane
 // leaves its value and waits; the last of the mask to arrive computes for all, so that no lane can
-// overwrite its value before the others have read it. Several groups of disjoint masks may wait in one warp
-// at a time.
+// overwrite its value before the others have read it. Several groups may wait in one warp at a time. Where
+// their masks overlap, as those of a tile and of its parts do, a lane that one group waits for may first meet
+// another; only two lanes that wait for each other with different masks can never go on.
 //
 // As PTX has it, lanes that have left the kernel need not come, even where a mask names them. But to read
 // the value of such a lane is an error here, where a GPU returns garbage. Reading a lane that the mask does
@@ -114,16 +115,25 @@ static void complete(Worker& w, uint32_t warp, uint32_t group, uint32_t mask) {
   }
 }
 
+// Whether all lanes of a group wait at one operation.
+static bool arrived(const Worker& w, uint32_t index, uint32_t group, const Thread& t) {
+  if ((group & w.warps[index].waiting) != group) return false;
+  for (uint32_t rest = group; rest; rest &= rest - 1) {
+    const Thread& other = w.threads[index * 32 + static_cast<uint32_t>(__builtin_ctz(rest))];
+    if (other.mask != t.mask || other.op != t.op) return false;
+  }
+  return true;
+}
+
 // A lane leaves the kernel: others may have waited for nobody but it.
 void lane_left(Worker& w, const Thread& t) {
   const uint32_t index = t.index >> 5;
   Warp& warp = w.warps[index];
   warp.alive &= ~(1u << (t.index & 31));
-  for (uint32_t rest = warp.waiting; rest;) {  // lanes that waited for nobody but this one
+  for (uint32_t rest = warp.waiting; rest; rest &= (rest - 1) & warp.waiting) {
     Thread& other = w.threads[index * 32 + static_cast<uint32_t>(__builtin_ctz(rest))];
     const uint32_t group = other.mask & warp.alive;
-    rest &= ~group & (rest - 1);
-    if ((group & warp.waiting) == group) complete(w, index, group, other.mask);
+    if (arrived(w, index, group, other)) complete(w, index, group, other.mask);
   }
 }
 
@@ -154,9 +164,9 @@ void ckemu_warp(int op, unsigned mask, void* value, unsigned bytes, int operand,
                mask);
     leave(w);
   }
-  if (const uint32_t met = warp.waiting & mask) {
+  for (uint32_t met = warp.waiting & mask; met; met &= met - 1) {
     const Thread& other = w.threads[index * 32 + static_cast<uint32_t>(__builtin_ctz(met))];
-    if (other.mask != mask || other.op != op) {
+    if (other.mask >> lane & 1 && (other.mask != mask || other.op != op)) {
       Report& r = report(w, "bad mask", file, line);
       snprintf(r.text, sizeof(r.text),
                "lanes of one warp meet with different masks or operations: 0x%08x and 0x%08x", mask,
@@ -168,7 +178,7 @@ void ckemu_warp(int op, unsigned mask, void* value, unsigned bytes, int operand,
   t.state = State::AtWarp;
   warp.waiting |= 1u << lane;
   const uint32_t group = mask & warp.alive;
-  if ((group & warp.waiting) == group) complete(w, index, group, mask);
+  if (arrived(w, index, group, t)) complete(w, index, group, mask);
   wait(w, t);
   if (bytes) memcpy(value, t.result, bytes);
 }

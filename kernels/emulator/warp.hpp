@@ -19,12 +19,46 @@ CONVKIT_INLINE void __syncwarp(unsigned mask = 0xffffffffu, CONVKIT_SITE) {
   ckemu_warp(CKEMU_SYNCWARP, mask, nullptr, 0, 0, 32, file, line);
 }
 
-#define CONVKIT_SHUFFLE(name, op, operand_type)                                                       \
-  template <class T>                                                                                  \
-  CONVKIT_INLINE T name(unsigned mask, T value, operand_type operand, int width = 32, CONVKIT_SITE) { \
-    static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes");                               \
-    ckemu_warp(op, mask, &value, sizeof(T), static_cast<int>(operand), width, file, line);            \
-    return value;                                                                                     \
+// The types that CUDA has shuffles for; cuda_fp16.h and cuda_bf16.h add theirs.
+namespace convkit_emulator {
+template <class T>
+struct Shuffled {
+  static constexpr bool value = false;
+};
+#define CONVKIT_SHUFFLED(T)             \
+  template <>                           \
+  struct Shuffled<T> {                  \
+    static constexpr bool value = true; \
+  };
+CONVKIT_SHUFFLED(bool)
+CONVKIT_SHUFFLED(char)
+CONVKIT_SHUFFLED(signed char)
+CONVKIT_SHUFFLED(unsigned char)
+CONVKIT_SHUFFLED(short)
+CONVKIT_SHUFFLED(unsigned short)
+CONVKIT_SHUFFLED(int)
+CONVKIT_SHUFFLED(unsigned)
+CONVKIT_SHUFFLED(long)
+CONVKIT_SHUFFLED(unsigned long)
+CONVKIT_SHUFFLED(long long)
+CONVKIT_SHUFFLED(unsigned long long)
+CONVKIT_SHUFFLED(float)
+CONVKIT_SHUFFLED(double)
+
+// Of any type up to 16 bytes, as cooperative groups have it.
+template <class T>
+CONVKIT_INLINE T shuffle(int op, unsigned mask, T value, int operand, int width, const char* file, int line) {
+  static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes");
+  ckemu_warp(op, mask, &value, sizeof(T), operand, width, file, line);
+  return value;
+}
+}  // namespace convkit_emulator
+
+#define CONVKIT_SHUFFLE(name, op, operand_type)                                                        \
+  template <class T>                                                                                   \
+  CONVKIT_INLINE T name(unsigned mask, T value, operand_type operand, int width = 32, CONVKIT_SITE) {  \
+    static_assert(convkit_emulator::Shuffled<T>::value, "a shuffle takes numbers of 2, 4 or 8 bytes"); \
+    return convkit_emulator::shuffle(op, mask, value, static_cast<int>(operand), width, file, line);   \
   }
 CONVKIT_SHUFFLE(__shfl_sync, CKEMU_SHFL_IDX, int)
 CONVKIT_SHUFFLE(__shfl_up_sync, CKEMU_SHFL_UP, unsigned)
@@ -51,6 +85,13 @@ CONVKIT_INLINE unsigned __match_any_sync(unsigned mask, T value, CONVKIT_SITE) {
   __builtin_memcpy(slot, &value, sizeof(T));
   ckemu_warp(CKEMU_MATCH_ANY, mask, slot, 8, 0, 32, file, line);
   return *reinterpret_cast<unsigned*>(slot);
+}
+
+template <class T>
+CONVKIT_INLINE unsigned __match_all_sync(unsigned mask, T value, int* same, CONVKIT_SITE) {
+  const unsigned alike = __match_any_sync(mask, value, file, line);
+  *same = __all_sync(mask, alike == mask, file, line);
+  return *same ? mask : 0;
 }
 
 #define CONVKIT_REDUCE(name, T, op)                             \
@@ -88,7 +129,7 @@ struct Same {
 };
 }  // namespace convkit_emulator
 
-#define CONVKIT_ATOMIC(name, expression)                                                       \
+#define CONVKIT_ATOMIC_OF(name, expression)                                                    \
   template <class T>                                                                           \
   CONVKIT_INLINE T name(T* at, typename convkit_emulator::Same<T>::type value, CONVKIT_SITE) { \
     return convkit_emulator::update(                                                           \
@@ -99,6 +140,10 @@ struct Same {
         },                                                                                     \
         file, line);                                                                           \
   }
+#define CONVKIT_ATOMIC(name, expression)      \
+  CONVKIT_ATOMIC_OF(name, expression)         \
+  CONVKIT_ATOMIC_OF(name##_block, expression) \
+  CONVKIT_ATOMIC_OF(name##_system, expression)
 CONVKIT_ATOMIC(atomicAdd, old + value)
 CONVKIT_ATOMIC(atomicSub, old - value)
 CONVKIT_ATOMIC(atomicMin, value < old ? value : old)
@@ -110,6 +155,7 @@ CONVKIT_ATOMIC(atomicExch, value)
 CONVKIT_ATOMIC(atomicInc, old >= value ? T(0) : old + 1)
 CONVKIT_ATOMIC(atomicDec, old == T(0) || old > value ? value : old - 1)
 #undef CONVKIT_ATOMIC
+#undef CONVKIT_ATOMIC_OF
 template <class T>
 CONVKIT_INLINE T atomicCAS(T* at, typename convkit_emulator::Same<T>::type expected,
                            typename convkit_emulator::Same<T>::type value, CONVKIT_SITE) {

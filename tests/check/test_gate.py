@@ -1262,8 +1262,9 @@ def test_command_fails_with_a_line_to_act_on(tmp_path, capsys, registry_kept):
     wrong.write_text(GOOD.replace("np.maximum", "np.fmax").replace("from_a_file", "from_a_bad_file"))
     assert run_command(wrong, "--quick") == 1
     out = capsys.readouterr().out
-    assert "FAILS" in out
-    assert "relu_fprop 'from_a_bad_file' FAILS float32, nan data" in out and "is lost" in out
+    assert "relu_fprop 'from_a_bad_file' FAILS 4 of " in out
+    assert "cause     fails in every case with NaN in the data (4 of 4)" in out
+    assert "float32, nan data: x(5, 67)" in out and "is lost" in out
 
 
 def test_command_on_an_op_and_a_name(capsys):

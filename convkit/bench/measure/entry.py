@@ -16,6 +16,9 @@ CACHES = ("cold", "warm")
 OWN, PICKED = "convkit", "picked"
 #: The mark of an entry that waits for a GPU inside its call: its times are no times of the device alone.
 HOST_INCLUDED = "host included"
+#: Marks of what has not passed the gate as it is now, and of what has passed its quick cases alone; a race
+#: begins with these.
+NOT_PASSED, QUICK_ONLY = "has not passed the gate", "quick check only"
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Entry:
         Engine, algorithm, "workspace_bytes", "algorithm_flops" (fewer than the definition's), declared
         determinism, rank among the heuristic's, ...
     marks : tuple of str
-        "picked", "tuned", "heuristic", "not yet run on a GPU", "unchecked".
+        "picked", "tuned", "heuristic", "not yet run on a GPU", "unchecked" (against float64, in the race).
     implementation : Implementation, optional
         convkit's own, which the gate judges.
     memory : callable, optional

@@ -12,12 +12,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import devices
+from ... import checked, devices
 from ...errors import ConvkitError, OptionError
 from ...op import Problem
 from ...registry import Implementation
 from ..measure import own, whole
-from ..measure.entry import HOST_INCLUDED, OWN, Clock, Entry, Result, Settings
+from ..measure.entry import (
+    HOST_INCLUDED,
+    NOT_PASSED,
+    OWN,
+    QUICK_ONLY,
+    Clock,
+    Entry,
+    Result,
+    Settings,
+)
 from ..measure.timing import race
 from ..peers import PEERS, Field
 from ..peers import whole as networks
@@ -261,6 +270,8 @@ class Run:
         judged = checks.as_dict() if checks else dict.fromkeys(("before", "during", "after"), "unchecked")
         if samples and judged["before"] == "unchecked" and "unchecked" not in marks:
             marks.append("unchecked")
+        if samples:
+            marks += gate_marks(implementation for implementation, _ in kernels_of(entry, item))
         if samples and name in result.host_included:
             marks.append(HOST_INCLUDED)
         if refused:
@@ -316,6 +327,14 @@ def new_row(item: Item) -> dict[str, Any]:
         "batch": item.batch, "options": dict(item.options), "absent": list(item.absent),
         "flops": item.flops, "bytes": item.bytes, "unit": "MB" if item.op == MEMORY else "ms",
     })  # fmt: skip
+
+
+def gate_marks(implementations: Iterable[Implementation]) -> list[str]:
+    """Marks of an entry that runs what has not passed the gate as it is now, or its quick cases alone."""
+    states = {implementation.checked for implementation in implementations}
+    if checked.UNCHECKED in states:
+        return [NOT_PASSED]
+    return [QUICK_ONLY] if any(state.endswith("quick") for state in states) else []
 
 
 def kernels_of(entry: Entry, item: Item) -> list[tuple[Implementation, Problem]]:

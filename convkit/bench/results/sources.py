@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...checked import headers
 from ...cpu import extension
 from ...op import Problem
 from ...paths import kernels_dir
@@ -20,7 +20,6 @@ UNRUN = "emulated and compiled, not yet run"
 RUN = "run"
 _PACKAGE = Path(__file__).resolve().parents[2]
 _NATIVE = _PACKAGE / "cpu" / "native"
-_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 #: What convkit's CUDA kernels are compiled with; see `convkit.cuda.nvrtc.compile_cubin`.
 _CUDA_FLAGS = ["-std=c++17"]
 
@@ -144,7 +143,7 @@ def includes(path: Path) -> dict[str, Path]:
 
 def _includes(path: Path) -> set[Path]:
     if path.suffix == ".cu":
-        return _closure(path, _headers)
+        return _closure(path, headers)
     found = _closure(path, _modules) if path.is_relative_to(_PACKAGE) else set()
     if _PACKAGE / "cpu" / "extension.py" in found and _NATIVE.is_dir():  # a wheel has the built module alone
         found.add(_NATIVE)
@@ -160,13 +159,6 @@ def _closure(path: Path, directly: Any) -> set[Path]:
                 seen.add(other)
                 waiting.append(other)
     return seen
-
-
-def _headers(path: Path) -> list[Path]:
-    """Files that a kernel includes by quotes, beside it or in `kernels/`."""
-    names = _INCLUDE.findall(path.read_text(encoding="utf-8"))
-    places = [folder / name for name in names for folder in (path.parent, kernels_dir())]
-    return list({p.resolve() for p in places if p.is_file()})
 
 
 def _modules(path: Path) -> list[Path]:

@@ -22,18 +22,18 @@ from ... import devices, registry
 from ...arrays import np_dtype
 from ...call import Call
 from ...cuda.emulate import Emulator
-from ...cuda.launch import KernelError
 from ...discovery import register
 from ...op import OPS
 from ...registry import Implementation
 from .. import sizes
 from ..attempt import last_line
 from ..device import Placed, Twins
-from . import judge, limits
+from ..faults import kind_of
+from . import judge, limits, proxies
 from .memory import Shared
 from .training import Training
 
-#: What of an implementation is told as it is, and which of its functions are asked through here.
+#: What of an implementation is told as it is.
 DECLARED = (
     "op",
     "name",
@@ -47,7 +47,6 @@ DECLARED = (
     "compiled",
     "source",
 )
-ASKED = ("when", "missing", "workspace", "flops")
 
 
 def main(told: dict[str, Any]) -> None:
@@ -100,11 +99,10 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            kind = error.kind if isinstance(error, KernelError) else ""
             text = last_line(error)
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
-            return {"raised": {"text": text, "kind": kind}}
+            return {"raised": {"text": text, "kind": kind_of(error)}}
 
     def do_start(self) -> dict[str, Any]:
         """Give up what a candidate does not need."""
@@ -124,18 +122,26 @@ class Candidate:
         return {
             "rows": [
                 {name: getattr(i, name) for name in DECLARED}
-                | {"asked": [name for name in ASKED if getattr(i, name) is not None]}
+                | {"asked": [name for name in proxies.ASKED if getattr(i, name) is not None]}
                 for i in self.implementations
             ]
         }
 
-    def do_ask(self, index: int, what: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """One of the functions that say something about an implementation."""
-        value = getattr(self.implementations[index], what)(*arguments)
-        if what in ("workspace", "flops"):
-            value = int(value)
-        # What is no text would not come through, and would not be an answer.
-        return {"value": value if value is None or isinstance(value, (str, int)) else f"{value!r}"}
+    def do_missing(self, index: int) -> dict[str, Any]:
+        """What this machine lacks to run an implementation."""
+        missing = self.implementations[index].missing
+        lack = missing() if missing else None
+        return {"value": None if lack is None else str(lack)}
+
+    def do_about(self, index: int, problem: Any) -> dict[str, Any]:
+        """What an implementation declares of a problem; of one that it does not take, just that."""
+        i = self.implementations[index]
+        found: dict[str, Any] = {"when": i.declines(problem)}
+        if found["when"] is None and not problem.empty:
+            for what in ("workspace", "flops"):
+                if (function := getattr(i, what)) is not None:
+                    found[what] = int(function(problem))
+        return found
 
     def do_hints(self, index: int) -> dict[str, Any]:
         """Numbers and comparisons that the code spells out."""

@@ -32,6 +32,8 @@ from .memory import Shared
 LONGEST, PRINTED = 4 << 20, 4000
 #: Seconds between two looks at a process's memory, and that a process may take to write where it was.
 LOOK, DUMP = 0.05, 0.3
+#: Seconds beyond the limit that a process may take to start, and then to load a candidate.
+LOADING = 60.0
 #: Whether this is the process of a candidate, which checks nothing.
 inside = False
 _PROGRAM = """import json, sys
@@ -119,7 +121,7 @@ class Process:
                 "a candidate's process checks nothing: put the check where it is not run when the file is "
                 "loaded, under `if __name__ == '__main__':`"
             )
-        self.limits = limits
+        self.limits, self._shared, self._had = limits, shared, 1 << 62
         self._sent: bytes = b""
         self._count = 0
         self._folder = tempfile.mkdtemp(prefix="convkit-candidate-")
@@ -128,10 +130,10 @@ class Process:
         self._socket = mine
         environment = {**os.environ, "TMPDIR": self._folder}
         kept = Cache().folder()
-        if own_caches:
-            for name, folder in _CACHES.items():
-                environment[name] = str(kept / "candidates" / folder)
         writable = [self._folder, str(kept / "candidates" if own_caches else kept)]
+        # Numba's would lie beside convkit's source, where this process may not write.
+        for name in _CACHES if own_caches else ("NUMBA_CACHE_DIR",):
+            environment[name] = str(Path(writable[1], _CACHES[name]))
         with contextlib.suppress(OSError):
             Path(writable[1]).mkdir(parents=True, exist_ok=True)
         told = {
@@ -156,9 +158,8 @@ class Process:
             its.close()
         assert self._process.stdout and self._process.stderr
         self._printed = Printed(self._process.stdout), Printed(self._process.stderr)
-        self._pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
         # What it has before it loads anything is not the candidate's.
-        self.unconfined = str(self.ask({"do": "start"}).get("unconfined", ""))
+        self.unconfined = str(self.ask({"do": "start"}, grace=LOADING).get("unconfined", ""))
         self._had = self._private()
 
     # -- asking -------------------------------------------------------------------------------------
@@ -191,8 +192,8 @@ class Process:
         except BaseException:  # Ctrl-C among them: an answer that comes later is to no question
             self.end()
             raise
-        if "raised" in answer:
-            raise Raised(*(str(answer["raised"].get(key, "")) for key in ("text", "kind")))
+        if isinstance(raised := answer.get("raised"), dict):
+            raise Raised(*(str(raised.get(key, "")) for key in ("text", "kind")))
         return answer
 
     def _answer(self, end: float) -> dict[str, Any]:
@@ -202,7 +203,7 @@ class Process:
             raise self._lost("answered what is no answer")
         try:
             answer = json.loads(self._bytes(length, end))
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if number != self._count or not isinstance(answer, dict):
             raise self._lost("answered what is no answer")
@@ -212,18 +213,16 @@ class Process:
         found = bytearray()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        if self._pidfd >= 0:
-            poll.register(self._pidfd, select.POLLIN)
         while len(found) < size:
             left = end - time.monotonic()
-            events = dict(poll.poll(max(0.0, min(left, LOOK)) * 1000))
-            if events.get(self._socket.fileno(), 0) & select.POLLIN:
+            if poll.poll(max(0.0, min(left, LOOK)) * 1000):
                 data = self._socket.recv(size - len(found))
-                if data:
-                    found += data
-                    continue
-            # The socket may be held open by what the process has started, so its end is asked for as well.
-            if events and (self._process.poll() is not None or self._socket.fileno() in events):
+                if not data:
+                    raise self._lost("")
+                found += data
+                continue
+            # What the process has started may hold the socket open.
+            if self._exited():
                 raise self._lost("")
             if (taken := self._private() - self._had) > self.limits.memory:
                 raise self._lost(f"took {taken / 2**30:.1f} GiB of memory; the limit is {self._limit()}")
@@ -235,63 +234,69 @@ class Process:
         return f"{self.limits.memory / 2**30:.3g} GiB"
 
     def _private(self) -> int:
-        """Bytes of memory that the process has for itself."""
-        if not hasattr(self, "_had"):
-            self._had = 1 << 62
-        try:
-            with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
-                _, resident, shared, *_ = map(int, file.read().split())
-        except (OSError, ValueError):
-            return 0
-        return (resident - shared) * os.sysconf("SC_PAGESIZE")
+        """Bytes of memory that the process has, without what it shares with the judge."""
+        taken = 0
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(f"/proc/{self._process.pid}/status", encoding="ascii") as file:
+                rows = dict(line.split(":", 1) for line in file)
+            anonymous, common = (int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+            taken = anonymous + max(0, common - self._shared.touched())
+        return taken
 
     # -- its end ------------------------------------------------------------------------------------
     def _lost(self, what: str) -> Lost:
         """The error for a process that gave no answer, which is ended if it has not ended."""
-        where = ""
-        if what and self._process.poll() is None:
+        if what and not self._exited():
             before = self._traced()
             with contextlib.suppress(OSError):
                 os.kill(self._process.pid, signal.SIGUSR2)  # faulthandler writes where it is
             end = time.monotonic() + DUMP
             while self._traced() == before and time.monotonic() < end:
                 time.sleep(0.01)
-        status = self.end()
+        exited, status = self.end(patience=0 if what else DUMP)
         if not what:
-            what = _ended(status)
+            what = _ended(status) if exited else "closed its connection to the judge"
         where = _place(self._text)
         return Lost(f"its process {what}{f', {where}' if where else ''}")
 
     def _traced(self) -> int:
         return os.fstat(self._trace.fileno()).st_size
 
-    def end(self) -> int | None:
-        """End the process and what it has started; returns its exit status."""
-        status = None
+    def _exited(self) -> bool:
+        """Whether the process has ended; it is not reaped, so that its group's number stays its own."""
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+    def end(self, patience: float = 0.0) -> tuple[bool, int]:
+        """End the process and what it has started.
+
+        Parameters
+        ----------
+        patience : float
+            Seconds that it is left to end by itself.
+
+        Returns
+        -------
+        exited : bool
+            Whether it had ended by itself.
+        status : int
+            Its exit status, or the negative number of a signal.
+        """
+        latest = time.monotonic() + patience
+        while not (exited := self._exited()) and time.monotonic() < latest:
+            time.sleep(0.002)
         if self._process.returncode is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                # It may be at its end already: then that status is the true one.
-                status = self._process.wait(0.2 if self._over() else 0)
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        status = self._process.wait()
         self._socket.close()
         if not self._trace.closed:
             self._trace.seek(0)
             self._text = self._trace.read(1 << 20).decode("utf-8", "replace")
             self._trace.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        return status if status is not None else self._process.returncode
-
-    def _over(self) -> bool:
-        """Whether the other end of the socket has been closed."""
-        try:
-            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except OSError:
-            return False
+        return exited, status
 
     _text = ""
 
@@ -304,8 +309,8 @@ class Process:
             yield printed.text()
 
 
-def _ended(status: int | None) -> str:
-    if status is None or status >= 0:
+def _ended(status: int) -> str:
+    if status >= 0:
         return f"ended with exit status {status}, without an answer"
     try:
         name = signal.Signals(-status).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import devices
+from ...checked import Sources
 from ...cuda import prepare
 from ...cuda.emulate import Emulator
 from ...cuda.emulator import Counter
@@ -19,9 +21,12 @@ from ...cuda.prepare import Runner
 from ...discovery import shipped
 from ...errors import OptionError
 from ...registry import Implementation
-from ..faults import Changed, Lost, Raised
-from .judge import Limits, Process
+from ..faults import Lost, Misdeclared, Raised
+from .judge import LOADING, Limits, Process
 from .memory import Shared
+
+#: Functions of an implementation that are asked in its process.
+ASKED = ("when", "missing", "workspace", "flops")
 
 #: Seconds that the emulator is given to end a launch by itself, which says more than a process that is ended.
 GRACE = 10.0
@@ -48,7 +53,8 @@ class Contained:
     def __init__(self, what: str, given: Any, limits: Limits, *, name: str = "") -> None:
         self.what, self.given, self.limits, self.name = what, given, limits, name
         self.shared = Shared()
-        self.lost, self._refused = 0, ""
+        self.lost, self._last, self._refused = 0, "", ""
+        self._lock = threading.RLock()
         self._process: Process | None = None
         self._printed: list[str] = []
         self.implementations: list[Implementation] = []
@@ -66,7 +72,11 @@ class Contained:
         """
         file = self._kernel_file()
         rows = self._start()
-        self.implementations = [self._proxy(index, row, file) for index, row in enumerate(rows)]
+        try:
+            self.implementations = [self._proxy(index, row, file) for index, row in enumerate(rows)]
+        except (TypeError, KeyError, AttributeError):
+            self.close()
+            raise Lost("its process answered what is no answer") from None
         return self.implementations
 
     def _kernel_file(self) -> Implementation | None:
@@ -80,9 +90,10 @@ class Contained:
         try:
             self._process = Process(self.shared, self.limits, own_caches=self.what != "shipped", gpu=gpu)
             self.unconfined = self._process.unconfined
-            return self._process.ask({"do": "load", "what": self.what, "given": self.given})["rows"]
-        except Lost:
-            self._note_loss()
+            message = {"do": "load", "what": self.what, "given": self.given}
+            return self._process.ask(message, grace=LOADING).get("rows", [])
+        except Lost as error:
+            self._note_loss(error)
             raise
         except Raised as error:
             self.close()
@@ -98,33 +109,38 @@ class Contained:
         declared: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
         }
-        functions: dict[str, Any] = {what: _Asked(self, index, what) for what in asked}
+        said = _Declared(self, index)
+        functions: dict[str, Any] = {what: getattr(said, what) for what in asked if what in ASKED}
+        if self.what == "file":
+            sources = Sources.of(declared["source"], str(self.given))
+            declared |= {"origin": str(self.given), "sources": sources}
         blank = Implementation(run=print, **declared, **functions)
         return replace(blank, run=Remote(self, index, blank))
 
     # -- asking -------------------------------------------------------------------------------------
     def ask(self, message: dict[str, Any], *, grace: float = 0.0) -> dict[str, Any]:
         """Ask the process, which is started anew where the last was lost."""
-        if self.stopped:
-            raise Lost(self.why_stopped)
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        try:
-            return self._process.ask(message, grace=grace)
-        except Lost:
-            self._note_loss()
-            raise
-        except Raised as error:
-            if error.kind == "timeout":  # the emulator's: as good as a process that had to be ended
-                self._note_loss()
-            raise
-        except BaseException:
-            self.close()
-            raise
+        with self._lock:
+            if self.stopped:
+                raise Lost(self.why_stopped)
+            if self._process is None:
+                self._start()
+            assert self._process is not None
+            try:
+                return self._process.ask(message, grace=grace)
+            except Lost as error:
+                self._note_loss(error)
+                raise
+            except Raised as error:
+                if error.kind == "timeout":  # the emulator's: as good as a process that had to be ended
+                    self._note_loss(error)
+                raise
+            except BaseException:
+                self.close()
+                raise
 
-    def _note_loss(self) -> None:
-        self.lost += 1
+    def _note_loss(self, error: Exception) -> None:
+        self.lost, self._last = self.lost + 1, str(error).splitlines()[0]
         # What has hung once is not waited for as long again.
         self.limits = replace(
             self.limits, timeout=min(self.limits.timeout, max(10.0, self.limits.timeout / 6))
@@ -147,7 +163,7 @@ class Contained:
     @property
     def why_stopped(self) -> str:
         """Why it is not run any more."""
-        return self._refused or f"{self.lost} processes were lost to it"
+        return self._refused or f"{self.lost} processes were lost to it; of the last one: {self._last}"
 
     def renew(self) -> None:
         """Have the next call run in a new process."""
@@ -166,21 +182,47 @@ class Contained:
         return "".join(dict.fromkeys(self._printed))
 
 
-class _Asked:
-    """`when`, `missing`, `workspace` or `flops` of an implementation in another process."""
+class _Declared:
+    """What an implementation in another process says of itself and of problems.
 
-    def __init__(self, group: Contained, index: int, what: str) -> None:
-        self.group, self.index, self.what = group, index, what
-        self._said: dict[Any, Any] = {}
+    Each problem is asked about twice, with time between: what says something else then cannot be relied on.
+    """
 
-    def __call__(self, *arguments: Any) -> Any:
-        value = self.group.ask({"do": "ask", "index": self.index, "what": self.what, "arguments": arguments})[
-            "value"
-        ]
-        before = self._said.setdefault(arguments, value)
-        if self.what != "missing" and value != before:
-            raise Changed(f"its `{self.what}` gave {before!r} and then {value!r} for the same problem")
-        return value
+    def __init__(self, group: Contained, index: int) -> None:
+        self.group, self.index = group, index
+        self._said: dict[Any, tuple[int, dict[str, Any]]] = {}
+        self._lacks: tuple[str | None] | None = None
+
+    def _about(self, problem: Any) -> dict[str, Any]:
+        times, said = self._said.get(problem, (0, {}))
+        if times < (1 if self.group.what == "shipped" else 2):
+            now = self.group.ask({"do": "about", "index": self.index, "problem": problem})
+            for what in said:
+                if said[what] != now.get(what):
+                    raise Misdeclared(
+                        f"its `{what}` gave {said[what]!r} and then {now.get(what)!r} for the same problem"
+                    )
+            self._said[problem] = times + 1, (said := now)
+        return said
+
+    def missing(self) -> str | None:
+        if self._lacks is None:
+            self._lacks = (self.group.ask({"do": "missing", "index": self.index}).get("value"),)
+        return self._lacks[0]
+
+    def when(self, problem: Any) -> Any:
+        return self._about(problem).get("when")
+
+    def workspace(self, problem: Any) -> Any:
+        size, most = self._about(problem).get("workspace"), self.group.limits.memory
+        if isinstance(size, int) and size > most:
+            raise Misdeclared(
+                f"asks for a workspace of {size / 2**30:.3g} GiB; a candidate may take {most / 2**30:.3g} GiB"
+            )
+        return size
+
+    def flops(self, problem: Any) -> Any:
+        return self._about(problem).get("flops")
 
 
 class Remote:
@@ -204,9 +246,10 @@ class Remote:
         """As `sizes.hints`."""
         if self._hints is None:
             told = self.group.ask({"do": "hints", "index": self.index})
-            numbers = ([int(n) for n in told[key]] for key in ("declared", "code"))
-            self._hints = (*numbers, str(told["text"]))  # type: ignore[assignment]
-        assert self._hints is not None
+            declared, code = (
+                [n for n in told.get(key, ()) if type(n) is int] for key in ("declared", "code")
+            )
+            self._hints = declared, code, str(told.get("text", ""))
         return self._hints
 
     def __call__(self, problem: Any, *tensors: np.ndarray | None, **options: Any) -> None:

@@ -16,7 +16,7 @@ from .row import BROKEN, OK, UNKNOWN, Row
 VARIABLES = {
     "CONVKIT_BUILD_ISAS": "instruction sets that an install compiles for",
     "CONVKIT_BUILD_PROGRESS": "file that an install writes its progress to",
-    "CONVKIT_CACHE": "folder of compiled kernels",
+    "CONVKIT_CACHE": "folder of compiled kernels, and of what has passed the gate",
     "CONVKIT_CUDNN": "libcudnn, or its folder",
     "CONVKIT_FUZZ_CALL": "tests: only this call",
     "CONVKIT_FUZZ_CALLS": "tests: number of calls",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import arrays, devices
+from ... import arrays, checked, devices
 from ...arrays import Array
 from ...call import Call
 from ...op import OPS
@@ -106,6 +106,7 @@ class Plan:
 
     def _call(self, node: Node) -> Call:
         op, implementation = OPS[node.op], self.program.pick(node)
+        checked.warn(implementation)
         given = {name: self._memory.value(value) for name, value in node.tensors.items()}
         inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
         outputs = tuple(given[name] for name in op.outputs)

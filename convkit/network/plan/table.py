@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ... import checked
 from ...call import Call
 from ...cpu import extension
 
@@ -19,6 +20,7 @@ class Row(NamedTuple):
     output: str
     MB: float
     MFLOP: float
+    marks: str = ""
 
 
 def row(call: Call) -> Row:
@@ -33,6 +35,7 @@ def row(call: Call) -> Row:
         "x".join(map(str, problem.shape(op.outputs[0]))),
         problem.bytes(*present, *op.outputs) / 1e6,
         problem.flops(op.name) / 1e6,
+        checked.mark(implementation),
     )
 
 
@@ -49,7 +52,13 @@ def text(rows: Sequence[Row], batch: int, dtype: str, size: int) -> str:
     """
     from tabulate import tabulate
 
-    table = tabulate(rows, Row._fields, tablefmt="simple", floatfmt=("", "", "", "", "", ".2f", ".1f"))
+    shown = len(Row._fields) if any(row.marks for row in rows) else len(Row._fields) - 1
+    table = tabulate(
+        [row[:shown] for row in rows],
+        Row._fields[:shown],
+        tablefmt="simple",
+        floatfmt=("", "", "", "", "", ".2f", ".1f", "")[:shown],
+    )
     flops = sum(row.MFLOP for row in rows) / 1e3
     return (
         f"{table}\n\nbatch {batch}, {dtype}: {flops:.2f} GFLOP a step, "

@@ -1,0 +1,1 @@
+"""Operators of PyTorch, one file for each family, and `library`, which registers them."""
