@@ -72,6 +72,10 @@ class Report:
         By parameter.
     declared : float
         The largest error that a candidate declares.
+    printed : str
+        What the candidate's processes have printed.
+    unchecked : list of str
+        What is to be said of candidates that have not passed the gate as they are now.
     """
 
     file: str
@@ -95,6 +99,7 @@ class Report:
     gradients: dict[str, Gradients] = field(default_factory=dict)
     declared: float = 0.0
     printed: str = ""
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def others(self) -> str:
