@@ -20,8 +20,8 @@ from ._output import check_paths
 
 #: The order of the commands in the help; others follow in the order of the alphabet.
 _ORDER = (
-    "alexnet", "bench", "verify", "compare", "report", "new", "check", "list", "explain", "source", "ptx",
-    "sass", "doctor",
+    "alexnet", "bench", "verify", "compare", "report", "new", "check", "swap", "list", "explain", "source",
+    "ptx", "sass", "doctor",
 )  # fmt: skip
 
 

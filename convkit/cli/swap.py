@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("file", help="a kernel file (.cu), or a Python file (.py) that registers implementations")
+    option("file", help="a kernel file (.cu), or a .py or .cpp file that has implementations")
     option("--preset", default="small", help="small (default), paper, 2012, caffe or owt")
     option("--layer", help="the layer in which it runs (default: each one that it takes)")
     option("--impl", metavar="NAME", help="which implementation, where the file has several of one op")
@@ -118,6 +118,7 @@ def text(report: Report) -> str:
     parts.append(textwrap.fill(report.verdict, 110))
     if len(report.faults) > 1:
         parts.append("\n".join(f"  {fault}" for fault in report.faults[1:_SHOWN]))
+    parts += ["\n".join(report.unchecked)] if report.unchecked else []
     return "\n\n".join(parts)
 
 

@@ -9,6 +9,7 @@ trained. `report` says what follows from it, `places` where in a network a candi
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import devices, registry
+from .. import checked, devices, registry
 from ..check.faults import Lost, Misdeclared, Raised
 from ..check.network import verdicts_of_step
 from ..check.process import Contained, Limits, of_file
 from ..check.process.training import emulated as as_emulated
 from ..check.tolerance import relative_rms
 from ..cuda.emulate import Emulator
-from ..errors import OptionError
+from ..cuda.emulate import emulate as as_gpu
+from ..errors import OptionError, UncheckedWarning
 from ..network.alexnet import AlexNet
 from ..network.presets import preset as find_preset
 from ..options import finite, integer
@@ -106,6 +108,7 @@ def swap(
         If there is nothing to do: no such file, layer or preset, or an op that the network does not have.
     """
     chosen = find_preset(preset)
+    places.require_layer(chosen, layer)
     group = of_file(file, limits or Limits())
     is_kernel = Path(file).suffix == ".cu"
     there = not is_kernel or devices.gpu_found()
@@ -117,6 +120,8 @@ def swap(
     rate = finite("lr", usual if lr is None else lr, 0)
     report = Report(Path(file).name, preset, batch, steps, integer("seed", seed, 0), rate, "cpu")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", UncheckedWarning)  # the report says it
         stack.callback(group.close)
         try:
             found = group.load()
@@ -126,6 +131,8 @@ def swap(
         one = places.one_for_each_op(found, impl)
         found = [i for i in found if i.op in one and one[i.op].name == i.name]
         report.device = "emulated" if use_emulator else _device(found)
+        with as_gpu() if use_emulator else contextlib.nullcontext():
+            report.unchecked = [text for i in found if (text := checked.lacking(i)) is not None]
         found = [_hosted(i, report.device, group) for i in found]
         stack.enter_context(registry.added(found))
         chosen_ones = places.one_for_each_op(found)
@@ -207,7 +214,12 @@ class _Swap:
     def run(self, layer: str | None) -> None:
         report = self.report
         self._progress("looking for its layers", 0, 1)
-        found = places.find(self.net, report.batch, self.chosen, layer)
+        try:
+            found = places.find(self.net, report.batch, self.chosen, layer)
+        except (Lost, Raised, Misdeclared) as error:
+            raised = "raised " if isinstance(error, Raised) else ""
+            report.fault = f"asked whether it takes a problem, it {raised}{_its(error)}"
+            return
         report.places, report.refused = found.names, found.refused
         for name, ops in found.names.items():
             self.net.use(name, checked=False, **ops)

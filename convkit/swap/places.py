@@ -11,6 +11,7 @@ from ..network.alexnet import AlexNet
 from ..network.plan.fusion import ops_of
 from ..network.plan.graph import Graph, lower
 from ..network.plan.program import Program
+from ..network.presets import Preset
 from ..op import OPS
 from ..registry import Implementation, implementations
 
@@ -37,6 +38,13 @@ class Places:
         return ", ".join(f"{layer} ({', '.join(ops)})" for layer, ops in self.names.items())
 
 
+def require_layer(preset: Preset, layer: str | None) -> None:
+    """Refuse the name of a layer that the preset does not have."""
+    known = [own.name for own in preset.layers]
+    if layer is not None and layer not in known:
+        raise unknown(f"layer of {preset.name}", layer, known)
+
+
 def find(net: AlexNet, batch: int, chosen: Mapping[str, Implementation], layer: str | None = None) -> Places:
     """The layers in which the candidates run, one by one; in one layer alone if it is named.
 
@@ -51,17 +59,14 @@ def find(net: AlexNet, batch: int, chosen: Mapping[str, Implementation], layer: 
     Raises
     ------
     OptionError
-        For a layer that is not known, and where no candidate can stand anywhere.
+        Where no candidate can stand anywhere.
     Lost, Raised, Misdeclared
         What a candidate does when it is asked.
     """
-    known = [own.name for own in net.layers]
-    if layer is not None and layer not in known:
-        raise unknown(f"layer of {net.preset.name}", layer, known)
     graph = lower(net.layers, (batch, *net.input_shape), net.num_classes, net.dtype)
     names: Names = {}
     refused: dict[str, str] = {}
-    for name in known if layer is None else [layer]:
+    for name in [own.name for own in net.layers] if layer is None else [layer]:
         ops = ops_of(graph, name)
         for op, candidate in chosen.items():
             if op not in ops:
@@ -87,7 +92,10 @@ def _refusal(net: AlexNet, batch: int, layer: str, candidate: Implementation) ->
     except ConvkitError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         return lines[1] if len(lines) == 2 else " ".join(lines)
-    return "the step has no call for it there"
+    parts = OPS[candidate.op].parts
+    return (
+        f"the plan runs its parts there: {', '.join(parts)}" if parts else "no call of the plan runs it there"
+    )
 
 
 def _runs(net: AlexNet, batch: int, names: Names) -> Iterator[tuple[str, str, str]]:
@@ -136,15 +144,16 @@ def another_right_one(net: AlexNet, batch: int, places: Names) -> Names:
 
     The reference where there is nothing else.
     """
-    usual = set(_runs(net, batch, {}))
+    usual = {(layer, name) for layer, _, name in _runs(net, batch, {})}
     device = net.device.partition(":")[0]
     found: Names = {}
     for layer, ops in places.items():
         for op, candidate in ops.items():
-            # In the order of rank, but compiled ones first, and what runs there by itself last: that may be
-            # another op, fused with others, and then any implementation of this one is another.
+            # Last of all a name that runs there by itself, in this op or in one that is fused of it: it would
+            # round as that does, and show no spread. Before that the reference; of the others the compiled
+            # ones first, then by rank.
             ways = implementations(op, device=device, layout=None)
-            ways.sort(key=lambda i: ((layer, op, i.name) in usual, i.name == "reference", not i.compiled))
+            ways.sort(key=lambda i: ((layer, i.name) in usual, i.name == "reference", not i.compiled))
             for name in dict.fromkeys(i.name for i in ways):
                 if name != candidate and _fits(net, batch, layer, op, name):
                     found.setdefault(layer, {})[op] = name
