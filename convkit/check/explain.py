@@ -86,15 +86,15 @@ class Commands:
         Those that added sizes to the cases.
     file : bool
         Whether `target` is a file.
-    swap : bool
-        Whether there is a command that swaps it into a network.
+    runs : bool
+        Whether it runs here other than under the emulator, so that it can be timed.
     """
 
     target: str
     options: str = ""
     likes: str = ""
     file: bool = False
-    swap: bool = False
+    runs: bool = True
 
     def check(self, more: str = "") -> str:
         """The command that checks it again."""
@@ -104,9 +104,8 @@ class Commands:
         """What comes after it has passed."""
         if not self.file:
             return ""
-        commands = [f"convkit bench --kernel {self.target}"]
-        commands += [f"convkit swap {self.target}"] if self.swap else []
-        return " ; ".join(commands)
+        bench, swap = f"convkit bench {self.target}", f"convkit swap {self.target}"
+        return f"{bench} ; {swap}" if self.runs else f"{swap} ; on a GPU: {bench}"
 
 
 def block(verdicts: Sequence[Verdict], commands: Commands | None = None) -> str:

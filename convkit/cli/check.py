@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cuda.emulate import emulate
 from ..cuda.warnings import warnings_text
+from ..devices import gpu_found
 from ..discovery import register
 from ..errors import ConvkitError, OptionError, unknown
 from ..op import OPS
@@ -233,7 +233,6 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
     likes = " ".join(f"--like {shlex.quote(text)}" for text in args.like)
     files = {str(Path(path).resolve()): path for path in _files(args.targets)}
     sources = {(i.op, i.label, i.device): (i.origin or i.source, _whole(i)) for i in chosen}
-    swap = importlib.util.find_spec(f"{__package__}.swap") is not None
 
     def of(verdict: Verdict) -> Commands:
         source, name = sources[verdict.op, verdict.implementation, verdict.device]
@@ -241,7 +240,8 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
         if path is None and len(files) == 1:
             (path,) = files.values()
         target = shlex.quote(path) if path is not None else name
-        return Commands(target, " ".join(words), likes, file=path is not None, swap=swap)
+        runs = verdict.device == "cpu" or gpu_found()
+        return Commands(target, " ".join(words), likes, file=path is not None, runs=runs)
 
     return of
 

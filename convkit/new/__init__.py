@@ -244,7 +244,7 @@ def _comment(op: str, language: str, stem: str) -> str:
     lines += [""]
     lines += [line for part in it.about.splitlines() for line in [part.rstrip()]]
     lines += ["", "It is called as", "", *explain.lines(op, _signature(it, language, stem)), ""]
-    lines += [f"convkit check {file}", f"convkit bench --kernel {file} --op {op} --against none --quick"]
+    lines += [f"convkit check {file}", f"convkit bench {file} --op {op} --against none --quick"]
     if language == "cuda":
         lines += [
             f"convkit check {file} --sanitize    # races, stray accesses, uninitialised reads, by line",

@@ -142,7 +142,7 @@ def test_the_next_step_after_a_pass(mine, capsys):
     assert run_command(mine, "--quick") == 0
     out = capsys.readouterr().out
     assert re.search(
-        rf"relu_fprop 'of_a_file' passes \d+ cases\n  next      convkit bench --kernel {mine}", out
+        rf"relu_fprop 'of_a_file' passes \d+ cases\n  next      convkit bench {mine}", out
     )
 
 
@@ -273,8 +273,8 @@ def test_it_is_said_that_nothing_was_sanitized():
     text = check.blocks(verdicts, lambda v: Commands("mine.cu", file=True))
     assert "sanitizer not run: races" in text and "next      convkit check mine.cu --sanitize" in text
     watched = [replace(v, sanitized=True) for v in verdicts]
-    text = check.blocks(watched, lambda v: Commands("mine.cu", "--sanitize", file=True, swap=True))
-    assert "not run" not in text and "bench --kernel mine.cu ; convkit swap mine.cu" in text
+    text = check.blocks(watched, lambda v: Commands("mine.cu", "--sanitize", file=True))
+    assert "not run" not in text and "convkit bench mine.cu ; convkit swap mine.cu" in text
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -260,7 +260,9 @@ class Remote:
     def hints(self) -> tuple[list[int], list[int], str]:
         """As `sizes.hints`."""
         if self._hints is None:
-            told = self.group.ask({"do": "hints", "index": self.index})
+            told: dict[str, Any] = {}
+            with contextlib.suppress(Lost, Raised):  # its cases will tell
+                told = self.group.ask({"do": "hints", "index": self.index})
             declared, code = (
                 [n for n in told.get(key, ()) if type(n) is int] for key in ("declared", "code")
             )
