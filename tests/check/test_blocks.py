@@ -141,9 +141,7 @@ def test_the_command_says_that_there_is_no_verdict(mine, capsys):
 def test_the_next_step_after_a_pass(mine, capsys):
     assert run_command(mine, "--quick") == 0
     out = capsys.readouterr().out
-    assert re.search(
-        rf"relu_fprop 'of_a_file' passes \d+ cases\n  next      convkit bench {mine}", out
-    )
+    assert re.search(rf"relu_fprop 'of_a_file' passes \d+ cases\n  next      convkit bench {mine}", out)
 
 
 def test_the_replay_fails_again(mine, capsys):

@@ -79,6 +79,15 @@ class Limits:
             raise OptionError(f"memory must be at least 64 MiB, not {self.memory} bytes")
 
 
+def refuse_inside() -> None:
+    """Raise an error in a candidate's process: its file would have itself checked while it is loaded."""
+    if inside:
+        raise OptionError(
+            "a candidate's process checks nothing: put the check where it is not run when the file is "
+            "loaded, under `if __name__ == '__main__':`"
+        )
+
+
 class Printed:
     """The beginning and the end of what a process writes, taken from a pipe by a thread."""
 
@@ -117,11 +126,7 @@ class Process:
     """
 
     def __init__(self, shared: Shared, limits: Limits, *, own_caches: bool = True, gpu: bool = False) -> None:
-        if inside:
-            raise OptionError(
-                "a candidate's process checks nothing: put the check where it is not run when the file is "
-                "loaded, under `if __name__ == '__main__':`"
-            )
+        refuse_inside()
         self.limits, self._shared, self._had = limits, shared, 1 << 62
         self._sent: bytes = b""
         self._count = 0

@@ -77,6 +77,7 @@ class Shared:
         if first + size > self._whole.size:
             raise MemoryError(f"{size} bytes are more than the memory of two processes has left")
         block, taken = self.block(first, size), (first, first + size)
+        block[::PAGE] = 0  # each page is there: what appears later, `touched` tells, is no block's
         self._used = sorted([*self._used, taken])
         weakref.finalize(block, self._used_no_more, taken)
         return block

@@ -22,7 +22,7 @@ from ...discovery import shipped
 from ...errors import OptionError
 from ...registry import Implementation
 from ..faults import Lost, Misdeclared, Raised
-from .judge import LOADING, Limits, Process
+from .judge import LOADING, Limits, Process, refuse_inside
 from .memory import Shared
 
 #: Functions of an implementation that are asked in its process.
@@ -371,6 +371,7 @@ def contained(
     groups : list of Contained
         Those that were made here, and those of what was contained before.
     """
+    refuse_inside()
     found = list(chosen)
     groups = list(dict.fromkeys(i.run.group for i in chosen if isinstance(i.run, Remote)))
     numbers: dict[Any, list[int]] = {}
