@@ -70,7 +70,8 @@ class RoundTrip:
         if not self._samples:
             for _ in range(2 * TRIPS):
                 self.measure()
-            self._samples.popleft()  # a process that has just begun
+            if len(self._samples) > 1:
+                self._samples.popleft()  # a process that has just begun
         return float(np.median(self._samples))
 
     @property
@@ -114,9 +115,9 @@ def round_trip() -> RoundTrip:
 def load(
     paths: list[str], limits: Limits | None, stack: ExitStack
 ) -> tuple[list[Implementation], list[Contained]]:
-    """The implementations of users' files: of Python files in processes of their own, until the stack ends.
+    """The implementations of users' files, in processes of their own until the stack ends.
 
-    Of a kernel file only the header is read here; it runs on a GPU, in this process.
+    Of a CUDA kernel's file only the header is read here; it runs on a GPU, in this process.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def load(
     groups: list[Contained] = []
     for path in map(Path, paths):
         before = path.read_bytes() if path.is_file() else b""
-        if limits is None or path.suffix != ".py":
+        if limits is None or path.suffix == ".cu":
             found += register(path)
         else:
             group = of_file(path, limits)

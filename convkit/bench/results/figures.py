@@ -14,7 +14,7 @@ from typing import Any
 
 from ..measure import stats
 from ..measure.ceilings import Ceiling, above_ceiling, holding
-from ..measure.entry import HOST_INCLUDED, OWN, PICKED
+from ..measure.entry import HOST_INCLUDED, OWN, PICKED, TOO_SHORT
 from ..work import NETWORK_OPS, kind_of
 
 Row = dict[str, Any]
@@ -169,8 +169,10 @@ def ranking(row: Mapping[str, Any], confidence: float = stats.CONFIDENCE) -> dic
         "against": verdicts against the best of the other libraries, their heuristic's choice, their best
         deterministic one, and the best of each library; under "convkit" the best of convkit's others.
         On a GPU, of those alone whose times are of the same kind: the device's, or the host's in it too.
+        A candidate that is too short for the clock between processes is not among them.
     """
-    field = sorted((c for c in row["contenders"] if correct(c)), key=lambda c: median(rounds_of(c)))
+    field = [c for c in row["contenders"] if correct(c) and TOO_SHORT not in (c.get("marks") or ())]
+    field.sort(key=lambda c: median(rounds_of(c)))
     own = next((c for c in field if c["library"] == OWN and PICKED in (c.get("marks") or ())), None)
     if own is not None:  # the time of a device alone says nothing about one with the host's in it
         field = [c for c in field if host_included(c) == host_included(own)]

@@ -24,6 +24,7 @@ from ..measure.entry import (
     NOT_PASSED,
     OWN,
     QUICK_ONLY,
+    TOO_SHORT,
     Clock,
     Entry,
     Result,
@@ -304,9 +305,12 @@ class Run:
             marks += gate_marks(implementation for implementation, _ in kernels_of(entry, item))
         if samples and name in result.host_included:
             marks.append(HOST_INCLUDED)
-        spread = entry.facts.get("round_trip_spread_us", 0.0)
-        if samples and spread > 100 * median(result.rounds(name)):  # µs and ms: more than a tenth
-            marks.append(f"+-{spread:.0f} us")
+        if samples and (way := entry.facts.get("round_trip_us")):
+            spread, took = entry.facts.get("round_trip_spread_us", 0.0), 1e3 * median(result.rounds(name))
+            if 10 * spread > took:
+                marks.append(f"+-{spread:.0f} us")
+            if took < way:
+                marks.append(TOO_SHORT)
         if refused:
             self._fail(item.id, name, refused + (smaller_batch(item) if mentions_memory(refused) else ""))
         return files.plain({

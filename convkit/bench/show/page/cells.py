@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...measure.entry import HOST_INCLUDED, NOT_PASSED, QUICK_ONLY
+from ...measure.entry import HOST_INCLUDED, NOT_PASSED, QUICK_ONLY, TOO_SHORT
 from ...status import UNRUN
 from .. import charts, tables
 from .markup import Markup, joined, tag
 
 #: Marks that say that something has not been shown.
-DOUBTS = ("unchecked", NOT_PASSED, QUICK_ONLY, UNRUN, HOST_INCLUDED)
+DOUBTS = ("unchecked", NOT_PASSED, QUICK_ONLY, UNRUN, HOST_INCLUDED, TOO_SHORT)
 #: Rows from which on a table or a chart scrolls in a box of its own.
 TALL = 25
 ms = charts.milliseconds
