@@ -16,7 +16,6 @@ from . import cpp, cpu, registry
 from .checked import Sources
 from .cuda import header, prepare
 from .errors import OptionError
-from .paths import kernels_dir
 from .registry import Implementation
 
 
@@ -77,12 +76,6 @@ def register(path: str | Path) -> list[Implementation]:
     return [
         registry.add(replace(i, origin=str(path), sources=Sources.of(i.source, str(path)))) for i in found
     ]
-
-
-def shipped(implementation: Implementation) -> bool:
-    """Whether convkit itself brings it."""
-    folders = Path(__file__).parent, kernels_dir()
-    return any(Path(implementation.source).is_relative_to(folder) for folder in folders)
 
 
 def _execute(path: Path) -> None:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from ... import devices
-from ...checked import Sources
+from ...checked import SHIPPED, Sources
 from ...cuda import prepare
 from ...cuda.emulate import Emulator
 from ...cuda.emulator import Counter
 from ...cuda.prepare import Runner
-from ...discovery import shipped
 from ...errors import OptionError
 from ...registry import Implementation
 from ..faults import Lost, Misdeclared, Raised
@@ -377,7 +376,8 @@ def contained(
     numbers: dict[Any, list[int]] = {}
     for number, i in enumerate(chosen):
         if not isinstance(i.run, Remote):
-            numbers.setdefault("shipped" if shipped(i) else i.origin or number, []).append(number)
+            own = i.sources.digest == SHIPPED
+            numbers.setdefault("shipped" if own else i.origin or number, []).append(number)
     with contextlib.ExitStack() as stack:
         for key, members in numbers.items():
             what, given, name = "file", key, Path(str(key)).name
