@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def register(path: str | Path) -> list[Implementation]:
         path = Path(path).resolve()
     except TypeError:
         raise OptionError(f"a path is needed, not {path!r}") from None
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise OptionError(f"cannot read {path}: {error}") from None
     if not path.is_file():
         raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
     registry.builtin()
@@ -88,4 +91,8 @@ def _execute(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        raise OptionError(f"{path.name} could not be loaded: {type(error).__name__}: {error}") from error
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f" ({path.name}:{lines[-1]})" if lines else ""
+        raise OptionError(
+            f"{path.name} could not be loaded: {type(error).__name__}: {error}{where}"
+        ) from error

@@ -186,6 +186,11 @@ def add(implementation: Implementation) -> Implementation:
     """Register one implementation. A name that is taken by another file is an error."""
     if implementation.op not in OPS:
         raise unknown("op", implementation.op, OPS)
+    name = implementation.name
+    if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
+        raise OptionError(f"the name of an implementation is a short text, not {name!r:.100}")
+    if not implementation.dtypes:
+        raise OptionError(f"{implementation.op}, {name}: dtypes must name one dtype at least")
     for dtype in implementation.dtypes:
         if dtype not in ALL_DTYPES:
             raise unknown("dtype", dtype, ALL_DTYPES)

@@ -27,7 +27,7 @@ def add(p: argparse.ArgumentParser) -> None:
         "kernels",
         nargs="*",
         metavar="FILE",
-        help="a .cu or .py file with implementations of your own, as by --kernel",
+        help="a .py, .cpp or .cu file with implementations of your own, as by --kernel",
     )
     what.add_argument("--net", default="alexnet", help="alexnet (default)")
     what.add_argument("--preset", default="paper", help="paper (default), 2012, caffe, owt or small")
@@ -47,7 +47,7 @@ def add(p: argparse.ArgumentParser) -> None:
         "--memory", action="store_true", help="the most memory of a training step, in a process of its own"
     )
     what.add_argument(
-        "--first-call", action="store_true", help="an op's first call in a process, less a later one"
+        "--first-call", action="store_true", help="an op's first call in a process, minus a later one"
     )
     what.add_argument("--batch", default="16", metavar="N,M", help="images (default: 16)")
     what.add_argument("--dtype", default="float32", metavar="A,B", help="storage (default: float32)")
@@ -60,15 +60,15 @@ def add(p: argparse.ArgumentParser) -> None:
     part = p.add_argument_group("what takes part")
     part.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
     part.add_argument("--against", metavar="A,B", help="of torch,onnxruntime,jax,cudnn,"
-                      "torch-compile, or none (default: what is installed, but torch-compile)")  # fmt: skip
+                      "torch-compile, or none (default: those installed, except torch-compile)")  # fmt: skip
     part.add_argument("--kernel", action="append", default=[], metavar="FILE",
-                     help="a .cu or .py file with implementations of your own; repeatable")  # fmt: skip
+                     help="a .py, .cpp or .cu file with implementations of your own; repeatable")  # fmt: skip
     part.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="that one call of such a file may take (default: 60); then its process is ended",
+        help="the longest that one call of such a file may take (default: 60)",
     )
     part.add_argument(
         "--memory-limit",

@@ -210,7 +210,7 @@ def _limits(device: str, args: argparse.Namespace) -> Any:
     """What a candidate in a process of its own may take; None where it runs in this one."""
     from ..check import Limits
 
-    limits = Limits(args.timeout, int(args.memory_limit * 2**30))
+    limits = Limits.of(args.timeout, args.memory_limit)
     return None if device != "cpu" or args.in_process else limits
 
 

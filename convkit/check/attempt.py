@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,14 @@ class Setting:
     scratch: int = NAN
     aligned: bool = True
     guard: int = GUARD
+
+    def shifted(self, case: Case, output: bool) -> bool:
+        """Whether a tensor begins an element beyond the widest access's multiple.
+
+        Where not all are aligned, all begin there, or the inputs alone, or the outputs alone: the case
+        decides. So a kernel that looks at some of its addresses, and not at all, is found.
+        """
+        return not self.aligned and (None, False, True)[zlib.crc32(str(case).encode()) % 3] in (None, output)
 
     def around(self, number: int, output: bool) -> int:
         """The band of a tensor, the how-manieth input or output it is."""
@@ -186,7 +195,7 @@ def _memory(
             problem.shape(name),
             problem.dtype_of(name),
             setting.around(number, output=output),
-            aligned=setting.aligned,
+            aligned=not setting.shifted(question.case, output),
             layout=layouts.of(implementation.layout, name),
             empty=_source(implementation),
             guard=setting.guard,

@@ -134,6 +134,8 @@ def block(verdicts: Sequence[Verdict], commands: Commands | None = None) -> str:
         rows += _why(verdicts, failed)
     rows += _own_sizes(verdicts)
     rows += _not_run(verdicts)
+    if failed or len(run) < len(verdicts) // 2:
+        rows += _declined(verdicts)
     rows += _sanitizer(verdicts, failed)
     if commands is not None:
         rows += _next(failed, verdicts, commands)
@@ -163,7 +165,7 @@ _PLACE = re.compile(r"KernelError: \w+:? ([^\n]+)\n\s*at (.+?:\d+)")
 
 
 #: How the reason gives the line of a Python candidate that raised something.
-_RAISED = re.compile(r"raised (\w+)\b.*\((\S+\.py:\d+)\)", re.DOTALL)
+_RAISED = re.compile(r"raised (?:[\w.]*\.)?_?(\w+)\b.*\((\S+\.py:\d+)\)", re.DOTALL)
 
 
 def _lines(failed: Sequence[Verdict]) -> list[str]:
@@ -229,6 +231,12 @@ def _not_run(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     return [("not run", f"{len(lacking)} cases: {lacking[0].reason}")]
 
 
+def _declined(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """Why cases were not run: the reasons most often given, without their numbers."""
+    reasons = Counter(v.reason.partition(";")[0] for v in verdicts if v.outcome == "declines" and v.facts)
+    return [("declined", f"{count} of its cases: {reason}") for reason, count in reasons.most_common(2)]
+
+
 def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, str]]:
     """What is known about races and stray accesses, of a CUDA kernel."""
     if verdicts[0].device != "cuda" or _lines(failed):
@@ -238,7 +246,10 @@ def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple
         return [("sanitizer", "not run: races, bounds and uninitialised reads were not looked for")]
     if failed and all(not v.ok for v in looked):
         return [
-            ("sanitizer", f"found nothing in {len(looked)} of the failing cases, the others not looked at")
+            (
+                "sanitizer",
+                f"ran {len(looked)} of the failing cases, and found no race and no access out of bounds",
+            )
         ]
     return (
         [("sanitizer", f"watched {len(looked)} cases, and found nothing but what is told above")]

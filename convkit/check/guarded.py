@@ -66,7 +66,7 @@ class Guarded:
 
     def trespass(self) -> str:
         """Where the bands were written to, or an empty string."""
-        for place, band in (("before its start", self.before[::-1]), ("behind its end", self.behind)):
+        for place, band in (("before its start", self.before[::-1]), ("past its end", self.behind)):
             if band.tobytes() == bytes([self.band]) * band.size:  # a few microseconds
                 continue
             changed = np.flatnonzero(band != self.band)

@@ -20,7 +20,7 @@ from ._output import check_paths
 
 #: The order of the commands in the help; others follow in the order of the alphabet.
 _ORDER = (
-    "alexnet", "bench", "verify", "compare", "report", "new", "check", "swap", "list", "explain", "source",
+    "new", "check", "swap", "bench", "explain", "list", "alexnet", "verify", "compare", "report", "source",
     "ptx", "sass", "doctor",
 )  # fmt: skip
 

@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.watch:
         return _once(args)[0]
     files = _files(args.targets)
+    if missing := [file for file in files if not Path(file).is_file()]:
+        raise OptionError(f"no such file: {missing[0]}")
     if not files or args.counters or args.json:
         raise OptionError("--watch takes a file that is checked, and neither --counters nor --json")
     if args.seed is None:  # the same questions each time, so that what changes is the file's doing
@@ -128,7 +130,7 @@ def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
     from .. import check
 
     emulated = args.emulate or args.sanitize or args.counters
-    limits = None if args.in_process else check.Limits(args.timeout, int(args.memory * 2**30))
+    limits = None if args.in_process else check.Limits.of(args.timeout, args.memory)
     with contextlib.ExitStack() as stack:
         if emulated:
             stack.enter_context(emulate(check=args.sanitize))
@@ -138,7 +140,10 @@ def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
             print(f"FAILS: {error}")
             return 1, []
         if args.counters:
-            return _count([i for i in chosen if i.device == "cuda"]), []
+            kernels = [i for i in chosen if i.device == "cuda"]
+            if not kernels:
+                raise OptionError("--counters counts what a CUDA kernel does; none was named")
+            return _count(kernels), []
         return _check(args, chosen, limits)
 
 

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser("list", help="list ops and their implementations")
     parser.add_argument(
-        "op", nargs="?", metavar="op|file", help="only this op, or what this file (.py, .cu) registers"
+        "op", nargs="?", metavar="op|file", help="only this op, or what this file (.py, .cpp, .cu) registers"
     )
     parser.add_argument("--device", help="only this device")
     parser.set_defaults(run=run)

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         report = swap.swap(
             args.file, preset=args.preset, layer=args.layer, impl=args.impl, steps=args.steps,
             batch=args.batch, seed=args.seed, lr=args.lr, emulate=emulate, go_on=args.go_on,
-            limits=check.Limits(args.timeout, int(args.memory * 2**30)), progress=_bar(),
+            limits=check.Limits.of(args.timeout, args.memory), progress=_bar(),
         )  # fmt: skip
     except swap.NotRun as reason:
         print(f"no verdict: {reason}")
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if args.picture and report.candidate.losses:
         picture.draw(report, args.picture)
         print(f"\npicture: {args.picture}", file=sys.stderr if args.json == "-" else sys.stdout)
+    elif args.picture:
+        print("\nno picture: it was not trained; --go-on trains after a wrong call too", file=sys.stderr)
     return 0 if report.ok else 1
 
 
@@ -118,6 +120,8 @@ def text(report: Report) -> str:
     parts.append(textwrap.fill(report.verdict, 110))
     if len(report.faults) > 1:
         parts.append("\n".join(f"  {fault}" for fault in report.faults[1:_SHOWN]))
+        if (left := len(report.faults) - _SHOWN) > 0:
+            parts[-1] += f"\n  and {left} more; --json has all"
     parts += ["\n".join(report.unchecked)] if report.unchecked else []
     return "\n\n".join(parts)
 
@@ -160,16 +164,17 @@ def _runs(report: Report) -> str:
 
 def _gradients(report: Report) -> str:
     from ..bench.measure.stats import median
+    from ..swap.report import FACTOR
 
     rows = []
     for name, found in report.gradients.items():
         right = [f"{median(found.spread):.1e}", f"{max(found.spread):.1e}"] if found.spread else ["-", "-"]
         rows.append(
             (name, f"{median(found.candidate):.1e}", f"{max(found.candidate):.1e}", *right,
-             f"{report.ratio_of(name):.2f}")
+             f"{report.ratio_of(name) / FACTOR:.2f}")
         )  # fmt: skip
     steps = ", ".join(map(str, report.compared_steps))
-    headers = ("parameter", "median", "largest", "another's median", "largest", "ratio of medians")
+    headers = ("parameter", "median", "largest", "another's median", "largest", "part of the limit")
     other = f"; another: {report.others}" if report.others else ""
     return (
         f"gradients against those without it, relative RMS, at equal weights, before steps {steps}{other}:\n"

@@ -301,7 +301,7 @@ def _access(report: _Report, kind: str, argument: Argument) -> tuple[str, dict[s
         beyond = f"at byte {report.offset}"
     else:
         past = max(past, 0)  # an access may begin inside
-        beyond = f"{past} bytes past its end" if past else "right behind its end"
+        beyond = f"{past} bytes past its end" if past else "just past its end"
     about: dict[str, Any] = {"argument": argument.name}
     if kind == "out of bounds":
         about["bytes_past_end"] = past

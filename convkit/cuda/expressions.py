@@ -35,6 +35,8 @@ _COMPARE: dict[type, Callable[[Any, Any], bool]] = {
 }
 #: A header's expressions are short; a longer one is an attempt to keep the evaluator busy.
 MAX_LENGTH = 500
+#: Nor is there a use for numbers beyond all addresses.
+MAX_BITS = 128
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,7 +116,10 @@ def _value(node: ast.expr, values: Mapping[str, Number], text: str) -> Any:
             raise OptionError(f"expression {text!r} uses {node.id!r}; it may use {', '.join(sorted(values))}")
         return values[node.id]
     if isinstance(node, ast.BinOp):
-        return _BINARY[type(node.op)](value(node.left), value(node.right))
+        result = _BINARY[type(node.op)](value(node.left), value(node.right))
+        if isinstance(result, int) and result.bit_length() > MAX_BITS:
+            raise OptionError(f"expression {text!r} comes to a number of more than {MAX_BITS} bits")
+        return result
     if isinstance(node, ast.UnaryOp):
         return _UNARY[type(node.op)](value(node.operand))
     if isinstance(node, ast.BoolOp):

@@ -190,6 +190,8 @@ def _block(source: str) -> dict[str, Any]:
         found = re.search(r"line (\d+)", str(error))
         line = first + 1 + int(found.group(1)) if found else first + 1
         raise OptionError(f"line {line}: the header is not valid TOML: {error}") from None
+    except RecursionError:
+        raise OptionError(f"line {first + 1}: the header is nested too deeply") from None
 
 
 def _header(stem: str, block: dict[str, Any]) -> Header:

@@ -244,7 +244,11 @@ def _comment(op: str, language: str, stem: str) -> str:
     lines += [""]
     lines += [line for part in it.about.splitlines() for line in [part.rstrip()]]
     lines += ["", "It is called as", "", *explain.lines(op, _signature(it, language, stem)), ""]
-    lines += [f"convkit check {file}", f"convkit bench {file} --op {op} --against none --quick"]
+    # One small convolution: AlexNet's layers would take minutes.
+    small = f"--conv 2,8,28,28,8,3,3,pad=1 --directions {OPS[op].direction}"
+    what = small if op in ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad") else f"--op {op}"
+    where = "  # on a GPU" if language in ("cuda", "cupy", "numba-cuda") else ""
+    lines += [f"convkit check {file}", f"convkit bench {file} {what} --against none --quick{where}"]
     if language == "cuda":
         lines += [
             f"convkit check {file} --sanitize    # races, stray accesses, uninitialised reads, by line",

@@ -231,7 +231,7 @@ class Report:
         if ratio.rounds == 0:
             return "its time was not measured"
         times = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-        return f"a step takes {ratio.middle:.2f} x the time {times}"
+        return f"a step takes {ratio.middle:.3g} x the time {times}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `None` where a number is not finite."""

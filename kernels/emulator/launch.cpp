@@ -314,6 +314,8 @@ int ckemu_begin(const Spec* spec, const ArgumentSpec* arguments) {
     slot.writable = a.writable;
     slot.readable = a.readable;
     slot.unit = static_cast<uint32_t>(a.unit);
+    // A NaN around inputs. Around outputs something else: a copy of what lies past an input must show there.
+    slot.filler = a.writable ? 0x9b : 0xff;
     if (!place_argument(static_cast<int>(i), a.data, a.bytes, !check, slot)) return -1;
     pointers[i] = slot.data;
   }
@@ -388,7 +390,8 @@ int ckemu_end(const ArgumentSpec* arguments, Report* report, uint64_t* module_lo
     Report& r = launch.report;
     memset(&r, 0, sizeof(r));
     snprintf(r.kind, sizeof(r.kind), "out of bounds");
-    snprintf(r.text, sizeof(r.text), "found behind the launch; check mode says which line did it");
+    snprintf(r.text, sizeof(r.text),
+             "found after the launch; check mode (--sanitize) says which line did it");
     r.argument = static_cast<int32_t>(i);
     r.offset = offset;
     r.is_write = 1;

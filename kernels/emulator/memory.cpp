@@ -13,7 +13,6 @@ static constexpr int kSlots = 32;
 static constexpr size_t kPage = 4096, kKeep = size_t(32) << 20;
 // What CUDA's widest access asks for, and what cudaMalloc gives.
 static constexpr size_t kFastAlignment = 16, kCheckAlignment = 256;
-static constexpr unsigned char kPoison = 0xff;
 static size_t committed[kSlots];  // bytes below a slot's end that have pages, as of its last launch
 
 static size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -47,9 +46,9 @@ bool place_argument(int index, const void* data, size_t bytes, bool flush, Slot&
   if (need && mprotect(end - need, need, PROT_READ | PROT_WRITE)) return false;
   if (need > committed[index]) committed[index] = need;
   unsigned char* start = end - room;
-  memset(end - need, kPoison, need - room);
+  memset(end - need, slot.filler, need - room);
   if (bytes) memcpy(start, data, bytes);
-  memset(start + bytes, kPoison, room - bytes);
+  memset(start + bytes, slot.filler, room - bytes);
   slot.data = reinterpret_cast<uintptr_t>(start);
   slot.bytes = bytes;
   slot.null = false;
@@ -58,7 +57,7 @@ bool place_argument(int index, const void* data, size_t bytes, bool flush, Slot&
 
 bool touched_outside(const Slot& slot, int64_t& offset) {
   const auto changed = [&](uintptr_t a) {
-    if (*reinterpret_cast<const unsigned char*>(a) == kPoison) return false;
+    if (*reinterpret_cast<const unsigned char*>(a) == slot.filler) return false;
     const int64_t unit = slot.unit;  // of the element, of which the first bytes may be as they were
     offset = static_cast<int64_t>(a - slot.data) & -unit;
     return true;

@@ -44,7 +44,8 @@ struct Slot {  // an argument in memory: see memory.hpp
   uintptr_t data = 0;
   size_t bytes = 0;
   bool writable = false, readable = true, null = true;
-  uint32_t unit = 4;  // bytes per cell of its shadow
+  uint32_t unit = 4;            // bytes per cell of its shadow
+  unsigned char filler = 0xff;  // what stands around it
 };
 
 struct Launch {

@@ -472,7 +472,7 @@ def test_an_access_far_outside_is_not_chance(write):
         else:
             y.reshape(-1)[:1] += memory[at]
 
-    expected = "wrote outside its output y: 1 bytes behind its end, the nearest 100001 bytes away"
+    expected = "wrote outside its output y: 1 bytes past its end, the nearest 100001 bytes away"
     assert reason_of("relu_fprop", strays, "seven").startswith(
         expected if write else "reads far outside its inputs: y[0] is "
     )

@@ -110,7 +110,7 @@ def returns_instead_of_writing(g, x, w, b, y, relu):
     return np.zeros_like(y)
 
 
-@bad("conv2d_fprop", r"wrote outside its output y: \d+ bytes behind its end, the nearest \d bytes away")
+@bad("conv2d_fprop", r"wrote outside its output y: \d+ bytes past its end, the nearest \d bytes away")
 def writes_past_the_end(g, x, w, b, y, relu):
     RIGHT["conv2d_fprop"](g, x, w, b, y, relu)
     ctypes.memset(y.ctypes.data + y.nbytes, 0, 4)

@@ -527,6 +527,17 @@ def test_writes_just_outside_are_caught_wherever_an_array_begins(offset, check):
             assert (y == 7).all()
 
 
+@pytest.mark.parametrize("at", [-1, 33])
+def test_a_copy_of_what_lies_outside_is_seen_outside(at):
+    """What stands around an input is not what stands around an output."""
+    function = snippet("y[at] = x[at];", signature="const float* x, float* y, int at")
+    x, y = placed(33, 4, 1.0), placed(33, 4, 7.0)
+    with pytest.raises(KernelError, match="out of bounds"):
+        function.launch(
+            (1,), (1,), [Argument("x", x), Argument("y", y, output=True), Argument("at", np.int32(at))]
+        )
+
+
 # ---------------------------------------------------------------------------------------------------
 # The language
 # ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ CACHES = ("cold", "warm")
 OWN, PICKED = "convkit", "picked"
 #: The mark of an entry that waits for a GPU inside its call: its times are no times of the device alone.
 HOST_INCLUDED = "host included"
+#: Marks of a user's implementation: whether it runs in a process of its own.
+CONTAINED, NOT_CONTAINED = "contained", "not contained"
 #: The mark of a candidate whose call takes less than the way to its process: that is known too badly.
 TOO_SHORT = "too short to compare"
 #: Marks of what has not passed the gate as it is now, and of what has passed its quick cases alone; a race

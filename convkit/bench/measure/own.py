@@ -27,13 +27,10 @@ from .. import status
 from ..status import UNRUN
 from ..work import Item
 from . import fresh
-from .entry import OWN, PICKED, Entry
+from .entry import CONTAINED, NOT_CONTAINED, OWN, PICKED, Entry
 
 #: Marks of convkit's entries.
 PICKED_NCHW = "picked for NCHW"
-#: Marks of a user's: whether it runs in a process of its own.
-CONTAINED, NOT_CONTAINED = "contained", "not contained"
-
 
 #: What gives bytes of memory; None: NumPy.
 Source = Callable[[int], np.ndarray] | None

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from ..measure import conditions, stats
+from ..measure.entry import CONTAINED, NOT_CONTAINED, TOO_SHORT
 from ..peers import PEERS
 from ..results import figures
 from ..work import FIRST_CALL, NETWORK_OPS
@@ -120,6 +121,23 @@ def verdict_lines(row: Row, confidence: float = stats.CONFIDENCE) -> list[str]:
             found.append(f"  {words} {verdict['name']}, {_AGAINST[key]}")
     if len(found) == 1:
         found.append("  nothing else was timed")
+    return found + [f"  {line}" for line in _candidates(row, rank["own"], confidence)]
+
+
+def _candidates(row: Row, picked: str, confidence: float) -> list[str]:
+    """What became of a user's own implementations, against convkit's pick."""
+    by_name = {c["name"]: c for c in row["contenders"]}
+    found = []
+    for name, c in by_name.items():
+        marks = set(c.get("marks") or ())
+        if not marks & {CONTAINED, NOT_CONTAINED} or not figures.correct(c):
+            continue
+        if TOO_SHORT in marks:
+            found.append(f"{name} is too short to be compared from a process of its own: --in-process")
+            continue
+        ratio = stats.ratio_of(figures.rounds_of(c), figures.rounds_of(by_name[picked]), confidence)
+        interval = f"[{times(ratio.low)}, {times(ratio.high)}]"
+        found.append(f"{name} takes {times(ratio.middle)} x the time of {picked} {interval}, convkit's pick")
     return found
 
 

@@ -35,8 +35,10 @@ from . import judge, limits, proxies
 from .memory import Shared
 from .training import Training
 
+#: Characters of a message that are told.
+_MOST = 4000
 #: What of an implementation is told as it is.
-DECLARED = (
+DECLARED: tuple[str, ...] = (
     "op",
     "name",
     "device",
@@ -102,7 +104,7 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            text = last_line(error)
+            text = _first(last_line(error))
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
             return {"raised": {"text": text, "kind": kind_of(error)}}
@@ -134,12 +136,12 @@ class Candidate:
         """What this machine lacks to run an implementation."""
         missing = self.implementations[index].missing
         lack = missing() if missing else None
-        return {"value": None if lack is None else str(lack)}
+        return {"value": None if lack is None else _first(str(lack))}
 
     def do_about(self, index: int, problem: Any) -> dict[str, Any]:
         """What an implementation declares of a problem; of one that it does not take, just that."""
         i = self.implementations[index]
-        found: dict[str, Any] = {"when": i.declines(problem)}
+        found: dict[str, Any] = {"when": (reason := i.declines(problem)) and _first(reason)}
         if found["when"] is None and not problem.empty:
             for what in ("workspace", "flops"):
                 if (function := getattr(i, what)) is not None:
@@ -243,6 +245,11 @@ class Candidate:
             self._emulators[emulate] = Emulator(*emulate)
         with devices.instead(self._emulators[emulate]):
             yield self._emulators[emulate]
+
+
+def _first(text: str) -> str:
+    """A text, or the beginning and the end of a long one: an answer has room for so much."""
+    return text if len(text) <= _MOST else f"{text[:_MOST]} ... {text[-100:]}"
 
 
 def _is_place(value: Any) -> bool:

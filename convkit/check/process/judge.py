@@ -30,6 +30,8 @@ from .memory import Shared
 
 #: Longest answer of a candidate's process, in bytes, and most that is kept of what it prints, at either end.
 LONGEST, PRINTED = 4 << 20, 4000
+#: Characters of one text of an answer that are read. (The source of a candidate, for its numbers, is longer.)
+_TEXT = 100_000
 #: Seconds between two looks at a process's memory, and that a process may take to write where it was.
 LOOK, DUMP = 0.05, 0.3
 #: Seconds beyond the limit that a process may take to start, and then to load a candidate.
@@ -72,6 +74,13 @@ class Limits:
     memory: int = 4 << 30
     losses: int = 3
 
+    @classmethod
+    def of(cls, timeout: float, gib: float) -> Limits:
+        """Limits from a number of seconds and one of GiB."""
+        if not 0 < gib <= 2**20:
+            raise OptionError(f"the memory must be a positive number of GiB, not {gib:g}")
+        return cls(timeout, int(gib * 2**30))
+
     def __post_init__(self) -> None:
         if not 0 < self.timeout < float("inf"):
             raise OptionError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
@@ -109,7 +118,7 @@ class Printed:
         self._thread.join(DUMP)  # a process that it has started may hold the pipe open
         left_out = self.size - len(self._first) - len(self._last)
         middle = f"\n... {left_out} bytes ...\n".encode() if left_out > 0 else b""
-        return (self._first + middle + self._last).decode("utf-8", "replace")
+        return str(_readable((self._first + middle + self._last).decode("utf-8", "replace")))
 
 
 class Process:
@@ -199,7 +208,8 @@ class Process:
         data, self._sent = (b"" if data == self._sent else data), data
         frame = struct.pack("<QQ", len(data), self._count) + data
         before = self._waits()
-        end = time.monotonic() + self.limits.timeout + grace
+        self._patience = self.limits.timeout + grace
+        end = time.monotonic() + self._patience
         start, self._came = _ns(), 0
         try:
             self._go_on()
@@ -241,7 +251,7 @@ class Process:
         if length > LONGEST:
             raise self._lost("answered what is no answer")
         try:
-            answer = json.loads(self._bytes(length, end))
+            answer = _readable(json.loads(self._bytes(length, end)))
         except (ValueError, RecursionError):
             answer = None
         if number != self._count or not isinstance(answer, dict):
@@ -266,7 +276,7 @@ class Process:
             if (taken := self._private() - self._had) > self.limits.memory:
                 raise self._lost(f"took {taken / 2**30:.1f} GiB of memory; the limit is {self._limit()}")
             if left <= 0:
-                raise self._lost(f"had not ended after {self.limits.timeout:g} s")
+                raise self._lost(f"had not ended after {self._patience:g} s")
         return bytes(found)
 
     def _waits(self) -> tuple[int, int]:
@@ -348,7 +358,7 @@ class Process:
         shutil.rmtree(self._folder, ignore_errors=True)
         return exited, status
 
-    _text, _came = "", 0
+    _text, _came, _patience = "", 0, 0.0
 
     def printed(self) -> str:
         """What the process has printed, standard output first."""
@@ -357,6 +367,18 @@ class Process:
     def _both(self) -> Iterator[str]:
         for printed in self._printed:
             yield printed.text()
+
+
+def _readable(value: Any) -> Any:
+    """Plain values whose texts can be printed: nothing in them moves a cursor, and none is endless."""
+    if isinstance(value, str):
+        shown = value if len(value) <= _TEXT else f"{value[:_TEXT]} ... ({len(value)} characters)"
+        return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in shown)
+    if isinstance(value, list):
+        return [_readable(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _readable(one) for key, one in value.items()}
+    return value
 
 
 def _ended(status: int) -> str:

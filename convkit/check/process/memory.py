@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import mmap
 import os
@@ -55,11 +56,14 @@ class Shared:
     @staticmethod
     def _file() -> int:
         if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("convkit")
+            fd = os.memfd_create("convkit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
         os.ftruncate(fd, SPACE)
+        if sys.platform == "linux":  # who has the file may not cut it short under the other one
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         return fd
 
     def block(self, offset: int, size: int) -> np.ndarray:

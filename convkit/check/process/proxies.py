@@ -328,7 +328,10 @@ def of_file(path: str | Path, limits: Limits) -> Contained:
     OptionError
         If there is no such file, or it cannot be loaded.
     """
-    path = Path(path).resolve()
+    try:
+        path = Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise OptionError(f"cannot read {path}: {error}") from None
     if not path.is_file():
         raise OptionError(f"{'not a file' if path.exists() else 'no such file'}: {path}")
     return Contained("file", str(path), limits, name=path.name)
