@@ -33,9 +33,9 @@ test: $(VENV)/stamp-test ## run the tests without the slow ones (ARGS= go to pyt
 	@echo "make test: the tests, without those that are marked slow"
 	@$(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/stamp-test ## run only the slow tests
+test-slow: $(VENV)/stamp-test ## run the slow tests, without the thorough ones
 	@echo "make test-slow: the tests that are marked slow, packaging among them"
-	@$(PYTEST) -m slow $(ARGS)
+	@$(PYTEST) -m "slow and not thorough" $(ARGS)
 
 test-all: $(VENV)/stamp-test ## run every test
 	@echo "make test-all: every test, the slow ones too"

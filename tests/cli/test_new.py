@@ -57,8 +57,21 @@ def test_a_new_relu_passes(language, tmp_path, capsys, compiler):
     passes(path, capsys, "--in-process")
 
 
+#: What CI runs of the languages whose compilers take long; of the others all.
+_IN_CI = {
+    "cuda": ("relu_fprop", "conv2d_fprop", "maxpool2d_fprop", "linear_fprop"),
+    "torch": ("relu_fprop", "conv2d_fprop"),
+    "jax": ("relu_fprop",),
+}
+
+
+def _marked(language, op):
+    thorough = op not in _IN_CI.get(language, (op,))
+    return pytest.param(language, op, marks=[pytest.mark.thorough] if thorough else [])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("language, op", [one for one in EVERY if one[0] != "cupy"])
+@pytest.mark.parametrize("language, op", [_marked(*one) for one in EVERY if one[0] != "cupy"])
 def test_every_template_passes(language, op, tmp_path, capsys, compiler, need):
     _needed(language, need)
     # These two change their whole process: a simulator, an interpreter.

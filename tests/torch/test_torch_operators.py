@@ -108,7 +108,11 @@ def test_samples_of_pytorch(name):
 
 
 @pytest.mark.slow  # max_pool2d has 1440 samples
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(d, marks=[] if d == torch.float32 else [pytest.mark.thorough]) for d in BOUNDS],
+    ids=str,
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_all_samples_of_pytorch(name, dtype):
     as_pytorch(name, dtype)
@@ -224,7 +228,9 @@ def test_opcheck(name):
 
 
 @pytest.mark.slow  # PyTorch's symbolic shapes take their time
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "last", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["contiguous", "channels_last"]
+)
 @pytest.mark.parametrize("name", calls(False))
 def test_opcheck_whole(name, last):
     operator, args = calls(last)[name]

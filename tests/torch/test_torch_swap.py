@@ -343,13 +343,17 @@ def test_a_compiled_step():
 
 
 @pytest.mark.slow  # a compiler for C++ makes each fused loop
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "aot_eager") for name in SMALL]
+    + [pytest.param(n, "inductor", marks=[pytest.mark.thorough] if k else []) for k, n in enumerate(SMALL)],
+)
 def test_a_compiled_step_of_a_network(name, backend, compiler):
     compiled_step(*small(name), backend)
 
 
 @pytest.mark.slow  # the networks of the papers, on one image each
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("make", "extent"), [(alexnet, 224), (vgg11, 224), (resnet18, 224)], ids=["alexnet", "vgg11", "resnet18"]
 )
