@@ -56,7 +56,7 @@ def build(
         padded = f", {reach} with crop_padding" if recipe.images.crop_padding else ""
         size = net.preset.image_size
         raise OptionError(
-            f"recipe: the network takes {size} x {size} pixels, but the stored images have {H} x {W}{padded}; "
-            f"network.image_size = {min(H, W)} fits, or larger images"
+            f"recipe: the network takes {size} x {size} pixels, but the stored images are {H} x {W}{padded}: "
+            f"take larger ones, or network.image_size = {min(H, W)}"
         )
     return net
