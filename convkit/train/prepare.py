@@ -147,9 +147,7 @@ def prepare(
     return _prepared(folder, read, time.perf_counter() - start)
 
 
-def _fill(
-    writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None
-) -> int:
+def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None) -> int:
     """Write every shard that is not complete; returns the number of images that were read."""
     shape = data.train.shape
     total = sum(len(split) for _, split in _splits(data))
