@@ -54,8 +54,9 @@ def build(
     reach = min(H, W) + 2 * recipe.images.crop_padding
     if net.preset.image_size > reach:
         padded = f", {reach} with crop_padding" if recipe.images.crop_padding else ""
+        size = net.preset.image_size
         raise OptionError(
-            f"recipe: the network takes images of {net.preset.image_size} x {net.preset.image_size} pixels, but "
-            f"the stored ones are {H} x {W}{padded}; network.image_size = {min(H, W)} fits, or larger images"
+            f"recipe: the network takes {size} x {size} pixels, but the stored images are {H} x {W}{padded}: "
+            f"take larger ones, or network.image_size = {min(H, W)}"
         )
     return net
