@@ -120,7 +120,7 @@ class Arguments:
                 "the arrays must share a dtype, not "
                 + ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             )
-        self.dtype = next(iter(dtypes.values()))
+        self.dtype = next(iter(dtypes.values()), "")  # "" where the op names the dtype of each input
 
     def __getattr__(self, name: str) -> np.ndarray:
         try:

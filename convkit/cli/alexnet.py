@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.lr < float("inf"):
         raise OptionError(f"--lr must be a finite number of at least 0, not {args.lr}")
     require_writable(args.json)
-    chosen = _choices(args.impl)
+    chosen = choices(args.impl)
     with where, use(**chosen):
         chosen_preset = preset(args.preset)
         x, labels, files = photos.batch(args.images, chosen_preset, args.batch)
@@ -116,7 +116,7 @@ def _diff(a: str, b: str) -> int:
 # ---------------------------------------------------------------------------------------------------
 # Options
 # ---------------------------------------------------------------------------------------------------
-def _choices(pairs: Sequence[str]) -> dict[str, Any]:
+def choices(pairs: Sequence[str]) -> dict[str, Any]:
     """Implementations by op, of `--impl OP=NAME`."""
     chosen: dict[str, Any] = {}
     for text in pairs:

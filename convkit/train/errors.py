@@ -15,3 +15,7 @@ class RunError(ConvkitError, ValueError):
 
 class BadImage(DataError):
     """One file that is no image, or a damaged one; the message is the reason, without the file's name."""
+
+
+class NotFinite(RunError):
+    """A loss that is not finite: the run has ended with the weights before that step, which are saved."""

@@ -152,9 +152,7 @@ def prepare(
     return _prepared(folder, read, time.perf_counter() - start)
 
 
-def _fill(
-    writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None
-) -> int:
+def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None) -> int:
     """Write every shard that is not complete; returns the number of images that were read."""
     shape = data.train.shape
     splits = _splits(data)

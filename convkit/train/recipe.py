@@ -280,26 +280,31 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         For what is not TOML, a key that is not known, and a value that does not fit; it names the key.
     """
     try:
-        table = tomllib.loads(text(name))
+        found = tomllib.loads(text(name))
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"the recipe {name} is not TOML: {error}") from error
+    return parse(overridden(found, overrides))
+
+
+def overridden(found: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The table of a recipe, with some values changed, as in `load`."""
     for override in overrides:
-        _set(table, override)
-    return parse(table)
+        _set(found, override)
+    return found
 
 
-def parse(table: Mapping[str, Any]) -> Recipe:
+def parse(found: Mapping[str, Any]) -> Recipe:
     """A recipe from the dict that TOML gives; the errors are those of `load`."""
-    made: Recipe = _build(Recipe, table, "")
+    made: Recipe = _build(Recipe, found, "")
     return made
 
 
 def dump(recipe: Recipe) -> str:
     """A recipe as TOML, with every value: what `load` reads."""
-    table = _table(recipe)
-    stages = table.pop("schedule")
-    lines = [f"{key} = {_value(v)}" for key, v in table.items() if not isinstance(v, dict)]
-    for key, part in table.items():
+    found = table(recipe)
+    stages = found.pop("schedule")
+    lines = [f"{key} = {_value(v)}" for key, v in found.items() if not isinstance(v, dict)]
+    for key, part in found.items():
         if isinstance(part, dict):
             lines += ["", f"[{key}]", *(f"{k} = {_value(v)}" for k, v in part.items())]
     for stage in stages:
@@ -309,7 +314,7 @@ def dump(recipe: Recipe) -> str:
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """The keys in which two recipes differ, each with both values; `about` does not count."""
-    left, right = _flat(_table(a)), _flat(_table(b))
+    left, right = _flat(table(a)), _flat(table(b))
     keys = [key for key in {**left, **right} if key != "about"]
     return [
         f"{k}: {_value(left.get(k))} against {_value(right.get(k))}"
@@ -359,7 +364,7 @@ def _fitting(kind: Any, value: Any, path: str) -> Any:
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
             raise OptionError(f"recipe: {path} must be a list, not {value!r}")
-        return tuple(_fitting(parts[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        return tuple(_fitting(parts[0], v, f"{path}[{i}]") for i, v in enumerate(value, 1))
     if type(None) in get_args(kind):
         return _fitting(parts[0], value, path)
     if get_origin(kind) is not None:  # Mapping[str, float]
@@ -374,15 +379,15 @@ def _fitting(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _table(part: Any) -> dict[str, Any]:
+def table(part: Any) -> dict[str, Any]:
     """A dataclass as TOML's values; what is None is left out."""
     found: dict[str, Any] = {}
     for f in fields(part):
         value = getattr(part, f.name)
         if dataclasses.is_dataclass(value):
-            value = _table(value)
+            value = table(value)
         elif f.name == "schedule":
-            value = [_table(stage) for stage in value]
+            value = [table(stage) for stage in value]
         if value is not None and not (isinstance(part, Stage) and f.name in ("epoch", "step") and not value):
             found[f.name] = value
     return found

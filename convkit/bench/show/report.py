@@ -8,8 +8,6 @@ whether its digest holds.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from typing import Any
 from ...errors import OptionError
 from ..results import figures, files
 from . import caveats, charts, tables
-from .page import cells, circumstances, details, overview, svg
+from .page import cells, circumstances, details, frame, overview, svg
 from .page.markup import Markup, clean, data, tag
 
 _HERE = Path(__file__).parent / "page"
@@ -84,24 +82,10 @@ def page(originals: Sequence[Mapping[str, Any]]) -> str:
     """The page's text."""
     documents = [files.plain(document) for document in originals]
     styles = charts.styles(documents)
-    style = Markup(_themes() + (_HERE / "page.css").read_text(encoding="utf-8"))
-    script = Markup((_HERE / "page.js").read_text(encoding="utf-8"))
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style = frame.themes() + frame.STYLE.read_text(encoding="utf-8")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
     names = [clean(charts.where(d)) for d in documents]
     title = f"convkit bench: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", style),
-    )
     sections = [
         _section(
             document,
@@ -111,8 +95,10 @@ def page(originals: Sequence[Mapping[str, Any]]) -> str:
         )
         for number, (document, original) in enumerate(zip(documents, originals), 1)
     ]
-    body = tag(
-        "body",
+    return frame.document(
+        title,
+        style,
+        script,
         tag("a", "Skip to the results", href="#main", class_="skip"),
         svg.definitions(),
         _header(documents, names),
@@ -122,31 +108,7 @@ def page(originals: Sequence[Mapping[str, Any]]) -> str:
             tag("script", data(d), type="application/json", class_="results-data", id=f"c{i}-data")
             for i, d in enumerate(documents, 1)
         ],
-        tag("script", script),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _themes() -> str:
-    """The colours as CSS variables: the system's theme unless one was chosen; paper is light."""
-
-    def block(colours: Mapping[str, str], scheme: str) -> str:
-        values = "".join(f"--{name}:{value};" for name, value in colours.items())
-        return f"{{color-scheme:{scheme};{values}}}"
-
-    light, dark = block(charts.LIGHT, "light"), block(charts.DARK, "dark")
-    numbers = range(len(charts.SHAPES))
-    return "\n".join((
-        f":root{light}",
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}",
-        f":root[data-theme=dark]{dark}",
-        f"@media print{{:root:root:root{light}}}",
-        "".join(f".s{i}{{--c:var(--s{i})}}" for i in numbers), "",
-    ))  # fmt: skip
 
 
 def _header(documents: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Markup:

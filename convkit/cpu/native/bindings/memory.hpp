@@ -197,6 +197,21 @@ inline void bind_elementwise(py::module_& m) {
       },
       py::arg("dtype"), py::arg("size"), py::arg("dy"), py::arg("y"), py::arg("dx"), threads);
   m.def(
+      "crop_images_rows",
+      [](const std::string& dtype, const py::tuple& problem, bool moves, bool reverse, Object images,
+         Object crops, Object mean, Object shift, Object factor, Object x, int threads) {
+        const Numbers<7> n(problem);
+        const CropImages g{n[0], n[1], n[2], n[3], n[4], n[5], n[6], moves, reverse};
+        with_storage(dtype, [&](auto s) {
+          using S = decltype(s);
+          unlocked([&, images = in<std::uint8_t>(images), crops = in<int32_t>(crops), mean = in(mean),
+                    shift = in(shift), factor = in(factor),
+                    x = out<S>(x)] { crop_images_rows(g, images, crops, mean, shift, factor, x, threads); });
+        });
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("moves"), py::arg("reverse"), py::arg("images"),
+      py::arg("crops"), py::arg("mean"), py::arg("shift"), py::arg("factor"), py::arg("x"), threads);
+  m.def(
       "dropout_fprop_vectors",
       [](const std::string& dtype, int64_t size, Object x, Object y, std::uint64_t seed, std::uint64_t offset,
          std::uint64_t limit, double scale, int threads) {

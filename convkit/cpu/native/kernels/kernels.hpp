@@ -200,6 +200,17 @@ void relu_fprop_vectors(int64_t size, const S* x, S* y, int threads);
 template <class S>
 void relu_dgrad_vectors(int64_t size, const S* dy, const S* y, S* dx, int threads);
 
+// x (N, C, size, size) from images (N, H, W, C) and crops (N, 3): top, left, flipped, of any values. The mean
+// is (C, mean_h, mean_w): of the image where it moves with the crop, else of the crop, or one number for a
+// channel. shift (N, C) and factor (C) may be null.
+struct CropImages {
+  int64_t N, H, W, C, size, mean_h, mean_w;
+  bool moves, reverse;
+};
+template <class S>
+void crop_images_rows(const CropImages& g, const std::uint8_t* images, const std::int32_t* crops,
+                      const float* mean, const float* shift, const float* factor, S* x, int threads);
+
 struct Dropout {
   std::uint64_t seed, offset, limit;  // words below the limit are dropped: at most 2^32
   float scale;

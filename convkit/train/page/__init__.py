@@ -1,0 +1,1 @@
+"""The page that `convkit evaluate` writes: `document` puts its parts together."""
