@@ -72,25 +72,25 @@ class Counts:
 
     Attributes
     ----------
+    loss : float
+        Sum of their cross-entropies, in nats.
+    errors, top5_errors : int
     images : int
         That were looked at.
-    loss_sum : float
-        Of their cross-entropies, in nats.
-    errors, top5_errors : int
     left_out : int
         Images that could not be read.
     """
 
-    images: int = 0
-    loss_sum: float = 0.0
+    loss: float = 0.0
     errors: int = 0
     top5_errors: int = 0
+    images: int = 0
     left_out: int = 0
 
     @property
-    def loss(self) -> float:
+    def mean_loss(self) -> float:
         """Mean cross-entropy; NaN of no image."""
-        return self.loss_sum / self.images if self.images else math.nan
+        return self.loss / self.images if self.images else math.nan
 
     @property
     def top1(self) -> Rate:
@@ -109,8 +109,8 @@ class Counts:
     @classmethod
     def of(cls, values: np.ndarray) -> Counts:
         """What `array`, or a sum of such, stands for."""
-        images, loss_sum, errors, top5_errors, left_out = values.tolist()
-        return cls(int(images), loss_sum, int(errors), int(top5_errors), int(left_out))
+        loss, *counts = values.tolist()
+        return cls(loss, *map(int, counts))
 
 
 def validate(
@@ -163,7 +163,7 @@ def validate(
         losses.append(math.fsum(-_own(_log_softmax(logits[good]), read.labels[good])))
         errors, top5_errors = errors + int((rank >= 1).sum()), top5_errors + int((rank >= TOP).sum())
         images += len(good)
-    return Counts(images, math.fsum(losses), errors, top5_errors, left_out)
+    return Counts(sum(losses), errors, top5_errors, images, left_out)
 
 
 # ---------------------------------------------------------------------------------------------------

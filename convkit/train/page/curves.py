@@ -49,11 +49,11 @@ class _Linear:
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def column(log: Log, x: str, y: str, factor: float = 1.0) -> list[tuple[float, float]]:
+def column(log: Log, x: str, y: str) -> list[tuple[float, float]]:
     """Points of a log: two of its columns, where both are there and finite."""
     if x not in log or y not in log:
         return []
-    found = np.stack([log[x], log[y] * factor], axis=1)
+    found = np.stack([log[x], log[y]], axis=1)
     points: list[tuple[float, float]] = [(a, b) for a, b in found[np.isfinite(found).all(axis=1)].tolist()]
     return points
 
@@ -83,9 +83,9 @@ def curves(content: Content) -> Markup:
         Line("validation", _VALIDATION, column(epochs, "epoch", "validation_loss")),
     ]
     errors = [
-        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error", 100)),
-        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error", 100)),
-        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error", 100)),
+        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error")),
+        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error")),
+        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error")),
     ]
     losses, errors = ([line for line in lines if line.points] for lines in (losses, errors))
     if not losses and not errors:
