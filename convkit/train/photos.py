@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,8 @@ import numpy as np
 from ..errors import ConvkitError, MissingExtra, OptionError, OutOfMemory
 from ..network.presets import Preset
 from ..options import integer
+from .data.pillow import SIDEWAYS, TURNS, explained, one_line, orientation, pillow, rgb, white
+from .errors import BadImage
 
 #: Colour photographs that scikit-image's wheel holds, so that nothing is downloaded.
 EXAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
@@ -22,14 +22,6 @@ EXAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
 
 class ImageError(ConvkitError, ValueError):
     """A file that is not an image, or a folder without one."""
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtra("reading photographs", "Pillow", "images") from None
-    return Image
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
@@ -40,7 +32,7 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     ImageError
         If a path does not exist or cannot be looked at, or a folder holds no file with an image's suffix.
     """
-    suffixes = _pillow().registered_extensions()
+    suffixes = pillow().registered_extensions()
     found: list[Path] = []
     for text in paths:
         if not str(text):
@@ -50,7 +42,7 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
         except (OSError, ValueError) as error:  # a name that is too long, a link to itself, a NUL
             if isinstance(error, ImageError):
                 raise
-            raise ImageError(f"{_line(text)}: {getattr(error, 'strerror', None) or error}") from error
+            raise ImageError(f"{one_line(text)}: {getattr(error, 'strerror', None) or error}") from error
     return found
 
 
@@ -58,11 +50,11 @@ def _inside(path: Path, suffixes: Container[str]) -> list[Path]:
     """The path itself, or what is inside a folder."""
     if not path.is_dir():
         if not path.exists():
-            raise ImageError(f"no such file or folder: {_line(path)}")
+            raise ImageError(f"no such file or folder: {one_line(path)}")
         return [path]
     inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     if not inside:
-        raise ImageError(f"no image in the folder {_line(path)}")
+        raise ImageError(f"no image in the folder {one_line(path)}")
     return inside
 
 
@@ -81,24 +73,9 @@ def examples() -> list[Path]:
     return present
 
 
-#: Keeps what Pillow logs of a damaged file off stderr. Other handlers get it all the same.
-_SILENT = logging.NullHandler()
-#: Formats whose 16-bit samples have a range that Pillow does not report.
-_UNSCALED = ("FITS", "MCIDAS")
-#: Formats whose mode "I" holds 16-bit samples: Pillow scales them to 65535.
-_SIXTEEN_BITS_IN_I = ("PNG", "PPM")
-#: EXIF's orientations, and Pillow's names of the turns that undo them.
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-    6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
-}  # fmt: skip
-_SIDEWAYS = (5, 6, 7, 8)
 #: A side that is longer than this times the shorter one is cut before it is resized. That may change the
 #: order of Pillow's two passes. Each of them rounds, so a pixel may change by one grey level.
 _WINDOW = 4
-#: Tags of EXIF and TIFF.
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 def load(path: Path, preset: Preset) -> np.ndarray:
@@ -133,32 +110,23 @@ def load(path: Path, preset: Preset) -> np.ndarray:
         If the file is not an image that Pillow can read, if it does not say what is white, if it has more
         pixels than Pillow takes for safe (twice `PIL.Image.MAX_IMAGE_PIXELS`), or if memory is short.
     """
-    _pillow()
-    logging.getLogger("PIL").addHandler(_SILENT)
     how, size = preset.preprocess, preset.image_size
     if how.resize < size:
         raise OptionError(f"a crop of {size} pixels needs resize of at least as many, not {how.resize}")
     try:
-        with warnings.catch_warnings():  # Pillow warns of oddities in files that it can read
-            warnings.simplefilter("ignore")
+        with explained():
             photo = _centre(path, how.resize, size)
-    except ImageError as error:
-        raise ImageError(f"{_line(path)}: {error}") from None
+    except BadImage as error:
+        joint = " is" if error.__cause__ else ":"
+        raise ImageError(f"{one_line(path)}{joint} {error}") from error.__cause__
     except MemoryError:
-        raise ImageError(f"no memory to read {_line(path)}") from None
-    except Exception as error:  # a damaged file makes Pillow raise anything: KeyError, struct.error, ...
-        reason = _line(error) or type(error).__name__
-        raise ImageError(f"{_line(path)} is not an image that can be read: {reason}") from error
+        raise ImageError(f"no memory to read {one_line(path)}") from None
     pixels = np.asarray(photo, np.float32)
     if how.order == "BGR":
         pixels = pixels[..., ::-1]
     mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
     pixels = (pixels * np.float32(how.scale) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 @dataclass(frozen=True)
@@ -197,67 +165,25 @@ class _Axis:
 
 def _centre(path: Path, resize: int, size: int) -> Any:
     """The centre, size x size and RGB, of the image whose shorter side is resized to `resize`."""
-    Image = _pillow()
+    Image = pillow()
     with Image.open(path) as file:
         file.load()
-        white, inverted = _white(file)
-        orientation = file.getexif().get(_ORIENTATION)
-        extents = file.size[::-1] if orientation in _SIDEWAYS else file.size
+        samples = white(file)
+        turn = orientation(file.getexif)
+        extents = file.size[::-1] if turn in SIDEWAYS else file.size
         if min(extents) < 1:
-            raise ImageError("it has no pixels")
+            raise BadImage("it has no pixels")
         ratio = resize / min(extents)
         wholes = [max(resize, round(extent * ratio)) for extent in extents]
         across, down = (_Axis.of(e, w, size, w > _WINDOW * resize) for e, w in zip(extents, wholes))
-        x, y = (down.cut, across.cut) if orientation in _SIDEWAYS else (across.cut, down.cut)
+        x, y = (down.cut, across.cut) if turn in SIDEWAYS else (across.cut, down.cut)
         photo = file.crop((x, y, file.width - x, file.height - y)) if x or y else file
-        if white:
-            photo = _eight_bits(photo, white, inverted)
-        if photo.mode != "RGB":
-            photo = photo.convert("RGB")
-        if orientation in _TURNS:
-            photo = photo.transpose(getattr(Image.Transpose, _TURNS[orientation]))
+        photo = rgb(photo, *samples)
+        if turn in TURNS:
+            photo = photo.transpose(getattr(Image.Transpose, TURNS[turn]))
         box = across.begin, down.begin, across.end, down.end
         photo = photo.resize((across.made, down.made), Image.Resampling.BILINEAR, box=box)
         return photo.crop((across.left, down.left, across.left + size, down.left + size))
-
-
-def _white(file: Any) -> tuple[int, bool]:
-    """(white, inverted): the value of white in an image of more than 8 bits, or 0; whether it is black."""
-    tags = getattr(file, "tag_v2", {})
-    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-    advice = "what is white is not written in the file; save it with 8 or 16 bits"
-    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
-        raise ImageError(f"it holds signed integers, and {advice}")
-    if file.mode.startswith("I;16"):
-        if file.format in _UNSCALED:
-            raise ImageError(f"it holds 16-bit measurements, and {advice}")
-        return (4095 if tags.get(_BITS) == (12,) else 65535), inverted
-    if file.mode == "I":
-        if file.format in _SIXTEEN_BITS_IN_I:
-            return 65535, inverted
-        raise ImageError(f"it holds 32-bit integers, and {advice}")
-    if file.mode == "F":
-        low, high = file.getextrema()
-        if not 0 <= low <= high <= 1:
-            raise ImageError(
-                f"it holds floating point from {low:g} to {high:g}, not from 0 to 1, and {advice}"
-            )
-        return 1, inverted
-    return 0, False
-
-
-def _eight_bits(photo: Any, white: int, inverted: bool) -> Any:
-    """A grey image of mode "L", scaled so that `white` is 255 (or 0, where that is inverted)."""
-    Image = _pillow()
-    values = np.asarray(photo)
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():  # `getextrema` passes over NaN
-            raise ImageError("it holds NaN")
-        grey = (values * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    else:
-        table = (np.arange(white + 1) * 255 + white // 2) // white
-        grey = table.astype(np.uint8)[values]
-    return Image.fromarray(255 - grey if inverted else grey)
 
 
 def batch(

@@ -2,8 +2,8 @@
 
 All of them take tasks, a few rows of a batch each, from one pipe, so whichever is free takes the next one,
 and no thread of the parent need hand them out. They write into memory that the parent has mapped too, and
-answer through a second pipe. Both pipes, and the memory, are without a name: when the parent is gone, the
-pipe of tasks is at its end, the processes end, and nothing is left behind.
+answer through a second pipe. Pipes and memory are without a name, and each process sees at once when its
+parent is gone: nothing is left behind.
 
 They are started from scratch, neither forked nor by `multiprocessing`: the parent has threads (a pool of
 convkit's, BLAS's), whose locks a fork would copy as they stand, and `multiprocessing` would run the user's
@@ -18,6 +18,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -76,8 +77,8 @@ class _Running:
     ends: list[int] = field(default_factory=list)
     tasks: int = -1
     answers: int = -1
-    #: For each process a pipe that it holds open: at its end, so is the process.
-    alive: list[int] = field(default_factory=list)
+    #: For each process a socket, whose other end it has: each side sees there that the other is gone.
+    alive: list[socket.socket] = field(default_factory=list)
 
     def end(self) -> None:
         """End them at once: they have nothing to lose."""
@@ -88,7 +89,9 @@ class _Running:
                 process.wait(5)
         for fd in self.ends:
             os.close(fd)
-        self.processes, self.ends = [], []
+        for end in self.alive:
+            end.close()
+        self.processes, self.ends, self.alive = [], [], []
 
 
 class Processes:
@@ -183,7 +186,8 @@ class Processes:
         """Wait for one answer at least, or for the end of a process."""
         running = self._running
         poll = select.poll()
-        for fd in (running.answers, *running.alive):
+        alive = [end.fileno() for end in running.alive]
+        for fd in (running.answers, *alive):
             poll.register(fd, select.POLLIN)
         if self._backlog:
             poll.register(running.tasks, select.POLLOUT)
@@ -199,7 +203,7 @@ class Processes:
             self._flush()
         if running.answers in came:
             self._receive()
-        gone = [number for number, fd in enumerate(running.alive) if fd in came]
+        gone = [number for number, fd in enumerate(alive) if fd in came]
         if gone:
             self._replace(gone)
 
@@ -267,21 +271,19 @@ class Processes:
         }
         try:
             for number in range(self._count):
-                mine, its = os.pipe()
+                mine, its = socket.socketpair()
                 running.alive.append(mine)
-                running.ends.append(mine)
-                try:
+                own = {"number": number, "parent": its.fileno()}
+                with its:
                     running.processes.append(
                         subprocess.Popen(
-                            [sys.executable, "-c", _PROGRAM, json.dumps({**told, "number": number})],
+                            [sys.executable, "-c", _PROGRAM, json.dumps(told | own)],
                             stdin=subprocess.DEVNULL,
-                            pass_fds=(its_tasks, its_answers, self._shared.fd, self._file, its),
+                            pass_fds=(its_tasks, its_answers, self._shared.fd, self._file, its.fileno()),
                             start_new_session=True,  # Ctrl-C is the parent's
                             env=environment,
                         )
                     )
-                finally:
-                    os.close(its)
         except OSError as error:
             self._end()
             raise DataError(
