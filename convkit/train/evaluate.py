@@ -342,7 +342,7 @@ def evaluate(
     """
     require_views(views)
     batch = _batch(batch, len(split))
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[dict[str, np.ndarray]] = []
     left_out: list[tuple[str, str]] = []
     done = 0
     for read in _reads(split, range(len(split)), batch, workers):
@@ -357,9 +357,8 @@ def evaluate(
     if not parts:
         first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"none of the {len(split)} images can be read{first}")
-    return Evaluation(
-        net.num_classes, views, *(np.concatenate(column) for column in zip(*parts)), tuple(left_out)
-    )
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(net.num_classes, views, **columns, left_out=tuple(left_out))
 
 
 def require_views(views: int) -> None:
@@ -399,21 +398,20 @@ def scored(net: Network, inputs: Inputs, images: np.ndarray, views: int) -> tupl
 
 def _judged(
     scores: np.ndarray, logs: np.ndarray, indices: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, ...]:
+) -> dict[str, np.ndarray]:
     """The columns of `Evaluation`."""
     broken = np.isnan(scores).any(axis=1)
     predicted = scores.argmax(axis=1)
     probabilities = np.exp(_own(logs, predicted))
     predicted[broken] = -1
-    ranks = label_rank(scores, labels)
-    return (
-        indices.copy(),
-        labels.copy(),
-        predicted.astype(np.int32),
-        ranks,
-        probabilities,
-        -_own(logs, labels),
-    )
+    return {
+        "indices": indices,
+        "labels": labels,
+        "predicted": predicted.astype(np.int32),
+        "ranks": label_rank(scores, labels),
+        "probabilities": probabilities,
+        "losses": -_own(logs, labels),
+    }
 
 
 def _own(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -33,17 +33,17 @@ class Line:
 
 
 class _Linear:
-    """An axis from `low` to `high`; as `charts.Scale`, which is logarithmic."""
+    """An axis from `low` to `high`, with no ticks between the multiples of 10^least."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, max(high, low + 1e-9)
+    def __init__(self, low: float, high: float, least: int = -9) -> None:
+        self.low, self.high, self.least = low, max(high, low + 1e-9), least
 
     def at(self, value: float) -> float:
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def ticks(self, most: int = 8) -> list[float]:
         span = self.high - self.low
-        base = 10.0 ** math.floor(math.log10(span / most))
+        base = 10.0 ** max(self.least, math.floor(math.log10(span / most)))
         step = next(s for s in (base, 2 * base, 5 * base, 10 * base) if span / s <= most)
         first = math.ceil(self.low / step - 1e-9)
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -121,7 +121,7 @@ def _classes(line: Line) -> str:
 
 def _plane(title: str, caption: str, lines: Sequence[Line], logarithmic: bool) -> Markup:
     xs, ys = ([p[i] for line in lines for p in line.points] for i in (0, 1))
-    across = _Linear(0, max(xs))
+    across = _Linear(0, max(xs), least=0)
     up: Scale | _Linear
     up = Scale.over(ys, pad=1.1, least=3) if logarithmic else _Linear(0, max(*ys, 1.0) * 1.05)
     right, base = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
