@@ -69,7 +69,7 @@ def filters(weights: np.ndarray, columns: int = 0) -> np.ndarray:
 
 
 def _columns(count: int, wanted: float) -> int:
-    """The divisor of `count` that is nearest to `wanted` by its ratio; where none is near, the next number."""
+    """The divisor of `count` nearest to `wanted` by its ratio; where none is near, the next number."""
     divisors = (d for d in range(count, 0, -1) if count % d == 0)
     nearest = min(divisors, key=lambda d: round(abs(math.log(d / wanted)), 9))
     return nearest if wanted / 1.5 <= nearest <= wanted * 1.5 else max(1, min(count, math.ceil(wanted)))
