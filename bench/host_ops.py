@@ -45,6 +45,8 @@ def convkit_calls() -> dict[str, Call]:
     wide.fill(1)
     blocked = Tensor.empty(wide.shape, "float32", "nChw16c")
     both = {"lrn": LRN, "pool": POOL}
+    stored, crop = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3), np.int32)
+    colours = np.zeros((3, 1, 1), np.float32)
     calls: dict[str, Call] = {
         "conv2d_fprop": lambda: ck.conv2d_fprop(x, w, b),
         "conv2d_dgrad": lambda: ck.conv2d_dgrad(dy, w, x.shape),
@@ -60,6 +62,7 @@ def convkit_calls() -> dict[str, Call]:
         "avgpool2d_fprop": lambda: ck.avgpool2d_fprop(image, **POOL),
         "avgpool2d_dgrad": lambda: ck.avgpool2d_dgrad(dpool, image.shape, **POOL),
         "reorder": lambda: ck.reorder(wide, out=blocked),
+        "crop_images": lambda: ck.crop_images(stored, crop, colours, size=2),
         "lrn_maxpool2d_fprop": lambda: ck.lrn_maxpool2d_fprop(image, **both),
         "lrn_maxpool2d_dgrad": lambda: ck.lrn_maxpool2d_dgrad(dpool, argmax, image, **both),
         "linear_fprop": lambda: ck.linear_fprop(row, matrix),

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from convkit.train.data.statistics import statistics as statistics_of
 from convkit.train.inputs import Inputs
 from tabulate import tabulate
 
@@ -35,6 +34,7 @@ from convkit.train import recipe as recipes
 from convkit.train.build import build, stored_size
 from convkit.train.data import open_data
 from convkit.train.data.dataset import Data
+from convkit.train.data.statistics import statistics as statistics_of
 from convkit.train.fit import fit
 from convkit.train.recipe import Recipe
 
@@ -239,8 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     layout = faster_layout(data, recipe)
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.validation):,} test images; recipe "
-        f"{args.recipe}, {recipe.epochs} epochs, batch {recipe.batch}; {threads.count()} threads each; PyTorch "
-        f"{torch.__version__} in {layout}"
+        f"{args.recipe}, {recipe.epochs} epochs, batch {recipe.batch}; {threads.count()} threads each; "
+        f"PyTorch {torch.__version__} in {layout}"
     )
     runs: dict[str, list[dict[str, Any]]] = {"convkit": [], "PyTorch": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -47,6 +47,7 @@ CALLS = {
     "softmax_xent_dgrad": lambda a: ck.softmax_xent_dgrad(a.m, a.labels),
     "label_rank": lambda a: ck.label_rank(a.m, a.labels),
     "loss_summary": lambda a: ck.loss_summary(a.b, a.rank),
+    "crop_images": lambda a: ck.crop_images(a.images, a.crops, a.mean, a.shift, a.b, size=3),
     "sgd_momentum": lambda a: ck.sgd_momentum(a.w, a.w, a.w, **RULE),
     # Without a dimension, without an element, and with so many taps that argmax is uint16 and uint32.
     "0-d": lambda a: ck.relu_fprop(a.scalar),
@@ -67,10 +68,13 @@ def inputs(dtype, make=lambda array: array):
     drawn = {
         "x": (2, 4, 4, 4), "y": (2, 4, 4, 4), "small": (2, 4, 2, 2), "k": (4, 4, 3, 3), "b": (4,),
         "m": (4, 4), "w": (4, 4), "none": (0, 4, 4, 4), "row": (1, 1, 1, 1), "scalar": (),
+        "mean": (4, 1, 1), "shift": (2, 4),
     }  # fmt: skip
     found = {name: np.asarray(rng.standard_normal(s)).astype(np_dtype(dtype)) for name, s in drawn.items()}
     found |= {"argmax": rng.integers(0, 4, (2, 4, 2, 2), np.uint8), "labels": np.array([3, 0, 1, 1])}
     found |= {"rank": np.array([0, 1, 5, 9], np.int32)}
+    found |= {"images": rng.integers(0, 256, (2, 5, 4, 4), np.uint8)}
+    found |= {"crops": np.array([[1, 0, 0], [-1, 2, 1]], np.int32)}
     return types.SimpleNamespace(**{name: make(array) for name, array in found.items()})
 
 

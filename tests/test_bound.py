@@ -44,7 +44,9 @@ class Sample(NamedTuple):
 
 CONV = {"padding": 1}
 #: One call of every op.
-INTEGERS = {"labels": np.int64, "argmax": np.uint8, "rank": np.int32}
+INTEGERS = {
+    "labels": np.int64, "argmax": np.uint8, "rank": np.int32, "images": np.uint8, "crops": np.int32,
+}  # fmt: skip
 SAMPLES = {
     "conv2d_fprop": Sample({"x": IMAGE, "w": FILTER, "b": (4,)}, CONV),
     "conv2d_dgrad": Sample({"dy": IMAGE, "w": FILTER}, {"x_shape": IMAGE, **CONV}),
@@ -60,6 +62,10 @@ SAMPLES = {
     "avgpool2d_fprop": Sample({"x": IMAGE}, POOL),
     "avgpool2d_dgrad": Sample({"dy": SMALL}, {"x_shape": IMAGE, **POOL}),
     "reorder": Sample({"x": IMAGE}, {}),
+    "crop_images": Sample(
+        {"images": (2, 5, 4, 3), "crops": (2, 3), "mean": (3, 5, 4), "shift": (2, 3), "factor": (3,)},
+        {"size": 3, "reverse": True},
+    ),
     "label_rank": Sample({"logits": (3, 4), "labels": (3,)}, {}),
     "loss_summary": Sample({"loss": (3,), "rank": (3,)}, {}),
     "lrn_maxpool2d_fprop": Sample({"x": IMAGE}, {"lrn": LRN, "pool": POOL}),
@@ -476,7 +482,7 @@ def test_an_array_that_is_none_in_a_later_call(op, need):
         given = {n: kind(a) for n, a in drawn(op, "float32", np.random.default_rng(0)).items()}
         call = functools.partial(getattr(ck, op), **SAMPLES[op].options)
         call(**given)
-        for name in given.keys() - {"b"}:
+        for name in given.keys() - set(OPS[op].optional):
             with pytest.raises(ck.DtypeError, match=f"{op}: {name} must be an array"):
                 call(**{**given, name: None})
 

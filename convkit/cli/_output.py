@@ -12,7 +12,7 @@ from ..errors import OptionError
 
 #: Options whose value is a file to write, and arguments that are files to read.
 _WRITTEN = ("json", "html", "picture", "output")
-_READ = ("a", "b", "capsule", "capsules", "kernel", "kernels")
+_READ = ("a", "b", "capsule", "capsules", "kernel", "kernels", "data", "store")
 
 
 def check_paths(args: argparse.Namespace) -> None:

@@ -17,8 +17,8 @@ classes as ImageNet has them, the ILSVRC tars, or a store that `convkit prepare`
 
 _EPILOG = """\
 The run's folder has the recipe with all its values, logs, curves, and checkpoints: the last one, the one
-before it, and the one with the lowest validation error. A run can be stopped at any moment, Ctrl-C and SIGTERM
-included, and goes on with --resume to the same bits. In many processes: mpiexec -n 4 convkit train ...
+before it, and the one with the lowest validation error. A run can be stopped at any moment, by Ctrl-C and
+SIGTERM too, and goes on with --resume to the same bits. In many processes: mpiexec -n 4 convkit train ...
 Exit status: 0 the recipe is done; 1 the loss is not finite; 2 it could not be carried out; 128 + N a signal N
 has ended it, and it is saved."""
 

@@ -227,11 +227,14 @@ class _Cases(Cases):
             low, high = (-2, room + 2) if room >= 0 else (room, 0)
             crops[:, axis] = rng.integers(low, high + 1, g.N)
         crops[:, 2] = rng.choice([0, 0, 1, 1, 2, -1], g.N)
-        if g.N >= 8:  # what a crop must not do to memory, each at another image
+        if (
+            g.N >= 8
+        ):  # what a crop must not do to memory, each at another image; the one in the middle is plain
             crops[0] = -g.size // 2, 0, 1
+            crops[1] = _LEAST, _MOST, 1
             crops[2, :2] = g.H - 1, g.W - 1
             crops[3, :2] = 1 - g.size, 1 - g.size
-            crops[4] = _LEAST, _MOST, 1
+            crops[g.N // 2, :2] = 0
             crops[5] = _MOST, _LEAST, _LEAST
             crops[6, 1] = g.W
             crops[7, :2] = 0, -g.size
@@ -289,7 +292,7 @@ def crop_images(
     crops : array of int32, (N, 3)
         Top, left and flipped of each. A crop may reach beyond the image, or lie outside: there x is exactly
         0, whatever mean, shift and factor are.
-    mean : array of real numbers
+    mean : array of real numbers, (C, H, W), (C, size, size) or (C, 1, 1)
         (C, H, W): of the image; the pixel's own mean is subtracted, wherever the crop is.
         (C, size, size): of the crop; what is subtracted does not depend on where the crop is, nor on
         `flipped`.

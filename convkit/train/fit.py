@@ -14,12 +14,12 @@ from .checkpoint import Checkpoint
 from .data import open_data
 from .data.dataset import Data, Statistics
 from .data.statistics import statistics
-from .errors import DataError, RunError
+from .errors import DataError
 from .exchange import Exchange
 from .inputs import Inputs
 from .log import Log
 from .loop import Loop, Position, restore
-from .recipe import Recipe, differences, load, overridden, parse, table
+from .recipe import Recipe, load, overridden, parse, table
 from .run_folder import Info, RunFolder
 from .stops import Stops
 
@@ -86,7 +86,8 @@ def fit(
     """
     exchange = exchanges.here(device)
     chosen = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, exchange)
-    with Stops() as stops, chosen.log(quiet) as log:
+    log = chosen.log(quiet)
+    with Stops() as stops:
         setup = _together(exchange, chosen.make)
         try:
             net = build(
@@ -105,6 +106,7 @@ def fit(
                 checkpoint_seconds=60 * checkpoint_minutes,
             ).train()  # fmt: skip
         finally:
+            log.end()
             if exchange.rank == 0:
                 chosen.run.close()
     return chosen.run
@@ -134,49 +136,39 @@ class _Setup:
 
     def make(self) -> _Made:
         """Everything that can be refused is refused here, before anything is written."""
-        old = RunFolder.open(self.output) if self.resume and RunFolder.exists(self.output) else None
+        old = RunFolder.open(self.output) if self.resume and RunFolder.holds_run(self.output) else None
         recipe = self._recipe(old)
         data = self.given
         if not isinstance(data, Data):
             data = open_data(str(data), stored_size(recipe), recipe.images.square)
-        self._require(data, recipe, old)
+        self._require(data, recipe)
+        info = Info.of(data, "" if isinstance(self.given, Data) else str(self.given))
         if old is None:
-            known = self._statistics(data, recipe)
-            self.run = RunFolder.create(self.output, recipe, Info.of(data), known)
+            self.run = RunFolder.create(self.output, recipe, info, self._statistics(data, recipe))
         else:
-            self.run, known = old, old.statistics
-        self.run.lock()
+            old.require_data(info)
+            changes = old.require_recipe(recipe, CHANGEABLE)
+            self.run = old.lock()
+            if changes:
+                old.replace_recipe(recipe)
         checkpoint = self.run.load("last") if self.run.has_checkpoint() else None
-        if old is not None:
-            self.run.recipe = recipe
-        return _Made(recipe, data, known, checkpoint)
+        return _Made(recipe, data, self.run.statistics, checkpoint)
 
     def log(self, quiet: bool) -> Log:
-        return Log(self.output, quiet=quiet or self.exchange.rank > 0)
+        """For rank 0; the others are silent."""
+        if self.exchange.rank:
+            return Log(quiet=True)
+        return Log(quiet=quiet, events=self.output / "events")
 
     def _recipe(self, old: RunFolder | None) -> Recipe:
-        """The recipe that was asked for, checked against that of the run that goes on."""
-        if isinstance(self.recipe, Recipe):
-            recipe = parse(overridden(table(self.recipe), self.overrides))
-        elif self.recipe is None and old is not None:
-            recipe = parse(overridden(table(old.recipe), self.overrides))
-        else:
-            recipe = load(self.recipe or "small", self.overrides)
-        if old is not None:
-            other = [
-                line
-                for line in differences(old.recipe, recipe)
-                if line.split(":")[0].split(".")[0].split("[")[0] not in CHANGEABLE
-            ]
-            if other:
-                raise RunError(
-                    f"{self.output} was trained by another recipe, so it cannot go on with this one: "
-                    + "; ".join(other)
-                )
-        return recipe
+        """The recipe that was asked for, by default that of the run that goes on."""
+        given = old.recipe if self.recipe is None and old is not None else self.recipe
+        if isinstance(given, Recipe):
+            return parse(overridden(table(given), self.overrides))
+        return load(given or "small", self.overrides)
 
-    def _require(self, data: Data, recipe: Recipe, old: RunFolder | None) -> None:
-        """Refuse data with which the run cannot begin, or cannot go on."""
+    def _require(self, data: Data, recipe: Recipe) -> None:
+        """Refuse data with which no step can be made."""
         if len(data.train) < recipe.batch:
             raise DataError(
                 f"a batch of {recipe.batch} is more than the {len(data.train)} training images of "
@@ -184,8 +176,6 @@ class _Setup:
             )
         if recipe.batch < self.exchange.size:
             raise DataError(f"a batch of {recipe.batch} cannot be shared by {self.exchange.size} processes")
-        if old is not None:
-            old.info.require(data)
 
     def _statistics(self, data: Data, recipe: Recipe) -> Statistics | None:
         if not Inputs.needs_statistics(recipe):
@@ -229,5 +219,5 @@ def _first_line(net: Any, made: _Made, position: Position, ranks: int) -> str:
         + (f", on {ranks} processes" if ranks > 1 else ""),
     ]
     if made.checkpoint is not None:
-        lines.append(f"going on after step {position.step}, in epoch {position.epoch}")
+        lines.append(f"going on after step {position.step}, in epoch {position.epoch + 1}")
     return "\n".join(lines)

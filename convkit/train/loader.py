@@ -188,8 +188,8 @@ class Loader:
         missing = batch.found < 0
         indices = np.where(missing, batch.indices, batch.found)
         labels = np.where(missing, np.int32(-1), self.split.labels[indices])
-        failures = {index: reason for _, index, reason in reversed(batch.failures())}
-        return Read(batch.images, indices, labels, list(failures.items())[::-1], 0.0)
+        failures = {index: reason for _, index, reason in batch.failures()}
+        return Read(batch.images, indices, labels, list(failures.items()), 0.0)
 
 
 class _Thread:

@@ -45,12 +45,12 @@ class Sums:
         self.images += int(images)
 
     def mean(self, prefix: str = "") -> dict[str, float]:
-        """Mean loss, and error rates in percent."""
+        """Mean loss, and shares of wrong images."""
         count = max(1, self.images)
         return {
             f"{prefix}loss": self.loss / count,
-            f"{prefix}error": 100 * self.errors / count,
-            f"{prefix}top5_error": 100 * self.top5_errors / count,
+            f"{prefix}error": self.errors / count,
+            f"{prefix}top5_error": self.top5_errors / count,
         }
 
 
@@ -61,21 +61,21 @@ class Position:
     Attributes
     ----------
     epoch : int
-        That is under way, from 1 on.
+        Epochs that are complete.
     batch : int
-        Batches of this epoch that are done.
+        Batches of the next one that are done.
     step : int
         Steps that are done, over all epochs.
     epoch_sums, row_sums : Sums
-        Of this epoch; of the steps since the last row of steps.csv.
+        Of the epoch that is under way; of the steps since the last row of steps.csv.
     lowered, waited : int
         How often a plateau has lowered the rate; epochs since the lowest validation error.
     best : float
-        The lowest top-1 validation error, in percent.
+        The lowest top-1 validation error, from 0 to 1.
     finished : bool
     """
 
-    epoch: int = 1
+    epoch: int = 0
     batch: int = 0
     step: int = 0
     epoch_sums: Sums = field(default_factory=Sums)
@@ -147,21 +147,26 @@ class Loop:
             After a signal, when the checkpoint is written.
         """
         self.exchange.attach(self.net)
+        recipe, steps = self.recipe, self.steps_in_epoch * self.recipe.epochs
+        self.log.begin(
+            epochs=recipe.epochs, epoch_steps=self.steps_in_epoch, done=self.position.step,
+            total=min(steps, recipe.steps) if recipe.steps else steps,
+        )  # fmt: skip
         with Loader(self.data.train, workers=self.workers, substitute=True) as loader:
             while not self.position.finished:
                 self._epoch(loader)
 
     def _epoch(self, loader: Loader) -> None:
         now, recipe = self.position, self.recipe
-        order = draws.order(recipe.seed, now.epoch, len(self.data.train))
+        order = draws.order(recipe.seed, now.epoch + 1, len(self.data.train))
         first, stop = self.exchange.share(recipe.batch)
         places = [
             np.arange(batch * recipe.batch + first, batch * recipe.batch + stop)
             for batch in range(now.batch, self.steps_in_epoch)
         ]
-        self.log.begin(now.epoch, recipe.epochs, now.batch, self.steps_in_epoch)
         self._epoch_began, self._epoch_waited = time.monotonic(), 0.0
         self._row_began, self._row_waited = self._epoch_began, 0.0
+        self._step_began = self._epoch_began
         reads = loader.read(order[place] for place in places)
         try:
             for place, read in zip(places, reads):
@@ -176,7 +181,7 @@ class Loop:
 
     def _step(self, places: np.ndarray, read: Read, shard: tuple[int, int]) -> None:
         now, net = self.position, self.net
-        to_use = setting(self.recipe, now.epoch, now.step + 1, now.lowered)
+        to_use = setting(self.recipe, now.epoch + 1, now.step + 1, now.lowered)
         if net.update != to_use.update:
             net.update = to_use.update
         x, labels = self._input(places, read, to_use)
@@ -193,7 +198,7 @@ class Loop:
         now.batch += 1
         for sums in (now.epoch_sums, now.row_sums):
             sums.add(total[0], total[1], total[2], shard[1])
-        self._note(read, to_use.lr)
+        self._note(read, total, to_use.lr)
         if total[4]:
             self._stop()
         if total[5]:
@@ -201,7 +206,7 @@ class Loop:
 
     def _input(self, places: np.ndarray, read: Read, to_use: Setting) -> tuple[Any, Any]:
         """A batch as the network takes it, in the plan's own arrays."""
-        seed, epoch = self.recipe.seed, self.position.epoch
+        seed, epoch = self.recipe.seed, self.position.epoch + 1
         how = draws.Crops(
             self.net.preset.image_size, self.recipe.images.crop_padding, self.recipe.images.flip,
             self.recipe.images.crop_group,
@@ -225,33 +230,40 @@ class Loop:
         return summed
 
     # -- what is kept and shown -------------------------------------------------------------------------
-    def _note(self, read: Read, lr: float) -> None:
-        now = self.position
-        self._row_waited += read.waited
-        self._epoch_waited += read.waited
+    def _note(self, read: Read, total: np.ndarray, lr: float) -> None:
+        """Show a step, and write a row for each few of them."""
+        now, batch = self.position, self.recipe.batch
         if read.failures:
             self._bad.update(read.failures)
+        one = Sums()
+        one.add(total[0], total[1], total[2], batch)
+        self._row_waited += read.waited
+        self._epoch_waited += read.waited
+        ended = time.monotonic()
+        seconds, self._step_began = max(1e-9, ended - self._step_began), ended
+        self.log.step(self._row(one, lr, seconds, read.waited))
         if now.batch % self._row_every and now.batch != self.steps_in_epoch:
-            self.log.step(now.batch)
             return
-        seconds = max(1e-9, time.monotonic() - self._row_began)
-        row = {
-            "step": now.step,
-            "epoch": now.epoch,
-            **now.row_sums.mean(),
-            "lr": lr,
-            "images_per_second": now.row_sums.images / seconds,
-            "waiting": self._row_waited / seconds,
-        }
-        now.row_sums = Sums()
-        self._row_began, self._row_waited = time.monotonic(), 0.0
-        self.log.step(now.batch, row)
+        row = self._row(now.row_sums, lr, max(1e-9, ended - self._row_began), self._row_waited)
+        now.row_sums, self._row_began, self._row_waited = Sums(), ended, 0.0
         if self.exchange.rank == 0:
             self.run.log_step(row)
+
+    def _row(self, sums: Sums, lr: float, seconds: float, waited: float) -> dict[str, Any]:
+        now = self.position
+        return {
+            "step": now.step,
+            "epoch": now.epoch + 1,
+            **sums.mean(),
+            "lr": lr,
+            "images_per_second": sums.images / seconds,
+            "wait": waited / seconds,
+        }
 
     def _end_epoch(self) -> None:
         now, recipe = self.position, self.recipe
         seconds = time.monotonic() - self._epoch_began
+        now.epoch += 1
         lr = setting(recipe, now.epoch, now.step, now.lowered).lr
         row: dict[str, Any] = {
             "epoch": now.epoch,
@@ -260,13 +272,13 @@ class Loop:
             **self._validate(),
             "lr": lr,
             "images_per_second": now.epoch_sums.images / max(1e-9, seconds),
-            "waiting": self._epoch_waited / max(1e-9, seconds),
+            "wait": self._epoch_waited / max(1e-9, seconds),
             "seconds": seconds,
         }
         best = self._judge(row.get("validation_error"))
         ended = now.epoch >= recipe.epochs or (recipe.steps and now.step >= recipe.steps)
         now.finished = bool(now.finished or ended)
-        now.epoch, now.batch, now.epoch_sums = now.epoch + 1, 0, Sums()
+        now.batch, now.epoch_sums = 0, Sums()
         if self.exchange.rank == 0:
             self.run.log_epoch(row)
         self.log.epoch(row)
@@ -327,8 +339,8 @@ class Loop:
         now = self.position
         self._save()
         raise NotFinite(
-            f"the loss of step {now.step + 1} (epoch {now.epoch}) is not finite. The weights are those after "
-            f"step {now.step}, in {self.run.path}; to go on with a lower rate: --resume --set lr=..."
+            f"the loss of step {now.step + 1}, in epoch {now.epoch + 1}, is not finite. The weights of step "
+            f"{now.step} are saved in {self.run.path}; to go on with a lower rate: --resume --set lr=..."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,10 @@ def prepare(
     if not isinstance(source, Data):
         _require_apart(source, folder)
     data = source if isinstance(source, Data) else open_data(source, size, square)
+    if not len(data.train):
+        raise DataError(f"{data.name} has no training images")
+    if data.validation is not None and not len(data.validation):
+        data = dataclasses.replace(data, validation=None)
     H, W, C = data.train.shape
     rows = max(1, SHARD // (H * W * C))
     made_of = {
@@ -147,30 +152,30 @@ def prepare(
     return _prepared(folder, read, time.perf_counter() - start)
 
 
-def _fill(
-    writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None
-) -> int:
+def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: Progress | None) -> int:
     """Write every shard that is not complete; returns the number of images that were read."""
     shape = data.train.shape
-    total = sum(len(split) for _, split in _splits(data))
-    begins = {name: min(writer.complete(name) * rows, len(split)) for name, split in _splits(data)}
-    _require_space(writer.folder, total - sum(begins.values()), shape)
-    done = sum(begins.values())
-    for name, split in _splits(data):
+    splits = _splits(data)
+    total = sum(len(split) for _, split in splits)
+    begins = {name: min(writer.complete(name) * rows, len(split)) for name, split in splits}
+    before = done = sum(begins.values())
+    _require_space(writer.folder, total - before, shape)
+    if progress:
+        progress(done, total, splits[0][0])
+    for name, split in splits:
         ranges = [np.arange(b, min(b + rows, len(split))) for b in range(begins[name], len(split), rows)]
-        requests = (block for indices in ranges for block in _blocks(indices, shape))
-        with Loader(split, workers=workers) as loader:
-            reads = loader.read(requests)
-            for indices in ranges:
-                with writer.shard(name, len(indices)) as shard:
-                    wanted = len(indices)
-                    while wanted:
-                        read = next(reads)
-                        shard.add(_good(read), read.failures)
-                        wanted -= len(read.labels)
-                        done += len(read.labels)
-                        if progress:
-                            progress(done, total, name)
+        if ranges:
+            with Loader(split, workers=workers) as loader:
+                # One row of requests for all shards, so that the next one is read while this one is written.
+                reads = loader.read(block for indices in ranges for block in _blocks(indices, shape))
+                for indices in ranges:
+                    with writer.shard(name, len(indices)) as shard:
+                        for _ in _blocks(indices, shape):
+                            read = next(reads)
+                            shard.add(_good(read), read.failures)
+                            done += len(read.labels)
+                            if progress:
+                                progress(done, total, name)
         if not len(writer.kept(name, len(split))):
             index, reason = writer.splits[name][0]["failures"][0]
             writer.discard()
@@ -179,7 +184,7 @@ def _fill(
                 f"none of the {len(split)} {what} images of {data.name} can be read; the first: "
                 f"{split.name(index)}: {reason}"
             )
-    return total - sum(begins.values())
+    return total - before
 
 
 def _complete(folder: Path, made_of: dict[str, Any]) -> Prepared:

@@ -65,8 +65,8 @@ class Batch:
     failed: dict[int, list[tuple[int, int, str]]] = field(default_factory=dict)
 
     def failures(self) -> list[tuple[int, int, str]]:
-        """(row, index, reason), by rows."""
-        return sorted(one for part in self.failed.values() for one in part)
+        """(row, index, reason), by rows, as they were tried."""
+        return sorted((one for part in self.failed.values() for one in part), key=lambda one: one[0])
 
 
 @dataclass
@@ -318,7 +318,7 @@ class Processes:
             if number not in self._ready:
                 self._end()
                 raise DataError(
-                    f"a worker process {_ended(status)} before it was ready; what it printed is above"
+                    f"a worker process ended ({_ended(status)}) before it was ready; what it printed is above"
                 )
             self._lost += 1
             index = int(self._places[number])

@@ -21,6 +21,7 @@ from convkit.errors import OptionError
 from convkit.op import OPS
 from convkit.ops import avgpool2d, window
 from convkit.ops.conv2d import Conv2d
+from convkit.ops.crop_images import places as crop_places
 from convkit.ops.linear import Linear
 from convkit.ops.lrn import window_sum
 from convkit.ops.philox import words
@@ -597,6 +598,86 @@ def looks_at_the_labels_logit_alone(g, logits, labels, rank):
     own = logits[np.arange(g.N), labels]
     RIGHT["label_rank"](g, np.where(np.isnan(logits), -np.inf, logits), labels, rank)
     rank[np.isnan(own)] = g.K
+
+
+def _outside(g, crops):
+    """Where x is outside the image."""
+    found = np.empty(g.shape("x"), bool)
+    for n, crop in enumerate(crops):
+        rows, columns = crop_places(g, crop)
+        inside = ((rows >= 0) & (rows < g.H))[:, None] & (columns >= 0) & (columns < g.W)
+        found[n] = ~inside
+    return found
+
+
+@bad("crop_images", VALUE)
+def never_mirrors(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops * np.int32([1, 1, 0]), mean, shift, factor, x)
+
+
+@bad("crop_images", VALUE)
+def mirrors_where_flipped_is_one(g, images, crops, mean, shift, factor, x):
+    as_told = np.where(np.arange(3) == 2, crops == 1, crops)
+    RIGHT["crop_images"](g, images, as_told, mean, shift, factor, x)
+
+
+@bad("crop_images", VALUE)
+def subtracts_the_mean_outside(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean, shift, factor, x)
+    x[_outside(g, crops)] = -110
+
+
+@bad("crop_images", r"x\[[\d, ]*\] is \S+, expected 0: ")
+def repeats_the_edge(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean, shift, factor, x)
+    for n, crop in enumerate(crops):
+        rows, columns = crop_places(g, crop)
+        near = images[n][np.clip(rows, 0, g.H - 1)[:, None], np.clip(columns, 0, g.W - 1)]
+        x[n] = np.where(_outside(g, crops)[n], np.moveaxis(near, -1, 0), x[n])
+
+
+@bad("crop_images", VALUE)
+def mirrors_the_mean_of_the_crop(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean, shift, factor, x)
+    if g.mean_of == "crop":
+        for n in np.flatnonzero(crops[:, 2]):
+            own = None if shift is None else shift[n : n + 1]
+            RIGHT["crop_images"](
+                replace(g, N=1),
+                images[n : n + 1],
+                crops[n : n + 1],
+                mean[..., ::-1],
+                own,
+                factor,
+                x[n : n + 1],
+            )
+
+
+@bad("crop_images", VALUE)
+def leaves_the_mean_image_where_it_is(g, images, crops, mean, shift, factor, x):
+    if g.mean_of == "image" and g.size <= min(g.H, g.W):
+        RIGHT["crop_images"](
+            replace(g, mean_of="crop"), images, crops, mean[:, : g.size, : g.size], shift, factor, x
+        )
+    else:
+        RIGHT["crop_images"](g, images, crops, mean, shift, factor, x)
+
+
+@bad("crop_images", VALUE)
+def takes_the_mean_in_the_order_of_the_images(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean[::-1] if g.reverse else mean, shift, factor, x)
+
+
+@bad("crop_images", VALUE)
+def shifts_after_the_product(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean, None, factor, x)
+    if shift is not None:
+        x += np.where(_outside(g, crops), 0, shift[..., None, None])
+
+
+@bad("crop_images", VALUE)
+def forgets_the_factor(g, images, crops, mean, shift, factor, x):
+    RIGHT["crop_images"](g, images, crops, mean, shift, None, x)
 
 
 @bad("loss_summary", VALUE)

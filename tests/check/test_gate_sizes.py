@@ -134,6 +134,13 @@ LIMITS = {
     "label_rank": {"whole warps of classes": lambda g: g.K % 64 == 0, "65,537 rows": lambda g: g.N > 65_536},
     "loss_summary": {"more than 1024 rows": lambda g: g.N > 1024, "256 rows": lambda g: g.N == 256},
     "softmax_xent_dgrad": {"more than 512 rows": lambda g: g.N > 513},
+    "crop_images": {
+        "17 images": lambda g: g.N > 16,
+        "crops of more than 64 pixels": lambda g: g.size > 64,
+        "5 channels": lambda g: g.C > 4,
+        "whole registers": lambda g: g.size % 16 == 0,
+        "65,537 columns": lambda g: g.W > 65_536,
+    },
     "reorder": {"129 channels": lambda g: g.C > 128, "17 images": lambda g: g.N > 40},
     "lrn_maxpool2d_fprop": {
         "9 images": lambda g: g.N > 8,

@@ -27,6 +27,7 @@ from convkit.ops import philox
 from convkit.ops.avgpool2d import AvgPool2d
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.conv2d import Conv2d
+from convkit.ops.crop_images import CropImages
 from convkit.ops.elementwise import Elementwise
 from convkit.ops.linear import Linear
 from convkit.ops.loss_summary import LossSummary
@@ -71,6 +72,8 @@ CASES = [
     ("conv2d_dgrad_relu", SHALLOW, {}),
     ("conv2d_dgrad_relu", MAPS, {}),
     ("reorder", Reorder(3, 20, 15, 14), {}),
+    ("crop_images", CropImages(5, 40, 37, 3, 33, "image", reverse=True), {}),
+    ("crop_images", CropImages(7, 28, 28, 1, 28, "crop"), {}),
     ("lrn_maxpool2d_fprop", NORM_POOL, {}),
     ("lrn_maxpool2d_dgrad", NORM_POOL, {"relu": True}),
     ("linear_wgrad_sgd", DENSE, SGD),
@@ -470,6 +473,7 @@ BIG = [
     ),
     ("conv2d_dgrad_relu", Conv2d.of((6, 32, 40, 40), (32, 32, 3, 3), padding=1), {}),
     ("reorder", Reorder(16, 64, 40, 40), {}),
+    ("crop_images", CropImages(10, 256, 256, 3, 224, "image"), {}),
     ("linear_wgrad_sgd", Linear.of((500, 1000), (1000, 1000)), SGD),
     ("linear_dgrad_wgrad_sgd", Linear.of((500, 1000), (1000, 1000)), {**SGD, "relu": True}),
     ("linear_fprop", Linear.of((500, 1000), (1000, 1000)), {"relu": True}),

@@ -28,6 +28,7 @@ from convkit.cuda.prepare import Runner, implementation
 from convkit.cuda.source import translation_unit
 from convkit.op import OPS, Problem
 from convkit.ops.channel_sum import ChannelSum
+from convkit.ops.crop_images import CropImages
 from convkit.ops.elementwise import Elementwise
 from convkit.ops.loss_summary import LossSummary
 from convkit.ops.lrn import LRN
@@ -41,6 +42,7 @@ OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
     *("conv2d_bgrad", "linear_bgrad", "lrn_maxpool2d_fprop", "label_rank", "loss_summary"),
+    "crop_images",
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
@@ -87,6 +89,11 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
     LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
+    CropImages: (
+        CropImages(9, 13, 11, 3, 7, "image"),
+        CropImages(8, 6, 9, 1, 8, "crop", reverse=True),
+        CropImages(2, 16, 16, 4, 8),
+    ),
     ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4)),
 }
 

@@ -11,8 +11,7 @@ from .dataset import Data
 _SQUARES = ("crop", "stretch")
 _KINDS = (
     'DATA can be "digits", a folder with IDX files (MNIST, Fashion-MNIST), a folder of class folders or of '
-    "train/ and val/ with class folders, a folder with the ILSVRC2012 tars, or a store that `convkit prepare` "
-    "has made"
+    "train/ and val/ with class folders, a folder with the ILSVRC2012 tars, or a store of `convkit prepare`"
 )
 
 
@@ -74,8 +73,10 @@ def open_data(path: str | Path, size: int, square: str = "crop") -> Data:
 
         return open_store(folder)
     from . import folder as tree
-    from . import idx
+    from . import idx, tars
 
     if idx.found(inside):
         return idx.open_idx(folder)
+    if tars.found(inside):
+        return tars.open_tars(folder, size, square)
     return tree.open_folder(folder, size, square)

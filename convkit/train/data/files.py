@@ -10,6 +10,19 @@ import numpy as np
 from .dataset import Split
 from .decode import decode
 
+#: Files that are taken for images by their name; what they hold is looked at when they are read.
+SUFFIXES = frozenset((
+    "bmp", "dib", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tga", "tif",
+    "tiff", "webp",
+))  # fmt: skip
+#: Files, and why they are left out.
+LeftOut = list[tuple[str, str]]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name.rpartition(".")[2].lower() in SUFFIXES and not name.rpartition("/")[2].startswith(".")
+
 
 class Names:
     """Many names as one text, so that a million of them take little memory and are sent to a process at once.

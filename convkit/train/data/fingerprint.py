@@ -13,11 +13,11 @@ def fingerprint(*parts: object) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             hashed.update(f"{part.dtype.str} {part.shape}".encode())
-            content = memoryview(np.ascontiguousarray(part)).cast("B")
+            content = part.tobytes()
+        elif isinstance(part, bytes):
+            content = part
         else:
-            content = memoryview(
-                part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
-            )
+            content = str(part).encode(errors="surrogateescape")
         hashed.update(len(content).to_bytes(8, "little"))
         hashed.update(content)
     return hashed.hexdigest()

@@ -13,21 +13,14 @@ from tqdm import tqdm
 from ..errors import DataError
 from .dataset import Data
 from .decode import read_file
-from .files import Encoded, Names
+from .files import Encoded, LeftOut, Names, is_image
 from .fingerprint import fingerprint
 from .names import readable
 
-#: Files that are taken for images by their name; what they hold is looked at when they are read.
-SUFFIXES = frozenset((
-    "bmp", "dib", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tga", "tif",
-    "tiff", "webp",
-))  # fmt: skip
 #: Names of the folder for validation, in the order in which they are looked for.
 _VALIDATION = ("val", "validation", "valid", "test")
 #: Of a tree without validation, one image of so many is held out for it.
 _HELD_OUT = 10
-
-LeftOut = list[tuple[str, str]]
 
 
 class Folder(Encoded):
@@ -63,8 +56,8 @@ class Folder(Encoded):
 def open_folder(folder: Path, size: int, square: str) -> Data:
     """A tree as a data set; the arguments are those of `convkit.train.data.open_data`.
 
-    Classes are numbered in the order of their folders' names. A class folder without an image stays a class, so
-    that the others keep their numbers; it is among what is left out.
+    Classes are numbered in the order of their folders' names. A class folder without an image stays a class,
+    so that the others keep their numbers; it is among what is left out.
 
     Raises
     ------
@@ -130,11 +123,7 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 def _has_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) for entry in entries)
-
-
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in SUFFIXES and name[0] != "."
+        return any(is_image(entry.name) for entry in entries)
 
 
 def _images(root: Path, classes: Sequence[str], left_out: LeftOut) -> list[list[str]]:
@@ -165,7 +154,7 @@ def _inside(folder: str, within: str, left_out: LeftOut) -> list[str]:
                         left_out.append((entry.path, "a link to a folder is not followed"))
                     else:
                         deeper.append(name)
-                elif not _is_image(name):
+                elif not is_image(name):
                     left_out.append((entry.path, "its name is not that of an image"))
                 elif not (entry.is_file() or entry.is_symlink()):
                     left_out.append((entry.path, "not a file"))

@@ -60,7 +60,7 @@ def open_idx(folder: Path) -> Data:
                 f"{files['t10k', 'labels']}: a label is {validation.labels.max()}, but those of training end "
                 f"at {count - 1}"
             )
-    hashed = hashlib.sha256(train.labels.astype(np.uint8)).hexdigest()
+    hashed = hashlib.sha256(train.labels.astype(np.uint8).tobytes()).hexdigest()
     contents = [array for part in parts for array in (part.pixels, part.labels)]
     return Data(
         name=folder.resolve().name,

@@ -149,9 +149,7 @@ def load(path: str | Path) -> Statistics:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Statistics(
-                file["mean"], file["stdevs"], file["eigenvectors"], int(file["images"])
-            )
+            found = Statistics(file["mean"], file["stdevs"], file["eigenvectors"], int(file["images"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} holds no statistics: {getattr(error, 'strerror', None) or error}") from error
     H, W, C = found.mean.shape if found.mean.ndim == 3 else (0, 0, 0)

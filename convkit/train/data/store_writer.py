@@ -141,7 +141,9 @@ class Writer:
         for shard in (shard for shards in state["splits"].values() for shard in shards if shard["count"]):
             file_path = self.folder / shard["file"]
             if not file_path.is_file() or file_path.stat().st_size != shard["bytes"]:
-                raise DataError(f"{file_path} was complete, and is damaged or missing now; --anew starts over")
+                raise DataError(
+                    f"{file_path} was complete, and is damaged or missing now; --anew starts over"
+                )
         self.splits = state["splits"]
         self.totals.values, self.totals.products = values, products
         self.totals.images = state["images"]
