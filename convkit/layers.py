@@ -1,4 +1,4 @@
-"""Layers of networks, under their public name, and how their parameters begin; see docs/training.md."""
+"""Layers of networks, under their public name, and how their parameters begin; see docs/networks.md."""
 
 from .network.init import Constant, FanInUniform, He, Init, Normal
 from .network.layers import Conv, Dropout, Flatten, Layer, Linear, Lrn, MaxPool, Passes, Relu, Use

@@ -34,7 +34,9 @@ def add(commands: Any) -> None:
         help="digits, a folder of IDX files, a folder tree as ImageNet's, or the folder of its tars; with "
         "--verify alone, a store",
     )
-    option("store", metavar="STORE", nargs="?", help="the folder to make; about 200 KB an image of 256 pixels")
+    option(
+        "store", metavar="STORE", nargs="?", help="the folder to make; about 200 KB an image of 256 pixels"
+    )
     option(
         "--size",
         type=int,

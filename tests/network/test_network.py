@@ -1465,7 +1465,7 @@ def test_an_implementation_of_the_same_name_is_noticed_by_the_next_step(monkeypa
 # What the documentation shows
 # ---------------------------------------------------------------------------------------------------
 def test_the_examples_of_the_documentation_run(capsys):
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
     scope: dict = {}
     for code in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(code, scope)
