@@ -414,7 +414,12 @@ def empty(
 
 
 def assign(target: Array, values: Array) -> None:
-    """target[...] = values, between host and device where they differ; not from one GPU to another."""
+    """target[...] = values, between host and device where they differ; not from one GPU to another.
+
+    Nothing is done where both are the same memory.
+    """
+    if _one(target, values):
+        return
     if isinstance(target, np.ndarray):
         if isinstance(values, np.ndarray):
             target[...] = values
@@ -432,6 +437,20 @@ def assign(target: Array, values: Array) -> None:
             target[...] = values if _aligned(values) else contiguous(values, values.dtype.name)
         else:
             _bytes(target)[...] = _bytes(contiguous(values, target.dtype.name))
+
+
+def _one(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same elements of the same memory."""
+    if a is b:
+        return True
+    if (
+        isinstance(a, np.ndarray) != isinstance(b, np.ndarray)
+        or a.shape != b.shape
+        or a.strides != b.strides
+        or a.dtype != b.dtype
+    ):
+        return False
+    return bounds(a) == bounds(b)
 
 
 @overload

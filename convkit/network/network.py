@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import arrays
-from ..arrays import A
+from ..arrays import A, Array
 from ..call import Call
 from ..dispatch import operation
 from ..errors import OptionError, ShapeError
@@ -69,6 +69,37 @@ class Network(Planned):
     """
 
     # -- running --------------------------------------------------------------------------------------
+    def inputs(self, batch: int) -> tuple[Array, Array]:
+        """The arrays from which batches of this size are read: to be filled, then passed on.
+
+        `forward`, `step` and `evaluate` copy what they are given into these arrays; given these arrays
+        themselves they copy nothing. They belong to the plan for this batch size, as implementations are
+        chosen now, and no longer serve where that plan is not kept (`plan_memory`): ask for them before each
+        batch; it costs microseconds. Then whatever is passed is right, at worst copied. Fill them before each
+        pass, which may overwrite x; between `forward` and its `backward` leave them alone.
+
+        Parameters
+        ----------
+        batch : int
+
+        Returns
+        -------
+        x : array, (N, C, H, W)
+            Of the network's dtype, on its device.
+        labels : array of int64, (N,)
+
+        Examples
+        --------
+        >>> x, labels = net.inputs(len(crops))
+        >>> ck.crop_images(images, crops, mean, size=224, out=x)
+        >>> labels[...] = classes
+        >>> loss = net.step(x, labels)
+        """
+        with self._turn:
+            self._require_idle()
+            plan = self.plan(batch)
+            return plan.x, plan.labels
+
     @operation
     def forward(self, x: A, *, training: bool = False) -> A:
         """Run the network on a batch of images.
