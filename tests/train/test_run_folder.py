@@ -206,8 +206,8 @@ def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(run):
 def test_nothing_is_written_without_the_lock(run):
     other = RunFolder.open(run.path)
     for write in (
-        lambda: other.save(state(1), at(1)), lambda: other.log_step({"step": 1}), lambda: other.cut_logs(at(1)),
-        lambda: other.log_epoch({"epoch": 1}), lambda: other.left_out([]),
+        lambda: other.save(state(1), at(1)), lambda: other.log_step({"step": 1}),
+        lambda: other.cut_logs(at(1)), lambda: other.log_epoch({"epoch": 1}), lambda: other.left_out([]),
     ):  # fmt: skip
         with pytest.raises(RunError, match="open for reading"):
             write()
