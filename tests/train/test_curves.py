@@ -52,8 +52,8 @@ def panels(tmp_path, monkeypatch):
     drawn = {}
     for name in ("loss", "error", "rate", "speed", "wait"):
 
-        def wrapped(self, axes, name=name, draw=getattr(curves._Picture, name)):
-            draw(self, axes)
+        def wrapped(self, axes, name=name, drawers=vars(curves._Picture).copy()):  # noqa: B008  # as they were
+            drawers[name](self, axes)
             drawn[name] = {line.get_label(): line for line in axes.lines}
             drawn[name]["axes"] = axes
 
