@@ -18,6 +18,7 @@ A row is a dict. These names are shown, where a row has them; others are only ke
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -107,7 +108,6 @@ class Log:
             self._start()
         if row["epoch"] != self._epoch:
             self._epoch, self._epoch_first = row["epoch"], row["step"] - 1
-            self._epoch_began = now if self._epoch_first > self._first else self._began
         if self._events is not None:
             self._event(row["step"], {f"train/{name}": value for name, value in row.items()}, now)
         if self._quiet:
@@ -126,6 +126,7 @@ class Log:
             self._start()
         self._close_bar()
         self._sums, self._summed = {}, 0
+        self._epoch_began = self._clock()  # of the next one
         self._line(epoch_line(row, self._epochs))
         if self._events is not None:
             self._event(row["step"], {_tag(name): value for name, value in row.items()}, math.inf)
@@ -285,11 +286,11 @@ class Events:
             If the file cannot be written.
         """
         try:
+            importlib.import_module("tensorboard")
+        except ModuleNotFoundError:
+            return None
+        try:
             return cls(folder, done)
-        except ModuleNotFoundError as error:
-            if error.name == "tensorboard":
-                return None
-            raise RunError(f"tensorboard cannot be imported: {error}") from error
         except OSError:
             raise
         except Exception as error:  # of a protobuf that does not fit, for one

@@ -20,15 +20,12 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import fcntl
 import io
 import json
 import os
 import shutil
-import socket
 import threading
 import warnings
-import weakref
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +41,7 @@ from . import recipe as recipes
 from .checkpoint import Checkpoint
 from .data.dataset import Data, Statistics
 from .errors import RunError
+from .lock import Lock
 from .recipe import Recipe
 from .table import Table
 
@@ -137,7 +135,7 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe, info: Info, statistics: Statistics | None) -> None:
         self.path, self.recipe, self.info, self.statistics = path, recipe, info, statistics
         self._steps, self._epochs = Table(path / "steps.csv"), Table(path / "epochs.csv")
-        self._lock: _Lock | None = None
+        self._lock: Lock | None = None
         self._saving: _Saving | None = None
         self._last_is_damaged = False
 
@@ -198,9 +196,8 @@ class RunFolder:
         """
         path = Path(path)
         if not path.is_dir():
-            raise RunError(
-                f"there is no run in {path}: {'it is a file' if path.exists() else 'no such folder'}"
-            )
+            why = "it is a file" if path.exists() else "there is no such folder"
+            raise RunError(f"{path} holds no run: {why}")
         if not (path / "run.json").exists():
             raise RunError(f"{path} holds no run: it has no run.json")
         document = _json(path / "run.json")
@@ -234,7 +231,7 @@ class RunFolder:
             If another process, or another `RunFolder` of this one, has it; it names the process.
         """
         if self._lock is None:
-            self._lock = _Lock(self.path / "lock")
+            self._lock = Lock(self.path / "lock")
             for draft in (*self.path.glob(".*.draft"), *self.path.glob(".*.link")):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -385,7 +382,9 @@ class RunFolder:
         if not self.has_checkpoint(which):
             there = " and ".join(name for name in WHICH if (self.path / f"{name}.safetensors").exists())
             raise RunError(
-                f"{self.path} has no checkpoint {which!r}; there is {' and '.join(there) or 'none'}"
+                f"{self.path} has no checkpoint {which!r}, only {there}"
+                if there
+                else f"{self.path} has no checkpoint yet"
             )
         path, before = self.path / f"{which}.safetensors", self.path / "previous.safetensors"
         try:
@@ -481,44 +480,6 @@ class _Saving:
             self.run()
         except BaseException as error:  # raised by `finish`, in the thread that asked for it
             self._error = error
-
-
-class _Lock:
-    """A lock on a file that ends with the process; its holder is written in it."""
-
-    _held: weakref.WeakSet[_Lock] = weakref.WeakSet()
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {os.strerror(error.errno or 0)}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._file, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._file)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunError(f"{path.parent} is in use: {holder} trains there") from None
-            raise RunError(f"cannot lock {path}: {os.strerror(error.errno or 0)}") from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        _Lock._held.add(self)
-
-    def release(self) -> None:
-        """Give it up. What another process started, by a fork, never holds it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    @classmethod
-    def _forget(cls) -> None:
-        # A worker that outlives its killed parent would hold the lock otherwise.
-        for lock in cls._held:
-            lock.release()
-
-
-os.register_at_fork(after_in_child=_Lock._forget)
 
 
 def _link(source: Path, target: Path) -> None:
