@@ -128,8 +128,8 @@ def _reduced(cv2: Any, header: Header, size: int) -> int:
     """OpenCV's flag: a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size.
 
     At least twice the size that is needed is left. The result then is nearer to that of the whole image than
-    another filter's is: 42 to 57 dB (peak signal to noise) on four photographs of 1400 pixels, against 33 to 48
-    by Pillow's bilinear filter.
+    another filter's is: 42 to 57 dB (peak signal to noise) on four photographs of 1400 pixels, against 33 to
+    48 dB by Pillow's bilinear filter.
     """
     shorter = min(header.width, header.height)
     for times, flag in (
