@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -83,6 +84,14 @@ def cuda_compiler() -> None:
     except MissingExtra as missing:
         assert not os.environ.get("CI"), missing
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def chromium_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One browser for all pages; its tests are in the group "browser", so that one worker has them."""
+    import chromium
+
+    yield from chromium.started(tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture

@@ -72,25 +72,25 @@ class Counts:
 
     Attributes
     ----------
+    loss : float
+        Sum of their cross-entropies, in nats.
+    errors, top5_errors : int
     images : int
         That were looked at.
-    loss_sum : float
-        Of their cross-entropies, in nats.
-    errors, top5_errors : int
     left_out : int
         Images that could not be read.
     """
 
-    images: int = 0
-    loss_sum: float = 0.0
+    loss: float = 0.0
     errors: int = 0
     top5_errors: int = 0
+    images: int = 0
     left_out: int = 0
 
     @property
-    def loss(self) -> float:
+    def mean_loss(self) -> float:
         """Mean cross-entropy; NaN of no image."""
-        return self.loss_sum / self.images if self.images else math.nan
+        return self.loss / self.images if self.images else math.nan
 
     @property
     def top1(self) -> Rate:
@@ -109,8 +109,8 @@ class Counts:
     @classmethod
     def of(cls, values: np.ndarray) -> Counts:
         """What `array`, or a sum of such, stands for."""
-        images, loss_sum, errors, top5_errors, left_out = values.tolist()
-        return cls(int(images), loss_sum, int(errors), int(top5_errors), int(left_out))
+        loss, *counts = values.tolist()
+        return cls(loss, *map(int, counts))
 
 
 def validate(
@@ -163,7 +163,7 @@ def validate(
         losses.append(math.fsum(-_own(_log_softmax(logits[good]), read.labels[good])))
         errors, top5_errors = errors + int((rank >= 1).sum()), top5_errors + int((rank >= TOP).sum())
         images += len(good)
-    return Counts(images, math.fsum(losses), errors, top5_errors, left_out)
+    return Counts(sum(losses), errors, top5_errors, images, left_out)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def evaluate(
     """
     require_views(views)
     batch = _batch(batch, len(split))
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[dict[str, np.ndarray]] = []
     left_out: list[tuple[str, str]] = []
     done = 0
     for read in _reads(split, range(len(split)), batch, workers):
@@ -357,9 +357,8 @@ def evaluate(
     if not parts:
         first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"none of the {len(split)} images can be read{first}")
-    return Evaluation(
-        net.num_classes, views, *(np.concatenate(column) for column in zip(*parts)), tuple(left_out)
-    )
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(net.num_classes, views, **columns, left_out=tuple(left_out))
 
 
 def require_views(views: int) -> None:
@@ -399,21 +398,20 @@ def scored(net: Network, inputs: Inputs, images: np.ndarray, views: int) -> tupl
 
 def _judged(
     scores: np.ndarray, logs: np.ndarray, indices: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, ...]:
+) -> dict[str, np.ndarray]:
     """The columns of `Evaluation`."""
     broken = np.isnan(scores).any(axis=1)
     predicted = scores.argmax(axis=1)
     probabilities = np.exp(_own(logs, predicted))
     predicted[broken] = -1
-    ranks = label_rank(scores, labels)
-    return (
-        indices.copy(),
-        labels.copy(),
-        predicted.astype(np.int32),
-        ranks,
-        probabilities,
-        -_own(logs, labels),
-    )
+    return {
+        "indices": indices,
+        "labels": labels,
+        "predicted": predicted.astype(np.int32),
+        "ranks": label_rank(scores, labels),
+        "probabilities": probabilities,
+        "losses": -_own(logs, labels),
+    }
 
 
 def _own(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

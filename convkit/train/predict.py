@@ -122,11 +122,7 @@ def stored(path: Path, image_shape: tuple[int, int, int], square: str) -> np.nda
     """
     H, W, C = image_shape
     size = max(H, W)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
-    pixels = decode.decode(data, size, square)
+    pixels = decode.decode(decode.read_file(path), size, square)
     top, left = (size - H) // 2, (size - W) // 2
     pixels = pixels[top : top + H, left : left + W]
     return pixels if C == 3 else grey(pixels)

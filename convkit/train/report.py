@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -106,7 +106,8 @@ def class_numbers(classes: Sequence[str], own: Sequence[str], name: str) -> np.n
     """
     known = {key: number for number, key in enumerate(own)}
     if foreign := [key for key in classes if key not in known]:
-        missing = [key for key in own if key not in set(classes)]
+        there = set(classes)
+        missing = [key for key in own if key not in there]
         lacking = (
             f"; it lacks {len(missing):,} of the run's {len(own):,}: {_some(missing)}" if missing else ""
         )
@@ -183,8 +184,6 @@ def _facts(
     opened: Opened, data: Data, part: str, evaluation: Evaluation, which: str
 ) -> list[tuple[str, str]]:
     run, net = opened.run, opened.net
-    position = opened.checkpoint.position
-    where = ", ".join(f"{word} {position[word]:,}" for word in ("epoch", "step") if word in position)
     size = net.preset.image_size
     parameters = sum(w.size for w in net.params.values())
     views = "1: the centre" if evaluation.views == 1 else "10: four corners and the centre, and mirrored"
@@ -192,7 +191,7 @@ def _facts(
         ("run", str(run.path)),
         ("recipe", run.recipe.about),
         ("network", f"{net.preset.name}, {size} x {size} pixels, {parameters:,} parameters"),
-        ("checkpoint", f"{which}: {where}" if where else which),
+        ("checkpoint", f"{which}{_where(opened.checkpoint.position)}"),
         ("data", data.name),
         ("split", f"{part}, {_count(len(evaluation.labels) + len(evaluation.left_out), 'image')}"),
         ("left out", f"{len(evaluation.left_out):,}"),
@@ -200,6 +199,15 @@ def _facts(
         ("convkit", __version__),
         ("when", _now()),
     ]
+
+
+def _where(position: Mapping[str, Any]) -> str:
+    """How far training had come."""
+    if "step" not in position:
+        return ""
+    # The position names the epoch that is under way; right after an epoch that is the next one.
+    epoch = position.get("epoch", 0) - (not position.get("batch"))
+    return f", after step {position['step']:,}" + (f", in epoch {epoch}" if epoch > 0 else "")
 
 
 def first_filters(net: Network, order: str = "RGB") -> np.ndarray | None:

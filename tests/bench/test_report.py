@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,89 +19,16 @@ import pytest
 import synthetic_capsules as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from page_tree import Element, Tree, body, captioned, columns, every
 
 from convkit.bench.results import figures, files
 from convkit.bench.show import caveats, charts, report
 from convkit.bench.show.page.markup import data, escaped, tag
 from convkit.errors import OptionError
 
-VOID = {"meta", "link", "br", "input", "hr"}
-
-
-# ---------------------------------------------------------------------------------------------------
-# Reading a page without a browser
-# ---------------------------------------------------------------------------------------------------
-class Element:
-    """A node of a page."""
-
-    def __init__(self, name: str, attributes: dict[str, str | None], parent: Element | None) -> None:
-        self.name, self.attributes, self.parent = name, attributes, parent
-        self.children: list[Element | str] = []
-
-    @property
-    def text(self) -> str:
-        return "".join(c if isinstance(c, str) else c.text for c in self.children)
-
-    def all(self, name: str, **wanted: str) -> list[Element]:
-        found = []
-        for child in self.children:
-            if isinstance(child, Element):
-                if child.name == name and all(child.has(k, v) for k, v in wanted.items()):
-                    found.append(child)
-                found += child.all(name, **wanted)
-        return found
-
-    def has(self, key: str, value: str) -> bool:
-        given_ = self.attributes.get(key.rstrip("_").replace("_", "-")) or ""
-        return value in given_.split() if key == "class_" else given_ == value
-
-
-class Tree(HTMLParser):
-    """A page as a tree; fails where an element is not closed by its own end."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.root = self.at = Element("", {}, None)
-        self.feed(text)
-        self.close()
-        assert self.at is self.root, f"<{self.at.name}> is not closed"
-
-    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"<{name}> has an attribute twice"
-        element = Element(name, dict(attrs), self.at)
-        self.at.children.append(element)
-        if name not in VOID:
-            self.at = element
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.at.name == name, f"</{name}> closes <{self.at.name}>"
-        assert self.at.parent is not None
-        self.at = self.at.parent
-
-    def handle_data(self, text: str) -> None:
-        self.at.children.append(text)
-
 
 def tree(*documents: dict[str, Any]) -> Element:
     return Tree(report.page(documents)).root
-
-
-def cells(line: Element) -> list[Element]:
-    return [c for c in line.children if isinstance(c, Element)]
-
-
-def captioned(page: Element, caption: str) -> Element:
-    (found,) = (t for t in page.all("table") if t.all("caption")[0].text == caption)
-    return found
-
-
-def columns(table: Element) -> list[str]:
-    return [head.text for head in table.all("thead")[0].all("th")]
-
-
-def body(table: Element) -> list[dict[str, Element]]:
-    names = columns(table)
-    return [dict(zip(names, cells(line))) for line in table.all("tbody")[0].all("tr")]
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +276,7 @@ def test_conditions_machine_and_ceilings_are_there(gpu: dict[str, Any]) -> None:
 def test_several_capsules_stand_on_one_page(cpu: dict[str, Any], gpu: dict[str, Any]) -> None:
     page = tree(cpu, gpu, cpu)
     assert [s.attributes["id"] for s in page.all("section", class_="results")] == ["c1", "c2", "c3"]
-    ids = [e.attributes["id"] for e in _every(page) if "id" in e.attributes]
+    ids = [e.attributes["id"] for e in every(page) if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     targets = {a.attributes["href"] for a in page.all("a")}
     assert {"#c1", "#c2", "#c3", "#main"} <= targets
@@ -390,16 +316,11 @@ def test_texts_of_a_capsule_make_no_element() -> None:
     scripts = page.all("script")
     assert [s.attributes.get("type") for s in scripts] == ["application/json", None]
     plain = report.page([synthetic.cpu()])
-    names = {e.name for e in _every(page)} - {"li", "p"}
-    assert names <= {e.name for e in _every(Tree(plain).root)} | {"code"}
-    handlers = [k for e in _every(page) for k in e.attributes if k.startswith("on") or k == "style"]
+    names = {e.name for e in every(page)} - {"li", "p"}
+    assert names <= {e.name for e in every(Tree(plain).root)} | {"code"}
+    handlers = [k for e in every(page) for k in e.attributes if k.startswith("on") or k == "style"]
     assert not handlers
     assert synthetic.HOSTILE in page.text  # and yet it can be read
-
-
-def _every(element: Element) -> list[Element]:
-    found = [c for c in element.children if isinstance(c, Element)]
-    return found + [e for c in found for e in _every(c)]
 
 
 def test_markup_escapes_all_but_markup() -> None:

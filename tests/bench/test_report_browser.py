@@ -6,12 +6,9 @@ Where there is none, the tests are skipped with the reason; in CI they fail.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import shutil
-from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 import synthetic_capsules as synthetic
 
@@ -32,60 +29,14 @@ def gpu() -> dict[str, Any]:
     return synthetic.gpu()
 
 
-class Browser:
-    """Chromium, without a window, at a page of ours."""
-
-    def __init__(self, driver: Any, folder: Path) -> None:
-        self.driver, self.folder = driver, folder
+class Browser(chromium.Browser):
+    """A browser at a report."""
 
     def open(
         self, *documents: dict[str, Any], width: int = 1280, dark: bool = False, media: str = ""
     ) -> None:
         """A new page; messages of the ones before are gone."""
-        self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.devtools("Emulation.setEmulatedMedia", media=media, features=[scheme])
-        path = report.write(documents, self.folder / "page.html")
-        self.driver.get_log("browser"), self.driver.get_log("performance")
-        self.driver.get(path.as_uri())
-
-    def settle(self) -> None:
-        """Wait until the page has drawn all, and done what it had put off: no task of its own is left."""
-        self.driver.execute_async_script("""
-            const done = arguments[arguments.length - 1];
-            requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)));""")
-
-    def wait(self, what: Any) -> Any:
-        """What a function returns, as soon as that is true; a minute ends it."""
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        return WebDriverWait(self.driver, 60, 0.05).until(lambda driver: what())
-
-    def devtools(self, command: str, **arguments: Any) -> Any:
-        return self.driver.execute_cdp_cmd(command, arguments)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements("css selector", selector)
-
-    def one(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
-
-    def messages(self) -> list[str]:
-        return [record["message"] for record in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        events = [json.loads(record["message"])["message"] for record in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-
-    def keys(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
+        self.show(report.write(documents, self.folder / "page.html"), width, dark, media)
 
     def column(self, head: str, table: str = "table.overview") -> list[str]:
         """The texts of a column, as they are shown."""
@@ -101,53 +52,15 @@ class Browser:
         return found
 
 
-def find_browser() -> tuple[str, str] | str:
-    """Chromium and its driver, or what is missing."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    chrome = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if not chrome or not driver:
-        missing = "chromedriver" if chrome else "Chromium"
-        return f"no {missing} (Debian: apt-get install chromium chromium-driver)"
-    return chrome, driver
-
-
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    found = find_browser()
-    if isinstance(found, str):
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must have a browser: {found}")
-        pytest.skip(found)
-    if not os.environ.get("CI"):
-        pytest.importorskip("selenium")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("browser")
-    options = Options()
-    options.binary_location = found[0]
-    # Neither containers nor root let it have its sandbox; it opens files of these tests alone.
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--hide-scrollbars",
-    ):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(found[1]))
-    yield Browser(driver, folder)
-    driver.quit()
+def browser(chromium_browser: chromium.Browser) -> Browser:
+    return Browser(chromium_browser.driver, chromium_browser.folder)
 
 
 @pytest.mark.parametrize("make", [synthetic.cpu, synthetic.hostile, synthetic.empty])
 def test_browser_is_silent_and_asks_for_nothing(browser: Browser, make: Any) -> None:
     browser.open(make())
-    browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
+    browser.open_details()
     browser.settle()
     requests = browser.requests()
     assert requests and all(url.startswith(("file://", "data:")) for url in requests), requests
@@ -252,40 +165,13 @@ def test_browser_changes_the_theme(browser: Browser, cpu: dict[str, Any]) -> Non
     assert browser.messages() == []
 
 
-_CONTRAST = """
-const channel = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-const behind = (e) => {
-  for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length < 4 || c[3] === 1) return c;
-    if (c[3] !== 0) throw new Error("a ground that shines through");
-  }
-  throw new Error("no ground");
-};
-const found = [];
-const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walk.nextNode()) {
-  const e = walk.currentNode.parentElement;
-  if (!walk.currentNode.textContent.trim() || !e.getClientRects().length) continue;
-  if (["SCRIPT", "OPTION"].includes(e.tagName)) continue;
-  const style = getComputedStyle(e);
-  const colour = parse(e instanceof SVGElement ? style.fill : style.color);
-  const [a, b] = [light(colour), light(behind(e))].sort((x, y) => y - x);
-  found.push([(a + 0.05) / (b + 0.05), walk.currentNode.textContent.slice(0, 40), e.outerHTML.slice(0, 80)]);
-}
-return found;
-"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_browser_shows_texts_with_contrast(
     browser: Browser, cpu: dict[str, Any], gpu: dict[str, Any], dark: bool
 ) -> None:
     browser.open({**cpu, "digest": "0" * 64}, gpu, dark=dark)
-    browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
-    found = browser.run(_CONTRAST)
+    browser.open_details()
+    found = browser.contrasts()
     assert len(found) > 1000
     assert not [f for f in found if f[0] < 4.5]
 
@@ -302,15 +188,10 @@ def test_browser_shows_texts_with_contrast(
 def test_browser_never_scrolls_the_page_sideways(browser: Browser, make: Any) -> None:
     for width in (360, 700, 1280):
         browser.open(make(), width=width)
-        browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
+        browser.open_details()
         wide = browser.run("return document.documentElement.scrollWidth")
         assert wide <= width
-        loose = browser.run("""
-            const kept = '.scroll, .definitions, .skip, script, svg';
-            const out = (e) => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1;
-            const found = [...document.querySelectorAll('body *')].filter((e) => !e.closest(kept) && out(e));
-            return found.map((e) => e.outerHTML.slice(0, 100));""")
-        assert not loose
+        assert not browser.beyond()
 
 
 @pytest.mark.parametrize(

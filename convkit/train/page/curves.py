@@ -33,27 +33,27 @@ class Line:
 
 
 class _Linear:
-    """An axis from `low` to `high`; as `charts.Scale`, which is logarithmic."""
+    """An axis from `low` to `high`, with no ticks between the multiples of 10^least."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, max(high, low + 1e-9)
+    def __init__(self, low: float, high: float, least: int = -9) -> None:
+        self.low, self.high, self.least = low, max(high, low + 1e-9), least
 
     def at(self, value: float) -> float:
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def ticks(self, most: int = 8) -> list[float]:
         span = self.high - self.low
-        base = 10.0 ** math.floor(math.log10(span / most))
+        base = 10.0 ** max(self.least, math.floor(math.log10(span / most)))
         step = next(s for s in (base, 2 * base, 5 * base, 10 * base) if span / s <= most)
         first = math.ceil(self.low / step - 1e-9)
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def column(log: Log, x: str, y: str, factor: float = 1.0) -> list[tuple[float, float]]:
+def column(log: Log, x: str, y: str) -> list[tuple[float, float]]:
     """Points of a log: two of its columns, where both are there and finite."""
     if x not in log or y not in log:
         return []
-    found = np.stack([log[x], log[y] * factor], axis=1)
+    found = np.stack([log[x], log[y]], axis=1)
     points: list[tuple[float, float]] = [(a, b) for a, b in found[np.isfinite(found).all(axis=1)].tolist()]
     return points
 
@@ -83,9 +83,9 @@ def curves(content: Content) -> Markup:
         Line("validation", _VALIDATION, column(epochs, "epoch", "validation_loss")),
     ]
     errors = [
-        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error", 100)),
-        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error", 100)),
-        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error", 100)),
+        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error")),
+        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error")),
+        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error")),
     ]
     losses, errors = ([line for line in lines if line.points] for lines in (losses, errors))
     if not losses and not errors:
@@ -121,7 +121,7 @@ def _classes(line: Line) -> str:
 
 def _plane(title: str, caption: str, lines: Sequence[Line], logarithmic: bool) -> Markup:
     xs, ys = ([p[i] for line in lines for p in line.points] for i in (0, 1))
-    across = _Linear(0, max(xs))
+    across = _Linear(0, max(xs), least=0)
     up: Scale | _Linear
     up = Scale.over(ys, pad=1.1, least=3) if logarithmic else _Linear(0, max(*ys, 1.0) * 1.05)
     right, base = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM

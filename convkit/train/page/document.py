@@ -9,7 +9,7 @@ import numpy as np
 from ...bench.results import files
 from ...bench.show import charts
 from ...bench.show.page import cells, frame
-from ...bench.show.page.markup import Markup, tag
+from ...bench.show.page.markup import Markup, joined, tag
 from ..errors import BadImage
 from ..evaluate import Wrong
 from . import confusion, curves, pictures
@@ -54,7 +54,7 @@ def page(content: Content) -> str:
         _section(
             "What was taken for what",
             confusion.matrix(content) if few else None,
-            confusion.pairs(content) or tag("p", "Nothing was confused.", class_="muted"),
+            _pairs(content),
         ),
         _section(
             "Classes",
@@ -66,19 +66,26 @@ def page(content: Content) -> str:
         _left_out(content),
         _section("The recipe", tag("pre", content.recipe, tabindex=0)) if content.recipe else None,
     ]
+    facts = cells.plain("What was evaluated", content.facts) if content.facts else None
     return frame.document(
         f"convkit evaluate: {content.title}",
         style,
         "",
         tag("a", "Skip to the results", href="#main", class_="skip"),
         tag("header", tag("div", tag("h1", "convkit evaluate"), tag("p", content.title, class_="muted"))),
-        tag("main", _tiles(content), _notices(content), cells.plain("What was evaluated", content.facts),
-            sections, id="main"),
+        tag("main", _tiles(content), _notices(content), facts, sections, id="main"),
     )  # fmt: skip
 
 
 def _section(title: str, *parts: Markup | None) -> Markup:
     return tag("section", tag("h2", title), *parts)
+
+
+def _pairs(content: Content) -> Markup:
+    table = confusion.pairs(content)
+    if table is None:
+        return tag("p", "Nothing was confused.", class_="muted")
+    return joined(tag("h3", "Most confused"), table)
 
 
 def _tiles(content: Content) -> Markup:

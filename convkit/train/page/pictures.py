@@ -47,7 +47,7 @@ def filters(weights: np.ndarray, columns: int = 0) -> np.ndarray:
     weights : float array, (K, C, R, S)
         C is 1 or 3.
     columns : int
-        0: a number that makes the picture about twice as wide as high.
+        0: as many as fill the rows, and make the picture about twice as wide as high.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def filters(weights: np.ndarray, columns: int = 0) -> np.ndarray:
         Red, green, blue, opacity: between the filters nothing hides what is behind.
     """
     K, C, R, S = weights.shape
-    columns = columns or max(1, min(K, math.ceil(math.sqrt(2 * K * R / S))))
+    columns = columns or _columns(K, math.sqrt(2 * K * R / S))
     rows = math.ceil(K / columns)
     largest = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     scaled = np.divide(weights, largest, out=np.zeros_like(weights, np.float64), where=largest > 0)
@@ -66,6 +66,13 @@ def filters(weights: np.ndarray, columns: int = 0) -> np.ndarray:
         picture[top : top + R, left : left + S, :3] = pixels
         picture[top : top + R, left : left + S, 3] = 255
     return picture
+
+
+def _columns(count: int, wanted: float) -> int:
+    """The divisor of `count` nearest to `wanted` by its ratio; where none is near, the next number."""
+    divisors = (d for d in range(count, 0, -1) if count % d == 0)
+    nearest = min(divisors, key=lambda d: round(abs(math.log(d / wanted)), 9))
+    return nearest if wanted / 1.5 <= nearest <= wanted * 1.5 else max(1, min(count, math.ceil(wanted)))
 
 
 def _pillow() -> Any:

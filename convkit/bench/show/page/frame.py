@@ -1,4 +1,4 @@
-"""A page around its contents: it loads nothing and follows the system's theme. `convkit evaluate` shares it."""
+"""A page around its contents: it loads nothing and follows the system's theme. `convkit evaluate` has it."""
 
 from __future__ import annotations
 

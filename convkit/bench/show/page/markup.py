@@ -13,7 +13,7 @@ from typing import Any
 
 #: Controls that HTML knows no way to write, and halves of surrogate pairs, which no UTF-8 file can hold.
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_VOID = frozenset({"meta", "link", "br", "input", "hr"})
+_VOID = frozenset({"meta", "link", "br", "input", "hr", "img"})
 
 
 class Markup(str):
