@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from convkit.train.inputs import Inputs
 from tabulate import tabulate
 
 from convkit.cpu import threads
@@ -34,8 +33,9 @@ from convkit.train import recipe as recipes
 from convkit.train.build import build, stored_size
 from convkit.train.data import open_data
 from convkit.train.data.dataset import Data
-from convkit.train.data.statistics import statistics as statistics_of
 from convkit.train.fit import fit
+from convkit.train.inputs import Inputs
+from convkit.train.prepare import statistics as statistics_of
 from convkit.train.recipe import Recipe
 
 LAYOUTS = {"NCHW": "contiguous_format", "channels_last": "channels_last"}

@@ -13,12 +13,12 @@ from .build import build, stored_size
 from .checkpoint import Checkpoint
 from .data import open_data
 from .data.dataset import Data, Statistics
-from .data.statistics import statistics
 from .errors import DataError
 from .exchange import Exchange
 from .inputs import Inputs
 from .log import Log
-from .loop import Loop, Position, restore
+from .loop import Loop, Position
+from .prepare import statistics
 from .recipe import Recipe, load, overridden, parse, table
 from .run_folder import Info, RunFolder
 from .stops import Stops
@@ -84,32 +84,26 @@ def fit(
     Stopped
         After SIGTERM, SIGHUP or Ctrl-C, when the checkpoint is written.
     """
-    exchange = exchanges.here(device)
-    chosen = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, exchange)
-    log = chosen.log(quiet)
-    with Stops() as stops:
-        setup = _together(exchange, chosen.make)
-        try:
-            net = build(
-                setup.recipe, setup.data.train.shape, len(setup.data.classes), device=device, math=math
-            )
-            inputs = Inputs(net.preset, setup.recipe, setup.statistics, setup.data.train.shape, device)
+    with exchanges.here(device) as exchange, Stops() as stops:
+        setup = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, exchange)
+        log = setup.log(quiet)
+        with log.warnings(), setup:
+            made = _together(exchange, setup.make)
+            shape, classes = made.data.train.shape, made.data.classes
+            net = build(made.recipe, shape, len(classes), device=exchange.device, math=math)
+            inputs = Inputs(net.preset, made.recipe, made.statistics, shape, exchange.device)
             position = Position()
-            if setup.checkpoint is not None:
-                position = restore(net, setup.checkpoint)
-                if exchange.rank == 0:
-                    chosen.run.cut_logs(setup.checkpoint.position)
-            log.say(_first_line(net, setup, position, exchange.size))
+            if made.checkpoint is not None:
+                made.checkpoint.load_into(net, classes)
+                position = Position.of(made.checkpoint.position)
+            log.say(_first_line(net, made, position, exchange.size))
             Loop(
-                net, setup.data, setup.recipe, inputs, chosen.run, exchange, log, position, stops,
+                net, made.data, made.recipe, inputs, setup.run, exchange, log, position, stops,
                 workers=workers, checkpoint_steps=checkpoint_steps,
                 checkpoint_seconds=60 * checkpoint_minutes,
             ).train()  # fmt: skip
-        finally:
-            log.end()
-            if exchange.rank == 0:
-                chosen.run.close()
-    return chosen.run
+        log.end()
+    return RunFolder.open(output)
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,7 @@ class _Made:
 class _Setup:
     """What rank 0 does before the first step: read, check, and lock."""
 
-    run: RunFolder
+    run: RunFolder | None = None
 
     def __init__(
         self, data: Any, output: Path, recipe: Any, overrides: tuple[str, ...], resume: bool,
@@ -152,7 +146,16 @@ class _Setup:
             if changes:
                 old.replace_recipe(recipe)
         checkpoint = self.run.load("last") if self.run.has_checkpoint() else None
+        if old is not None:
+            self.run.cut_logs(checkpoint.position if checkpoint else {"step": 0, "epoch": 0})
         return _Made(recipe, data, self.run.statistics, checkpoint)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self.run is not None:
+            self.run.close()
 
     def log(self, quiet: bool) -> Log:
         """For rank 0; the others are silent."""

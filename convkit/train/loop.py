@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from . import draws, evaluate
-from .checkpoint import Checkpoint
+from ..network.loss import Loss
+from . import curves, draws, evaluate
 from .data.dataset import Data
 from .errors import NotFinite
 from .exchange import Exchange
@@ -38,11 +38,11 @@ class Sums:
     top5_errors: int = 0
     images: int = 0
 
-    def add(self, loss: float, errors: float, top5_errors: float, images: float) -> None:
-        self.loss += loss
-        self.errors += int(errors)
-        self.top5_errors += int(top5_errors)
-        self.images += int(images)
+    def add(self, loss: Loss) -> None:
+        self.loss += float(loss) * loss.images
+        self.errors += loss.errors
+        self.top5_errors += loss.top5_errors
+        self.images += loss.images
 
     def mean(self, prefix: str = "") -> dict[str, float]:
         """Mean loss, and shares of wrong images."""
@@ -106,8 +106,8 @@ class Loop:
     data : Data
     recipe : Recipe
     inputs : Inputs
-    run : RunFolder
-        Locked. Rank 0 writes into it.
+    run : RunFolder or None
+        Locked; of rank 0, which alone writes.
     exchange : Exchange
     log : Log
     position : Position
@@ -122,7 +122,7 @@ class Loop:
     """
 
     def __init__(
-        self, net: Any, data: Data, recipe: Recipe, inputs: Inputs, run: RunFolder, exchange: Exchange,
+        self, net: Any, data: Data, recipe: Recipe, inputs: Inputs, run: RunFolder | None, exchange: Exchange,
         log: Log, position: Position, stops: Stops, *, workers: int | None = None, checkpoint_steps: int = 0,
         checkpoint_seconds: float = 600.0,
     ) -> None:  # fmt: skip
@@ -170,7 +170,7 @@ class Loop:
         reads = loader.read(order[place] for place in places)
         try:
             for place, read in zip(places, reads):
-                self._step(place, read, (first, recipe.batch))
+                self._step(place, read)
                 if recipe.steps and now.step >= recipe.steps:
                     break
         finally:
@@ -179,7 +179,7 @@ class Loop:
                 close()
         self._end_epoch()
 
-    def _step(self, places: np.ndarray, read: Read, shard: tuple[int, int]) -> None:
+    def _step(self, places: np.ndarray, read: Read) -> None:
         now, net = self.position, self.net
         to_use = setting(self.recipe, now.epoch + 1, now.step + 1, now.lowered)
         if net.update != to_use.update:
@@ -187,21 +187,22 @@ class Loop:
         x, labels = self._input(places, read, to_use)
         offset = net.dropout_offset
         with warnings.catch_warnings(record=True) as caught:
-            loss = net.step(x, labels, lr=to_use.lr, shard=shard)
+            warnings.simplefilter("always", UserWarning)
+            loss = self.exchange.step(net, x, labels, self.recipe.batch, lr=to_use.lr)
         for warning in caught:
             self.log.say(f"warning: {warning.message}")
-        total = self._sum(loss, shard[1])
-        if not total[3]:
+        if not loss.finite:
             net.dropout_offset = offset
-            self._refuse(to_use.lr)
+            self._refuse()
         now.step += 1
         now.batch += 1
         for sums in (now.epoch_sums, now.row_sums):
-            sums.add(total[0], total[1], total[2], shard[1])
-        self._note(read, total, to_use.lr)
-        if total[4]:
+            sums.add(loss)
+        self._note(read, loss, to_use.lr)
+        stop, save = self._asked()
+        if stop:
             self._stop()
-        if total[5]:
+        if save:
             self._save()
 
     def _input(self, places: np.ndarray, read: Read, to_use: Setting) -> tuple[Any, Any]:
@@ -218,25 +219,22 @@ class Loop:
         self.inputs.train(read.images, crops, normals, to_use.colour_noise, out=x)
         return x, read.labels
 
-    def _sum(self, loss: Any, total: int) -> np.ndarray:
-        """Over the ranks: loss times images, errors, top-5 errors, whether it counts, a stop, a save."""
-        now = self.position
-        due = bool(self.every) and (now.step + 1) % self.every == 0
+    def _asked(self) -> tuple[bool, bool]:
+        """Whether a rank was asked to stop, and whether a checkpoint is due: the same on all ranks."""
+        due = bool(self.every) and self.position.step % self.every == 0
         if self.exchange.rank == 0 and time.monotonic() - self._saved > self.seconds:
             due = True
-        own = [float(loss) * total, loss.errors, loss.top5_errors, not loss.finite, bool(self.stops), due]
-        summed = self.exchange.add(np.array(own, np.float64))
-        summed[3] = summed[3] == 0
-        return summed
+        stop, save = self.exchange.add(np.array([bool(self.stops), due], np.float64))
+        return bool(stop), bool(save)
 
     # -- what is kept and shown -------------------------------------------------------------------------
-    def _note(self, read: Read, total: np.ndarray, lr: float) -> None:
+    def _note(self, read: Read, loss: Loss, lr: float) -> None:
         """Show a step, and write a row for each few of them."""
-        now, batch = self.position, self.recipe.batch
+        now = self.position
         if read.failures:
             self._bad.update(read.failures)
         one = Sums()
-        one.add(total[0], total[1], total[2], batch)
+        one.add(loss)
         self._row_waited += read.waited
         self._epoch_waited += read.waited
         ended = time.monotonic()
@@ -246,7 +244,7 @@ class Loop:
             return
         row = self._row(now.row_sums, lr, max(1e-9, ended - self._row_began), self._row_waited)
         now.row_sums, self._row_began, self._row_waited = Sums(), ended, 0.0
-        if self.exchange.rank == 0:
+        if self.run is not None:
             self.run.log_step(row)
 
     def _row(self, sums: Sums, lr: float, seconds: float, waited: float) -> dict[str, Any]:
@@ -279,10 +277,12 @@ class Loop:
         ended = now.epoch >= recipe.epochs or (recipe.steps and now.step >= recipe.steps)
         now.finished = bool(now.finished or ended)
         now.batch, now.epoch_sums = 0, Sums()
-        if self.exchange.rank == 0:
+        if self.run is not None:
             self.run.log_epoch(row)
         self.log.epoch(row)
         self._save(best=best)
+        if self.run is not None:
+            curves.draw(self.run.path, f"{self.data.name}, AlexNet ({self.net.preset.name})")
         self._name_bad()
 
     def _validate(self) -> dict[str, float]:
@@ -290,12 +290,11 @@ class Loop:
             return {}
         split = self.data.validation
         share = self.exchange.share(len(split))
-        counts = evaluate.validate(
+        own = evaluate.validate(
             self.net, split, self.inputs, batch=self.recipe.batch, workers=self.workers, share=share
         )
-        own = [counts.loss, counts.errors, counts.top5_errors, counts.images]
-        total = self.exchange.add(np.array(own, np.float64))
-        return Sums(float(total[0]), int(total[1]), int(total[2]), int(total[3])).mean("validation_")
+        total = evaluate.Counts.of(self.exchange.add(own.array()))
+        return Sums(total.loss, total.errors, total.top5_errors, total.images).mean("validation_")
 
     def _judge(self, error: float | None) -> bool:
         """Note whether the validation error is the lowest; lower the rate on a plateau."""
@@ -316,7 +315,7 @@ class Loop:
         return False
 
     def _name_bad(self) -> None:
-        if not self._bad or self.exchange.rank:
+        if not self._bad or self.run is None:
             return
         files = [(self.data.train.name(index), reason) for index, reason in sorted(self._bad.items())]
         self.run.left_out(files)
@@ -327,24 +326,18 @@ class Loop:
 
     # -- ends -------------------------------------------------------------------------------------------
     def _save(self, best: bool = False) -> None:
-        if self.exchange.rank == 0:
+        if self.run is not None:
             self.run.save(self.net.state(), self.position.table(), best=best)
         self._saved = time.monotonic()
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         self._save()
         self.stops.end(f"stopped after step {self.position.step}: saved; --resume goes on")
 
-    def _refuse(self, lr: float) -> None:
+    def _refuse(self) -> NoReturn:
         now = self.position
         self._save()
         raise NotFinite(
             f"the loss of step {now.step + 1}, in epoch {now.epoch + 1}, is not finite. The weights of step "
-            f"{now.step} are saved in {self.run.path}; to go on with a lower rate: --resume --set lr=..."
+            f"{now.step} are saved; to go on with a lower rate: --resume --set lr=..."
         )
-
-
-def restore(net: Any, checkpoint: Checkpoint) -> Position:
-    """Load a checkpoint into a network; returns the position."""
-    net.load_state(checkpoint.state)
-    return Position.of(checkpoint.position)
