@@ -388,7 +388,8 @@ def scored(net: Network, inputs: Inputs, images: np.ndarray, views: int) -> tupl
         logits = _host(net.forward(_centre(net, inputs, images)))
         return logits, _log_softmax(logits)
     total: np.ndarray | None = None
-    for x in inputs.views(images, views):
+    own, _ = net.inputs(len(images))
+    for x in inputs.views(images, views, out=own):
         logs = _log_softmax(_host(net.forward(x)))
         total = logs if total is None else np.logaddexp(total, logs)
     assert total is not None

@@ -50,9 +50,10 @@ class Inputs:
         out[...] = images.reshape(len(images), 1, 1, K)
         return out
 
-    def views(self, images: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    def views(self, images: np.ndarray, count: int, *, out: np.ndarray) -> Iterator[np.ndarray]:
         for place in range(count):
-            yield np.roll(images.reshape(len(images), 1, 1, K), place, axis=-1).astype(np.float32)
+            out[...] = np.roll(images.reshape(len(images), 1, 1, K), place, axis=-1)
+            yield out
 
 
 class Broken(Pixels):
