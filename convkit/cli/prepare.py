@@ -104,8 +104,8 @@ def _print(made: Prepared, store: str) -> None:
     H, W, C = data.train.shape
     held = 0 if data.validation is None else len(data.validation)
     print(
-        f"{shown}: {len(data.train):,} training and {held:,} validation images of {len(data.classes):,} classes, "
-        f"{H} x {W} x {C}, {_size(made.bytes)} in {_count(made.shards, 'shard')}"
+        f"{shown}: {len(data.train):,} training and {held:,} validation images of "
+        f"{len(data.classes):,} classes, {H} x {W} x {C}, {_size(made.bytes)} in {_count(made.shards, 'shard')}"  # noqa: E501
     )
     if made.empty:
         names = ", ".join(printable(name) for name in made.empty[:_SHOWN])
@@ -126,7 +126,7 @@ def _print(made: Prepared, store: str) -> None:
 
 @contextmanager
 def _bar(unit: str, **options: Any) -> Iterator[Any]:
-    """A progress bar on stderr, where that is a terminal: a function of what is done, of how much, and what."""
+    """A progress bar on stderr, where that is a terminal: it is told what is done, of how much."""
     from tqdm import tqdm
 
     with tqdm(total=0, unit=unit, leave=False, file=sys.stderr, disable=None, **options) as bar:

@@ -2,7 +2,7 @@
 
 Images are crops of scikit-image's photographs under a grating, whose direction and colour tell the class, so that
 a network can learn it.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

@@ -340,7 +340,7 @@ def of_file(path: str | Path, limits: Limits) -> Contained:
 def _pickled(implementation: Implementation) -> bytes | None:
     """An implementation by value, functions of a notebook among it; None where that cannot be."""
     try:
-        import cloudpickle  # type: ignore[import-not-found]
+        import cloudpickle
     except ImportError:
         from numba import cloudpickle
     try:

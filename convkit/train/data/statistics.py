@@ -152,7 +152,7 @@ def load(path: str | Path) -> Statistics:
             found = Statistics(file["mean"], file["stdevs"], file["eigenvectors"], int(file["images"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} holds no statistics: {getattr(error, 'strerror', None) or error}") from error
-    H, W, C = found.mean.shape if found.mean.ndim == 3 else (0, 0, 0)
+    _, _, C = found.mean.shape if found.mean.ndim == 3 else (0, 0, 0)
     if not C or found.stdevs.shape != (C,) or found.eigenvectors.shape != (C, C):
         raise DataError(
             f"{path} holds no statistics: mean {found.mean.shape}, stdevs {found.stdevs.shape}, "

@@ -177,7 +177,7 @@ class Writer:
         name = f"{split}-{len(done):05}.npy"
         path = self.folder / (name + _PARTIAL)
         with self._writing():
-            self._partial = path, open(path, "w+b")
+            self._partial = path, open(path, "w+b")  # noqa: SIM115
         shard = _Shard(self, self._partial[1], images, self.totals if split == "train" else None)
         yield shard
         with self._writing():
@@ -323,7 +323,7 @@ class _Shard:
         if not len(images):
             return
         self._count += len(images)
-        rows = memoryview(np.ascontiguousarray(images)).cast("B")
+        rows = memoryview(np.ascontiguousarray(images)).cast("B")  # type: ignore[arg-type]
         submit = self._writer._threads.submit  # each of these runs without the GIL
         work: list[Future[Any]] = [submit(self._digest.update, rows)]
         if self._totals is not None:

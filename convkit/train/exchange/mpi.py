@@ -226,7 +226,7 @@ def _digest(net: Network) -> bytes:
     """A hash of all that decides how a network goes on."""
     found = hashlib.sha256(f"{net.seed} {net.dropout_offset}".encode())
     for array in (*net.params.values(), *net.velocities.values()):
-        found.update(memoryview(_words(_host(array).reshape(-1))))
+        found.update(memoryview(_words(_host(array).reshape(-1))))  # type: ignore[arg-type]
     return found.digest()
 
 
