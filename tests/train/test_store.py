@@ -132,7 +132,7 @@ def test_a_fingerprint_is_that_of_the_images(tmp_path, whole):
     renamed = data()
     renamed = Data(
         "five", *[getattr(renamed, n) for n in ("classes", "names", "train", "validation")], "0123"
-    )  # noqa: E501
+    )
     del renamed
     index = store.read_index(whole)
     assert fingerprint({**index, "name": "five", "made_by": "another"}) == index["fingerprint"]
