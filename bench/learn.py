@@ -1,6 +1,6 @@
 """Does it learn? convkit and PyTorch, trained by the same recipe, side by side.
 
-    make learn                                   # the digits, three seeds
+    python bench/learn.py                       # the digits, three seeds
     python bench/learn.py FOLDER --seeds 1       # an IDX data set, or whatever `convkit train` takes
 
 Both begin with the same weights and see the same images in the same order, with the same crops, mean and
