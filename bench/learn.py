@@ -176,7 +176,7 @@ def convkit_run(data: Data, recipe: Recipe, folder: Path) -> dict[str, Any]:
         rows = list(csv.DictReader(file))
     return {
         "seconds": [float(row["seconds"]) for row in rows],
-        "errors": [float(row["validation_error"]) for row in rows],
+        "errors": [100 * float(row["validation_error"]) for row in rows],
     }
 
 

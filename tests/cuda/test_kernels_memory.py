@@ -602,6 +602,7 @@ def test_the_layers_of_alexnet(kernel):
             for shape in ((96, 55, 55), (256, 27, 27))
             for groups in (1, 2)
         ),
+        CropImages: tuple(problem for _, problem in OPS["crop_images"].cases.layers()),
     }
     op = kernel.header.op
     for problem in (ChannelSum(128, 4096, 1, 1, 2),) if op == "linear_bgrad" else layers[OPS[op].problem]:
