@@ -88,12 +88,13 @@ def fit(
     ended: Stopped | NotFinite | None = None
     with exchanges.here(device) as exchange:
         log = Log(quiet=quiet, events=Path(output) / "events") if exchange.rank == 0 else Log(quiet=True)
-        with log.warnings(), _Setup(data, Path(output), recipe, tuple(overrides), resume, workers) as setup:
-            made = _together(exchange, lambda: setup.read(exchange.size, log))
+        setup = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, log)
+        with log.warnings(), setup:
+            made = _together(exchange, lambda: setup.read(exchange.size))
             shape, classes = made.data.train.shape, made.data.classes
             # Before anything is written: what cannot be built leaves no run that cannot be resumed.
             net = build(made.recipe, shape, len(classes), device=exchange.device, math=math)
-            statistics, position = _together(exchange, lambda: setup.begin(net, made, log))
+            statistics, position = _together(exchange, lambda: setup.begin(net, made))
             inputs = Inputs(net.preset, made.recipe, statistics, shape, exchange.device)
             with Stops() as stops:
                 loop = Loop(
@@ -107,8 +108,6 @@ def fit(
                     log.end(_last_line(loop))
                 except (Stopped, NotFinite) as error:
                     ended = error  # of all processes together, so it does not end the others
-                finally:
-                    log.end()
     if ended is not None:
         raise ended
     return RunFolder.open(output)
@@ -127,10 +126,10 @@ class _Setup:
 
     def __init__(
         self, data: Any, output: Path, recipe: Any, overrides: tuple[str, ...], resume: bool,
-        workers: int | None,
+        workers: int | None, log: Log,
     ) -> None:  # fmt: skip
         self.given, self.output, self.recipe, self.overrides = data, output, recipe, overrides
-        self.resume, self.workers = resume, workers
+        self.resume, self.workers, self.log = resume, workers, log
         self.run: RunFolder | None = None
         self.changes: list[str] = []
 
@@ -138,10 +137,11 @@ class _Setup:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.log.end()
         if self.run is not None:
             self.run.close()
 
-    def read(self, processes: int, log: Log) -> _Made:
+    def read(self, processes: int) -> _Made:
         """Recipe and data, and all checks that need no network. It changes nothing."""
         if self.resume and RunFolder.holds_run(self.output):
             self.run = RunFolder.open(self.output).lock()
@@ -152,7 +152,7 @@ class _Setup:
             self.changes = self.run.require_recipe(recipe, CHANGEABLE)
         data = self.given
         if not isinstance(data, Data):
-            log.doing("looking at the data")
+            self.log.doing("looking at the data")
             data = open_data(data, stored_size(recipe), recipe.images.square)
         if self.run is not None:
             self.run.require_data(Info.of(data))
@@ -165,11 +165,11 @@ class _Setup:
             raise DataError(f"a batch of {recipe.batch} cannot be shared by {processes} processes")
         return _Made(recipe, data)
 
-    def begin(self, net: Any, made: _Made, log: Log) -> tuple[Statistics | None, Position]:
+    def begin(self, net: Any, made: _Made) -> tuple[Statistics | None, Position]:
         """Make the run's folder, or load its checkpoint into the network."""
         if self.run is None:
             path = "" if isinstance(self.given, Data) else str(self.given)
-            found = self._statistics(made, log)
+            found = self._statistics(made)
             self.run = RunFolder.create(self.output, made.recipe, Info.of(made.data, path), found)
             return found, Position()
         position = Position()
@@ -189,12 +189,12 @@ class _Setup:
             return parse(overridden(table(given), self.overrides))
         return load(given or "small", self.overrides)
 
-    def _statistics(self, made: _Made, log: Log) -> Statistics | None:
+    def _statistics(self, made: _Made) -> Statistics | None:
         if not Inputs.needs_statistics(made.recipe):
             return None
         return made.data.statistics or statistics_of(
             made.data.train, workers=self.workers, most=SAMPLE,
-            progress=lambda done, count, _: log.doing(f"mean image: {done:,} of {count:,} images"),
+            progress=lambda done, count, _: self.log.doing(f"mean image: {done:,} of {count:,} images"),
         )  # fmt: skip
 
 
@@ -247,7 +247,5 @@ def _last_line(loop: Loop) -> str:
     if loop.run is None:
         return ""
     best = loop.position.best
-    lowest = (
-        "" if best == maths.inf else f"; the lowest validation error, {100 * best:.2f} %, is best.safetensors"
-    )
-    return f"done: {loop.run.path}{lowest}"
+    error = "" if best == maths.inf else f"; best.safetensors has a validation error of {100 * best:.2f} %"
+    return f"done: {loop.run.path}{error}"
