@@ -78,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
     for file in args.register:
         register(file)
-    where = on_gpu(args.device, "") if args.device.startswith("cuda") else contextlib.nullcontext()
+    where = (
+        on_gpu(args.device, "--device cpu needs none")
+        if args.device.startswith("cuda")
+        else contextlib.nullcontext()
+    )
     try:
         with where, use(**choices(args.impl)):
             fit(

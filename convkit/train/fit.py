@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..errors import ConvkitError
 from . import exchange as exchanges
 from .build import build, stored_size
@@ -224,15 +226,20 @@ def _first_lines(loop: Loop, changes: list[str]) -> str:
     H, W, C = data.train.shape
     size, ranks = net.preset.image_size, loop.exchange.size
     parameters = sum(w.size for w in net.params.values())
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     held = "no validation set" if data.validation is None else f"{len(data.validation):,} for validation"
     lines = [
         f"AlexNet ({net.preset.name}): {size} x {size} x {C} pixels, {len(data.classes)} classes, "
         f"{parameters:,} parameters",
         f"{data.name}: {len(data.train):,} images of {H} x {W} pixels, {held}",
-        f"{recipe.epochs} epochs of {loop.steps_in_epoch:,} steps with {recipe.batch} images"
+        f"{epochs} of {loop.steps_in_epoch:,} steps with {recipe.batch} images"
         + (f"; {recipe.steps:,} steps in all" if recipe.steps else "")
         + (f", on {ranks} processes" if ranks > 1 else ""),
     ]
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if len(empty := np.flatnonzero(counts == 0)):
+        some = ", ".join(data.classes[label] for label in empty[:3]) + (", ..." if len(empty) > 3 else "")
+        lines.append(f"warning: no training image has one of {len(empty)} labels: {some}")
     if changes:
         lines.append(f"the recipe has changed, from that of the run: {'; '.join(changes)}")
     if loop.complete:
