@@ -71,7 +71,17 @@ def test_twenty_kills(source, tmp_path):
     given = DIGITS
     if source == "files":
         tree = trees.make(tmp_path / "tree", classes=4, train=60, validation=4, height=40, width=48)
-        given = (str(tree.root), *"--set batch=8 --set lr=0.003 --set epochs=6 --workers 2".split())
+        given = (
+            str(tree.root),
+            "--workers",
+            "2",
+            "--set",
+            "lr=0.003",
+            "--set",
+            "batch=8",
+            "--set",
+            "epochs=6",
+        )
     finish(start(command(tmp_path / "whole", *given)))
     rng, kills, run = random.Random(0), 0, tmp_path / "run"
     while kills < KILLS:
