@@ -95,7 +95,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path, run):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="holds other things .*choose a new folder"):
         RunFolder.create(tmp_path, RECIPE, INFO)
-    with pytest.raises(RunError, match="cannot make .*File exists"):
+    with pytest.raises(RunError, match="cannot make .*Not a directory"):
         RunFolder.create(tmp_path / "thesis.tex", RECIPE, INFO)
     with pytest.raises(RunError, match="cannot make .*Not a directory"):
         RunFolder.create(tmp_path / "thesis.tex" / "run", RECIPE, INFO)
