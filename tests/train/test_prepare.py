@@ -1,4 +1,4 @@
-"""`convkit prepare`: the same store however it was made, nothing lost, and one line where it cannot be made."""
+"""`convkit prepare`: the same store however it was made, nothing lost, one line where it cannot be."""
 
 from __future__ import annotations
 
