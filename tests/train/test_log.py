@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -137,6 +138,9 @@ def test_a_bar_is_drawn_a_few_times_a_second(clock):
     assert stream.getvalue() == ""
     train(shown, clock, 11, 12, seconds=0.2)
     assert stream.getvalue().count("left") == 1
+    assert not [one for one in threading.enumerate() if "TMonitor" in type(one).__name__], (
+        "forks want no threads"
+    )
     shown.end()
 
 

@@ -235,7 +235,7 @@ def _array(folder: Path, entry: dict[str, Any]) -> np.ndarray:
 
 def _lines(contents: bytes) -> list[tuple[str, str]]:
     found = []
-    for line in contents.decode("utf-8").splitlines():
+    for line in contents.decode("utf-8").split("\n")[:-1]:
         name, _, reason = line.partition("\t")
         found.append((name, reason))
     return found

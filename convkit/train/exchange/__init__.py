@@ -43,6 +43,9 @@ def here(device: str = "cpu") -> Exchange:
         )
     if found == 1:
         return Alone(device)
-    if device == "cpu":
-        return mpi.Mpi(MPI)
-    raise OptionError("training in many processes runs on CPUs so far; on a GPU, train in one process")
+    with mpi.ending(MPI):
+        if device == "cpu":
+            return mpi.Mpi(MPI)
+        from .nccl import Nccl
+
+        return Nccl(MPI, device)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ... import arrays
 from ...arrays import Array
+from ...network.hooks import BeforeUpdate, OnGradient
 from ...network.network import Network
 from ...network.update import Update
 from ..errors import RunError
@@ -50,8 +51,8 @@ class Gradients:
         self._net, self._add, self._agree, self._absent = net, add, agree, absent
         own = getattr(net.before_update, "__self__", None)
         first = own if isinstance(own, Gradients) else None  # attached before
-        self._on_gradient = first._on_gradient if first else net.on_gradient  # type: ignore[has-type]
-        self._before_update = first._before_update if first else net.before_update  # type: ignore[has-type]
+        self._on_gradient: OnGradient | None = first._on_gradient if first else net.on_gradient
+        self._before_update: BeforeUpdate | None = first._before_update if first else net.before_update
         self._rule: Update | None = None
         self._large: list[str] = []
         self._small: list[str] = []

@@ -59,6 +59,65 @@ def load() -> Any:
     return MPI
 
 
+# ---------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------
+#: Whether this process ends the job as it exits.
+_ends = False
+
+
+def end_job(MPI: Any, error: BaseException) -> None:
+    """Have all processes end when this one exits. Without it, Python would wait for all others at its exit.
+
+    Parameters
+    ----------
+    MPI : module
+    error : BaseException
+        Why. Whoever catches it prints it, as in a program of one process.
+    """
+    global _ends
+    status = _status(error)
+    if not status or _ends:
+        return
+    _ends = True
+    if MPI.COMM_WORLD.Get_rank():  # all may have the same error, which is to be printed once
+        time.sleep(_PATIENCE)
+    MPI._set_abort_status(status)
+
+
+def _status(error: BaseException) -> int:
+    """The exit status that an error is worth."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, ConvkitError) else 1
+
+
+@contextlib.contextmanager
+def ending(MPI: Any) -> Iterator[None]:
+    """A block whose errors end the job."""
+    try:
+        yield
+    except BaseException as error:
+        end_job(MPI, error)
+        raise
+
+
+def _end_with_errors(MPI: Any) -> None:
+    """From here on, an error that nobody catches ends the job."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        end_job(MPI, error)
+        before(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+# ---------------------------------------------------------------------------------------------------
+# The exchange
+# ---------------------------------------------------------------------------------------------------
 class Mpi(Exchange):
     """Processes that MPI's launcher has started.
 
@@ -74,8 +133,7 @@ class Mpi(Exchange):
         self._comm = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         self._received: dict[str, np.ndarray] = {}
-        self._failed = False
-        self._end_with_errors()
+        _end_with_errors(MPI)
         local = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         #: Number of this process among those of its machine, and how many these are.
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
@@ -88,39 +146,13 @@ class Mpi(Exchange):
             os.environ[threads.VARIABLE] = str(launcher.threads(launcher.cpus(), all_))
 
     # -- errors -----------------------------------------------------------------------------------------
-    def _end_with_errors(self) -> None:
-        """An error that nobody catches ends the job. Python would wait for all others before it exits."""
-        before = sys.excepthook
-
-        def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            self._fails(error)
-            before(kind, error, trace)
-
-        sys.excepthook = hook
-
     def _fails(self, error: BaseException) -> None:
-        status = _status(error)
-        if not status or self._failed:
-            return
-        self._failed = True
-        if self.rank:  # all may have the same error, which is to be printed once
-            time.sleep(_PATIENCE)
-        # Python goes on to print the error, and to close what is open; then mpi4py ends the job.
-        self._MPI._set_abort_status(status)
+        end_job(self._MPI, error)
 
     def abort(self, status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self._MPI.COMM_WORLD.Abort(status)
-
-    @contextlib.contextmanager
-    def ending(self) -> Iterator[None]:
-        """A block whose errors end the job."""
-        try:
-            yield
-        except BaseException as error:
-            self._fails(error)
-            raise
 
     # -- training ---------------------------------------------------------------------------------------
     def attach(self, net: Network) -> None:
@@ -226,14 +258,5 @@ def _digest(net: Network) -> bytes:
     """A hash of all that decides how a network goes on."""
     found = hashlib.sha256(f"{net.seed} {net.dropout_offset}".encode())
     for array in (*net.params.values(), *net.velocities.values()):
-        found.update(memoryview(_words(_host(array).reshape(-1))))  # type: ignore[arg-type]
+        found.update(_words(_host(array).reshape(-1)).data)
     return found.digest()
-
-
-def _status(error: BaseException) -> int:
-    """The exit status that an error is worth."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, ConvkitError) else 1
