@@ -29,6 +29,8 @@ from .stops import Stops
 ROWS = 200
 #: Batches of a validation between two looks at whether a signal asks for an end.
 PIECE = 16
+#: Curves are drawn where so many times the seconds that it takes have passed since.
+DRAW = 50
 
 
 class Loop:
@@ -72,6 +74,7 @@ class Loop:
         )
         self._step_pace = self._row_pace = self._epoch_pace = Pace()
         self._saved, self._saved_step = time.monotonic(), -1
+        self._drawn, self._drawing = self._saved, 0.0  # when the curves were drawn, seconds that it took
         self._bad: dict[int, str] = {}  # images that could not be read: on this rank, since they were named
         self._named: dict[int, str] = {}
         self._said: set[str] = set()
@@ -215,8 +218,15 @@ class Loop:
         self.log.epoch(row)
         self._name_bad()
         self._save(error=error, must=self.complete)
-        if self.run is not None:
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the curves: at the end of the recipe always, before it if that takes little of the time."""
+        began = time.monotonic()
+        if self.run is not None and (self.complete or began - self._drawn >= DRAW * self._drawing):
             curves.draw(self.run.path, f"{self.data.name}, AlexNet ({self.net.preset.name})")
+            self._drawn = time.monotonic()
+            self._drawing = self._drawn - began
 
     def _validate(self) -> dict[str, float]:
         split = self.data.validation

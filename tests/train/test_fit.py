@@ -6,6 +6,9 @@ import dataclasses
 import errno
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +198,32 @@ def test_there_need_be_no_validation(tmp_path, capsys):
 def test_it_learns(undisturbed):
     epochs = runs.rows(undisturbed, "epochs.csv")
     assert float(epochs[-1]["loss"]) < float(epochs[0]["loss"])
+
+
+@pytest.mark.parametrize("seconds, drawn", [(0.0, [1, 2, 3]), (10.0, [1, 3])])
+def test_curves_take_little_of_the_time(tmp_path, monkeypatch, seconds, drawn):
+    now, epochs = [0.0], []
+
+    class Clock:
+        monotonic = staticmethod(lambda: now[0])
+
+    def draw(folder, title):
+        now[0] += seconds
+        epochs.append(len(runs.rows(folder, "epochs.csv")))
+
+    monkeypatch.setattr("convkit.train.loop.time", Clock)
+    monkeypatch.setattr("convkit.train.loop.curves.draw", draw)
+    runs.run(tmp_path / "run")
+    assert epochs == drawn
+
+
+@pytest.mark.slow
+def test_the_overhead_is_measured():
+    bench = Path(__file__).parents[2] / "bench" / "loop.py"
+    done = subprocess.run(
+        [sys.executable, bench, "--steps", "2", "--rounds", "1"], capture_output=True, text=True, check=True
+    )
+    assert "bare step" in done.stdout and done.stdout.count("the goal is 3.0 %") == 2 and not done.stderr
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------
