@@ -134,8 +134,10 @@ KILLED = """
     folder, tests, what, step = sys.argv[1:]
     sys.path.insert(0, tests)
     import test_prepare
+    from convkit.cpu import jit
     from convkit.train import prepare as preparing
     preparing.SHARD, preparing._BLOCK = 8 * 48, 3 * 48
+    jit.missing = lambda: "left out: every child would load Numba"
     os.fsync = lambda handle: None  # it is for a computer that stops, not for a process
     def killed(at, folder):
         if not (child := os.fork()):
@@ -205,7 +207,9 @@ def test_a_full_disk_is_survived(tmp_path, undisturbed, monkeypatch):
             prepare(some(), folder, workers=0)
         except DataError as error:
             refused += 1
-            assert re.search("the disk of .*store is full; with more room, the same command goes on", str(error))
+            assert re.search(
+                "the disk of .*store is full; with more room, the same command goes on", str(error)
+            )
             assert not list(folder.glob("*.partial"))
     assert refused >= 4
     assert contents(folder) == undisturbed
@@ -282,7 +286,9 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypat
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(4_000_000))
     data = some()
-    with pytest.raises(DataError, match=r"50 images of 4 x 4 x 3 bytes need 0.0 GB, but the disk of .* has 0.0"):
+    with pytest.raises(
+        DataError, match=r"50 images of 4 x 4 x 3 bytes need 0.0 GB, but the disk of .* has 0.0"
+    ):
         prepare(data, tmp_path / "store", workers=0)
     assert data.train.read_now == []
     assert not (tmp_path / "store").exists()
@@ -306,7 +312,9 @@ def test_nothing_left_is_an_error_and_leaves_nothing(tmp_path, bad):
     )  # fmt: skip
     what = "40 training" if bad == "train" else "10 validation"
     name = "0/0.png" if bad == "train" else "1/0.png"
-    with pytest.raises(DataError, match=f"none of the {what} images of some can be read; the first: {name}: it"):
+    with pytest.raises(
+        DataError, match=f"none of the {what} images of some can be read; the first: {name}: it"
+    ):
         prepare(data, tmp_path / "store", workers=0)
     assert not (tmp_path / "store").exists()
 
