@@ -30,7 +30,7 @@ ROWS = 200
 #: Batches of a validation between two looks at whether a signal asks for an end.
 PIECE = 16
 #: Curves are drawn where so many times the seconds that it takes have passed since.
-DRAW = 50
+DRAW = 100
 
 
 class Loop:

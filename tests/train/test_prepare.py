@@ -133,8 +133,10 @@ KILLED = """
     folder, tests, what, step = sys.argv[1:]
     sys.path.insert(0, tests)
     import test_prepare
+    from convkit.cpu import jit
     from convkit.train import prepare as preparing
     preparing.SHARD, preparing._BLOCK = 8 * 48, 3 * 48
+    jit.missing = lambda: "left out: every child would load Numba"
     os.fsync = lambda handle: None  # it is for a computer that stops, not for a process
     def killed(at, folder):
         if not (child := os.fork()):

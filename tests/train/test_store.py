@@ -129,11 +129,6 @@ def test_a_fingerprint_is_that_of_the_images(tmp_path, whole):
         Data("four", tuple("abcd"), tuple("abcd"), Pixels(other, LABELS), None, "0123"), tmp_path / "changed"
     )
     assert changed.data.fingerprint != open_store(whole).fingerprint
-    renamed = data()
-    renamed = Data(
-        "five", *[getattr(renamed, n) for n in ("classes", "names", "train", "validation")], "0123"
-    )
-    del renamed
     index = store.read_index(whole)
     assert fingerprint({**index, "name": "five", "made_by": "another"}) == index["fingerprint"]
 

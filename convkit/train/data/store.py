@@ -88,7 +88,7 @@ def open_store(path: str | Path, verify: bool | None = None) -> Data:
         train=splits["train"],
         validation=splits.get("validation"),
         fingerprint=index["fingerprint"],
-        statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),  # type: ignore[arg-type]
+        statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),
         left_out=tuple(_lines(_small(folder, index["left_out"]))),
     )
 
