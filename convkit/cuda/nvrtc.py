@@ -138,10 +138,21 @@ def compile_ptx(
 
 def _folders(arch: str, include: Sequence[Path]) -> tuple[Any, list[str]]:
     """cuda-core's module, and the folders of headers."""
+    checked_architecture(arch)
     core, folders = _toolchain()
+    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
+
+
+def checked_architecture(arch: str) -> None:
+    """Refuse what is no name of an architecture, and a machine without the compiler.
+
+    Raises
+    ------
+    OptionError, MissingExtra
+    """
+    _toolchain()
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
-    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
 
 
 def _refused(name: str, arch: str, text: str) -> CompileError:

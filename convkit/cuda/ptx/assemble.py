@@ -1,4 +1,4 @@
-"""From instructions as PTX has them to a program for the machine: each one's row, and the rows of its operands.
+"""From instructions as PTX has them to a program for the machine: the row of each, and those of its operands.
 
 The machine's table (`kernels/ptx/*.cpp`) says what an operation computes and which types its operands have.
 Here stands what the many forms of an instruction have in common: flushing to zero and clamping are operations
@@ -18,12 +18,13 @@ import numpy as np
 
 from ..launch import KernelError
 from .errors import refused
-from .parse import SIZES, Entry, Instruction, Module, Place, Variable, number
+from .parse import SIZES, Instruction, Module, Place, Variable, number
 from .registers import MODULE, NOTHING, PARAMETERS, SPECIAL, Constant, File
 
 #: An instruction as the machine takes it: `Code` in machine.hpp.
 CODE = np.dtype(
-    [(name, "<u4") for name in ("row", "operands", "guard", "flags", "target", "unused")] + [("offset", "<i8")]
+    [(name, "<u4") for name in ("row", "operands", "guard", "flags", "target", "unused")]
+    + [("offset", "<i8")]
 )
 FIXED = np.dtype([("at", "<u4"), ("bytes", "<u4"), ("value", "<u8"), ("base", "<u4"), ("single", "<u4")])
 SPECIAL_ROW = np.dtype([("at", "<u4"), ("which", "<u4")])
@@ -89,7 +90,7 @@ def _laid_out(variables: Sequence[Variable], gap: int = 0) -> tuple[list[tuple[i
     for variable in variables:
         at = -(-at // variable.align) * variable.align
         found.append((at, variable))
-        at += variable.bytes + gap
+        at += variable.size + gap
     return found, at
 
 
@@ -108,7 +109,9 @@ class Assembler:
     def __init__(self, module: Module, name: str, find: Find) -> None:
         if name not in module.entries:
             known = ", ".join(module.entries) or "none"
-            raise KernelError(f"the PTX has no kernel {name}; it has {known}", kernel=name, kind="compile error")
+            raise KernelError(
+                f"the PTX has no kernel {name}; it has {known}", kernel=name, kind="compile error"
+            )
         self.module, self.entry, self.find = module, module.entries[name], find
         self.file = File()
         self.emitted: list[_Emitted] = []
@@ -117,7 +120,7 @@ class Assembler:
         entry = self.entry
         # Those whose size the launch says come last, and begin at one address.
         fixed, waiting = ([v for v in (*module.variables.values(), *entry.shared) if v.space == "shared" and
-                           bool(v.bytes) == known] for known in (True, False))  # fmt: skip
+                           bool(v.size) == known] for known in (True, False))  # fmt: skip
         self.shared, self.shared_bytes = _laid_out(fixed, GAP)
         self.shared_bytes = -(-self.shared_bytes // 1024) * 1024 if waiting else self.shared_bytes
         self.shared += [(self.shared_bytes, v) for v in waiting]
@@ -171,7 +174,7 @@ class Assembler:
             self.entry.name, code, np.array(operands, np.uint32), np.array(fixed, FIXED),
             np.array([(at, which) for which, at in self.file.special.items()], SPECIAL_ROW),
             self.file.front, self.file.front + self.file.back, self.local_bytes,
-            tuple((at, v.bytes) for at, v in self.parameters), self.parameter_bytes,
+            tuple((at, v.size) for at, v in self.parameters), self.parameter_bytes,
             tuple(self.shared), self.shared_bytes, bytes(self.image), tuple(self.variables),
             tuple((e.source.line, e.source.place) for e in self.emitted),
         )  # fmt: skip
@@ -208,9 +211,7 @@ class Assembler:
         return type_ if type_ and name != stem and int(name[len(stem) :]) < count else None
 
     def is_register(self, name: str, at: Instruction) -> bool:
-        return any(
-            (scope, name) in self.entry.registers or self._counted(scope, name) for scope in at.scope
-        )
+        return any((scope, name) in self.entry.registers or self._counted(scope, name) for scope in at.scope)
 
     def address(self, name: str) -> tuple[str, int, int] | None:
         """Space, offset and base of a variable or a parameter."""
@@ -321,7 +322,7 @@ class Use:
         raise self.refuse(f"{text} ({own}) in {self.instruction}")
 
     def memory(self, text: str) -> tuple[int, int, int, str]:
-        """Of "[%rd1+8]": the row of the address, its bytes, the offset, and the space of a variable's name."""
+        """Of "[%rd1+8]": the row of the address, its bytes, the offset, the space of a variable's name."""
         found = re.fullmatch(r"\[\s*([%\w$.]+|-?\d+)\s*(?:\+\s*(-?\w+))?\s*\]", text)
         if not found:
             raise self.refuse(f"the address {text}")

@@ -51,16 +51,38 @@ class PtxRunner(Executor):
     timeout : float
         Seconds after which a launch ends behind the block that it is at.
     steps : int
-        Instructions of a warp in a block after which it counts as endless, to some.
+        Instructions of a warp in a block after which it counts as endless; looked at where it jumps back.
+    machine : str
+        The machine's library, where another process has built it; else it is built on first use.
     """
 
     arch: str = "sm_80"
     seed: int | None = None
     timeout: float = 60.0
     steps: int = STEPS
+    machine: str = ""
+    engine = "ptx"
+
+    @classmethod
+    def of(cls, arch: str, seed: int | None, timeout: float) -> PtxRunner:
+        """One that is sure to have all that it needs.
+
+        Raises
+        ------
+        OptionError, MissingExtra, KernelError
+            As of `convkit.emulate`.
+        """
+        nvrtc.checked_architecture(arch)
+        return cls(arch, seed, timeout, machine=library.load()._name)
+
+    def told(self, timeout: float) -> tuple[Any, ...]:
+        """As `Emulator.told`."""
+        return self.engine, self.arch, self.seed, min(self.timeout, timeout), self.steps, self.machine
 
     def __post_init__(self) -> None:
         super().__init__()
+        if self.machine:
+            library.built = Path(self.machine)
 
     def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> _Function:
         text = nvrtc.cached_ptx(source, self.arch, include=include, name=name)
@@ -122,15 +144,19 @@ class Launch:
         if len(arguments) != len(program.parameters):
             names = ", ".join(a.name for a in arguments)
             raise self._error(
-                f"the kernel takes {len(program.parameters)} arguments, not {len(arguments)}: {names}", "arguments"
+                f"the kernel takes {len(program.parameters)} arguments, not {len(arguments)}: {names}",
+                "arguments",
             )
         placed = self._placed()
         for number, (argument, (at, size)) in enumerate(zip(arguments, program.parameters)):
             value = argument.value
             if value is None or not _by_value(value):
                 if size != 8:
-                    raise self._error(f"{argument.name}: the kernel's parameter has {size} bytes, not a pointer's 8",
-                                      "arguments", argument=argument.name)  # fmt: skip
+                    raise self._error(
+                        f"{argument.name}: the kernel's parameter has {size} bytes, not a pointer's 8",
+                        "arguments",
+                        argument=argument.name,
+                    )
                 if value is None:
                     continue
                 there = placed[number]
@@ -149,11 +175,11 @@ class Launch:
         # Where an array is given twice, what may be written comes first: a store looks for that.
         ranges.sort(key=lambda r: not r[3])
         base = image.ctypes.data
-        ranges += [(base + at, v.bytes, library.MODULE, v.space == "global") for at, v in program.variables]
+        ranges += [(base + at, v.size, library.MODULE, v.space == "global") for at, v in program.variables]
         self.ranges = np.array(ranges, RANGE)
 
     def _placed(self) -> dict[int, np.ndarray]:
-        """A copy of each array, where its first byte is aligned as on a GPU: arrays that overlap stay together."""
+        """A copy of each array, aligned as on a GPU; arrays that overlap stay together."""
         wanted = []
         for number, argument in enumerate(self.arguments):
             value = argument.value
@@ -201,14 +227,14 @@ class Launch:
         if min(grid) < 0 or grid[0] > 2**31 - 1 or max(grid[1:]) > 65535:
             raise self._error(f"a grid has at most 2^31 - 1, 65535, 65535 blocks, not {grid}", "arguments")
         made = self.program
-        static = sum(v.bytes for _, v in made.shared)
+        static = sum(v.size for _, v in made.shared)
         if not 0 <= shared <= 227 * 1024 - static:
             raise self._error(
                 f"a block has at most 232448 bytes of shared memory, not {static + shared}", "arguments"
             )
         if 0 in grid:
             return
-        variables = np.array([(at, v.bytes or shared, 0, True) for at, v in made.shared], RANGE)
+        variables = np.array([(at, v.size or shared, 0, True) for at, v in made.shared], RANGE)
         arrays = {
             "code": made.code, "operands": made.operands, "fixed": made.fixed, "special": made.special,
             "ranges": self.ranges, "shared": variables, "parameters": self.parameters, "module": self.image,

@@ -8,6 +8,7 @@ put together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from .assemble import Use
 from .parse import SIZES
@@ -19,7 +20,13 @@ _ORDER = (
     *("weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "cta", "cluster", "gpu", "sys"),
     *("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"),
 )
-_SPACES = {"global": "global", "const": "global", "shared": "shared", "shared:cta": "shared", "local": "local"}
+_SPACES = {
+    "global": "global",
+    "const": "global",
+    "shared": "shared",
+    "shared:cta": "shared",
+    "local": "local",
+}
 _SPACES |= {"param": "param", "param:entry": "param"}
 _FLOATS = ("f32", "f64")
 _ROUNDED = ("add", "sub", "mul")
@@ -50,7 +57,13 @@ def plain(use: Use) -> None:
 
 
 def apply(
-    use: Use, name: str, operands: tuple[str, ...], *, flush: bool = False, clamp: bool = False, resize: bool = False
+    use: Use,
+    name: str,
+    operands: tuple[str, ...],
+    *,
+    flush: bool = False,
+    clamp: bool = False,
+    resize: bool = False,
 ) -> None:
     """An operation on operands as they stand there.
 
@@ -64,14 +77,15 @@ def apply(
     types = use.types(name)
     if len(types) != len(operands):
         raise use.refuse(f"{use.instruction} with {len(operands)} operands")
-    rows, behind = [], []
+    rows: list[int] = []
+    behind: list[Callable[[], None]] = []
     for text, type_ in zip(operands, types):
         if type_.startswith(">"):
             row, widen = use.write(text, type_[1:], widen=resize)
             rows.append(row)
             if type_ == ">f32":
-                behind += [lambda row=row: use.emit("sat.f32", row, row)] if clamp else []
-                behind += [lambda row=row: use.emit("ftz.f32", row, row)] if flush else []
+                behind += [partial(use.emit, "sat.f32", row, row)] if clamp else []
+                behind += [partial(use.emit, "ftz.f32", row, row)] if flush else []
             behind.append(widen)
         else:
             row = use.read(text, type_, narrow=resize)
@@ -289,7 +303,9 @@ def atom(use: Use) -> None:
     name = f"atom.{where}.{use.words[1]}.{use.words[2]}"
     type_ = use.types(name)[0][1:]
     sources = [use.read(text, type_) for text in operands[1:]]
-    use.emit(name, use.write(to, type_)[0], address, *sources, *sources[-1:] * (2 - len(sources)), offset=offset)
+    use.emit(
+        name, use.write(to, type_)[0], address, *sources, *sources[-1:] * (2 - len(sources)), offset=offset
+    )
 
 
 @family("membar", "fence", "prefetch", "prefetchu", "nanosleep", "discard", "applypriority")

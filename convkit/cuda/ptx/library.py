@@ -49,6 +49,10 @@ class Fault(ctypes.Structure):
 MODULE, PARAMETERS, SHARED, LOCAL, NOBODY = -1, -2, -3, -4, -5
 
 
+#: The library, where another process has built it: a candidate's has a cache of its own.
+built: Path | None = None
+
+
 def load() -> ctypes.CDLL:
     """The machine's library; built where it is not in the cache.
 
@@ -57,11 +61,13 @@ def load() -> ctypes.CDLL:
     KernelError
         If there is no C++ compiler, or it is too old for C++20.
     """
-    return _load(kernels_dir() / "ptx", find_compiler(os.environ.get("CXX")))
+    if built is not None and built.is_file():
+        return _loaded(built)
+    return _loaded(_build(kernels_dir() / "ptx", find_compiler(os.environ.get("CXX"))))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, compiler: tuple[str, str]) -> ctypes.CDLL:
+def _build(folder: Path, compiler: tuple[str, str]) -> Path:
     sources = sorted(folder.glob("*.cpp"))
     files = (*sources, *sorted(folder.glob("*.hpp")))
     key = key_of([*compiler, *_FLAGS, processor(), *(path.read_bytes() for path in files)])
@@ -77,9 +83,14 @@ def _load(folder: Path, compiler: tuple[str, str]) -> ctypes.CDLL:
         run([compiler[0], "-shared", *objects, "-o", path, "-lm"], path.parent)
 
     try:
-        library = ctypes.CDLL(str(Cache().get(f"ptx-{key}", build)))
+        return Cache().get(f"ptx-{key}", build)
     except CompilerFailed as error:
         raise KernelError(f"the PTX runner does not compile:\n{error}", kind="compile error") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     library.ckptx_find.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint32]
     library.ckptx_find.restype = ctypes.c_int32
     library.ckptx_name.argtypes = [ctypes.c_uint32]
@@ -91,7 +102,7 @@ def _load(folder: Path, compiler: tuple[str, str]) -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=4096)
 def find(name: str) -> tuple[int, tuple[str, ...]] | None:
-    """The row of an operation, and the types of its operands, written ones with a `>`; None if there is none."""
+    """The row of an operation, and its operands' types, written ones with a `>`; None if there is none."""
     signature = ctypes.create_string_buffer(256)
     row = load().ckptx_find(name.encode(), signature, len(signature))
     text = signature.value.decode()
@@ -100,7 +111,8 @@ def find(name: str) -> tuple[int, tuple[str, ...]] | None:
 
 def operations() -> list[str]:
     """The names of all operations."""
-    library, found = load(), []
+    library = load()
+    found: list[str] = []
     while (name := library.ckptx_name(len(found))) is not None:
         found.append(name.decode())
     return found

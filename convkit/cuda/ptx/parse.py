@@ -1,4 +1,4 @@
-"""PTX as text, read: its functions, variables and instructions, with the lines of the source where it has them.
+"""PTX as text, read: its functions, variables and instructions, with lines of the source where it has them.
 
 Only the form is looked at here; what an instruction means, and whether it is known, `assemble` says.
 """
@@ -39,8 +39,8 @@ class Variable:
     ----------
     space : str
         "global", "const", "shared", "local" or "param".
-    bytes : int
-        Of all its elements; 0 for an array whose size the launch says.
+    size : int
+        Bytes of all its elements; 0 for an array whose size the launch says.
     initial : bytes
         What it holds at first; empty where that is not said.
     """
@@ -49,7 +49,7 @@ class Variable:
     name: str
     type: str
     align: int
-    bytes: int
+    size: int
     initial: bytes = b""
     external: bool = False
 
@@ -144,7 +144,9 @@ _VARIABLE = re.compile(
     r"\s*(?P<array>(?:\[\d*\]\s*)*)(?:=\s*(?P<initial>.*))?$",
     re.DOTALL,
 )
-_INSTRUCTION = re.compile(r"(?:@(?P<not>!?)(?P<guard>[%\w$]+)\s+)?(?P<opcode>[a-zA-Z][\w.:]*)\s*(?P<rest>.*)$", re.S)
+_INSTRUCTION = re.compile(
+    r"(?:@(?P<not>!?)(?P<guard>[%\w$]+)\s+)?(?P<opcode>[a-zA-Z][\w.:]*)\s*(?P<rest>.*)$", re.S
+)
 
 
 def parse(text: str) -> Module:
@@ -170,7 +172,9 @@ def parse(text: str) -> Module:
             continue
         end = _closing(text, begin.start())
         if found["kind"] == "entry":
-            parameters = [_variable(one, _line(text, found.start())) for one in _split(found["parameters"] or "")]
+            parameters = [
+                _variable(one, _line(text, found.start())) for one in _split(found["parameters"] or "")
+            ]
             entry = entries[found["name"]] = Entry(found["name"], parameters)
             _Body(entry, files, text, begin.start(), end).read()
         at = end + 1
@@ -215,7 +219,9 @@ def _variables(whole: str, start: int, part: str) -> Iterator[Variable]:
         text = (match["text"] or "").strip()
         at = start + match.start()
         if text:
-            yield _variable(text, _line(whole, at) + match[0][: len(match[0]) - len(match[0].lstrip())].count("\n"))
+            yield _variable(
+                text, _line(whole, at) + match[0][: len(match[0]) - len(match[0].lstrip())].count("\n")
+            )
 
 
 def _variable(text: str, line: int) -> Variable:
@@ -356,7 +362,12 @@ class _Body:
         opcode = tuple(found["opcode"].replace("::", ":").split("."))
         self.entry.instructions.append(
             Instruction(
-                opcode, tuple(_split(found["rest"])), found["guard"] or "", bool(found["not"]), line,
-                self.place, tuple(self.scope),
-            )  # fmt: skip
+                opcode,
+                tuple(_split(found["rest"])),
+                found["guard"] or "",
+                bool(found["not"]),
+                line,
+                self.place,
+                tuple(self.scope),
+            )
         )
