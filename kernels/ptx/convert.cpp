@@ -13,8 +13,9 @@ namespace {
 
 template <class D, class A>
 void add_integers(Table& t, const std::string& to, const std::string& from) {
-  t.lane("cvt." + to + "." + from, [](A a) -> D { return static_cast<D>(a); });
-  t.lane("cvt.sat." + to + "." + from, [](A a) -> D {
+  constexpr bool often = sizeof(D) >= 4 && sizeof(A) >= 4;
+  t.lane<often>("cvt." + to + "." + from, [](A a) -> D { return static_cast<D>(a); });
+  t.rare("cvt.sat." + to + "." + from, [](A a) -> D {
     using Whole = std::numeric_limits<D>;
     const s128 value = a;
     return static_cast<D>(value < s128(Whole::min())   ? s128(Whole::min())
@@ -72,14 +73,14 @@ __attribute__((noinline)) D directed(A a) {  // through volatile memory, so that
 template <class I, class F>
 void add_between(Table& t, const std::string& integer, const std::string& floating) {
   const std::string to = "." + integer + "." + floating, back = "." + floating + "." + integer;
-  t.lane("cvt.rni" + to, [](F a) -> I { return to_integer<I, F, To::kNearest>(a); });
-  t.lane("cvt.rzi" + to, [](F a) -> I { return to_integer<I, F, To::kZero>(a); });
-  t.lane("cvt.rmi" + to, [](F a) -> I { return to_integer<I, F, To::kDown>(a); });
-  t.lane("cvt.rpi" + to, [](F a) -> I { return to_integer<I, F, To::kUp>(a); });
-  t.lane("cvt.rn" + back, [](I a) -> F { return static_cast<F>(a); });
-  t.lane("cvt.rz" + back, [](I a) -> F { return directed<FE_TOWARDZERO, F>(a); });
-  t.lane("cvt.rm" + back, [](I a) -> F { return directed<FE_DOWNWARD, F>(a); });
-  t.lane("cvt.rp" + back, [](I a) -> F { return directed<FE_UPWARD, F>(a); });
+  t.rare("cvt.rni" + to, [](F a) -> I { return to_integer<I, F, To::kNearest>(a); });
+  t.rare("cvt.rzi" + to, [](F a) -> I { return to_integer<I, F, To::kZero>(a); });
+  t.rare("cvt.rmi" + to, [](F a) -> I { return to_integer<I, F, To::kDown>(a); });
+  t.rare("cvt.rpi" + to, [](F a) -> I { return to_integer<I, F, To::kUp>(a); });
+  t.rare("cvt.rn" + back, [](I a) -> F { return static_cast<F>(a); });
+  t.rare("cvt.rz" + back, [](I a) -> F { return directed<FE_TOWARDZERO, F>(a); });
+  t.rare("cvt.rm" + back, [](I a) -> F { return directed<FE_DOWNWARD, F>(a); });
+  t.rare("cvt.rp" + back, [](I a) -> F { return directed<FE_UPWARD, F>(a); });
 }
 
 template <class F>
@@ -92,11 +93,11 @@ void add_between_all(Table& t, const std::string& floating) {
   add_between<s32, F>(t, "s32", floating);
   add_between<u64, F>(t, "u64", floating);
   add_between<s64, F>(t, "s64", floating);
-  t.lane("cvt.rni." + floating + "." + floating, [](F a) -> F { return whole<To::kNearest>(a); });
-  t.lane("cvt.rzi." + floating + "." + floating, [](F a) -> F { return whole<To::kZero>(a); });
-  t.lane("cvt.rmi." + floating + "." + floating, [](F a) -> F { return whole<To::kDown>(a); });
-  t.lane("cvt.rpi." + floating + "." + floating, [](F a) -> F { return whole<To::kUp>(a); });
-  t.lane("cvt." + floating + "." + floating, [](F a) -> F { return a; });
+  t.rare("cvt.rni." + floating + "." + floating, [](F a) -> F { return whole<To::kNearest>(a); });
+  t.rare("cvt.rzi." + floating + "." + floating, [](F a) -> F { return whole<To::kZero>(a); });
+  t.rare("cvt.rmi." + floating + "." + floating, [](F a) -> F { return whole<To::kDown>(a); });
+  t.rare("cvt.rpi." + floating + "." + floating, [](F a) -> F { return whole<To::kUp>(a); });
+  t.rare("cvt." + floating + "." + floating, [](F a) -> F { return a; });
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -56,13 +56,13 @@ void add_rounding(Table& t, const std::string& rounding, const std::string& type
     t.lane("rcp" + tail, P::rcp);
     t.lane("sqrt" + tail, P::sqrt);
   } else {
-    t.lane("add" + tail, [](T a, T b) -> T { return directed<Mode, P::add, T>(a, b); });
-    t.lane("sub" + tail, [](T a, T b) -> T { return directed<Mode, P::sub, T>(a, b); });
-    t.lane("mul" + tail, [](T a, T b) -> T { return directed<Mode, P::mul, T>(a, b); });
-    t.lane("div" + tail, [](T a, T b) -> T { return directed<Mode, P::div, T>(a, b); });
-    t.lane("fma" + tail, [](T a, T b, T c) -> T { return directed<Mode, P::fma, T>(a, b, c); });
-    t.lane("rcp" + tail, [](T a) -> T { return directed<Mode, P::rcp, T>(a); });
-    t.lane("sqrt" + tail, [](T a) -> T { return directed<Mode, P::sqrt, T>(a); });
+    t.rare("add" + tail, [](T a, T b) -> T { return directed<Mode, P::add, T>(a, b); });
+    t.rare("sub" + tail, [](T a, T b) -> T { return directed<Mode, P::sub, T>(a, b); });
+    t.rare("mul" + tail, [](T a, T b) -> T { return directed<Mode, P::mul, T>(a, b); });
+    t.rare("div" + tail, [](T a, T b) -> T { return directed<Mode, P::div, T>(a, b); });
+    t.rare("fma" + tail, [](T a, T b, T c) -> T { return directed<Mode, P::fma, T>(a, b, c); });
+    t.rare("rcp" + tail, [](T a) -> T { return directed<Mode, P::rcp, T>(a); });
+    t.rare("sqrt" + tail, [](T a) -> T { return directed<Mode, P::sqrt, T>(a); });
   }
 }
 
@@ -111,12 +111,12 @@ void add_common(Table& t, const std::string& type) {
   t.lane("setp.nan." + type, [](T a, T b) -> bool { return a != a || b != b; });
 
   constexpr T most = std::numeric_limits<T>::infinity(), least = std::numeric_limits<T>::min();
-  t.lane("testp.finite." + type, [](T a) -> bool { return std::fabs(a) < most; });
-  t.lane("testp.infinite." + type, [](T a) -> bool { return std::fabs(a) == most; });
-  t.lane("testp.number." + type, [](T a) -> bool { return a == a; });
-  t.lane("testp.notanumber." + type, [](T a) -> bool { return a != a; });
-  t.lane("testp.normal." + type, [](T a) -> bool { return std::fabs(a) >= least && std::fabs(a) < most; });
-  t.lane("testp.subnormal." + type, [](T a) -> bool { return std::fabs(a) > 0 && std::fabs(a) < least; });
+  t.rare("testp.finite." + type, [](T a) -> bool { return std::fabs(a) < most; });
+  t.rare("testp.infinite." + type, [](T a) -> bool { return std::fabs(a) == most; });
+  t.rare("testp.number." + type, [](T a) -> bool { return a == a; });
+  t.rare("testp.notanumber." + type, [](T a) -> bool { return a != a; });
+  t.rare("testp.normal." + type, [](T a) -> bool { return std::fabs(a) >= least && std::fabs(a) < most; });
+  t.rare("testp.subnormal." + type, [](T a) -> bool { return std::fabs(a) > 0 && std::fabs(a) < least; });
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -175,33 +175,33 @@ f32 trigonometric(f32 a, f64 value) {
 }
 
 void add_approximate(Table& t) {
-  t.lane("rcp.approx.f32", [](f32 a) -> f32 { return rcp_approx(a); });
-  t.lane("sqrt.approx.f32", [](f32 a) -> f32 {
+  t.rare("rcp.approx.f32", [](f32 a) -> f32 { return rcp_approx(a); });
+  t.rare("sqrt.approx.f32", [](f32 a) -> f32 {
     if (!(a > 0) || std::isinf(a)) return std::sqrt(a);
     return off_by_part(std::sqrt(static_cast<f64>(a)), 0x1p-23, a);
   });
-  t.lane("rsqrt.approx.f32", [](f32 a) -> f32 {
+  t.rare("rsqrt.approx.f32", [](f32 a) -> f32 {
     if (!(a > 0) || std::isinf(a)) return 1 / std::sqrt(a);  // -0 gives the negative infinity
     return off_by_part(1 / std::sqrt(static_cast<f64>(a)), 0x1p-23 * 1.0717734625362931, a);
   });
-  t.lane("ex2.approx.f32", [](f32 a) -> f32 { return ex2_approx(a); });
-  t.lane("lg2.approx.f32", [](f32 a) -> f32 { return lg2_approx(a); });
-  t.lane("sin.approx.f32",
+  t.rare("ex2.approx.f32", [](f32 a) -> f32 { return ex2_approx(a); });
+  t.rare("lg2.approx.f32", [](f32 a) -> f32 { return lg2_approx(a); });
+  t.rare("sin.approx.f32",
          [](f32 a) -> f32 { return a == 0 ? a : trigonometric(a, std::sin(static_cast<f64>(a))); });
-  t.lane("cos.approx.f32",
+  t.rare("cos.approx.f32",
          [](f32 a) -> f32 { return a == 0 ? 1 : trigonometric(a, std::cos(static_cast<f64>(a))); });
-  t.lane("tanh.approx.f32", [](f32 a) -> f32 {
+  t.rare("tanh.approx.f32", [](f32 a) -> f32 {
     if (a == 0 || std::isinf(a)) return std::tanh(a);
     return off_by_part(std::tanh(static_cast<f64>(a)), 0x1p-11, a);
   });
   // Within 2 ulp up to 2^126; beyond it 1 / b is flushed to zero.
-  t.lane("div.approx.f32", [](f32 a, f32 b) -> f32 {
+  t.rare("div.approx.f32", [](f32 a, f32 b) -> f32 {
     if (std::fabs(b) > 0x1p126f && !std::isinf(b))
       return a == a && !std::isinf(a) ? std::copysign(0.0f, a) * b : kNan32;
     const f64 value = static_cast<f64>(a) / b;
     return std::isfinite(value) ? off_by_ulps(value, 2, a) : static_cast<f32>(value);
   });
-  t.lane("div.full.f32", [](f32 a, f32 b) -> f32 {
+  t.rare("div.full.f32", [](f32 a, f32 b) -> f32 {
     const f64 value = static_cast<f64>(a) / b;
     return std::isfinite(value) ? off_by_ulps(value, 2, a) : static_cast<f32>(value);
   });

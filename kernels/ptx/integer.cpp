@@ -95,7 +95,7 @@ void add_bits(Table& t, const std::string& type) {
   t.lane("or." + type, [](T a, T b) -> T { return a | b; });
   t.lane("xor." + type, [](T a, T b) -> T { return a ^ b; });
   t.lane("not." + type, [](T a) -> T { return static_cast<T>(~a); });
-  t.lane("cnot." + type, [](T a) -> T { return a == 0; });
+  t.rare("cnot." + type, [](T a) -> T { return a == 0; });
   t.lane("shl." + type, [](T a, u32 n) -> T { return static_cast<T>(n < kBits<T> ? a << n : 0); });
   t.lane("mov." + type, [](T a) -> T { return a; });
   t.lane("selp." + type, [](T a, T b, bool c) -> T { return c ? a : b; });
@@ -108,19 +108,19 @@ void add_fields(Table& t, const std::string& width) {
   t.lane("popc.b" + width, [](T a) -> u32 { return static_cast<u32>(__builtin_popcountll(a)); });
   t.lane("clz.b" + width,
          [](T a) -> u32 { return a ? static_cast<u32>(__builtin_clzll(a)) - (64 - kBits<T>) : kBits<T>; });
-  t.lane("brev.b" + width, [](T a) -> T {
+  t.rare("brev.b" + width, [](T a) -> T {
     T d = 0;
     for (u32 k = 0; k < kBits<T>; ++k) d |= (a >> k & 1) << (kBits<T> - 1 - k);
     return d;
   });
   // Position and length are their lowest eight bits.
-  t.lane("bfe.u" + width, [](T a, u32 position, u32 length) -> T {
+  t.rare("bfe.u" + width, [](T a, u32 position, u32 length) -> T {
     position &= 255, length &= 255;
     const T moved = position < kBits<T> ? a >> position : 0;
     return length < kBits<T> ? moved & ((T(1) << length) - 1) : moved;
   });
   // The sign is that of the field's highest bit, or of the operand's where the field goes beyond it.
-  t.lane("bfe.s" + width, [](S a, u32 position, u32 length) -> S {
+  t.rare("bfe.s" + width, [](S a, u32 position, u32 length) -> S {
     position &= 255, length &= 255;
     if (length == 0) return 0;
     const u32 highest = position + length - 1 < kBits<T> ? position + length - 1 : kBits<T> - 1;
@@ -132,7 +132,7 @@ void add_fields(Table& t, const std::string& width) {
     }
     return static_cast<S>(d);
   });
-  t.lane("bfi.b" + width, [](T a, T b, u32 position, u32 length) -> T {
+  t.rare("bfi.b" + width, [](T a, T b, u32 position, u32 length) -> T {
     position &= 255, length &= 255;
     for (u32 k = 0; k < length && position + k < kBits<T>; ++k) {
       const T bit = T(1) << (position + k);
@@ -182,27 +182,27 @@ void add_integer(Table& t) {
   t.lane("not.pred", [](bool a) -> bool { return !a; });
   t.lane("mov.pred", [](bool a) -> bool { return a; });
 
-  t.lane("shf.l.wrap.b32", [](u32 low, u32 high, u32 n) -> u32 {
+  t.rare("shf.l.wrap.b32", [](u32 low, u32 high, u32 n) -> u32 {
     return static_cast<u32>(((u64(high) << 32 | low) << (n & 31)) >> 32);
   });
-  t.lane("shf.l.clamp.b32", [](u32 low, u32 high, u32 n) -> u32 {
+  t.rare("shf.l.clamp.b32", [](u32 low, u32 high, u32 n) -> u32 {
     return n < 32 ? static_cast<u32>(((u64(high) << 32 | low) << n) >> 32) : low;
   });
-  t.lane("shf.r.wrap.b32", [](u32 low, u32 high, u32 n) -> u32 {
+  t.rare("shf.r.wrap.b32", [](u32 low, u32 high, u32 n) -> u32 {
     return static_cast<u32>((u64(high) << 32 | low) >> (n & 31));
   });
-  t.lane("shf.r.clamp.b32", [](u32 low, u32 high, u32 n) -> u32 {
+  t.rare("shf.r.clamp.b32", [](u32 low, u32 high, u32 n) -> u32 {
     return n < 32 ? static_cast<u32>((u64(high) << 32 | low) >> n) : high;
   });
   // Any function of three bits: bit abc of the table is its value.
-  t.lane("lop3.b32", [](u32 a, u32 b, u32 c, u32 table) -> u32 {
+  t.rare("lop3.b32", [](u32 a, u32 b, u32 c, u32 table) -> u32 {
     u32 d = 0;
     for (u32 k = 0; k < 8; ++k)
       if (table >> k & 1) d |= (k & 4 ? a : ~a) & (k & 2 ? b : ~b) & (k & 1 ? c : ~c);
     return d;
   });
   // Each four bits of c choose one of the eight bytes of a and b; their highest bit asks for its sign alone.
-  t.lane("prmt.b32", [](u32 a, u32 b, u32 c) -> u32 {
+  t.rare("prmt.b32", [](u32 a, u32 b, u32 c) -> u32 {
     const u64 both = u64(b) << 32 | a;
     u32 d = 0;
     for (u32 k = 0; k < 4; ++k) {

@@ -110,6 +110,38 @@ void Machine::stray(const Warp& w, const Instr& i, u32 lane, Space space, u64 at
                               : "out of bounds");
 }
 
+u8* Machine::find(const Warp& w, const Instr& i, u32 lane, Space space, u64 at, u32 bytes, bool writes) {
+  if (at & (bytes - 1)) stray(w, i, lane, space, at, bytes, writes);
+  const bool generic = space == Space::kGeneric;
+  if (space == Space::kGlobal || generic) {
+    for (u32 k = 0; k < spec.range_count; ++k) {
+      const Range& range = spec.ranges[k];
+      if (!range.holds(at, bytes) || (writes && !range.writable)) continue;
+      i.hot = k;
+      return reinterpret_cast<u8*>(at);
+    }
+  }
+  if (space == Space::kParam || generic) {
+    const u64 from = at - reinterpret_cast<u64>(spec.parameters);
+    if (!writes && from <= spec.parameter_bytes && bytes <= spec.parameter_bytes - from)
+      return reinterpret_cast<u8*>(at);
+  }
+  if (space == Space::kShared || generic) {
+    const u64 from = generic ? at - reinterpret_cast<u64>(shared) : at;
+    for (u32 k = 0; k < spec.shared_count; ++k) {
+      if (!spec.shared[k].holds(from, bytes)) continue;
+      if (!generic) i.hot = k;
+      return shared + from;
+    }
+  }
+  if (space == Space::kLocal || generic) {
+    u8* own = w.local + u64(lane) * spec.local_bytes;
+    const u64 from = generic ? at - reinterpret_cast<u64>(own) : at;
+    if (from <= spec.local_bytes && bytes <= spec.local_bytes - from) return own + from;
+  }
+  stray(w, i, lane, space, at, bytes, writes);
+}
+
 void Machine::deadlock() {
   const Warp* waits[2] = {};
   const Instr* at[2] = {};

@@ -117,10 +117,11 @@ inline T* row(const Warp& w, u32 at) {
   return reinterpret_cast<T*>(w.file + at);
 }
 
-// Calls f for each of some lanes. Rows of different registers do not overlap.
-template <class F>
+// Calls f for each of some lanes. Rows of different registers do not overlap. What is not called often has
+// no second loop for all lanes at once, which takes the compiler long.
+template <bool Often = true, class F>
 inline __attribute__((always_inline)) void each(u32 lanes, F f) {
-  if (lanes == kEveryLane) {
+  if (Often && lanes == kEveryLane) {
 #if defined(__clang__)
 #pragma clang loop vectorize(assume_safety)
 #else
@@ -221,6 +222,7 @@ struct Machine {
   u8* place(const Warp& w, const Instr& i, u32 lane, u64 at, u32 bytes, bool writes);
 
  private:
+  u8* find(const Warp& w, const Instr& i, u32 lane, Space space, u64 at, u32 bytes, bool writes);
   void load();
   void block(u64 number);
   void begin_warp(Warp& w);
@@ -241,38 +243,17 @@ struct Machine {
 
 template <Space S>
 inline u8* Machine::place(const Warp& w, const Instr& i, u32 lane, u64 at, u32 bytes, bool writes) {
-  if (at & (bytes - 1)) stray(w, i, lane, S, at, bytes, writes);
-  if constexpr (S == Space::kGlobal || S == Space::kGeneric) {
-    for (u32 tried = 0; tried <= spec.range_count; ++tried) {
-      const u32 number = tried ? tried - 1 : i.hot;
-      if (number >= spec.range_count) continue;
-      const Range& range = spec.ranges[number];
-      if (!range.holds(at, bytes) || (writes && !range.writable)) continue;
-      i.hot = number;
-      return reinterpret_cast<u8*>(at);
-    }
-  }
-  if constexpr (S == Space::kParam || S == Space::kGeneric) {
-    const u64 from = at - reinterpret_cast<u64>(spec.parameters);
-    if (!writes && from <= spec.parameter_bytes && bytes <= spec.parameter_bytes - from)
-      return reinterpret_cast<u8*>(at);
-  }
-  if constexpr (S == Space::kShared || S == Space::kGeneric) {
-    const u64 from = S == Space::kShared ? at : at - reinterpret_cast<u64>(shared);
-    for (u32 tried = 0; tried <= spec.shared_count; ++tried) {
-      const u32 number = tried ? tried - 1 : i.hot;
-      if (number < spec.shared_count && spec.shared[number].holds(from, bytes)) {
-        if (S == Space::kShared) i.hot = number;
-        return shared + from;
+  // Mostly it is the argument or the variable that the instruction accessed before.
+  if (!(at & (bytes - 1))) {
+    if constexpr (S == Space::kGlobal || S == Space::kGeneric)
+      if (i.hot < spec.range_count) {
+        const Range& range = spec.ranges[i.hot];
+        if (range.holds(at, bytes) && (!writes || range.writable)) return reinterpret_cast<u8*>(at);
       }
-    }
+    if constexpr (S == Space::kShared)
+      if (i.hot < spec.shared_count && spec.shared[i.hot].holds(at, bytes)) return shared + at;
   }
-  if constexpr (S == Space::kLocal || S == Space::kGeneric) {
-    u8* own = w.local + u64(lane) * spec.local_bytes;
-    const u64 from = S == Space::kLocal ? at : at - reinterpret_cast<u64>(own);
-    if (from <= spec.local_bytes && bytes <= spec.local_bytes - from) return own + from;
-  }
-  stray(w, i, lane, S, at, bytes, writes);
+  return find(w, i, lane, S, at, bytes, writes);
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -308,10 +289,10 @@ struct In<bool> {
 };
 
 // What a function of a lane's operands is as an operation. F holds no data: it is made where it is called.
-template <class F, class Function>
+template <class F, bool Often, class Function>
 struct Elementwise;
-template <class F, class D, class... A>
-struct Elementwise<F, D (*)(A...)> {
+template <class F, bool Often, class D, class... A>
+struct Elementwise<F, Often, D (*)(A...)> {
   static std::string signature() {
     std::string text = std::string(">") + type_name<D>();
     ((text += std::string(",") + type_name<A>()), ...);
@@ -323,12 +304,12 @@ struct Elementwise<F, D (*)(A...)> {
     const std::tuple<In<A>...> from{In<A>(w, i.o[K + 1])...};
     if constexpr (std::is_same_v<D, bool>) {
       u32 found = 0;
-      each(lanes, [&](u32 l) { found |= static_cast<u32>(F{}(std::get<K>(from)[l]...)) << l; });
+      each<Often>(lanes, [&](u32 l) { found |= static_cast<u32>(F{}(std::get<K>(from)[l]...)) << l; });
       u32& to = *row<u32>(w, i.o[0]);
       to = (to & ~lanes) | found;
     } else {
       D* to = row<D>(w, i.o[0]);
-      each(lanes, [&](u32 l) { to[l] = F{}(std::get<K>(from)[l]...); });
+      each<Often>(lanes, [&](u32 l) { to[l] = F{}(std::get<K>(from)[l]...); });
     }
   }
 };
@@ -342,10 +323,15 @@ struct Table {
     rows.push_back(std::move(row));
   }
   // An operation on each lane alone.
-  template <class F>
+  template <bool Often = true, class F>
   void lane(const std::string& name, F function) {
-    using Whole = Elementwise<F, decltype(+function)>;
+    using Whole = Elementwise<F, Often, decltype(+function)>;
     add({name, Whole::signature(), Kind::kPlain, Whole::run});
+  }
+  // The same, for what kernels do seldom.
+  template <class F>
+  void rare(const std::string& name, F function) {
+    lane<false>(name, function);
   }
   void plain(const std::string& name, const std::string& signature, Run run) {
     add({name, signature, Kind::kPlain, run});

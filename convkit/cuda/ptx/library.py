@@ -15,7 +15,15 @@ from ..launch import KernelError
 
 #: No product is fused with a sum unless the instruction says so, and a NaN is a NaN.
 _FLAGS = (
-    *("-std=c++20", "-O3", "-march=native", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"),
+    *(
+        "-std=c++20",
+        "-O2",
+        "-ftree-vectorize",
+        "-march=native",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-U_FORTIFY_SOURCE",
+    ),
     *("-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
