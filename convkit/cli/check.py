@@ -248,8 +248,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
 
     given = {f"--{name}": getattr(args, name) for name in ("cuda", "emulate", "sanitize", "quick")}
     words = [name for name, on in given.items() if on]
-    for name in ("engine", "arch"):
-        words += [f"--{name} {value}"] if (value := getattr(args, name)) else []
+    engine = " ".join(f"--{name} {value}" for name in ("engine", "arch") if (value := getattr(args, name)))
     likes = " ".join(f"--like {shlex.quote(text)}" for text in args.like)
     files = {str(Path(path).resolve()): path for path in _files(args.targets)}
     sources = {(i.op, i.label, i.device): (i.origin or i.source, _whole(i)) for i in chosen}
@@ -261,7 +260,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
             (path,) = files.values()
         target = shlex.quote(path) if path is not None else name
         runs = verdict.device == "cpu" or gpu_found()
-        return Commands(target, " ".join(words), likes, file=path is not None, runs=runs)
+        return Commands(target, " ".join(words), likes, file=path is not None, runs=runs, engine=engine)
 
     return of
 

@@ -135,7 +135,7 @@ u8* Machine::find(const Warp& w, const Instr& i, u32 lane, Space space, u64 at, 
     }
   }
   if (space == Space::kLocal || generic) {
-    u8* own = w.local + u64(lane) * spec.local_bytes;
+    u8* own = w.local + u64(lane) * local_stride;
     const u64 from = generic ? at - reinterpret_cast<u64>(own) : at;
     if (from <= spec.local_bytes && bytes <= spec.local_bytes - from) return own + from;
   }
@@ -452,7 +452,7 @@ void Machine::begin_warp(Warp& w) {
   w.live = here == kLanes ? kEveryLane : (1u << here) - 1;
   w.steps = 0;
   fill(w.file + spec.fixed_bytes, spec.file_bytes - spec.fixed_bytes);
-  fill(w.local, size_t(spec.local_bytes) * kLanes);
+  fill(w.local, local_stride * kLanes);
   for (u32 k = 0; k < spec.special_count; ++k) {
     u32* to = row<u32>(w, spec.special[k].at);
     for (u32 l = 0; l < kLanes; ++l) {
@@ -525,7 +525,8 @@ void Machine::run() {
     return std::unique_ptr<u8, decltype(&free)>(
         static_cast<u8*>(aligned_alloc(1024, (bytes + 1024) / 1024 * 1024)), free);
   };
-  const size_t file = (size_t(spec.file_bytes) + 63) / 64 * 64, local = size_t(spec.local_bytes) * kLanes;
+  local_stride = (u64(spec.local_bytes) + 15) / 16 * 16;
+  const size_t file = (size_t(spec.file_bytes) + 63) / 64 * 64, local = local_stride * kLanes;
   const auto files = room(file * count), locals = room(local * count), block_shared = room(spec.shared_bytes);
   if (!files || !locals || !block_shared) {
     snprintf(fault.kind, sizeof(fault.kind), "out of memory");

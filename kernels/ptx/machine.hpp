@@ -210,6 +210,7 @@ struct Machine {
   bool apart;  // lanes of a warp that have parted stay so until they must meet
   u64 random;
   u8* shared;
+  u64 local_stride;  // from one lane's local memory to the next one's
 
   Machine(const Spec& given, Fault& told) : spec(given), fault(told) {}
   void run();

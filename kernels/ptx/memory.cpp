@@ -124,7 +124,7 @@ void from_generic_shared(Warp& w, const Instr& i, u32 lanes) {
   each(lanes, [&](u32 l) { to[l] = from[l] - reinterpret_cast<u64>(w.machine->shared); });
 }
 u64 local_base(const Warp& w, u32 l) {
-  return reinterpret_cast<u64>(w.local) + u64(l) * w.machine->spec.local_bytes;
+  return reinterpret_cast<u64>(w.local) + u64(l) * w.machine->local_stride;
 }
 void to_generic_local(Warp& w, const Instr& i, u32 lanes) {
   u64* to = row<u64>(w, i.o[0]);

@@ -127,7 +127,7 @@ class Assembler:
         outside = [v for v in module.variables.values() if v.space in ("global", "const")]
         self.variables, module_bytes = _laid_out(outside, 16)
         self.parameters, self.parameter_bytes = _laid_out(entry.parameters)
-        self.locals, self.local_bytes = _laid_out(entry.local, 16)
+        self.locals, self.local_bytes = _laid_out(entry.local)
         self.image = bytearray(module_bytes)
         for at, variable in self.variables:
             self.image[at : at + len(variable.initial)] = variable.initial
