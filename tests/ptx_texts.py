@@ -70,21 +70,27 @@ def text_of(instruction: str, types: Sequence[str], results: Sequence[str]) -> s
 def run(
     text: str,
     *arrays: np.ndarray,
-    grid: int = 1,
+    entry: str = "k",
+    grid: int | tuple[int, int, int] = 1,
     block: int = 32,
     shared: int = 0,
     seed: int | None = None,
     steps: int = STEPS,
     outputs: Sequence[int] | None = None,
 ) -> None:
-    """Run the kernel `k` of a text; all arrays are outputs, if nothing else is said."""  # fmt: skip
-    made = program(text, "k")
+    """Run a kernel of a text; all arrays are outputs, if nothing else is said."""  # fmt: skip
+    made = program(text, entry)
     image = np.frombuffer(made.module or b"\0", np.uint8).copy()
     arguments = [
         Argument(f"a{k}", array, output=outputs is None or k in outputs) for k, array in enumerate(arrays)
     ]
     Launch(made, image, arguments).run(
-        (grid, 1, 1), (block, 1, 1), shared, seed=seed, timeout=60, steps=steps
+        grid if isinstance(grid, tuple) else (grid, 1, 1),
+        (block, 1, 1),
+        shared,
+        seed=seed,
+        timeout=60,
+        steps=steps,
     )
 
 

@@ -102,6 +102,13 @@ struct Group {
   u32 turns = 0;  // how often it has used up its time without an end
 };
 
+// A copy to shared memory that has been issued and not waited for.
+struct Copy {
+  u8* to;
+  const u8* from;
+  u32 bytes, valid, lane, group;
+};
+
 struct Warp {
   Machine* machine;
   u32 index;
@@ -110,6 +117,8 @@ struct Warp {
   u32 live;  // lanes that have not exited
   u64 steps;
   std::vector<Group> groups;
+  std::vector<Copy> copies;
+  u32 committed[kLanes];  // how many groups of copies each lane has closed
 };
 
 template <class T>
@@ -348,5 +357,6 @@ void add_floating(Table& t);
 void add_convert(Table& t);
 void add_memory(Table& t);
 void add_warp(Table& t);
+void add_copies(Table& t);
 
 }  // namespace ptx

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import need
+from ptx_texts import run
 
 import convkit as ck
 from convkit import check, registry
@@ -196,6 +197,26 @@ def test_the_barriers_are_counted():
             name=path.stem,
         )  # fmt: skip
         assert len(re.findall(r"\bbar\.sync", text)) == BARRIERS.get(path.stem, 0), path.stem
+
+
+def test_asynchronous_copies():
+    """A product in two stages; with a wait for one group less, what has not come yet is NaN."""
+    text = (Path(__file__).parent / "planted" / "sgemm_async.cu").read_text()
+    made = nvrtc.compile_ptx(text, "sm_80", name="sgemm_async")
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((45, 37), np.float32), rng.standard_normal((37, 50), np.float32)
+
+    def product(text: str) -> np.ndarray:
+        c = np.zeros((45, 50), np.float32)
+        numbers = [np.int32(n) for n in (45, 50, 37)]
+        run(
+            text, a, b, c, *numbers, entry="sgemm_async", grid=(2, 2, 1), block=256, shared=4096, outputs=(2,)
+        )
+        return c
+
+    np.testing.assert_allclose(product(made), a @ b, atol=1e-5)
+    late = re.sub(r"(cp\.async\.wait_group\s+)1;", r"\g<1>2;", made)
+    assert late != made and np.isnan(product(late)).any()
 
 
 # ---------------------------------------------------------------------------------------------------

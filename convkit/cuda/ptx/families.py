@@ -308,6 +308,31 @@ def atom(use: Use) -> None:
     )
 
 
+@family("cp")
+def cp(use: Use) -> None:
+    words = [word for word in use.words if not word.startswith(("L2:", "L1:"))]
+    if words[2:] in (["commit_group"], ["wait_group"], ["wait_all"]):
+        apply(use, ".".join(words), use.operands)
+        return
+    if words[:2] != ["cp", "async"] or words[2] not in ("ca", "cg") or words[-1] != "global":
+        raise use.refuse()
+    if words[3:-1] not in (["shared"], ["shared:cta"]) or len(use.operands) not in (3, 4):
+        raise use.refuse()
+    size = use.operands[2]
+    to, width, offset, _ = use.memory(use.operands[0])
+    wide = use.temporary("u64")
+    if width == 4:
+        use.emit("cvt.u64.u32", wide, to)
+        to = wide
+    if offset:
+        use.emit("add.u64", wide, to, use.read(str(offset), "u64"))
+        to = wide
+    source, width, offset, _ = use.memory(use.operands[1])
+    if width != 8:
+        raise use.refuse()
+    use.emit(f"cp.async.{size}", to, source, use.read(use.operands[-1], "u32"), offset=offset)
+
+
 @family("membar", "fence", "prefetch", "prefetchu", "nanosleep", "discard", "applypriority")
 def nothing(use: Use) -> None:
     use.emit("nothing")
