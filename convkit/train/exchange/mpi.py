@@ -27,7 +27,7 @@ from ...arrays import Array
 from ...cpu import threads
 from ...errors import ConvkitError, MissingExtra
 from ...network.network import Network
-from ..errors import RunError
+from ..errors import NotFinite, RunError
 from . import launcher
 from .base import Exchange
 from .gradients import Gradients
@@ -86,7 +86,11 @@ def end_job(MPI: Any, error: BaseException) -> None:
 
 
 def _status(error: BaseException) -> int:
-    """The exit status that an error is worth."""
+    """The exit status that an error is worth; what the command's is for it."""
+    if (own := getattr(error, "exit_status", None)) is not None:
+        return int(own)
+    if isinstance(error, NotFinite):
+        return 1
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
