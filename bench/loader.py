@@ -320,6 +320,10 @@ def core(files: Any, store: Any, args: argparse.Namespace) -> tuple[list[Row], d
     return [*rows.values(), idle], far
 
 
+def _reader(workers: int) -> str:
+    return f"{workers} process{'es' * (workers > 1)}" if workers else "a thread"
+
+
 def whole(files: Any, store: Any, args: argparse.Namespace) -> list[Row]:
     """Through `Loader`."""
     from convkit.train.loader import Loader
@@ -327,7 +331,7 @@ def whole(files: Any, store: Any, args: argparse.Namespace) -> list[Row]:
     rows = []
     entries = [("jpeg", files, workers) for workers in range(args.workers + 1)] + [("store", store, 0)]
     for source, _, workers in entries:
-        rows.append(Row("whole", source, f"{workers} processes" if workers else "a thread"))
+        rows.append(Row("whole", source, _reader(workers)))
     x = np.empty((64, 3, CROP, CROP), np.float32)
     rng = np.random.default_rng(2)
 

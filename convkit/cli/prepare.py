@@ -104,8 +104,8 @@ def _print(made: Prepared, store: str) -> None:
     H, W, C = data.train.shape
     held = 0 if data.validation is None else len(data.validation)
     print(
-        f"{shown}: {len(data.train):,} training and {held:,} validation images of "
-        f"{len(data.classes):,} classes, {H} x {W} x {C}, {_size(made.bytes)} in {_count(made.shards, 'shard')}"  # noqa: E501
+        f"{shown}: {len(data.train):,} training and {held:,} validation images of {len(data.classes):,} "
+        f"classes, {H} x {W} x {C}, {_size(made.bytes)} in {_count(made.shards, 'shard')}"
     )
     if made.empty:
         names = ", ".join(printable(name) for name in made.empty[:_SHOWN])

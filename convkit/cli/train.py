@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("data", nargs="?", metavar="DATA", help='"digits", or a folder of labelled images')
     option("--recipe", help="small (default), paper, 2012, caffe, or a TOML file")
-    option("--output", metavar="RUN", help="the run's folder: new, or empty")
+    option("--output", metavar="RUN", dest="folder", help="the run's folder: new, or empty")
     option("--resume", action="store_true", help="go on with the run in RUN; begin where there is none")
     option("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
            help="change a value of the recipe: lr=0.005, images.flip=false; repeatable")  # fmt: skip
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return _print_recipe(args)
     if args.data is None:
         raise OptionError('which data? "digits" needs no download: convkit train digits --output RUN')
-    if not args.output:
+    if not args.folder:
         raise OptionError("--output names the folder that the run is written to")
     if args.checkpoint_steps < 0 or not args.checkpoint_minutes > 0:
         raise OptionError("--checkpoint-steps takes a count, --checkpoint-minutes a time above 0")
@@ -78,22 +78,32 @@ def run(args: argparse.Namespace) -> int:
 
     for file in args.register:
         register(file)
-    where = on_gpu(args.device, "") if args.device.startswith("cuda") else contextlib.nullcontext()
+    where = (
+        on_gpu(args.device, "--device cpu needs none")
+        if args.device.startswith("cuda")
+        else contextlib.nullcontext()
+    )
     try:
         with where, use(**choices(args.impl)):
             fit(
-                args.data, args.output, recipe=args.recipe, overrides=args.overrides, resume=args.resume,
+                args.data, args.folder, recipe=args.recipe, overrides=args.overrides, resume=args.resume,
                 device=args.device, math=args.math, workers=args.workers,
                 checkpoint_steps=args.checkpoint_steps, checkpoint_minutes=args.checkpoint_minutes,
                 quiet=args.quiet,
             )  # fmt: skip
     except Stopped as stopped:
-        print(f"convkit train: {stopped}", file=sys.stderr)
+        _print(stopped)
         return 128 + (stopped.signal or 15)
     except NotFinite as error:
-        print(f"convkit train: {error}", file=sys.stderr)
+        _print(error)
         return 1
     return 0
+
+
+def _print(error: Exception) -> None:
+    """Of several processes, one has the text."""
+    if str(error):
+        print(f"convkit train: {error}", file=sys.stderr)
 
 
 def _print_recipe(args: argparse.Namespace) -> int:

@@ -236,8 +236,8 @@ class _Cases(Cases):
             crops[3, :2] = 1 - g.size, 1 - g.size
             crops[g.N // 2, :2] = 0
             crops[5] = _MOST, _LEAST, _LEAST
-            crops[6, 1] = g.W
-            crops[7, :2] = 0, -g.size
+            crops[6, 1] = rng.choice([g.W, -g.size])
+            crops[-1, :2] = g.H - g.size, g.W - g.size  # to the last byte of all images
         return crops
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import ConvkitError, MissingExtra
 from ..version import __version__
-from .errors import RunError
+from .errors import RunError, one_line
 
 #: Version of what the file holds.
 FORMAT = 1
@@ -85,7 +85,7 @@ class Checkpoint:
         try:
             net.load_state(self.state)
         except ConvkitError as error:
-            raise RunError(f"{self.path} is of another network: {error}") from error
+            raise RunError(f"{self.path} is of another network: {one_line(error)}") from error
 
 
 def class_difference(own: Sequence[str], other: Sequence[str]) -> str:

@@ -19,3 +19,9 @@ class BadImage(DataError):
 
 class NotFinite(RunError):
     """A loss that is not finite: the run has ended with the weights before that step, which are saved."""
+
+
+def one_line(message: object) -> str:
+    """A message whose further lines list something, in one line."""
+    first, *more = (line.strip() for line in str(message).splitlines())
+    return " ".join([first, "; ".join(more)]) if more else first

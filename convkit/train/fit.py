@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math as maths
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..errors import ConvkitError
 from . import exchange as exchanges
 from .build import build, stored_size
-from .checkpoint import Checkpoint
 from .data import open_data
 from .data.dataset import Data, Statistics
-from .errors import DataError
+from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
 from .inputs import Inputs
 from .log import Log
-from .loop import Loop, Position
-from .prepare import statistics
+from .loop import Loop
+from .position import Position
+from .prepare import statistics as statistics_of
 from .recipe import Recipe, load, overridden, parse, table
 from .run_folder import Info, RunFolder
-from .stops import Stops
+from .stops import Stopped, Stops
 
 #: Images whose statistics are taken where the data do not bring their own: all are read once for it.
 SAMPLE = 10_000
@@ -84,143 +87,172 @@ def fit(
     Stopped
         After SIGTERM, SIGHUP or Ctrl-C, when the checkpoint is written.
     """
-    with exchanges.here(device) as exchange, Stops() as stops:
-        setup = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, exchange)
-        log = setup.log(quiet)
+    ended: Stopped | NotFinite | None = None
+    with exchanges.here(device) as exchange:
+        log = Log(quiet=quiet, events=Path(output) / "events") if exchange.rank == 0 else Log(quiet=True)
+        setup = _Setup(data, Path(output), recipe, tuple(overrides), resume, workers, log)
         with log.warnings(), setup:
-            made = _together(exchange, setup.make)
+            made = _together(exchange, lambda: setup.read(exchange.size))
             shape, classes = made.data.train.shape, made.data.classes
+            # Before anything is written: what cannot be built leaves no run that cannot be resumed.
             net = build(made.recipe, shape, len(classes), device=exchange.device, math=math)
-            inputs = Inputs(net.preset, made.recipe, made.statistics, shape, exchange.device)
-            position = Position()
-            if made.checkpoint is not None:
-                made.checkpoint.load_into(net, classes)
-                position = Position.of(made.checkpoint.position)
-            log.say(_first_line(net, made, position, exchange.size))
-            Loop(
-                net, made.data, made.recipe, inputs, setup.run, exchange, log, position, stops,
-                workers=workers, checkpoint_steps=checkpoint_steps,
-                checkpoint_seconds=60 * checkpoint_minutes,
-            ).train()  # fmt: skip
-        log.end()
+            statistics, position = _together(exchange, lambda: setup.begin(net, made))
+            inputs = Inputs(net.preset, made.recipe, statistics, shape, exchange.device)
+            with Stops() as stops:
+                loop = Loop(
+                    net, made.data, made.recipe, inputs, setup.run, exchange, log, position, stops,
+                    workers=workers, checkpoint_steps=checkpoint_steps,
+                    checkpoint_seconds=60 * checkpoint_minutes,
+                )  # fmt: skip
+                log.say(_first_lines(loop, setup.changes))
+                try:
+                    loop.train()
+                    log.end(_last_line(loop))
+                except (Stopped, NotFinite) as error:
+                    ended = error  # of all processes together, so it does not end the others
+    if ended is not None:
+        raise ended
     return RunFolder.open(output)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What rank 0 has found out, for all ranks."""
+    """What rank 0 has read, for all ranks."""
 
     recipe: Recipe
     data: Data
-    statistics: Statistics | None
-    checkpoint: Checkpoint | None
 
 
 class _Setup:
-    """What rank 0 does before the first step: read, check, and lock."""
-
-    run: RunFolder | None = None
+    """What rank 0 does before the first step: read, check, and lock; `run` is the folder, on rank 0."""
 
     def __init__(
         self, data: Any, output: Path, recipe: Any, overrides: tuple[str, ...], resume: bool,
-        workers: int | None, exchange: Exchange,
+        workers: int | None, log: Log,
     ) -> None:  # fmt: skip
         self.given, self.output, self.recipe, self.overrides = data, output, recipe, overrides
-        self.resume, self.workers, self.exchange = resume, workers, exchange
+        self.resume, self.workers, self.log = resume, workers, log
+        self.run: RunFolder | None = None
+        self.changes: list[str] = []
 
-    def make(self) -> _Made:
-        """Everything that can be refused is refused here, before anything is written."""
-        old = RunFolder.open(self.output) if self.resume and RunFolder.holds_run(self.output) else None
-        recipe = self._recipe(old)
-        data = self.given
-        if not isinstance(data, Data):
-            data = open_data(str(data), stored_size(recipe), recipe.images.square)
-        self._require(data, recipe)
-        info = Info.of(data, "" if isinstance(self.given, Data) else str(self.given))
-        if old is None:
-            self.run = RunFolder.create(self.output, recipe, info, self._statistics(data, recipe))
-        else:
-            old.require_data(info)
-            changes = old.require_recipe(recipe, CHANGEABLE)
-            self.run = old.lock()
-            if changes:
-                old.replace_recipe(recipe)
-        checkpoint = self.run.load("last") if self.run.has_checkpoint() else None
-        if old is not None:
-            self.run.cut_logs(checkpoint.position if checkpoint else {"step": 0, "epoch": 0})
-        return _Made(recipe, data, self.run.statistics, checkpoint)
-
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _Setup:
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self.log.end()
         if self.run is not None:
             self.run.close()
 
-    def log(self, quiet: bool) -> Log:
-        """For rank 0; the others are silent."""
-        if self.exchange.rank:
-            return Log(quiet=True)
-        return Log(quiet=quiet, events=self.output / "events")
-
-    def _recipe(self, old: RunFolder | None) -> Recipe:
-        """The recipe that was asked for, by default that of the run that goes on."""
-        given = old.recipe if self.recipe is None and old is not None else self.recipe
-        if isinstance(given, Recipe):
-            return parse(overridden(table(given), self.overrides))
-        return load(given or "small", self.overrides)
-
-    def _require(self, data: Data, recipe: Recipe) -> None:
-        """Refuse data with which no step can be made."""
+    def read(self, processes: int) -> _Made:
+        """Recipe and data, and all checks that need no network. It changes nothing."""
+        if self.resume and RunFolder.holds_run(self.output):
+            self.run = RunFolder.open(self.output).lock()
+        else:
+            RunFolder.require_new(self.output)
+        recipe = self._recipe()
+        if self.run is not None:
+            self.changes = self.run.require_recipe(recipe, CHANGEABLE)
+        data = self.given
+        if not isinstance(data, Data):
+            self.log.doing("looking at the data")
+            data = open_data(data, stored_size(recipe), recipe.images.square)
+        if self.run is not None:
+            self.run.require_data(Info.of(data))
         if len(data.train) < recipe.batch:
             raise DataError(
                 f"a batch of {recipe.batch} is more than the {len(data.train)} training images of "
                 f"{data.name}; --set batch=... takes a smaller one"
             )
-        if recipe.batch < self.exchange.size:
-            raise DataError(f"a batch of {recipe.batch} cannot be shared by {self.exchange.size} processes")
+        if recipe.batch < processes:
+            raise DataError(f"a batch of {recipe.batch} cannot be shared by {processes} processes")
+        return _Made(recipe, data)
 
-    def _statistics(self, data: Data, recipe: Recipe) -> Statistics | None:
-        if not Inputs.needs_statistics(recipe):
+    def begin(self, net: Any, made: _Made) -> tuple[Statistics | None, Position]:
+        """Make the run's folder, or load its checkpoint into the network."""
+        if self.run is None:
+            path = "" if isinstance(self.given, Data) else str(self.given)
+            found = self._statistics(made)
+            self.run = RunFolder.create(self.output, made.recipe, Info.of(made.data, path), found)
+            return found, Position()
+        position = Position()
+        if self.run.has_checkpoint():
+            checkpoint = self.run.load("last")
+            position = Position.of(checkpoint.position)
+            checkpoint.load_into(net, made.data.classes)
+        if self.changes:
+            self.run.replace_recipe(made.recipe)
+        self.run.cut_logs(position.table())
+        return self.run.statistics, position
+
+    def _recipe(self) -> Recipe:
+        """The recipe that was asked for, by default that of the run that goes on."""
+        given = self.run.recipe if self.recipe is None and self.run is not None else self.recipe
+        if isinstance(given, Recipe):
+            return parse(overridden(table(given), self.overrides))
+        return load(given or "small", self.overrides)
+
+    def _statistics(self, made: _Made) -> Statistics | None:
+        if not Inputs.needs_statistics(made.recipe):
             return None
-        return data.statistics or statistics(data.train, workers=self.workers, most=SAMPLE)
+        return made.data.statistics or statistics_of(
+            made.data.train, workers=self.workers, most=SAMPLE,
+            progress=lambda done, count, _: self.log.doing(f"mean image: {done:,} of {count:,} images"),
+        )  # fmt: skip
 
 
 def _together(exchange: Exchange, work: Callable[[], T]) -> T:
     """What rank 0 finds, on all ranks; and its error."""
-    outcome: tuple[bool, Any] = (False, None)
+    if exchange.size == 1:
+        return work()
+    error: ConvkitError | None = None
+    outcome: tuple[str, Any] = "", None
     if exchange.rank == 0:
         try:
-            outcome = True, work()
-        except ConvkitError as error:
-            if exchange.size == 1:
-                raise
-            outcome = False, error
-    done, value = exchange.broadcast(outcome)
-    if not done:
-        raise value
+            outcome = "", work()
+        except ConvkitError as caught:
+            error, outcome = caught, (str(caught), None)
+    message, value = exchange.broadcast(outcome)
+    if error is not None:
+        raise error
+    if message:
+        raise RunError(message)  # as text: not every error can be pickled
     found: T = value
     return found
 
 
-def _first_line(net: Any, made: _Made, position: Position, ranks: int) -> str:
+def _first_lines(loop: Loop, changes: list[str]) -> str:
     """What is trained, with what."""
-    H, W, C = made.data.train.shape
-    size = net.preset.image_size
+    net, data, recipe, position = loop.net, loop.data, loop.recipe, loop.position
+    H, W, C = data.train.shape
+    size, ranks = net.preset.image_size, loop.exchange.size
     parameters = sum(w.size for w in net.params.values())
-    held = (
-        "no validation set"
-        if made.data.validation is None
-        else f"{len(made.data.validation):,} for validation"
-    )
-    per_epoch = len(made.data.train) // made.recipe.batch
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    held = "no validation set" if data.validation is None else f"{len(data.validation):,} for validation"
     lines = [
-        f"AlexNet ({net.preset.name}): {size} x {size} x {C} pixels, {len(made.data.classes)} classes, "
+        f"AlexNet ({net.preset.name}): {size} x {size} x {C} pixels, {len(data.classes)} classes, "
         f"{parameters:,} parameters",
-        f"{made.data.name}: {len(made.data.train):,} images of {H} x {W} pixels, {held}",
-        f"{made.recipe.epochs} epochs of {per_epoch:,} steps with {made.recipe.batch} images"
+        f"{data.name}: {len(data.train):,} images of {H} x {W} pixels, {held}",
+        f"{epochs} of {loop.steps_in_epoch:,} steps with {recipe.batch} images"
+        + (f"; {recipe.steps:,} steps in all" if recipe.steps else "")
         + (f", on {ranks} processes" if ranks > 1 else ""),
     ]
-    if made.checkpoint is not None:
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if len(empty := np.flatnonzero(counts == 0)):
+        some = ", ".join(data.classes[label] for label in empty[:3]) + (", ..." if len(empty) > 3 else "")
+        lines.append(f"warning: no training image has one of {len(empty)} labels: {some}")
+    if changes:
+        lines.append(f"the recipe has changed, from that of the run: {'; '.join(changes)}")
+    if loop.complete:
+        lines.append(f"the recipe is complete after step {position.step}; --set epochs=... goes on")
+    elif position.step:
         lines.append(f"going on after step {position.step}, in epoch {position.epoch + 1}")
     return "\n".join(lines)
+
+
+def _last_line(loop: Loop) -> str:
+    """Where the results are."""
+    if loop.run is None:
+        return ""
+    best = loop.position.best
+    error = "" if best == maths.inf else f"; best.safetensors has a validation error of {100 * best:.2f} %"
+    return f"done: {loop.run.path}{error}"

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import RunError
+from .errors import RunError, one_line
 
 #: Seconds between two states of the bar, two lines of text, two flushes of the events.
 _BAR, _LINE, _FLUSH = 0.2, 30.0, 10.0
@@ -155,7 +155,7 @@ class Log:
     def warnings(self) -> Iterator[None]:
         """Inside, Python's warnings are lines that do not disturb the bar."""
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: self.say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: self.say(f"warning: {one_line(message)}")
             yield
 
     # -- the terminal ---------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from its counters. So a run that is stopped at any moment and resumed ends with 
 from __future__ import annotations
 
 import time
-import warnings
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,84 +15,22 @@ import numpy as np
 from ..network.loss import Loss
 from . import curves, draws, evaluate
 from .data.dataset import Data
-from .errors import NotFinite
+from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
 from .inputs import Inputs
 from .loader import Loader, Read
 from .log import Log
+from .position import Pace, Position, Sums
 from .recipe import Recipe, Setting, setting
 from .run_folder import RunFolder
 from .stops import Stops
 
 #: Rows of steps.csv in an epoch, at most.
 ROWS = 200
-
-
-@dataclass
-class Sums:
-    """What adds up over steps."""
-
-    loss: float = 0.0
-    errors: int = 0
-    top5_errors: int = 0
-    images: int = 0
-
-    def add(self, loss: Loss) -> None:
-        self.loss += float(loss) * loss.images
-        self.errors += loss.errors
-        self.top5_errors += loss.top5_errors
-        self.images += loss.images
-
-    def mean(self, prefix: str = "") -> dict[str, float]:
-        """Mean loss, and shares of wrong images."""
-        count = max(1, self.images)
-        return {
-            f"{prefix}loss": self.loss / count,
-            f"{prefix}error": self.errors / count,
-            f"{prefix}top5_error": self.top5_errors / count,
-        }
-
-
-@dataclass
-class Position:
-    """Where a run is: all of its state that is not in the network.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs that are complete.
-    batch : int
-        Batches of the next one that are done.
-    step : int
-        Steps that are done, over all epochs.
-    epoch_sums, row_sums : Sums
-        Of the epoch that is under way; of the steps since the last row of steps.csv.
-    lowered, waited : int
-        How often a plateau has lowered the rate; epochs since the lowest validation error.
-    best : float
-        The lowest top-1 validation error, from 0 to 1.
-    finished : bool
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    epoch_sums: Sums = field(default_factory=Sums)
-    row_sums: Sums = field(default_factory=Sums)
-    lowered: int = 0
-    waited: int = 0
-    best: float = float("inf")
-    finished: bool = False
-
-    @classmethod
-    def of(cls, table: dict[str, Any]) -> Position:
-        sums = {name: Sums(**table[name]) for name in ("epoch_sums", "row_sums")}
-        best = float("inf") if table["best"] is None else table["best"]
-        return cls(**{**table, **sums, "best": best})
-
-    def table(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {**asdict(self), "best": None if self.best == float("inf") else self.best}
+#: Batches of a validation between two looks at whether a signal asks for an end.
+PIECE = 16
+#: Curves are drawn where so many times the seconds that it takes have passed since.
+DRAW = 100
 
 
 class Loop:
@@ -111,6 +48,7 @@ class Loop:
     exchange : Exchange
     log : Log
     position : Position
+        At which the network is.
     stops : Stops
         Says whether a signal asks for an end.
     workers : int, optional
@@ -131,13 +69,29 @@ class Loop:
         self.workers, self.every, self.seconds = workers, checkpoint_steps, checkpoint_seconds
         self.steps_in_epoch = len(data.train) // recipe.batch
         self._row_every = max(1, -(-self.steps_in_epoch // ROWS))
-        self._saved = self._row_began = self._epoch_began = time.monotonic()
-        self._row_waited = self._epoch_waited = 0.0
-        self._bad: dict[int, str] = {}
+        self._crops = draws.Crops(
+            net.preset.image_size, recipe.images.crop_padding, recipe.images.flip, recipe.images.crop_group
+        )
+        self._step_pace = self._row_pace = self._epoch_pace = Pace()
+        self._saved, self._saved_step = time.monotonic(), -1
+        self._drawn, self._drawing = self._saved, 0.0  # when the curves were drawn, seconds that it took
+        self._bad: dict[int, str] = {}  # images that could not be read: on this rank, since they were named
+        self._named: dict[int, str] = {}
+        self._said: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recipe is: all epochs are done, or all steps, or a plateau was reached too often."""
+        now, recipe = self.position, self.recipe
+        return bool(
+            now.epoch >= recipe.epochs
+            or 0 < recipe.steps <= now.step
+            or (recipe.plateau.factor and now.lowered > recipe.plateau.times)
+        )
 
     # -- the run --------------------------------------------------------------------------------------
     def train(self) -> None:
-        """Train until the recipe ends, or until a signal asks for an end.
+        """Train until the recipe is complete, or until a signal asks for an end.
 
         Raises
         ------
@@ -145,6 +99,8 @@ class Loop:
             If a loss is not finite. The weights are then those before that step, and saved.
         Stopped
             After a signal, when the checkpoint is written.
+        RunError
+            If the first checkpoint, or the last one, cannot be written. One in between is left out.
         """
         self.exchange.attach(self.net)
         recipe, steps = self.recipe, self.steps_in_epoch * self.recipe.epochs
@@ -152,8 +108,14 @@ class Loop:
             epochs=recipe.epochs, epoch_steps=self.steps_in_epoch, done=self.position.step,
             total=min(steps, recipe.steps) if recipe.steps else steps,
         )  # fmt: skip
+        if self.run is not None:
+            if not self.run.has_checkpoint():
+                self._save(must=True)  # whether the folder takes one is known now, not after the first epoch
+            self._saved_step = self.position.step
+            if self.data.left_out:
+                self._try(self.run.left_out, self.data.left_out)
         with Loader(self.data.train, workers=self.workers, substitute=True) as loader:
-            while not self.position.finished:
+            while not self.complete:
                 self._epoch(loader)
 
     def _epoch(self, loader: Loader) -> None:
@@ -164,19 +126,12 @@ class Loop:
             np.arange(batch * recipe.batch + first, batch * recipe.batch + stop)
             for batch in range(now.batch, self.steps_in_epoch)
         ]
-        self._epoch_began, self._epoch_waited = time.monotonic(), 0.0
-        self._row_began, self._row_waited = self._epoch_began, 0.0
-        self._step_began = self._epoch_began
-        reads = loader.read(order[place] for place in places)
-        try:
-            for place, read in zip(places, reads):
-                self._step(place, read)
-                if recipe.steps and now.step >= recipe.steps:
-                    break
-        finally:
-            close = getattr(reads, "close", None)
-            if close is not None:
-                close()
+        self._step_pace, self._row_pace, self._epoch_pace = Pace(), Pace(), Pace()
+        if recipe.steps:
+            places = places[: max(0, recipe.steps - now.step)]
+        # Reads come first in the zip: they are taken to their end, where the loader has its memory back.
+        for read, place in zip(loader.read(order[place] for place in places), places):
+            self._step(place, read)
         self._end_epoch()
 
     def _step(self, places: np.ndarray, read: Read) -> None:
@@ -186,11 +141,7 @@ class Loop:
             net.update = to_use.update
         x, labels = self._input(places, read, to_use)
         offset = net.dropout_offset
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            loss = self.exchange.step(net, x, labels, self.recipe.batch, lr=to_use.lr)
-        for warning in caught:
-            self.log.say(f"warning: {warning.message}")
+        loss = self.exchange.step(net, x, labels, self.recipe.batch, lr=to_use.lr)
         if not loss.finite:
             net.dropout_offset = offset
             self._refuse()
@@ -208,12 +159,8 @@ class Loop:
     def _input(self, places: np.ndarray, read: Read, to_use: Setting) -> tuple[Any, Any]:
         """A batch as the network takes it, in the plan's own arrays."""
         seed, epoch = self.recipe.seed, self.position.epoch + 1
-        how = draws.Crops(
-            self.net.preset.image_size, self.recipe.images.crop_padding, self.recipe.images.flip,
-            self.recipe.images.crop_group,
-        )  # fmt: skip
         H, W, _ = self.data.train.shape
-        crops = draws.crops(seed, epoch, places, read.indices, (H, W), how)
+        crops = draws.crops(seed, epoch, places, read.indices, (H, W), self._crops)
         normals = draws.normals(seed, epoch, read.indices) if to_use.colour_noise else None
         x, _ = self.net.inputs(len(read.indices))
         self.inputs.train(read.images, crops, normals, to_use.colour_noise, out=x)
@@ -233,111 +180,159 @@ class Loop:
         now = self.position
         if read.failures:
             self._bad.update(read.failures)
+        for pace in (self._step_pace, self._row_pace, self._epoch_pace):
+            pace.add(loss.images, read.waited)
         one = Sums()
         one.add(loss)
-        self._row_waited += read.waited
-        self._epoch_waited += read.waited
-        ended = time.monotonic()
-        seconds, self._step_began = max(1e-9, ended - self._step_began), ended
-        self.log.step(self._row(one, lr, seconds, read.waited))
-        if now.batch % self._row_every and now.batch != self.steps_in_epoch:
-            return
-        row = self._row(now.row_sums, lr, max(1e-9, ended - self._row_began), self._row_waited)
-        now.row_sums, self._row_began, self._row_waited = Sums(), ended, 0.0
-        if self.run is not None:
-            self.run.log_step(row)
+        self.log.step(self._row(one, lr, self._step_pace))
+        self._step_pace = Pace()
+        if now.batch % self._row_every == 0 or now.batch == self.steps_in_epoch:
+            row = self._row(now.row_sums, lr, self._row_pace)
+            now.row_sums, self._row_pace = Sums(), Pace()
+            if self.run is not None:
+                self._try(self.run.log_step, row)
 
-    def _row(self, sums: Sums, lr: float, seconds: float, waited: float) -> dict[str, Any]:
+    def _row(self, sums: Sums, lr: float, pace: Pace) -> dict[str, Any]:
         now = self.position
-        return {
-            "step": now.step,
-            "epoch": now.epoch + 1,
-            **sums.mean(),
-            "lr": lr,
-            "images_per_second": sums.images / seconds,
-            "wait": waited / seconds,
-        }
+        return {"step": now.step, "epoch": now.epoch + 1, **sums.mean(), "lr": lr, **pace.row()}
 
     def _end_epoch(self) -> None:
-        now, recipe = self.position, self.recipe
-        seconds = time.monotonic() - self._epoch_began
-        now.epoch += 1
-        lr = setting(recipe, now.epoch, now.step, now.lowered).lr
+        """Validate, and keep what there is; where the recipe's steps end within an epoch, too."""
+        now = self.position
+        pace, seconds = self._epoch_pace.row(), time.monotonic() - self._epoch_pace.began
         row: dict[str, Any] = {
-            "epoch": now.epoch,
+            "epoch": now.epoch + 1,
             "step": now.step,
             **now.epoch_sums.mean(),
             **self._validate(),
-            "lr": lr,
-            "images_per_second": now.epoch_sums.images / max(1e-9, seconds),
-            "wait": self._epoch_waited / max(1e-9, seconds),
+            "lr": setting(self.recipe, now.epoch + 1, max(1, now.step), now.lowered).lr,
+            **pace,
             "seconds": seconds,
         }
-        best = self._judge(row.get("validation_error"))
-        ended = now.epoch >= recipe.epochs or (recipe.steps and now.step >= recipe.steps)
-        now.finished = bool(now.finished or ended)
-        now.batch, now.epoch_sums = 0, Sums()
+        error = row.get("validation_error")
+        if now.batch == self.steps_in_epoch:  # else a later end may be asked for, so the epoch stays open
+            now.epoch, now.batch, now.epoch_sums = now.epoch + 1, 0, Sums()
+            self._judge(error)
         if self.run is not None:
-            self.run.log_epoch(row)
+            self._try(self.run.log_epoch, row)
         self.log.epoch(row)
-        self._save(best=best)
-        if self.run is not None:
-            curves.draw(self.run.path, f"{self.data.name}, AlexNet ({self.net.preset.name})")
         self._name_bad()
+        self._save(error=error, must=self.complete)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the curves: at the end of the recipe always, before it if that takes little of the time."""
+        began = time.monotonic()
+        if self.run is not None and (self.complete or began - self._drawn >= DRAW * self._drawing):
+            curves.draw(self.run.path, f"{self.data.name}, AlexNet ({self.net.preset.name})")
+            self._drawn = time.monotonic()
+            self._drawing = self._drawn - began
 
     def _validate(self) -> dict[str, float]:
-        if self.data.validation is None:
-            return {}
         split = self.data.validation
-        share = self.exchange.share(len(split))
-        own = evaluate.validate(
-            self.net, split, self.inputs, batch=self.recipe.batch, workers=self.workers, share=share
-        )
-        total = evaluate.Counts.of(self.exchange.add(own.array()))
+        if split is None:
+            return {}
+        first, stop = self.exchange.share(len(split))
+        rows = PIECE * self.recipe.batch
+        pieces = -(-len(split) // (rows * self.exchange.size))
+        found = evaluate.Counts().array()
+        with Loader(split, workers=self.workers) as loader:
+            for piece in range(pieces):
+                self.log.doing(f"validation {piece}/{pieces}")
+                share = min(first + piece * rows, stop), min(first + (piece + 1) * rows, stop)
+                found += evaluate.validate(
+                    self.net, split, self.inputs, batch=self.recipe.batch, share=share, loader=loader
+                ).array()
+                if piece + 1 < pieces and self._asked()[0]:
+                    self._stop()
+        total = evaluate.Counts.of(self.exchange.add(found))
+        if total.left_out:
+            self._say_once(f"{total.left_out} validation images cannot be read: they do not count")
+        if not total.images:
+            raise DataError(f"none of the {len(split)} validation images of {self.data.name} can be read")
         return Sums(total.loss, total.errors, total.top5_errors, total.images).mean("validation_")
 
-    def _judge(self, error: float | None) -> bool:
+    def _judge(self, error: float | None) -> None:
         """Note whether the validation error is the lowest; lower the rate on a plateau."""
         now, plateau = self.position, self.recipe.plateau
         if error is None:
-            return False
-        if error < now.best:
-            now.best, now.waited = error, 0
-            return True
+            return
+        if error < now.lowest:
+            now.lowest, now.waited = error, 0
+            return
         now.waited += 1
         if plateau.factor and now.waited >= plateau.patience:
             now.waited = 0
-            if now.lowered < plateau.times:
-                now.lowered += 1
-                self.log.say(f"the validation error has not fallen for {plateau.patience} epochs: lower rate")
-            else:
-                now.finished = True
-        return False
+            now.lowered += 1
+            to_do = "lower rate" if now.lowered <= plateau.times else "training ends"
+            self.log.say(f"the validation error has not fallen for {plateau.patience} epochs: {to_do}")
 
     def _name_bad(self) -> None:
-        if not self._bad or self.run is None:
-            return
-        files = [(self.data.train.name(index), reason) for index, reason in sorted(self._bad.items())]
-        self.run.left_out(files)
-        (name, reason), more = files[0], len(files) - 1
-        also = f", and {more} more" if more else ""
-        self.log.say(f"another image stands in for {name} ({reason}){also}: see {self.run.path}/left_out.txt")
+        """Name images for which others stood in, each once."""
+        found: dict[int, str] = {}
+        for of_rank in self.exchange.gather(self._bad):
+            found.update(of_rank)
         self._bad = {}
+        new = {index: reason for index, reason in found.items() if index not in self._named}
+        if not new or self.run is None:
+            return
+        self._named |= new
+        files = [(self.data.train.name(index), reason) for index, reason in sorted(self._named.items())]
+        self._try(self.run.left_out, [*self.data.left_out, *files])
+        index = min(new)
+        also = f", and for {len(new) - 1} more" if len(new) > 1 else ""
+        self.log.say(
+            f"another image stands in for {self.data.train.name(index)} ({new[index]}){also}: "
+            f"see {self.run.path}/left_out.txt"
+        )
 
-    # -- ends -------------------------------------------------------------------------------------------
-    def _save(self, best: bool = False) -> None:
-        if self.run is not None:
-            self.run.save(self.net.state(), self.position.table(), best=best)
+    def _try(self, write: Callable[..., None], *given: Any) -> None:
+        """Write something without which training can go on, on a disk that is full, too."""
+        try:
+            write(*given)
+        except RunError as error:
+            self._say_once(f"warning: {error}")
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.log.say(text)
+
+    # -- checkpoints and ends ---------------------------------------------------------------------------
+    def _save(self, *, error: float | None = None, must: bool = False) -> None:
+        """Write a checkpoint: as "best" too, if the validation error is lower than that one's.
+
+        If it cannot be written, training goes on, and the next one that is due is written; unless it must be.
+        """
+        now = self.position
         self._saved = time.monotonic()
+        before, best = now.best, error is not None and error < now.best
+        if error is not None:
+            now.best = min(error, now.best)
+        if self.run is None:
+            return
+        try:
+            self.run.save(self.net.state(), now.table(), best=best)
+        except RunError as problem:
+            now.best = before
+            if must:
+                raise
+            self.log.say(f"warning: {problem}; training goes on without this checkpoint")
+        else:
+            self._saved_step = now.step
 
     def _stop(self) -> NoReturn:
-        self._save()
-        self.stops.end(f"stopped after step {self.position.step}: saved; --resume goes on")
+        self._name_bad()
+        self._save(must=True)
+        text = f"stopped after step {self.position.step}: saved; --resume goes on"
+        self.stops.end(text if self.run is not None else "")
 
     def _refuse(self) -> NoReturn:
         now = self.position
-        self._save()
-        raise NotFinite(
+        if self._saved_step != now.step:  # a second try must not replace "previous", which is older
+            self._save(must=True)
+        text = (
             f"the loss of step {now.step + 1}, in epoch {now.epoch + 1}, is not finite. The weights of step "
             f"{now.step} are saved; to go on with a lower rate: --resume --set lr=..."
         )
+        raise NotFinite(text if self.run is not None else "")

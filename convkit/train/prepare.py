@@ -244,6 +244,6 @@ def _require_space(folder: Path, images: int, shape: tuple[int, int, int]) -> No
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{images:,} images of {' x '.join(map(str, shape))} bytes need {needed / 1e9:.1f} GB, but the disk "  # noqa: E501
-            f"of {folder} has {free / 1e9:.1f} GB left"
+            f"{images:,} images of {' x '.join(map(str, shape))} bytes need {needed / 1e9:.1f} GB, but "
+            f"the disk of {folder} has {free / 1e9:.1f} GB left"
         )

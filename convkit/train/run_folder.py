@@ -161,15 +161,11 @@ class RunFolder:
             be written.
         """
         path = Path(path)
+        cls.require_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            there = {entry.name for entry in path.iterdir()}
         except OSError as error:
             raise RunError(f"cannot make a run's folder {path}: {os.strerror(error.errno or 0)}") from error
-        if "run.json" in there:
-            raise _taken(path)
-        if other := sorted(there - _UNFINISHED):
-            raise RunError(f"{path} holds other things ({other[0]!r}): choose a new folder as --output")
         run = cls(path, recipe, info, statistics)
         run.lock()
         try:
@@ -184,6 +180,28 @@ class RunFolder:
             run.close()
             raise
         return run
+
+    @staticmethod
+    def require_new(path: str | Path) -> None:
+        """Refuse a folder in which `create` could make no run, and change nothing.
+
+        Raises
+        ------
+        RunError
+            As `create` does; whether it can be written is found there.
+        """
+        path = Path(path)
+        try:
+            there = {entry.name for entry in path.iterdir()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:  # a file, no permission, a NUL
+            why = getattr(error, "strerror", None) or error
+            raise RunError(f"cannot make a run's folder {path}: {why}") from error
+        if "run.json" in there:
+            raise _taken(path)
+        if other := sorted(there - _UNFINISHED):
+            raise RunError(f"{path} holds other things ({other[0]!r}): choose a new folder as --output")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -128,3 +128,11 @@ def test_what_is_refused(changed, kind, message):
     given = {"images": IMAGE, "crops": np.zeros((1, 3), np.int32), "mean": NOTHING, "size": 2}
     with pytest.raises(kind, match=f"^crop_images: {message}"):
         ck.crop_images(**{**given, **changed})
+
+
+def test_bytes_are_those_of_the_crops():
+    """What a kernel must move: no pixel beside the crop, and none that is not there."""
+    large = ck.CropImages(2, 256, 250, 3, 224, "crop")
+    assert large.bytes("images") == 2 * 224 * 224 * 3
+    assert large.bytes("images", "crops", "x") == 2 * 224 * 224 * 3 * (1 + 4) + 2 * 3 * 4
+    assert ck.CropImages(2, 28, 20, 1, 24, "crop").bytes("images") == 2 * 24 * 20

@@ -150,9 +150,9 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_the_users_settings_of_matplotlib_stay(tmp_path):
+def test_the_users_settings_of_matplotlib_stay(tmp_path, monkeypatch):
     library = importlib.import_module("matplotlib")
-    level = logging.getLogger("matplotlib").level
+    monkeypatch.setattr(logging.getLogger("matplotlib"), "level", logging.INFO)
     write(tmp_path)
     with library.rc_context({"lines.linewidth": 17.0, "axes.facecolor": "red"}):
         before = dict(library.rcParams)
@@ -162,4 +162,4 @@ def test_the_users_settings_of_matplotlib_stay(tmp_path):
         assert not np.all(colours == [1, 0, 0], axis=2).any()
         blue = [int(LIGHT["s1"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert np.all(np.abs(colours - blue) < 0.01, axis=2).sum() > 100
-    assert logging.getLogger("matplotlib").level == level
+    assert logging.getLogger("matplotlib").level == logging.INFO

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -130,6 +131,11 @@ def test_a_bar_on_a_terminal(clock, monkeypatch, columns, bar):
 
 
 def test_a_bar_is_drawn_a_few_times_a_second(clock):
+    def monitors() -> list[threading.Thread]:
+        """tqdm's own thread, which another test may have started."""
+        return [one for one in threading.enumerate() if "TMonitor" in type(one).__name__]
+
+    before = monitors()
     stream = Terminal()
     shown = Log(stream=stream, clock=clock)
     shown.begin(epochs=1, epoch_steps=10_000)
@@ -137,6 +143,7 @@ def test_a_bar_is_drawn_a_few_times_a_second(clock):
     assert stream.getvalue() == ""
     train(shown, clock, 11, 12, seconds=0.2)
     assert stream.getvalue().count("left") == 1
+    assert monitors() == before, "forks want no threads"
     shown.end()
 
 

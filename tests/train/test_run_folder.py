@@ -95,7 +95,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path, run):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="holds other things .*choose a new folder"):
         RunFolder.create(tmp_path, RECIPE, INFO)
-    with pytest.raises(RunError, match="cannot make .*File exists"):
+    with pytest.raises(RunError, match="cannot make .*Not a directory"):
         RunFolder.create(tmp_path / "thesis.tex", RECIPE, INFO)
     with pytest.raises(RunError, match="cannot make .*Not a directory"):
         RunFolder.create(tmp_path / "thesis.tex" / "run", RECIPE, INFO)
@@ -300,10 +300,12 @@ def test_previous_is_used_where_last_is_damaged(run):
         assert run.load().position == at(1)
     run.save(state(3), at(3))
     assert steps(run) == {"last": 3, "previous": 1}, "the damaged one is not kept"
+    run.save(state(4), at(4))
+    assert steps(run) == {"last": 4, "previous": 3}
 
     (run.path / "last.safetensors").unlink()
     with pytest.warns(ConvkitWarning, match="No such file"):
-        assert run.has_checkpoint() and run.load().position == at(1)
+        assert run.has_checkpoint() and run.load().position == at(3)
     flip_a_bit(run.path / "previous.safetensors")
     with pytest.raises(RunError, match="No such file.*; and .*previous.safetensors is damaged"):
         run.load()

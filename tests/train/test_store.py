@@ -86,7 +86,7 @@ def test_large_shards_are_read_row_by_row(whole, monkeypatch):
     assert (read(split, [1, 38, 5]) == PIXELS[[1, 38, 5]]).all()
     assert asked == [1, 6, 5]
     monkeypatch.undo()
-    advice = store._Advice(split._map(0)[0].base, 128, 192) if False else split._map(0)[1]
+    advice = split._map(0)[1]
     for row in range(16):
         advice(row)  # the kernel refuses a start within a page
 
@@ -129,11 +129,6 @@ def test_a_fingerprint_is_that_of_the_images(tmp_path, whole):
         Data("four", tuple("abcd"), tuple("abcd"), Pixels(other, LABELS), None, "0123"), tmp_path / "changed"
     )
     assert changed.data.fingerprint != open_store(whole).fingerprint
-    renamed = data()
-    renamed = Data(
-        "five", *[getattr(renamed, n) for n in ("classes", "names", "train", "validation")], "0123"
-    )
-    del renamed
     index = store.read_index(whole)
     assert fingerprint({**index, "name": "five", "made_by": "another"}) == index["fingerprint"]
 

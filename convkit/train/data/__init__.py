@@ -68,7 +68,7 @@ def open_data(path: str | Path, size: int, square: str = "crop") -> Data:
         raise DataError(f"no such folder: {path}. {_KINDS}") from None
     except (OSError, ValueError) as error:  # no permission, a link to itself, a NUL
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if "store.json" in inside:
+    if inside & {"store.json", "unfinished.npz"}:  # the second: it says that the store is not finished
         from .store import open_store
 
         return open_store(folder)

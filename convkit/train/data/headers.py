@@ -82,7 +82,7 @@ def _jpeg(data: bytes) -> Header | None:
         elif marker == _SCAN:
             break
         at += 2 + length
-    if data.find(_END_OF_IMAGE, at) < 0:
+    if data.rfind(_END_OF_IMAGE, at) < 0:  # from the end, where it is as a rule
         raise BadImage("truncated: the JPEG has no end-of-image marker")
     if frame is None or not plain or 0 in frame:
         return None

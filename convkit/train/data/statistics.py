@@ -9,6 +9,7 @@ import io
 import zipfile
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def save(path: str | Path, statistics: Statistics) -> None:
     Path(path).write_bytes(to_bytes(statistics))
 
 
-def load(path: str | Path) -> Statistics:
+def load(path: str | Path | BinaryIO) -> Statistics:
     """Read what `save` has written.
 
     Raises

@@ -88,7 +88,7 @@ def open_store(path: str | Path, verify: bool | None = None) -> Data:
         train=splits["train"],
         validation=splits.get("validation"),
         fingerprint=index["fingerprint"],
-        statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),  # type: ignore[arg-type]
+        statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),
         left_out=tuple(_lines(_small(folder, index["left_out"]))),
     )
 
@@ -235,7 +235,7 @@ def _array(folder: Path, entry: dict[str, Any]) -> np.ndarray:
 
 def _lines(contents: bytes) -> list[tuple[str, str]]:
     found = []
-    for line in contents.decode("utf-8").splitlines():
+    for line in contents.decode("utf-8").split("\n")[:-1]:
         name, _, reason = line.partition("\t")
         found.append((name, reason))
     return found

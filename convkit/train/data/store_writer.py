@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -128,7 +129,7 @@ class Writer:
             with np.load(path, allow_pickle=False) as file:
                 state = json.loads(file["state"].tobytes())
                 values, products = file["values"], file["products"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read {path} ({error}); --anew starts over") from error
         if state["source"] != self.source:
             if not any(state["splits"].values()):
