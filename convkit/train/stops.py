@@ -23,11 +23,6 @@ class Stopped(ConvkitError):
 
     signal: int = 0
 
-    @property
-    def exit_status(self) -> int:
-        """As shells have it: 128 + the signal."""
-        return 128 + (self.signal or 15)
-
 
 class Stops:
     """A block in which these signals are noted; it is true when one has come. A second one ends at once.

@@ -166,8 +166,4 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._fails(error)
-
-    def _fails(self, error: BaseException) -> None:
         """An error leaves the block; whoever catches it prints it."""

@@ -27,7 +27,7 @@ from ...arrays import Array
 from ...cpu import threads
 from ...errors import ConvkitError, MissingExtra
 from ...network.network import Network
-from ..errors import NotFinite, RunError
+from ..errors import RunError
 from . import launcher
 from .base import Exchange
 from .gradients import Gradients
@@ -73,29 +73,18 @@ def end_job(MPI: Any, error: BaseException) -> None:
     ----------
     MPI : module
     error : BaseException
-        Why. Whoever catches it prints it, as in a program of one process.
+        Why. Whoever catches it prints it, as in a program of one process. The status of a `ConvkitError` is 2,
+        as in the command; of others, what Python makes of them.
     """
+    from mpi4py.run import set_abort_status
+
     global _ends
-    status = _status(error)
-    if not status or _ends:
+    if _ends or (isinstance(error, SystemExit) and not error.code):
         return
     _ends = True
     if MPI.COMM_WORLD.Get_rank():  # all may have the same error, which is to be printed once
         time.sleep(_PATIENCE)
-    MPI._set_abort_status(status)
-
-
-def _status(error: BaseException) -> int:
-    """The exit status that an error is worth; what the command's is for it."""
-    if (own := getattr(error, "exit_status", None)) is not None:
-        return int(own)
-    if isinstance(error, NotFinite):
-        return 1
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, ConvkitError) else 1
+    set_abort_status(2 if isinstance(error, ConvkitError) else error)
 
 
 @contextlib.contextmanager
@@ -141,17 +130,18 @@ class Mpi(Exchange):
         local = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         #: Number of this process among those of its machine, and how many these are.
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
-        self._share_cpus(local.allgather(launcher.cpus()))
+        all_ = local.allgather(launcher.cpus())
         local.Free()
-
-    def _share_cpus(self, all_: list[list[int]]) -> None:
-        """Give convkit's kernels this process's part of the machine's CPUs; what the user says counts."""
-        if len(all_) > 1 and not os.environ.get(threads.VARIABLE, "").strip():
-            os.environ[threads.VARIABLE] = str(launcher.threads(launcher.cpus(), all_))
+        # Each process has its part of the machine's CPUs; what the user says counts.
+        if self.local_size > 1 and not os.environ.get(threads.VARIABLE, "").strip():
+            os.environ[threads.VARIABLE] = str(launcher.threads(all_[self.local_rank], all_))
 
     # -- errors -----------------------------------------------------------------------------------------
-    def _fails(self, error: BaseException) -> None:
-        end_job(self._MPI, error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            end_job(self._MPI, error)
 
     def abort(self, status: int) -> None:
         sys.stdout.flush()
@@ -168,7 +158,7 @@ class Mpi(Exchange):
 
     def _require_alike(self, net: Network) -> None:
         about = {"dtype": net.dtype, "update rule": repr(net.update)}
-        about |= {name: f"{'x'.join(map(str, w.shape))}" for name, w in net.params.items()}
+        about |= {name: "x".join(map(str, w.shape)) for name, w in net.params.items()}
         found = self.gather(about)
         for rank, other in enumerate(found):
             if other != found[0]:
