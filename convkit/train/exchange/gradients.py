@@ -67,8 +67,7 @@ class Gradients:
         """A gradient of this process's images is final; exchange what is next."""
         if name in self._ready:
             raise RunError(
-                "the last step of this network did not come to its update: it failed, or a hook was replaced; "
-                "attach it again"
+                "the last step did not come to its update: it failed, or a hook was replaced; attach it again"
             )
         if not self._ready:
             self._look_at_rule()

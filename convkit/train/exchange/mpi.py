@@ -37,7 +37,7 @@ PIECE = 1 << 20
 #: Unsigned integers by the bytes of an element: MPI has no type for each dtype, and needs none to copy.
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 #: Seconds that a process with an error waits, so that rank 0 may be first where all have the same one.
-_PATIENCE = 1.0
+_PATIENCE = 3.0
 
 
 def load() -> Any:
@@ -73,8 +73,8 @@ def end_job(MPI: Any, error: BaseException) -> None:
     ----------
     MPI : module
     error : BaseException
-        Why. Whoever catches it prints it, as in a program of one process. The status of a `ConvkitError` is 2,
-        as in the command; of others, what Python makes of them.
+        Why. Whoever catches it prints it, as in a program of one process. The exit status is Python's for it;
+        for a `ConvkitError` 2, as the command has it.
     """
     from mpi4py.run import set_abort_status
 
