@@ -143,11 +143,6 @@ class Mpi(Exchange):
         if error is not None:
             end_job(self._MPI, error)
 
-    def abort(self, status: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._MPI.COMM_WORLD.Abort(status)
-
     # -- training ---------------------------------------------------------------------------------------
     def attach(self, net: Network) -> None:
         self._require_alike(net)
@@ -230,9 +225,6 @@ class Mpi(Exchange):
 
     def gather(self, value: Any) -> list[Any]:
         return list(self._comm.allgather(value))
-
-    def barrier(self) -> None:
-        self._comm.Barrier()
 
 
 def _words(values: np.ndarray) -> np.ndarray:
