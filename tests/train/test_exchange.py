@@ -28,7 +28,7 @@ from convkit.train.exchange.gradients import Gradients
 
 JOB = Path(exchange_job.__file__)
 #: Seconds after which a job counts as one that never ends.
-PATIENCE = 300
+PATIENCE = 200
 #: Relative RMS of float32 gradients whose sums have another order.
 SAME = 2e-6
 
@@ -72,10 +72,10 @@ def assert_as_in_one_process(found: dict[str, np.ndarray], expected: dict[str, n
 
 
 # -- training -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_many_processes_have_the_gradients_of_one(count, tmp_path):
-    found, *others = results(count, "train", tmp_path / "train")
-    for other in others:
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_have_the_gradients_of_one_and_the_same_bits(count, tmp_path):
+    found, *others = results(count, "train", tmp_path / "first")
+    for other in (*others, *results(count, "train", tmp_path / "second")):
         assert_same(other, found)
     assert found["threads"] == max(1, len(launcher.cpus()) // count)
     assert found["sums"].tolist() == [[sum(0.1 * rank for rank in range(count)), count]]
@@ -87,13 +87,6 @@ def test_many_processes_have_the_gradients_of_one(count, tmp_path):
         assert_close(found[name], alexnet[name])
     assert_close(found["losses"][0, 0], alexnet["losses"][0, 0])
     assert np.array_equal(found["losses"][0, 1:], alexnet["losses"][0, 1:])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_two_runs_have_the_same_bits(count, tmp_path):
-    first, second = (results(count, "train", tmp_path / name) for name in ("first", "second"))
-    assert_same(second[0], first[0])
 
 
 @pytest.mark.slow
@@ -117,9 +110,9 @@ def test_a_process_that_is_killed_in_a_backward_pass_ends_the_job(tmp_path):
     "how, status, text",
     [
         ("one", 1, "ValueError: spoiled"),
-        pytest.param("bare", 1, "ValueError: spoiled", marks=pytest.mark.slow),
-        pytest.param("all", 2, "OptionError: spoiled", marks=pytest.mark.slow),
-        pytest.param("exit", 3, "", marks=pytest.mark.slow),
+        ("bare", 1, "ValueError: spoiled"),
+        ("all", 2, "OptionError: spoiled"),
+        ("exit", 3, ""),
     ],
 )
 def test_an_error_ends_the_job(how, status, text, tmp_path):
@@ -129,14 +122,12 @@ def test_an_error_ends_the_job(how, status, text, tmp_path):
     assert text in done.stderr
 
 
-@pytest.mark.slow
 def test_different_networks_are_refused(tmp_path):
     done = start(2, "differs", tmp_path)
     assert done.returncode == 2, done.stderr
     assert "RunError: processes 0 and 1 have different networks: conv1.w: " in done.stderr
 
 
-@pytest.mark.slow
 def test_a_launcher_of_another_mpi(tmp_path):
     """Open MPI's launcher has started two, of which MPICH knows nothing."""
     pytest.importorskip("mpi4py")
