@@ -145,7 +145,7 @@ def test_what_is_missing_is_named(monkeypatch):
     cuda = types.SimpleNamespace(nccl=types.SimpleNamespace(available=False))
     for found in (None, cuda):
         monkeypatch.setitem(sys.modules, "cupy.cuda", found)
-        with pytest.raises(MissingExtra, match="training on many GPUs needs NCCL"):
+        with pytest.raises(RunError, match="needs NCCL, and CuPy finds none: pip install nvidia-nccl-cu13"):
             nccl.load()
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from ... import arrays
 from ...devices import on_gpu
-from ...errors import MissingExtra, OptionError
+from ...errors import OptionError
+from ..errors import RunError
 from .mpi import Mpi
 
 #: Bytes of a gradient that a process adds up at a time.
@@ -27,18 +28,20 @@ def load() -> Any:
 
     Raises
     ------
-    MissingExtra
+    RunError
         Where CuPy finds no NCCL.
     """
-    purpose, package = "training on many GPUs", "NCCL (nvidia-nccl-cu13, or -cu12, beside CuPy)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what CuPy says where it finds no NCCL is said below
         try:
             from cupy.cuda import nccl
         except ImportError:
-            raise MissingExtra(purpose, package, "cuda13") from None
+            nccl = None
     if not getattr(nccl, "available", False):
-        raise MissingExtra(purpose, package, "cuda13")
+        raise RunError(
+            "training on many GPUs needs NCCL, and CuPy finds none: pip install nvidia-nccl-cu13, "
+            "or nvidia-nccl-cu12 for CUDA 12"
+        )
     return nccl
 
 
