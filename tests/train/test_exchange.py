@@ -284,7 +284,7 @@ def test_the_hooks_of_a_network_stay(steps, answer, willing):
     steps.attach()
     steps.attach()  # once more: they are called once all the same
     steps.make("fc8.b", "fc8.w", "fc6.b", "fc6.w")
-    steps.update()
+    assert steps.update() == [FC8, FC6, SMALL]
     assert seen == [("fc8.b", 1.0), ("fc8.w", 1.0), ("fc6.b", 1.0), ("fc6.w", 1.0), 2.0]
     assert steps.finite[0] == willing
 
