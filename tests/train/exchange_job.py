@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import convkit as ck
 from convkit import arrays, layers
@@ -213,6 +214,10 @@ def gpus(folder: Path) -> None:
         found = steps(ranks, net)
         assert ranks.same(net) and fake_nccl.groups[0]
         refused(ranks, net)
+        with pytest.raises(
+            OptionError, match="processes 0 and 1 have the same GPU of .*; each needs its own"
+        ):
+            exchange.here("cuda:0")
         np.savez(folder / f"{ranks.rank}.npz", **found)
 
 

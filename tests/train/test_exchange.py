@@ -97,6 +97,12 @@ def test_many_gpus_have_the_gradients_of_one_process(tmp_path):
     assert_as_in_one_process(found, exchange_job.steps(Alone(), exchange_job.tiny()))
 
 
+def test_each_process_needs_a_gpu(tmp_path):
+    done = start(3, "gpus", tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "3 processes on one machine need a GPU each, and CuPy sees 2" in done.stderr
+
+
 # -- errors -------------------------------------------------------------------------------------------
 def test_a_process_that_is_killed_in_a_backward_pass_ends_the_job(tmp_path):
     done = start(2, "killed", tmp_path)
