@@ -97,10 +97,16 @@ def test_many_gpus_have_the_gradients_of_one_process(tmp_path):
     assert_as_in_one_process(found, exchange_job.steps(Alone(), exchange_job.tiny()))
 
 
-def test_each_process_needs_a_gpu(tmp_path):
-    done = start(3, "gpus", tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "3 processes on one machine need a GPU each, and CuPy sees 2" in done.stderr
+@pytest.mark.parametrize(
+    "count, device, text",
+    [
+        (3, "cuda", "3 processes on one machine need a GPU each, and CuPy sees 2"),
+        (2, "cuda:1", "processes 0 and 1 have the same GPU of "),
+    ],
+)
+def test_each_process_needs_a_gpu(count, device, text, tmp_path):
+    done = start(count, "gpus", tmp_path, device)
+    assert done.returncode == 2 and text in done.stderr, done.stderr
 
 
 # -- errors -------------------------------------------------------------------------------------------
