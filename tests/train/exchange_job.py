@@ -138,7 +138,7 @@ def parts_of(ranks: exchange.Exchange, dtype: np.dtype, size: int) -> list[np.nd
 
 def added(ranks: Any) -> None:
     """Sums in each dtype, of sizes that are no multiple of anything."""
-    mpi.PIECE = PIECE
+    ranks.piece = PIECE
     for dtype in arrays.DTYPES.values():
         for size in SIZES:
             parts = parts_of(ranks, dtype, size)
@@ -199,6 +199,7 @@ def gpus(folder: Path, device: str = "cuda") -> None:
     from convkit.cuda.emulate import Emulator
     from convkit.train.exchange import nccl
 
+    fake_cupy.DEVICES = 3
     cupy = fake_cupy.module(watch_races=True)
     cupy.cuda.nccl = fake_nccl.module()
     sys.modules.update({"cupy": cupy, "cupy.cuda": cupy.cuda})
@@ -206,9 +207,8 @@ def gpus(folder: Path, device: str = "cuda") -> None:
     with exchange.here(device) as ranks:
         assert isinstance(ranks, nccl.Nccl) and ranks.device == f"cuda:{ranks.rank}"
         with cupy.cuda.Device(ranks.rank):
-            nccl.PIECE = PIECE
             added_on_gpus(ranks, cupy)
-        nccl.PIECE, gradients.SMALL = 1 << 10, SMALL
+        ranks.piece, gradients.SMALL = 1 << 10, SMALL
         net = tiny(seed=ranks.rank, device=ranks.device)
         found = steps(ranks, net)
         assert ranks.same(net) and fake_nccl.groups[0]
@@ -218,6 +218,7 @@ def gpus(folder: Path, device: str = "cuda") -> None:
 
 def added_on_gpus(ranks: Any, cupy: Any) -> None:
     """As `added`, on the current GPU and a stream that is not the default one."""
+    ranks.piece = PIECE
     with cupy.cuda.Stream(non_blocking=True):
         for dtype in arrays.DTYPES.values():
             for size in SIZES:

@@ -4,7 +4,7 @@ Idea      Each process adds up a piece of every gradient: it gets that piece fro
           in the order of the ranks, and gives the sum to all (Allgatherv).
 Bits      The order of the additions is that of the ranks, whatever the messages' timing: the same bits in all
           processes, and in two runs with as many processes. MPI's Allreduce promises neither.
-Memory    Gradients go in chunks of `PIECE` bytes for each process, so that what is received is added while it
+Memory    Gradients go in chunks of `piece` bytes for each process, so that what is received is added while it
           is still in the cache.
 16 bits   Gradients in float16 and bfloat16 are added up in float32, and rounded once.
 """
@@ -32,8 +32,6 @@ from . import launcher
 from .base import Exchange
 from .gradients import Gradients
 
-#: Bytes of a gradient that a process adds up at a time.
-PIECE = 1 << 20
 #: Unsigned integers by the bytes of an element: MPI has no type for each dtype, and needs none to copy.
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 #: Seconds that a process with an error waits, so that rank 0 may be first where all have the same one.
@@ -121,6 +119,9 @@ class Mpi(Exchange):
     device : str
     """
 
+    #: Bytes of a gradient that a process adds up at a time.
+    piece = 1 << 20
+
     def __init__(self, MPI: Any, device: str = "cpu") -> None:
         self._MPI, self.device = MPI, device
         self._comm = MPI.COMM_WORLD.Dup()
@@ -176,11 +177,11 @@ class Mpi(Exchange):
 
     def _add_up(self, values: Any) -> None:
         """Replace a contiguous array by its sum over the processes."""
-        step = max(1, PIECE // values.itemsize) * self.size
+        step = max(1, self.piece // values.itemsize) * self.size
         for start in range(0, values.size, step):
             self._add_chunk(values[start : start + step])
 
-    def _add_chunk(self, values: np.ndarray) -> None:
+    def _add_chunk(self, values: Any) -> None:
         cuts = [values.size * rank // self.size for rank in range(self.size + 1)]
         starts, counts = cuts[:-1], np.diff(cuts).tolist()
         own = values[cuts[self.rank] : cuts[self.rank + 1]]
