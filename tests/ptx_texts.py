@@ -176,7 +176,7 @@ def infinite(minus: bool, format_: str) -> int:
     return int(minus) << (size - 1) | ((1 << (size - precision)) - 1) << (precision - 1)
 
 
-NAN = {"f32": 0x7FC00000, "f64": 0x7FF8000000000000, "f16": 0x7E00, "bf16": 0x7FC0}
+NAN = {"f32": 0x7FC00000, "f64": 0x7FF8000000000000, "f16": 0x7FFF, "bf16": 0x7FFF}
 
 
 def is_nan(bits: int, format_: str) -> bool:
@@ -194,6 +194,14 @@ EDGES = {
         0, 1 << 63, 1, 0x000FFFFFFFFFFFFF, 0x0010000000000000, 0x3FF0000000000000, 0xBFF0000000000000,
         0x3FF0000000000001, 0x3FD5555555555555, 0x4008000000000000, 0x3CA0000000000000, 0x7FEFFFFFFFFFFFFF,
         0xFFEFFFFFFFFFFFFF, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000,
+    ),
+    "f16": (
+        0, 0x8000, 1, 0x8001, 0x03FF, 0x0400, 0x1400, 0x3555, 0x3BFF, 0x3C00, 0xBC00, 0x3C01, 0x4200, 0x6BFF,
+        0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7FFF,
+    ),
+    "bf16": (
+        0, 0x8000, 1, 0x8001, 0x007F, 0x0080, 0x3380, 0x3EAB, 0x3F7F, 0x3F80, 0xBF80, 0x3F81, 0x4040, 0x4B7F,
+        0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FFF,
     ),
 }  # fmt: skip
 

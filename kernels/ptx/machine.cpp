@@ -30,6 +30,7 @@ const Table& table() {
     add_integer(*t);
     add_floating(*t);
     add_convert(*t);
+    add_sixteen(*t);
     add_memory(*t);
     add_warp(*t);
     add_copies(*t);

@@ -355,6 +355,7 @@ struct Table {
 void add_integer(Table& t);
 void add_floating(Table& t);
 void add_convert(Table& t);
+void add_sixteen(Table& t);
 void add_memory(Table& t);
 void add_warp(Table& t);
 void add_copies(Table& t);

@@ -308,6 +308,42 @@ def root(x: Fraction | float) -> Fraction | float:
     return near if near * near == x else near + Fraction(1, 4 * scale)
 
 
+def extreme(which, type_: str, nan: bool = False):
+    def function(a: int, b: int) -> int:
+        if nan and (is_nan(a, type_) or is_nan(b, type_)):
+            return NAN[type_]
+        if is_nan(a, type_) or is_nan(b, type_):
+            return a if is_nan(b, type_) else b
+        return which((decoded(x, type_), not negative(x, type_), x) for x in (a, b))[2]
+
+    return function
+
+
+def comparison(word: str, type_: str):
+    ordered = {
+        "eq": lambda a, b: a == b,
+        "ne": lambda a, b: a != b,
+        "lt": lambda a, b: a < b,
+        "le": lambda a, b: a <= b,
+        "gt": lambda a, b: a > b,
+        "ge": lambda a, b: a >= b,
+        "num": lambda a, b: True,
+        "nan": lambda a, b: False,
+    }[word if word in ("num", "nan") else word[:2]]
+    unordered = word == "nan" or (len(word) == 3 and word[2] == "u")
+
+    def function(a: int, b: int) -> int:
+        if is_nan(a, type_) or is_nan(b, type_):
+            return int(unordered)
+        return int(ordered(decoded(a, type_), decoded(b, type_)))
+
+    return function
+
+
+COMPARISONS = (
+    *("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"),
+)  # fmt: skip
+
 for t in ("f32", "f64"):
     two = f"{t} {t}"
     for r in ("rn", "rz", "rm", "rp"):
@@ -333,44 +369,14 @@ for t in ("f32", "f64"):
     row(f"mov.{t}", t, t, lambda a: a)
     row(f"selp.{t}", f"{t} {t} pred", t, lambda a, b, c: a if c else b)
 
-    def extreme(which, type_=t, nan=False):
-        def function(a: int, b: int) -> int:
-            if nan and (is_nan(a, type_) or is_nan(b, type_)):
-                return NAN[type_]
-            if is_nan(a, type_) or is_nan(b, type_):
-                return a if is_nan(b, type_) else b
-            return which((decoded(x, type_), not negative(x, type_), x) for x in (a, b))[2]
-
-        return function
-
-    row(f"min.{t}", two, t, extreme(min))
-    row(f"max.{t}", two, t, extreme(max))
+    row(f"min.{t}", two, t, extreme(min, t))
+    row(f"max.{t}", two, t, extreme(max, t))
     if t == "f32":
-        row("min.NaN.f32", two, t, extreme(min, nan=True))
-        row("max.NaN.f32", two, t, extreme(max, nan=True))
+        row("min.NaN.f32", two, t, extreme(min, t, nan=True))
+        row("max.NaN.f32", two, t, extreme(max, t, nan=True))
 
-    def comparison(word: str, type_=t):
-        ordered = {
-            "eq": lambda a, b: a == b,
-            "ne": lambda a, b: a != b,
-            "lt": lambda a, b: a < b,
-            "le": lambda a, b: a <= b,
-            "gt": lambda a, b: a > b,
-            "ge": lambda a, b: a >= b,
-            "num": lambda a, b: True,
-            "nan": lambda a, b: False,
-        }[word if word in ("num", "nan") else word[:2]]
-        unordered = word == "nan" or (len(word) == 3 and word[2] == "u")
-
-        def function(a: int, b: int) -> int:
-            if is_nan(a, type_) or is_nan(b, type_):
-                return int(unordered)
-            return int(ordered(decoded(a, type_), decoded(b, type_)))
-
-        return function
-
-    for word in ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"):
-        row(f"setp.{word}.{t}", two, "pred", comparison(word))
+    for word in COMPARISONS:
+        row(f"setp.{word}.{t}", two, "pred", comparison(word, t))
 
     least = Fraction(2) ** (FORMATS[t][2] + FORMATS[t][1] - 1)
     for word, holds in {
@@ -382,6 +388,35 @@ for t in ("f32", "f64"):
         "subnormal": lambda x, least=least: 0 < abs(x) < least,
     }.items():
         row(f"testp.{word}.{t}", t, "pred", lambda a, holds=holds, t=t: int(holds(decoded(a, t))))
+
+
+def paired(function: Callable[..., int]) -> Callable[..., int]:
+    """A function of 16 bits on each half of 32."""
+    return lambda *bits: function(*(b >> 16 for b in bits)) << 16 | function(*(b & 0xFFFF for b in bits))
+
+
+for t in ("f16", "bf16"):
+    two, three = f"{t} {t}", f"{t} {t} {t}"
+    functions = {
+        f"add.{t}": (2, arithmetic(t, "rn", lambda a, b: a + b, sum_minus(t, "rn"))),
+        f"sub.rn.{t}": (2, arithmetic(t, "rn", lambda a, b: a - b, sum_minus(t, "rn", subtract=True))),
+        f"mul.{t}": (2, arithmetic(t, "rn", lambda a, b: a * b, product_minus(t))),
+        f"fma.rn.{t}": (3, arithmetic(t, "rn", lambda a, b, c: a * b + c, sum_minus(t, "rn", product=True))),
+        f"min.{t}": (2, extreme(min, t)),
+        f"max.{t}": (2, extreme(max, t)),
+        f"min.NaN.{t}": (2, extreme(min, t, nan=True)),
+        f"max.NaN.{t}": (2, extreme(max, t, nan=True)),
+        f"neg.{t}": (1, lambda a: a ^ 0x8000),
+        f"abs.{t}": (1, lambda a: a & 0x7FFF),
+    }
+    for words, (count, function) in functions.items():
+        row(words, " ".join([t] * count), t, function)
+        asked = list(itertools.product(EDGES[t], repeat=count))[:: 7 if count == 3 else 1]
+        ahead = [*asked[1:], asked[0]]
+        pairs = [tuple(a << 16 | b for a, b in zip(one, other)) for one, other in zip(asked, ahead)]
+        row(f"{words}x2", " ".join([f"{t}x2"] * count), f"{t}x2", paired(function), pairs)
+    for word in COMPARISONS:
+        row(f"setp.{word}.{t}", two, "pred", comparison(word, t))
 
 
 # Flushed: subnormal operands and results are zeros of their sign.
@@ -512,6 +547,26 @@ for t in ("f32", "f64"):
                 return rounded(Fraction(signed(a, width(i)) if i[0] == "s" else a), t, plain)
 
             row(f"cvt.{plain}.{t}.{i}", holder(i), t, floating, more)
+
+
+for i in ("u16", "s16", "u32", "s32"):
+    more = [(b,) for b in (*integers(width(i)), 2049, 2051, 65519, 65520) if b < 1 << width(i)]
+    row(
+        f"cvt.rn.f16.{i}",
+        i,
+        "f16",
+        lambda a, i=i: rounded(Fraction(signed(a, width(i)) if i[0] == "s" else a), "f16", "rn"),
+        more,
+    )
+    for r in NEAR:
+
+        def clipped_half(a: int, r=r, i=i) -> int:
+            value = decoded(a, "f16")
+            if isinstance(value, float):
+                return 0 if value != value else cut((1 if value > 0 else -1) << 99, i)
+            return cut(to_whole(value, r), i)
+
+        row(f"cvt.{r}.{i}.f16", "f16", i, clipped_half, [(b,) for b in range(0, 1 << 16, 37)])
 
 
 def narrowed(source: str, to: str, rounding: str) -> Callable[[int], int]:

@@ -28,7 +28,7 @@ _SPACES = {
     "local": "local",
 }
 _SPACES |= {"param": "param", "param:entry": "param"}
-_FLOATS = ("f32", "f64")
+_FLOATS = ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
 _ROUNDED = ("add", "sub", "mul")
 _ROUNDINGS = ("rn", "rz", "rm", "rp")
 
@@ -167,7 +167,7 @@ def setp(use: Use) -> None:
     combine = next((word for word in ("and", "or", "xor") if use.take(word)), "")
     if len(use.words) != 3 or type_ not in SIZES or len(use.operands) != (4 if combine else 3):
         raise use.refuse()
-    if type_[0] in "bu":  # unsigned comparisons have names of their own as well
+    if type_[0] in "bu" and type_ not in _FLOATS:  # unsigned comparisons have names of their own as well
         comparison = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(comparison, comparison)
         if type_[0] == "b" and comparison not in ("eq", "ne"):
             raise use.refuse()
