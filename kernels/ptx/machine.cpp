@@ -34,6 +34,7 @@ const Table& table() {
     add_memory(*t);
     add_warp(*t);
     add_copies(*t);
+    add_matrix(*t);
     t->add({"bra", "", Kind::kBranch});
     t->add({"brx", "u32", Kind::kIndexedBranch});
     t->add({"exit", "", Kind::kExit});

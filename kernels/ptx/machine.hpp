@@ -359,5 +359,6 @@ void add_sixteen(Table& t);
 void add_memory(Table& t);
 void add_warp(Table& t);
 void add_copies(Table& t);
+void add_matrix(Table& t);
 
 }  // namespace ptx

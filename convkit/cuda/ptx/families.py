@@ -366,6 +366,40 @@ def bar(use: Use) -> None:
     apply(use, ".".join(words), (number, *(count or ["0"])))
 
 
+@family("mma")
+def mma(use: Use) -> None:
+    # mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32: types of d, a, b and c
+    words = use.words
+    if len(words) != 10 or words[1:3] != ["sync", "aligned"] or words[4:7] != ["row", "col", "f32"]:
+        raise use.refuse()
+    if words[7] != words[8] or words[9] != "f32" or len(use.operands) != 4:
+        raise use.refuse()
+    parts = tuple(part for text in use.operands for part in use.several(text))
+    apply(use, f"mma.{words[3]}.{words[7]}", (*parts, "-1"))
+
+
+@family("ldmatrix")
+def ldmatrix(use: Use) -> None:
+    # ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
+    words, transposed = use.words, ".trans" if use.take("trans") else ""
+    if words[1:4] != ["sync", "aligned", "m8n8"] or words[5:] not in (
+        ["shared", "b16"],
+        ["shared:cta", "b16"],
+    ):
+        raise use.refuse()
+    to = use.several(use.operands[0])
+    address, size, offset, _ = use.memory(use.operands[1])
+    if size == 4:
+        wide = use.temporary("u64")
+        use.emit("cvt.u64.u32", wide, address)
+        address = wide
+    name = f"ldmatrix.{words[4]}{transposed}"
+    if len(to) != len(use.types(name)) - 2:
+        raise use.refuse()
+    rows = [use.write(text, "u32")[0] for text in to]
+    use.emit(name, *rows, address, use.read("-1", "u32"), offset=offset)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Where a kernel goes on
 # ---------------------------------------------------------------------------------------------------
