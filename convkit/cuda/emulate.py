@@ -75,7 +75,7 @@ def made(told: tuple[Any, ...]) -> Executor:
         return Emulator(*options)
     from .ptx.executor import PtxRunner  # on first use, as the emulator's engine
 
-    return PtxRunner(*options)
+    return PtxRunner.again(*options)
 
 
 @contextlib.contextmanager

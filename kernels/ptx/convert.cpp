@@ -98,7 +98,6 @@ void add_between_all(Table& t, const std::string& floating) {
   t.rare("cvt.rzi." + floating + "." + floating, [](F a) -> F { return whole<To::kZero>(a); });
   t.rare("cvt.rmi." + floating + "." + floating, [](F a) -> F { return whole<To::kDown>(a); });
   t.rare("cvt.rpi." + floating + "." + floating, [](F a) -> F { return whole<To::kUp>(a); });
-  t.rare("cvt." + floating + "." + floating, [](F a) -> F { return a; });
 }
 
 template <auto Nearest, auto Zero>
@@ -138,6 +137,7 @@ void add_convert(Table& t) {
   add_between_all<f32>(t, "f32");
   add_between_all<f64>(t, "f64");
 
+  t.lane("cvt.f32.f32", [](f32 a) -> f32 { return a; });
   t.lane("cvt.f64.f32", [](f32 a) -> f64 { return a; });
   t.lane("cvt.rn.f32.f64", [](f64 a) -> f32 { return static_cast<f32>(a); });
   t.lane("cvt.rz.f32.f64", [](f64 a) -> f32 { return directed<FE_TOWARDZERO, f32>(a); });

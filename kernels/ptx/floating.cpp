@@ -226,7 +226,6 @@ void add_floating(Table& t) {
     return bits_as<f32>(b & 0x7f800000u ? b : b & 0x80000000u);
   });
   t.lane("sat.f32", [](f32 a) -> f32 { return a > 0 ? (a < 1 ? a : 1) : 0; });
-  t.lane("sat.f64", [](f64 a) -> f64 { return a > 0 ? (a < 1 ? a : 1) : 0; });
   add_approximate(t);
 }
 

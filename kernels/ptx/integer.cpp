@@ -144,7 +144,7 @@ void add_fields(Table& t, const std::string& width) {
 
 template <class T>
 void add_packs(Table& t, const std::string& name) {  // T of two halves, and the halves of a T
-  using H = std::conditional_t<sizeof(T) == 8, u32, std::conditional_t<sizeof(T) == 4, u16, u8>>;
+  using H = std::conditional_t<sizeof(T) == 8, u32, u16>;
   t.lane("pack2." + name, [](H low, H high) -> T { return static_cast<T>(T(high) << kBits<H> | low); });
   t.lane("low." + name, [](T a) -> H { return static_cast<H>(a); });
   t.lane("high." + name, [](T a) -> H { return static_cast<H>(a >> kBits<H>); });
@@ -166,13 +166,11 @@ void add_integer(Table& t) {
   add_wide<s16>(t, "s16");
   add_wide<u32>(t, "u32");
   add_wide<s32>(t, "s32");
-  add_bits<u8>(t, "b8");
   add_bits<u16>(t, "b16");
   add_bits<u32>(t, "b32");
   add_bits<u64>(t, "b64");
   add_fields<u32>(t, "32");
   add_fields<u64>(t, "64");
-  add_packs<u16>(t, "b16");
   add_packs<u32>(t, "b32");
   add_packs<u64>(t, "b64");
 

@@ -458,7 +458,7 @@ void Machine::run() {
     }
   const u64 blocks = u64(spec.grid[0]) * spec.grid[1] * spec.grid[2];
   std::vector<u64> order;
-  if (spec.seeded) {
+  if (spec.seeded && blocks <= (u64(1) << 22)) {
     order.resize(blocks);
     for (u64 k = 0; k < blocks; ++k) order[k] = k;
     for (u64 k = blocks; k > 1; --k) std::swap(order[k - 1], order[next_random() % k]);

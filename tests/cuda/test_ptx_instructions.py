@@ -26,8 +26,12 @@ from ptx_texts import (
     negative,
     rounded,
     signed,
+    text_of,
     width,
 )
+
+from convkit.cuda.ptx.executor import program
+from convkit.cuda.ptx.library import operations
 
 need("cuda.core")
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -662,3 +666,21 @@ FAMILIES = sorted({str(one).split(".")[0] for one in ROWS})
 def test_instructions(family):
     found = [text for one in ROWS if str(one).split(".")[0] == family for text in wrong(one, one.asked())]
     assert not found, found[:10]
+
+
+#: What test_ptx_machine.py, test_ptx_approx.py and test_ptx_matrix.py ask.
+ELSEWHERE = (
+    *("ld.", "st.", "atom.", "cvta.", "cp.async.", "shfl.", "vote.", "redux.", "match.", "bar", "bra", "brx"),
+    *("exit", "trap", "nothing", "activemask", "mma.", "ldmatrix.", "pack2.", "low.", "high."),
+)
+
+
+def test_every_operation_is_asked_for():
+    """A new row of the table needs a row here, or a test of its own."""
+    asked, names = set(), operations()
+    for one in ROWS:
+        made = program(text_of(one.instruction, one.types, (one.result,)), "k")
+        asked |= {names[row] for row in made.code["row"]}
+    known = (*ELSEWHERE, *(name for name in names if ".approx." in name or ".full." in name))
+    missing = [name for name in names if name not in asked and not name.startswith(known)]
+    assert not missing, "\n".join(missing)

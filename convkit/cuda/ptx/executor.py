@@ -52,15 +52,12 @@ class PtxRunner(Executor):
         Seconds after which a launch ends behind the block that it is at.
     steps : int
         Instructions of a warp in a block after which it counts as endless; looked at where it jumps back.
-    machine : str
-        The machine's library, where another process has built it; else it is built on first use.
     """
 
     arch: str = "sm_80"
     seed: int | None = None
     timeout: float = 60.0
     steps: int = STEPS
-    machine: str = ""
     engine = "ptx"
 
     @classmethod
@@ -73,16 +70,22 @@ class PtxRunner(Executor):
             As of `convkit.emulate`.
         """
         nvrtc.checked_architecture(arch)
-        return cls(arch, seed, timeout, machine=library.load()._name)
+        library.load()
+        return cls(arch, seed, timeout)
 
     def told(self, timeout: float) -> tuple[Any, ...]:
         """As `Emulator.told`."""
-        return self.engine, self.arch, self.seed, min(self.timeout, timeout), self.steps, self.machine
+        machine = str(library.path())  # a candidate's process need not build it: its cache is another one
+        return self.engine, self.arch, self.seed, min(self.timeout, timeout), self.steps, machine
+
+    @classmethod
+    def again(cls, arch: str, seed: int | None, timeout: float, steps: int, machine: str) -> PtxRunner:
+        """The one that another process has told of."""
+        library.built = Path(machine)
+        return cls(arch, seed, timeout, steps)
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.machine:
-            library.built = Path(self.machine)
 
     def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> _Function:
         text = nvrtc.cached_ptx(source, self.arch, include=include, name=name)

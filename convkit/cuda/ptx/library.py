@@ -69,9 +69,14 @@ def load() -> ctypes.CDLL:
     KernelError
         If there is no C++ compiler, or it is too old for C++20.
     """
+    return _loaded(path())
+
+
+def path() -> Path:
+    """The file of the library; errors as of `load`."""
     if built is not None and built.is_file():
-        return _loaded(built)
-    return _loaded(_build(kernels_dir() / "ptx", find_compiler(os.environ.get("CXX"))))
+        return built
+    return _build(kernels_dir() / "ptx", find_compiler(os.environ.get("CXX")))
 
 
 @functools.lru_cache(maxsize=4)
