@@ -532,10 +532,10 @@ def test_lines_of_the_source_and_of_callers():
     text = kernel("").replace(
         "ret;",
         '.loc 1 7 3, function_name $x, inlined_at 2 9 1\nadd.u32 %r0, %r1, 1;\n.loc 2 12 1\nret;',
-    ).replace(".address_size 64", '.address_size 64\n.file 1 "a.cuh"\n.file 2 "b.cu"')  # fmt: skip
+    ).replace(".address_size 64", '.address_size 64\n.file 1 "/x//a.cuh"\n.file 2 "b.cu"')  # fmt: skip
     add, leave = parse(text).entries["k"].instructions[-2:]
     assert add.place is not None and add.place.inlined_at is not None and leave.place is not None
-    assert (add.place.file, add.place.line) == ("a.cuh", 7)
+    assert (add.place.file, add.place.line) == ("/x//a.cuh", 7)
     assert (add.place.inlined_at.file, add.place.inlined_at.line) == ("b.cu", 9)
     assert (leave.place.line, leave.place.inlined_at) == (12, None)
 

@@ -80,7 +80,8 @@ class _Emitted:
     row: int
     operands: list[int]
     offset: int
-    label: str
+    label: str  # where a branch goes
+    table: str  # of a branch by an index, the name of its list of labels
     source: Instruction
 
 
@@ -119,9 +120,9 @@ class Assembler:
         self._addresses: dict[str, tuple[str, int, int]] = {}  # space, offset, base
         entry = self.entry
         # Those whose size the launch says come last, and begin at one address.
-        fixed, waiting = ([v for v in (*module.variables.values(), *entry.shared) if v.space == "shared" and
-                           bool(v.size) == known] for known in (True, False))  # fmt: skip
-        self.shared, self.shared_bytes = _laid_out(fixed, GAP)
+        shared = [v for v in (*module.variables.values(), *entry.shared) if v.space == "shared"]
+        waiting = [v for v in shared if not v.size]
+        self.shared, self.shared_bytes = _laid_out([v for v in shared if v.size], GAP)
         self.shared_bytes = -(-self.shared_bytes // 1024) * 1024 if waiting else self.shared_bytes
         self.shared += [(self.shared_bytes, v) for v in waiting]
         outside = [v for v in module.variables.values() if v.space in ("global", "const")]
@@ -152,14 +153,13 @@ class Assembler:
             starts.append(len(self.emitted))
             put(Use(self, instruction))
             self.file.done()
+        for e in self.emitted:
+            if e.table:  # the targets follow the index, as constants
+                rows = [self.file.constant(Constant(4, starts[t])) for t in self._table(e.table, e.source)]
+                e.operands += rows
+                e.offset = len(rows)
         code = np.zeros(len(self.emitted), CODE)
         operands: list[int] = []
-        tables = {k: [starts[t] for t in self._table(e)] for k, e in enumerate(self.emitted) if e.offset < 0
-                  and e.source.opcode[0] == "brx"}  # fmt: skip
-        for k, targets in tables.items():
-            rows = [self.file.constant(Constant(4, target)) for target in targets]
-            self.emitted[k].operands += rows
-            self.emitted[k].offset = len(rows)
         place = self.file.place
         for one, e in zip(code, self.emitted):
             one["row"], one["operands"], one["offset"] = e.row, len(operands), e.offset
@@ -185,12 +185,11 @@ class Assembler:
                 return self.entry.labels[scope, name]
         raise refused(f"the label {name}", at.line)
 
-    def _table(self, e: _Emitted) -> list[int]:
-        for scope in reversed(e.source.scope):
-            if (scope, e.source.operands[1]) in self.entry.tables:
-                names = self.entry.tables[scope, e.source.operands[1]]
-                return [self._label(name, e.source) for name in names]
-        raise refused(f"the targets {e.source.operands[1]}", e.source.line)
+    def _table(self, name: str, at: Instruction) -> list[int]:
+        for scope in reversed(at.scope):
+            if (scope, name) in self.entry.tables:
+                return [self._label(label, at) for label in self.entry.tables[scope, name]]
+        raise refused(f"the targets {name}", at.line)
 
     # -- names --------------------------------------------------------------------------------------
     def register(self, name: str, at: Instruction) -> tuple[int, str]:
@@ -237,12 +236,14 @@ class Use:
             self.words.remove(word)
         return bool(found)
 
-    def emit(self, name: str, *operands: int, offset: int = 0, label: str = "") -> None:
+    def emit(self, name: str, *operands: int, offset: int = 0, label: str = "", table: str = "") -> None:
         """An operation of the machine, on these rows."""
         found = self.assembler.find(name)
         if found is None:
             raise self.refuse()
-        self.assembler.emitted.append(_Emitted(found[0], list(operands), offset, label, self.instruction))
+        self.assembler.emitted.append(
+            _Emitted(found[0], list(operands), offset, label, table, self.instruction)
+        )
 
     def types(self, name: str) -> tuple[str, ...]:
         """The types of an operation's operands, written ones with a `>`."""

@@ -416,7 +416,7 @@ def brx(use: Use) -> None:
     use.take("uni")
     if use.words != ["brx", "idx"] or len(use.operands) != 2:
         raise use.refuse()
-    use.emit("brx", use.read(use.operands[0], "u32"), offset=-1)
+    use.emit("brx", use.read(use.operands[0], "u32"), table=use.operands[1])
 
 
 @family("ret", "exit")

@@ -121,7 +121,7 @@ class Module:
     target: str
 
 
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _STATEMENT = re.compile(
     r"""\s*(?:
       (?P<loc>\.loc\s+[^\n]*) | (?P<file>\.file\s+[^\n]*) | (?P<section>\.section\s+[^{]*\{[^}]*\})
@@ -157,7 +157,7 @@ def parse(text: str) -> Module:
     KernelError
         Of kind "unsupported", for what is not understood; it says the line.
     """
-    text = _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
+    text = _COMMENT.sub(lambda f: f[0] if f[0][0] == '"' else "\n" * f[0].count("\n"), text)
     target = re.search(r"^\s*\.target\s+(\w+)", text, re.M)
     files = {int(n): path for n, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
     entries: dict[str, Entry] = {}
