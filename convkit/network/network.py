@@ -52,7 +52,8 @@ class Network(Planned):
     graph : bool
         Whether a pass on a GPU may be one CUDA graph: captured when it runs for the second time, and replayed
         from then on, to the same bits. A pass that cannot be captured runs call by call, and a warning says
-        why, once; ``print(net.plan(batch))`` says which it is. Hooks are such a reason.
+        why, once; ``print(net.plan(batch))`` says which it is. A step with hooks runs call by call, without
+        a warning.
 
     Attributes
     ----------
@@ -225,7 +226,7 @@ class Network(Planned):
         if plan.fused and plan.guarded:
             self._tell(plan.replay(*phases.values()))
             return
-        if plan.graphs and plan.captures:
+        if plan.fused and plan.graphs and plan.captures:  # of hooks, who has set them knows
             self._tell(plan.step_refusal())
         plan.run(phases["forward"])
         plan.run(phases["loss"])
