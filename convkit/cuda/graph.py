@@ -235,10 +235,10 @@ class _Graph:
 
     def __init__(self, executor: Executor, calls: Sequence[Call], device: str) -> None:
         places = [
-            (call, name, OPTION_TYPES[header.options[name]])
+            (call, name, pointer, OPTION_TYPES[header.options[name]])
             for call in calls
             if (header := _header(call)) is not None
-            for name in header.live
+            for name, pointer in zip(header.live, header.pointers, strict=True)
         ]
         # On the host, and on the device: 8 bytes for each.
         self._host = np.zeros(8 * max(1, len(places)), np.uint8)
@@ -246,21 +246,21 @@ class _Graph:
         self._staging = Staging()
         self._numbers: list[tuple[np.ndarray, dict[str, Any], str]] = []
         pointers: dict[int, dict[str, Array]] = {}
-        for i, (call, name, kind) in enumerate(places):
+        for i, (call, name, pointer, kind) in enumerate(places):
             part = slice(8 * i, 8 * i + np.dtype(kind).itemsize)
             self._numbers.append((self._host[part].view(kind), call.options, name))
-            pointers.setdefault(id(call), {})[name] = self._memory[part].view(kind)
+            pointers.setdefault(id(call), {})[pointer] = self._memory[part].view(kind)
         # What a graph uses must live as long as it does; scratch memory, an option, a plan may replace.
         self._kept = [
-            (_prepared(call), (*call.inputs, *call.outputs), dict(call.options), pointers.get(id(call)))
+            (_prepared(call), (*call.inputs, *call.outputs), {**call.options, **pointers.get(id(call), {})})
             for call in calls
         ]
         self._replay = executor.capture(self._queue)
         self._ended = _event(self._memory)
 
     def _queue(self) -> None:
-        for prepared, tensors, options, live in self._kept:
-            prepared(*tensors, **options, live=live)
+        for prepared, tensors, options in self._kept:
+            prepared(*tensors, **options)
 
     def launch(self) -> None:
         """Queue it, with the numbers that the calls' options have now."""

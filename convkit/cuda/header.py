@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ class Header:
     error: float = 1e-6
     math: str = "fp32"
     layout: str = "NCHW"
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """Names of the kernel's pointers to live options."""
+        return tuple(f"live_{name}" for name in self.live)
+
+    def live_arrays(self, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The live options as arrays of one element, by the names of the kernel's pointers to them."""
+        return {
+            pointer: np.array([options[name]], OPTION_TYPES[self.options[name]])
+            for name, pointer in zip(self.live, self.pointers, strict=True)
+        }
 
     def scope(self, problem: Problem) -> dict[str, Any]:
         """The names that expressions see: the problem's numbers, the tile, and those of `let`."""

@@ -41,8 +41,8 @@ class Ready:
 class Prepared:
     """A kernel file for one problem on one executor: a call packs its arguments and launches.
 
-    A call is given tensors, options and scratch memory; `live` has, by name, arrays of one element from which
-    the kernel reads an option instead.
+    A call is given tensors, options and scratch memory. Where `live_lr` is among the options, an array of one
+    element, a kernel whose header says that `lr` is live reads it there.
     """
 
     __slots__ = ("_count", "_functions", "_live", "_options", "_pack", "_struct", "_workspace", "bound")
@@ -60,15 +60,9 @@ class Prepared:
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
         self._options = [(name, OPTION_TYPES.get(ctype)) for name, ctype in kernel.header.options.items()]
-        self._live = kernel.header.live
+        self._live = kernel.header.pointers
 
-    def values(
-        self,
-        tensors: Sequence[Any],
-        options: Mapping[str, Any],
-        workspace: Any = None,
-        live: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
+    def values(self, tensors: Sequence[Any], options: Mapping[str, Any], workspace: Any = None) -> list[Any]:
         """What the kernels receive, in the order of their parameters: arrays, None, NumPy scalars."""
         if len(tensors) != self._count:
             raise TypeError(f"{self._count} tensors are needed, not {len(tensors)}")
@@ -78,15 +72,12 @@ class Prepared:
         for name, convert in self._options:
             # A flag is an array, and the null pointer where it is not given.
             values.append(convert(options[name]) if convert else options.get(name))
-        pointers = live or {}
-        values += [pointers.get(name) for name in self._live]
+        values += [options.get(pointer) for pointer in self._live]
         return values
 
-    def __call__(
-        self, *tensors: Any, workspace: Any = None, live: Mapping[str, Any] | None = None, **options: Any
-    ) -> None:
+    def __call__(self, *tensors: Any, workspace: Any = None, **options: Any) -> None:
         # All launches of a file get the same arguments.
-        arguments = self._pack(self.values(tensors, options, workspace, live))
+        arguments = self._pack(self.values(tensors, options, workspace))
         for launch in self.bound:
             launch(arguments)
 
@@ -130,7 +121,7 @@ class Runner:
         outputs = (*op.outputs, "workspace") if header.workspace else op.outputs
         found += [Argument(name, None, output=True, reads=launch > 0) for name in outputs]
         found += [Argument(name, None) for name in header.options]
-        found += [Argument(f"live_{name}", None) for name in header.live]
+        found += [Argument(name, None) for name in header.pointers]
         return tuple(found)
 
     def prepare(self, problem: Problem) -> Prepared:

@@ -12,7 +12,7 @@ from ..arrays import A, Array
 from ..call import Call
 from ..checked import outside
 from ..dispatch import operation
-from ..errors import OptionError, ShapeError
+from ..errors import ConvkitWarning, OptionError, ShapeError
 from ..options import flag
 from . import arguments, hooks
 from .loss import Loss, PendingLoss
@@ -241,7 +241,7 @@ class Network(Planned):
             self._told.add(refusal)
             warnings.warn(
                 f"a pass runs call by call, not as a CUDA graph: {refusal} (graph=False ends this warning)",
-                UserWarning,
+                ConvkitWarning,
                 stacklevel=outside(),
             )
 

@@ -18,13 +18,18 @@ import pytest
 import convkit as ck
 from convkit import devices
 from convkit.arrays import np_dtype
+from convkit.check.attempt import Question
+from convkit.check.cases import Case
+from convkit.check.verdicts import judge
 from convkit.cuda import graph
 from convkit.cuda.emulate import Emulator
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.null import nulled
+from convkit.cuda.prepare import implementation
 from convkit.network import layers
 from convkit.op import OPS
 from convkit.ops.elementwise import Elementwise
+from convkit.paths import kernels_dir
 from convkit.registry import select
 
 RNG = np.random.default_rng(5)
@@ -172,16 +177,15 @@ def test_a_shipped_kernel_reads_what_changes_from_memory(kernel, dtype, compiler
         "lr": 0.07, "momentum": 0.9, "weight_decay": 1e-3, "dampening": 0.2, "nesterov": False,
         "lr_in_velocity": False, "p": 0.4, "seed": 2**63 + 5, "offset": 2**40 - 3, "scale": 1.5,
     }  # fmt: skip
-    kinds = {"lr": np.float32, "seed": np.uint64, "offset": np.uint64}
     options = {name: options[name] for name in OPS[op].options}
-    live = {name: np.array([options[name]], kinds[name]) for name in graph.CHANGING if name in options}
+    live = kernel.header.live_arrays(options)
     tensors = [RNG.standard_normal(1003).astype(np_dtype(dtype)) for _ in OPS[op].inputs]
     found = []
     with ck.emulate(check=True):
         run = select(op, problem, device="cuda", impl=kernel.name).prepare(problem)
-        for given, pointers in ((options, None), ({**options, **dict.fromkeys(live, 1)}, live)):
+        for given in (options, {**options, **dict.fromkeys(kernel.header.live, 1), **live}):
             outputs = [np.empty_like(tensors[0]) for _ in OPS[op].outputs]
-            run(*tensors, *outputs, **given, live=pointers)
+            run(*tensors, *outputs, **given)
             found.append(b"".join(output.tobytes() for output in outputs))
     assert found[0] == found[1] and any(found[0])
 
@@ -395,6 +399,21 @@ def test_headers_that_are_refused(tmp_path):
         path.write_text(BY_VALUE.format(live=live, parameter="", read=""))
         with pytest.raises(ck.OptionError, match=message):
             ck.register(path)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_gate_asks_whether_what_is_live_is_read(tmp_path, compiler, reads):
+    path = tmp_path / "dropout_fprop_mine.cu"
+    text = (kernels_dir() / "dropout_fprop_philox.cu").read_text().replace("dropout_fprop_philox", path.stem)
+    line = "  if (live_offset != nullptr) offset = *live_offset;\n"
+    assert line in text
+    path.write_text(text if reads else text.replace(line, ""))
+    options = {"p": 0.5, "seed": 3, "offset": 12345, "scale": 2.0}
+    question = Question.of(Case("dropout_fprop", Elementwise((1003,)), "as in a graph", options), "float32")
+    with ck.emulate():
+        verdict = judge(implementation(path), question)
+    assert verdict.ok == reads
+    assert reads or "does not read from memory what its header calls live" in verdict.reason
 
 
 def test_the_host_does_its_part_without_a_gpu():
