@@ -320,9 +320,12 @@ class Network(Planned):
 
     def _rules(self, lr: float) -> dict[str, dict[str, Any]]:
         """For each parameter that is not frozen, what `sgd_momentum` is given."""
-        first = next(iter(self.params), "").rpartition(".")[0]
-        rules = {name: self.update.options(name, lr, first) for name in self.params}
-        return {name: rule for name, rule in rules.items() if rule["lr"] is not None}
+        if self._ruled is None or self._ruled[0] is not self.update or self._ruled[1] != lr:
+            first = next(iter(self.params), "").rpartition(".")[0]
+            rules = {name: self.update.options(name, lr, first) for name in self.params}
+            rules = {name: rule for name, rule in rules.items() if rule["lr"] is not None}
+            self._ruled = self.update, lr, rules
+        return self._ruled[2]
 
     def _begin(self, plan: Plan, training: bool, first: int = 0, total: int | None = None) -> None:
         """Point the plan's dropouts at counters that no step has used."""

@@ -86,6 +86,7 @@ class Planned:
         # Images, and labels, on their way from the host to a GPU; the plans share it.
         self._staged = Staging(), Staging()
         self._told: set[str] = set()  # why passes run call by call
+        self._ruled: tuple[Update, float, dict[str, dict[str, Any]]] | None = None  # the last step's
 
     # -- attributes -----------------------------------------------------------------------------------
     params = Kept("The parameters by name.")
@@ -127,7 +128,7 @@ class Planned:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        own = ("_plans", "_last", "_turn", "_in_hook", "_staged", "_told")
+        own = ("_plans", "_last", "_turn", "_in_hook", "_staged", "_told", "_ruled")
         kept = {name: value for name, value in self.__dict__.items() if name not in own}
         record = replace(self._record, plan=None)
         return {**kept, "_record": record, "on_gradient": None, "before_update": None}
