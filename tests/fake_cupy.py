@@ -180,17 +180,31 @@ class Stream:
         return Graph(work, self.key[0])
 
 
+#: For each graph that was destroyed while it ran, how often it was running.
+destroyed: list[int] = []
+
+
 class Graph:
     """Captured work; each launch does it once more, on the current stream."""
 
     def __init__(self, work: list[Callable[[], Any]], device: int) -> None:
-        self.work, self.device = work, device
+        self.work, self.device, self.running = work, device, 0
+
+    def __del__(self) -> None:
+        if self.running:
+            destroyed.append(self.running)
 
     def launch(self, stream: Stream | None = None) -> None:
         if current_device[0] != self.device:
             raise Refused("cudaErrorInvalidResourceHandle: a graph of another device")
+        running = weakref.ref(self)
+        self.running += 1
         for one in self.work:
             one()
+        queue(SHORT, lambda: running() and running()._ended())
+
+    def _ended(self) -> None:
+        self.running -= 1
 
 
 #: Of each device, its current streams, the innermost last.
@@ -838,6 +852,7 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
     Stream.every.clear()
     _deadlines.clear()
     holds.clear()
+    destroyed.clear()
     held_since.clear()
     host_knows.clear()
     _allocators.clear()
