@@ -201,7 +201,7 @@ class Graph:
         self.running += 1
         for one in self.work:
             one()
-        queue(SHORT, lambda: running() and running()._ended())
+        queue(0.0, lambda: running() and running()._ended())
 
     def _ended(self) -> None:
         self.running -= 1
