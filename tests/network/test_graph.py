@@ -439,3 +439,21 @@ def test_the_host_does_its_part_without_a_gpu():
     assert len(others) == len(launched) // 2
     half = len(launched) // 2  # call by call, and as it is captured
     assert half > 5 and [one[:2] for one in launched[:half]] == [one[:2] for one in launched[half:]]
+
+
+@pytest.mark.gpu
+def test_a_graph_on_a_gpu():
+    """Which the stand-in is not: the same bits, in a step that is captured, and several steps in flight."""
+    net, eager = tiny(), tiny(graph=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = [(net.step(X[:4], Y[:4], lr=lr), eager.step(X[:4], Y[:4], lr=lr)) for lr in (0.1, 0.2, 0.3)]
+    assert all(numbers(a) == numbers(b) for a, b in losses)
+    pending, x = [], X[:4].copy()
+    for i in range(4):
+        x[...] = X[i : i + 4]
+        pending.append(net.step(x, Y[:4], lr=0.1 * (i + 1), sync=False))
+        x.fill(np.nan)
+    wanted = [eager.step(X[i : i + 4], Y[:4], lr=0.1 * (i + 1)) for i in range(4)]
+    assert [numbers(one.wait()) for one in pending] == [numbers(one) for one in wanted]
+    assert_same(net, eager)
