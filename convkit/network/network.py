@@ -214,11 +214,12 @@ class Network(Planned):
         with self._turn:
             plan = self.load_step(x, labels, lr=lr, shard=shard)
             self._run_step(plan)
-            total = plan.x.shape[0] if shard is None else shard[1]
+            images, result = plan.x.shape[0], self._result
+            total = images if shard is None else shard[1]
             if sync:
-                return self._result(plan.results(), plan.x.shape[0], total)
-            later, images = plan.results_later(), plan.x.shape[0]
-            return PendingLoss(lambda: self._result(later(), images, total))
+                return result(plan.results(), images, total)
+            later = plan.results_later()  # what is pending keeps neither the plan nor the network
+            return PendingLoss(lambda: result(later(), images, total))
 
     def _run_step(self, plan: Plan) -> None:
         """All phases of a step: one by one where something of the host's stands between them."""

@@ -261,6 +261,18 @@ def test_a_network_that_goes_waits_for_what_is_queued(cupy, time, graphs):
     assert not fake_cupy.destroyed
 
 
+def test_each_step_has_its_own_rate(kernels):
+    net = tiny(device="cpu", update=ck.Update(momentum=0, weight_decay=0))
+    before = {name: w.copy() for name, w in net.params.items()}
+    for lr, moves in ((0.1, True), (0.0, False), (0.1, True), (None, True)):
+        net.step(X[:4], Y[:4], lr=lr)
+        assert all(np.array_equal(w, before[name]) != moves for name, w in net.params.items()), lr
+        before = {name: w.copy() for name, w in net.params.items()}
+    net.update = replace(net.update, lr=0.0)
+    net.step(X[:4], Y[:4])
+    assert all(np.array_equal(w, before[name]) for name, w in net.params.items())
+
+
 def test_pending_losses_on_the_cpu(kernels):
     net, other = tiny(device="cpu"), tiny(device="cpu")
     pending = [net.step(X[:4], Y[:4], sync=False) for _ in range(2)]
