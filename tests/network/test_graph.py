@@ -453,6 +453,27 @@ def test_the_host_does_its_part_without_a_gpu():
     assert half > 5 and [one[:2] for one in launched[:half]] == [one[:2] for one in launched[half:]]
 
 
+def test_the_executor_of_a_gpu_captures(cuda, monkeypatch):
+    """The real one, on the stand-in for CuPy, whose functions do nothing here."""
+    launches = []
+    monkeypatch.setattr(cuda, "cached_cubin", lambda *_, **__: b"machine code")
+    monkeypatch.setattr(
+        fake_cupy.Function, "__call__",
+        lambda self, grid, block, args, shared: launches.append((self.ptr, grid, block, args)),
+    )  # fmt: skip
+    net = tiny()
+    for _ in range(4):
+        net.step(X[:4], Y[:4])
+    half = len(launches) // 2
+    eager, captured = launches[:half], launches[half:]  # and two replays, which launch nothing by themselves
+    assert half > 10 and [one[:3] for one in eager] == [one[:3] for one in captured]
+    live = [
+        sum(isinstance(b, cuda.cupy.ndarray) and not isinstance(a, cuda.cupy.ndarray) for a, b in zip(x, y))
+        for (*_, x), (*_, y) in zip(eager, captured, strict=True)
+    ]
+    assert sorted(live) == [0] * (half - 6) + [1] * 4 + [2] * 2  # four updates, dropout both ways
+
+
 @pytest.mark.gpu
 def test_a_graph_on_a_gpu():
     """Which the stand-in is not: the same bits, in a step that is captured, and several steps in flight."""
