@@ -1,4 +1,4 @@
-"""ImageNet in small, end to end: trees of synsets and ILSVRC's tars through prepare, train, evaluate, predict."""
+"""ImageNet in small, end to end: synset folders and ILSVRC's tars through the four commands."""
 
 from __future__ import annotations
 
