@@ -213,9 +213,13 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="bench/learn.py"
     )
-    parser.add_argument("data", nargs="?", default="digits", help="digits (default), or a folder")
-    parser.add_argument("--recipe", default="small", help="as `convkit train` takes it (default: small; for the "
-                        "digits 30 epochs of it)")  # fmt: skip
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default="digits",
+        help="digits (default; 30 epochs of the recipe small), or a folder",
+    )
+    parser.add_argument("--recipe", default="small", help="a name, or a file (default: small)")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
                         help="change a value of the recipe; repeatable")  # fmt: skip
     parser.add_argument(
