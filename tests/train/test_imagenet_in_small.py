@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -216,6 +217,21 @@ def test_a_run_is_evaluated_from_any_source_alike(small, tmp_path):
     assert figures(document) == figures(small.document)
     ((torn, _),) = document["left_out"]
     assert Path(torn).name == "torn.JPEG"
+
+
+def test_data_may_lack_classes_of_the_run(small, tmp_path):
+    """Their classes are numbered from 0 on, and are still those of the run by their keys."""
+    some = [small.tree.classes[number] for number in (2, 4)]
+    for part in ("train", "val"):
+        for key in some:
+            shutil.copytree(small.tree.root / part / key, tmp_path / "some" / part / key)
+    said, _ = command(
+        "evaluate", small.run, tmp_path / "some", "--views", 10, "--json", tmp_path / "some.json"
+    )
+    assert "note: There are images of 2 of the 6 classes." in said
+    document = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))
+    found = [one for one in document["classes"] if one["images"]]
+    assert found == [one for one in small.document["classes"] if one["key"] in some]
 
 
 def test_training_has_the_same_bits_from_any_source(tmp_path, monkeypatch):
