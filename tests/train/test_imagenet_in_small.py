@@ -212,8 +212,9 @@ def test_predict_agrees_with_evaluate_and_knows_names(small):
 
 # -- the tree, the store and the tars ---------------------------------------------------------------------
 def test_a_run_is_evaluated_from_any_source_alike(small, tmp_path):
-    command("evaluate", small.run, small.tree.root, "--views", 10, "--json", tmp_path / "tree.json")
-    document = json.loads((tmp_path / "tree.json").read_text(encoding="utf-8"))
+    file = tmp_path / "found.json"
+    command("evaluate", small.run, small.tree.root, "--views", 10, "--json", file, "--workers", 0)
+    document = json.loads(file.read_text(encoding="utf-8"))
     assert figures(document) == figures(small.document)
     ((torn, _),) = document["left_out"]
     assert Path(torn).name == "torn.JPEG"
@@ -225,11 +226,10 @@ def test_data_may_lack_classes_of_the_run(small, tmp_path):
     for part in ("train", "val"):
         for key in some:
             shutil.copytree(small.tree.root / part / key, tmp_path / "some" / part / key)
-    said, _ = command(
-        "evaluate", small.run, tmp_path / "some", "--views", 10, "--json", tmp_path / "some.json"
-    )
+    given = (small.run, tmp_path / "some", "--views", 10, "--json", tmp_path / "found.json", "--workers", 0)
+    said, _ = command("evaluate", *given)
     assert "note: There are images of 2 of the 6 classes." in said
-    document = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))
+    document = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     found = [one for one in document["classes"] if one["images"]]
     assert found == [one for one in small.document["classes"] if one["key"] in some]
 
