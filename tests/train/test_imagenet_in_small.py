@@ -309,7 +309,7 @@ def test_a_thousand_classes(tmp_path):
 
     said, _ = shell("prepare", tree, tmp_path / "store", "--size", 72)
     odd = len(trees.odd(trees.picture(0, 0))) + 1
-    assert f"{2000 + odd:,} training and 1,000 validation images of 1000 classes, 72 x 72 x 3" in said
+    assert f"{2000 + odd:,} training and 1,000 validation images of 1,000 classes, 72 x 72 x 3" in said
     left_out = (tmp_path / "store" / "left_out.txt").read_text(encoding="utf-8")
     for path, word in awkward.broken.items():
         assert re.search(rf"^{re.escape(str(path))}\t.*{word}", left_out, re.MULTILINE)
