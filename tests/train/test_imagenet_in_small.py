@@ -304,7 +304,7 @@ def test_a_thousand_classes(tmp_path):
                 content = trees.written(photo(rng, label), quality=85)
                 (tree / part / key / f"{key}_{part}{number}.JPEG").write_bytes(content)
     awkward = trees.Tree(tree, list(synsets()))
-    trees._add_awkward(awkward, tree / "train" / "n02123045")
+    trees.add_awkward(awkward, tree / "train" / "n02123045")
     ilsvrc.pack(tree, tmp_path / "tars")
 
     said, _ = shell("prepare", tree, tmp_path / "store", "--size", 72)

@@ -199,11 +199,12 @@ def make(
                 pixels = picture(label, number + (train if part == parts[1] else 0), height, width)
                 (folder / f"{key}_{number}.JPEG").write_bytes(written(pixels, quality=90))
     if awkward:
-        _add_awkward(tree, root / parts[0] / tree.classes[0])
+        add_awkward(tree, root / parts[0] / tree.classes[0])
     return tree
 
 
-def _add_awkward(tree: Tree, folder: Path) -> None:
+def add_awkward(tree: Tree, folder: Path) -> None:
+    """Add files that are odd or broken, each in its way, to a class folder; the tree notes the broken ones."""
     jpeg = written(picture(0, 0), quality=90)
     for name, (maker, word) in BROKEN.items():
         (folder / name).write_bytes(maker(jpeg))
