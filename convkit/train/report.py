@@ -205,8 +205,8 @@ def _where(position: Mapping[str, Any]) -> str:
     """How far training had come."""
     if "step" not in position:
         return ""
-    # The position names the epoch that is under way; right after an epoch that is the next one.
-    epoch = position.get("epoch", 0) - (not position.get("batch"))
+    # The position counts the epochs that are complete; a batch more is in the one after them.
+    epoch = position.get("epoch", 0) + bool(position.get("batch"))
     return f", after step {position['step']:,}" + (f", in epoch {epoch}" if epoch > 0 else "")
 
 
