@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ._output import printable
 
 if TYPE_CHECKING:
-    from ..train.prepare import Prepared
+    from ..train.preparation import Prepared
 
 #: Files that were left out, and classes without an image, that are shown.
 _SHOWN = 5
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 0:
         raise OptionError(f"--workers must be at least 0, not {args.workers}")
     if args.store is not None:
-        from ..train.prepare import prepare
+        from ..train.preparation import prepare
 
         try:
             with _bar("img") as progress:

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from ..discovery import register
     from ..registry import use
     from ..train.errors import NotFinite
-    from ..train.fit import fit
     from ..train.stops import Stopped
+    from ..train.training import fit
     from .alexnet import choices
 
     for file in args.register:

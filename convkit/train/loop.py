@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..network.loss import Loss
-from . import curves, draws, evaluate
+from . import curves, draws, evaluation
 from .data.dataset import Data
 from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
@@ -235,17 +235,17 @@ class Loop:
         first, stop = self.exchange.share(len(split))
         rows = PIECE * self.recipe.batch
         pieces = -(-len(split) // (rows * self.exchange.size))
-        found = evaluate.Counts().array()
+        found = evaluation.Counts().array()
         with Loader(split, workers=self.workers) as loader:
             for piece in range(pieces):
                 self.log.doing(f"validation {piece}/{pieces}")
                 share = min(first + piece * rows, stop), min(first + (piece + 1) * rows, stop)
-                found += evaluate.validate(
+                found += evaluation.validate(
                     self.net, split, self.inputs, batch=self.recipe.batch, share=share, loader=loader
                 ).array()
                 if piece + 1 < pieces and self._asked()[0]:
                     self._stop()
-        total = evaluate.Counts.of(self.exchange.add(found))
+        total = evaluation.Counts.of(self.exchange.add(found))
         if total.left_out:
             self._say_once(f"{total.left_out} validation images cannot be read: they do not count")
         if not total.images:

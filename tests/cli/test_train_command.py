@@ -16,9 +16,9 @@ from conftest import need
 from convkit.cli import main
 from convkit.train import recipe
 from convkit.train.data.dataset import Data, Pixels
-from convkit.train.fit import fit
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 from convkit.train.run_folder import RunFolder
+from convkit.train.training import fit
 
 need("safetensors")
 need("cv2")

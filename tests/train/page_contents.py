@@ -9,7 +9,7 @@ import numpy as np
 
 from convkit.train.data.dataset import Pixels
 from convkit.train.errors import BadImage
-from convkit.train.evaluate import Evaluation
+from convkit.train.evaluation import Evaluation
 from convkit.train.page.content import Content
 
 HOSTILE = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"

@@ -13,7 +13,7 @@ import convkit as ck
 from convkit.network.loss import Loss
 from convkit.train.data.dataset import Pixels, Split
 from convkit.train.errors import BadImage, DataError
-from convkit.train.evaluate import Counts, Evaluation, Rate, evaluate, validate
+from convkit.train.evaluation import Counts, Evaluation, Rate, evaluate, validate
 from convkit.train.loader import Loader
 
 K = 8

@@ -16,7 +16,7 @@ import runs
 from conftest import need
 
 import convkit as ck
-from convkit.train import checkpoint, evaluate
+from convkit.train import checkpoint, evaluation
 from convkit.train.data.dataset import Pixels
 from convkit.train.errors import DataError, NotFinite, RunError
 from convkit.train.exchange.alone import Alone
@@ -46,7 +46,7 @@ def errors_of_epochs(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
     """Let the validations find so many errors, of twenty images."""
     left = list(errors)
     monkeypatch.setattr(
-        evaluate, "validate", lambda *_, **__: evaluate.Counts(1.0, left.pop(0) if left else 19, 0, 20)
+        evaluation, "validate", lambda *_, **__: evaluation.Counts(1.0, left.pop(0) if left else 19, 0, 20)
     )
 
 
@@ -88,7 +88,7 @@ def test_what_a_stop_says(tmp_path, monkeypatch):
 def test_a_signal_within_a_validation(tmp_path, monkeypatch, undisturbed):
     """A validation of several pieces is given up, and made anew when the run goes on."""
     monkeypatch.setattr("convkit.train.loop.PIECE", 1)
-    validate, calls = evaluate.validate, []
+    validate, calls = evaluation.validate, []
 
     def once(*given, **options):
         if not calls:
@@ -96,7 +96,7 @@ def test_a_signal_within_a_validation(tmp_path, monkeypatch, undisturbed):
         calls.append(options["share"])
         return validate(*given, **options)
 
-    monkeypatch.setattr(evaluate, "validate", once)
+    monkeypatch.setattr(evaluation, "validate", once)
     with pytest.raises(Stopped, match=f"after step {STEPS}"):
         runs.run(tmp_path / "run")
     assert calls == [(0, 8)]
@@ -360,7 +360,7 @@ def test_what_is_refused_leaves_no_folder(tmp_path):
 
 def test_a_folder_that_is_taken_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("mine")
-    monkeypatch.setattr("convkit.train.fit.open_data", None)
+    monkeypatch.setattr("convkit.train.training.open_data", None)
     refused(tmp_path, "holds other things", of="digits")
     refused(tmp_path / "file.txt", "cannot make a run's folder .*: Not a directory", of="digits")
 

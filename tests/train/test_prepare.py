@@ -17,11 +17,11 @@ import pytest
 from conftest import need
 
 from convkit.cli import main
-from convkit.train import prepare as preparing
+from convkit.train import preparation as preparing
 from convkit.train.data.dataset import Data, Pixels, Split
 from convkit.train.data.store import damaged, open_store
 from convkit.train.errors import BadImage, DataError
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (50, 4, 4, 3), np.uint8)
@@ -134,7 +134,7 @@ KILLED = """
     sys.path.insert(0, tests)
     import test_prepare
     from convkit.cpu import jit
-    from convkit.train import prepare as preparing
+    from convkit.train import preparation as preparing
     preparing.SHARD, preparing._BLOCK = 8 * 48, 3 * 48
     jit.missing = lambda: "left out: every child would load Numba"
     os.fsync = lambda handle: None  # it is for a computer that stops, not for a process

@@ -10,7 +10,7 @@ from convkit.train.data import statistics as stored
 from convkit.train.data.dataset import Pixels, Split
 from convkit.train.data.statistics import Totals
 from convkit.train.errors import BadImage, DataError
-from convkit.train.prepare import statistics
+from convkit.train.preparation import statistics
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..evaluate import Rate
+from ..evaluation import Rate
 
 
 def percent(share: float) -> str:

@@ -21,7 +21,7 @@ from .inputs import Inputs
 from .log import Log
 from .loop import Loop
 from .position import Position
-from .prepare import statistics as statistics_of
+from .preparation import statistics as statistics_of
 from .recipe import Recipe, load, overridden, parse, table
 from .run_folder import Info, RunFolder
 from .stops import Stopped, Stops

@@ -13,7 +13,7 @@ from ..options import integer
 from . import photos
 from .data import decode
 from .errors import BadImage
-from .evaluate import filled, require_views, scored
+from .evaluation import filled, require_views, scored
 from .inputs import Inputs
 
 #: Images at a time; a plan is made for as many.
