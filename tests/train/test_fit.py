@@ -22,6 +22,7 @@ from convkit.train.errors import DataError, NotFinite, RunError
 from convkit.train.exchange.alone import Alone
 from convkit.train.inputs import Inputs
 from convkit.train.loader import Loader
+from convkit.train.position import Sums
 from convkit.train.run_folder import RunFolder
 from convkit.train.stops import Stopped
 
@@ -46,7 +47,7 @@ def errors_of_epochs(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
     """Let the validations find so many errors, of twenty images."""
     left = list(errors)
     monkeypatch.setattr(
-        evaluation, "validate", lambda *_, **__: evaluation.Counts(1.0, left.pop(0) if left else 19, 0, 20)
+        evaluation, "validate", lambda *_, **__: Sums(1.0, left.pop(0) if left else 19, 0, 20)
     )
 
 
@@ -90,18 +91,18 @@ def test_a_signal_within_a_validation(tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr("convkit.train.loop.PIECE", 1)
     validate, calls = evaluation.validate, []
 
-    def once(*given, **options):
+    def once(net, inputs, loader, indices, **options):
         if not calls:
             os.kill(os.getpid(), signal.SIGTERM)
-        calls.append(options["share"])
-        return validate(*given, **options)
+        calls.append(indices)
+        return validate(net, inputs, loader, indices, **options)
 
     monkeypatch.setattr(evaluation, "validate", once)
     with pytest.raises(Stopped, match=f"after step {STEPS}"):
         runs.run(tmp_path / "run")
-    assert calls == [(0, 8)]
+    assert calls == [range(8)]
     runs.run(tmp_path / "run", resume=True)
-    assert calls[1:4] == [(0, 8), (8, 16), (16, 20)]
+    assert calls[1:4] == [range(8), range(8, 16), range(16, 20)]
     assert runs.digest(tmp_path / "run") == runs.digest(undisturbed)
 
 

@@ -177,7 +177,7 @@ def test_curves_have_their_points():
     heights = [float(y) for y in re.findall(r" ([\d.]+)", paths[-1])]
     assert len(heights) == 14 and heights == sorted(heights)  # errors fall: down is larger in SVG
     rows = body(captioned(tree(contents.digits), "Each epoch"))
-    assert len(rows) == 14 and rows[13]["validation error"].text == f"{2 + 70 * np.exp(-3.5):.6g}"
+    assert len(rows) == 14 and rows[13]["validation error"].text == f"{2 + 70 * np.exp(-3.5):.2f} %"
     assert rows[0]["seconds"].text == "–"
 
 
