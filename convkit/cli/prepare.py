@@ -59,10 +59,6 @@ def run(args: argparse.Namespace) -> int:
     """Make a store, or verify one; 1 if a file of it is damaged."""
     if args.store is None and not args.verify:
         raise OptionError("it takes DATA and STORE; --verify takes a store alone")
-    if args.size < 1:
-        raise OptionError(f"--size must be at least 1, not {args.size}")
-    if args.workers is not None and args.workers < 0:
-        raise OptionError(f"--workers must be at least 0, not {args.workers}")
     if args.store is not None:
         from ..train.preparation import prepare
 

@@ -317,10 +317,15 @@ class Loop:
         except RunError as problem:
             now.best = before
             if must:
-                raise
+                raise RunError(f"{problem}{self._saved_text()}") from problem
             self.log.say(f"warning: {problem}; training goes on without this checkpoint")
         else:
             self._saved_step = now.step
+
+    def _saved_text(self) -> str:
+        if self._saved_step < 0:
+            return ""
+        return f"; the checkpoint of step {self._saved_step} is there: --resume goes on from it"
 
     def _stop(self) -> NoReturn:
         self._name_bad()

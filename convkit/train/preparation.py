@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..options import integer
 from .data import open_data
 from .data.dataset import Data, Split, Statistics
 from .data.statistics import Totals
@@ -126,6 +127,8 @@ def prepare(
         If DATA cannot be used, if none of its images can be read, if STORE is something else, or if the
         disk has not enough room.
     """
+    if workers is not None:
+        workers = integer("workers", workers, 0)
     folder = Path(store)
     if not isinstance(source, Data):
         _require_apart(source, folder)

@@ -61,7 +61,7 @@ class Info:
     data : str
         The data's name, for people.
     path : str
-        Where they are, as the user said.
+        Where they are: an absolute path, or "digits"; empty if that is not known.
     classes, names : tuple of str
         As in `Data`.
     fingerprint : str
@@ -396,6 +396,8 @@ class RunFolder:
         """
         self.wait()
         if which not in WHICH:
+            if not Path(which).is_file():
+                raise RunError(f"there is no checkpoint {which!r}: it can be {', '.join(WHICH)}, or a file")
             return checkpoint.load(which)
         if not self.has_checkpoint(which):
             there = " and ".join(name for name in WHICH if (self.path / f"{name}.safetensors").exists())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math as maths
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import ConvkitError
+from ..errors import ConvkitError, OptionError
+from ..options import integer
 from . import exchange as exchanges
 from .build import build, stored_size
 from .data import open_data
@@ -87,6 +89,11 @@ def fit(
     Stopped
         After SIGTERM, SIGHUP or Ctrl-C, when the checkpoint is written.
     """
+    if workers is not None:
+        workers = integer("workers", workers, 0)
+    checkpoint_steps = integer("checkpoint_steps", checkpoint_steps, 0)
+    if not checkpoint_minutes > 0:
+        raise OptionError(f"checkpoint_minutes must be above 0, not {checkpoint_minutes!r}")
     ended: Stopped | NotFinite | None = None
     with exchanges.here(device) as exchange:
         log = Log(quiet=quiet, events=Path(output) / "events") if exchange.rank == 0 else Log(quiet=True)
@@ -170,9 +177,8 @@ class _Setup:
     def begin(self, net: Any, made: _Made) -> tuple[Statistics | None, Position]:
         """Make the run's folder, or load its checkpoint into the network."""
         if self.run is None:
-            path = "" if isinstance(self.given, Data) else str(self.given)
-            found = self._statistics(made)
-            self.run = RunFolder.create(self.output, made.recipe, Info.of(made.data, path), found)
+            found, info = self._statistics(made), Info.of(made.data, self._path())
+            self.run = RunFolder.create(self.output, made.recipe, info, found)
             return found, Position()
         position = Position()
         if self.run.has_checkpoint():
@@ -183,6 +189,12 @@ class _Setup:
             self.run.replace_recipe(made.recipe)
         self.run.cut_logs(position.table())
         return self.run.statistics, position
+
+    def _path(self) -> str:
+        """Where the data are, from any working directory; empty if that is not known."""
+        if isinstance(self.given, Data):
+            return ""
+        return "digits" if str(self.given) == "digits" else os.path.abspath(self.given)
 
     def _recipe(self) -> Recipe:
         """The recipe that was asked for, by default that of the run that goes on."""
@@ -243,7 +255,10 @@ def _first_lines(loop: Loop, changes: list[str]) -> str:
     if changes:
         lines.append(f"the recipe has changed, from that of the run: {'; '.join(changes)}")
     if loop.complete:
-        lines.append(f"the recipe is complete after step {position.step}; --set epochs=... goes on")
+        more = "steps" if 0 < recipe.steps <= position.step else "epochs"
+        if position.epoch < recipe.epochs and more == "epochs":
+            more = "plateau.times"
+        lines.append(f"the recipe is complete after step {position.step}; --set {more}=... goes on")
     elif position.step:
         lines.append(f"going on after step {position.step}, in epoch {position.epoch + 1}")
     return "\n".join(lines)

@@ -280,8 +280,9 @@ def test_best_is_written_later_where_the_disk_was_full(tmp_path, monkeypatch):
 @pytest.mark.parametrize("when", [range(1), range(3, 4)], ids=["first", "last"])
 def test_the_first_and_the_last_checkpoint_must_be_written(tmp_path, monkeypatch, when):
     tried = full(monkeypatch, when)
-    with pytest.raises(RunError, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device") as refused:
         runs.run(tmp_path / "run")
+    assert ("the checkpoint of step 12 is there: --resume" in str(refused.value)) == (when.start == 3)
     assert tried == [0, 6, 12, 18][: when.stop]
     runs.run(tmp_path / "run", resume=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import unknown
+from ...options import integer
 from ..errors import DataError
 from .dataset import Data
 
@@ -53,8 +54,7 @@ def open_data(path: str | Path, size: int, square: str = "crop") -> Data:
     """
     if square not in _SQUARES:
         raise unknown("square", square, _SQUARES)
-    if size < 1:
-        raise DataError(f"images need a size of at least 1 pixel, not {size}")
+    size = integer("size", size, 1)
     if str(path) == "digits":
         from .digits import open_digits
 
