@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...version import __version__
+from .. import disk
 from ..errors import DataError
 from . import statistics
 from .dataset import Data, Split
@@ -189,7 +190,7 @@ class Writer:
             else:
                 path.unlink()
             self._partial = None
-            _sync(self.folder)
+            disk.sync(self.folder)
         done.append({"file": name, **entry})
         self._note()
 
@@ -269,19 +270,8 @@ class Writer:
         return self._write(name, contents.getvalue())
 
     def _write(self, name: str, contents: bytes) -> dict[str, Any]:
-        """Write a file as a whole or not at all: under another name, to the disk, then renamed."""
-        path = self.folder / (name + _PARTIAL)
         with self._writing():
-            try:
-                with open(path, "wb") as file:
-                    file.write(contents)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(path, self.folder / name)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-            _sync(self.folder)
+            disk.replace(self.folder / name, contents, self.folder / (name + _PARTIAL))
         return {"file": name, "bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
 
     @contextlib.contextmanager
@@ -380,15 +370,6 @@ def _lock(folder: Path) -> int:
     except OSError:  # a file system without locks
         pass
     return handle
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _text(left_out: Sequence[tuple[str, str]]) -> bytes:
