@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
-from ._output import printable, require_writable, table, write
+from ._output import printable, progress_bar, require_writable, table, write
 
 if TYPE_CHECKING:
     from ..train.page.content import Content
@@ -54,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
         files.writable(html)
     data, split = trained.open_split(args.data, args.split)
     quiet = args.json == "-"
-    evaluation = trained.evaluate(
-        split, views=args.views, batch=args.batch, workers=args.workers, progress=_bar(len(split))
-    )
+    with progress_bar("image") as progress:
+        evaluation = trained.evaluate(
+            split, views=args.views, batch=args.batch, workers=args.workers, progress=progress
+        )
     content = report.content(trained, data, split, args.split, evaluation)
     if args.json:
         write(args.json, json.dumps(report.document(content), indent=1, ensure_ascii=False, allow_nan=False))
@@ -72,19 +72,6 @@ def run(args: argparse.Namespace) -> int:
         if not quiet:
             print(f"\n{printable(html)}: the images that it was most wrong about, classes, filters, curves")
     return 0
-
-
-def _bar(total: int) -> Callable[[int, int], None]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit="image", leave=False, file=sys.stderr, disable=None)
-
-    def progress(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return progress
 
 
 def _print(content: Content) -> None:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import OptionError
 from ._output import printable, table
 
 
@@ -34,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
     """Print a table of each image's classes."""
     from ..train.trained import open_run
 
-    if args.top < 1:
-        raise OptionError(f"--top must be at least 1, not {args.top}")
     trained = open_run(args.run_folder, args.checkpoint, args.device)
     info = trained.run.info
     rows: list[tuple[str, str, str, str]] = []

@@ -1,9 +1,10 @@
-"""Files that are on the disk as a whole, or not at all."""
+"""Files that are on the disk as a whole, or not at all; and files without a name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -46,3 +47,11 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def unnamed() -> int:
+    """A file without a name, in memory where the system has that: a descriptor, which is the caller's."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("convkit")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

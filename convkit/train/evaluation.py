@@ -18,8 +18,7 @@ from .. import arrays
 from ..errors import OptionError
 from ..network.network import Network
 from ..ops.softmax_xent import label_rank
-from .data.dataset import Split
-from .errors import DataError
+from .data.dataset import Split, none_readable
 from .inputs import Inputs
 from .loader import Loader
 from .position import Sums
@@ -266,11 +265,11 @@ def evaluate(
         raise OptionError(f"batch must be at least 1, not {batch}")
     batch = min(batch, len(split))
     parts: list[dict[str, np.ndarray]] = []
-    left_out: list[tuple[str, str]] = []
+    failures: list[tuple[int, str]] = []
     done = 0
     with Loader(split, workers=workers) as loader:
         for read in loader.read(_requests(range(len(split)), batch)):
-            left_out += [(split.name(index), reason) for index, reason in read.failures]
+            failures += read.failures
             done += len(read.labels)
             good = np.flatnonzero(read.labels >= 0)
             if len(good):
@@ -279,10 +278,10 @@ def evaluate(
             if progress is not None:
                 progress(done, len(split))
     if not parts:
-        first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
-        raise DataError(f"none of the {len(split)} images can be read{first}")
+        raise none_readable(split, f"the {len(split)} images", *failures[0])
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(net.num_classes, views, **columns, left_out=tuple(left_out))
+    left_out = tuple((split.name(index), reason) for index, reason in failures)
+    return Evaluation(net.num_classes, views, **columns, left_out=left_out)
 
 
 def require_views(views: int) -> None:

@@ -182,7 +182,7 @@ class Loader:
             if waiting and self._turn == turn:
                 engine.stop()
         if first and not good and rows >= len(self.split):
-            raise DataError(nothing(self.split, *first))
+            raise nothing(self.split, *first)
 
     def _read(self, batch: Batch) -> Read:
         missing = batch.found < 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..options import integer
 from .data import open_data
-from .data.dataset import Data, Split, Statistics
+from .data.dataset import Data, Split, Statistics, none_readable
 from .data.statistics import Totals
 from .data.store import INDEX, is_store, open_store, read_index
 from .data.store_writer import Writer
@@ -77,18 +77,18 @@ def statistics(
     """
     count = len(split) if most is None else min(most, len(split))
     chosen = np.arange(count) * len(split) // max(count, 1)
-    totals, done, first = Totals(split.shape), 0, ""
+    totals, done = Totals(split.shape), 0
+    first: tuple[int, str] | None = None
     with Loader(split, workers=workers) as loader:
         for read in loader.read(_blocks(chosen, split.shape)):
             totals.add(_good(read))
             done += len(read.labels)
-            if read.failures and not first:
-                index, reason = read.failures[0]
-                first = f"; the first: {split.name(index)}: {reason}"
+            if read.failures:
+                first = first or read.failures[0]
             if progress:
                 progress(done, count, "statistics")
-    if not totals.images:
-        raise DataError(f"none of {count} images can be read{first}")
+    if first and not totals.images:
+        raise none_readable(split, f"{count} images", *first)
     return totals.statistics()
 
 
@@ -182,11 +182,8 @@ def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: 
         if not len(writer.kept(name, len(split))):
             index, reason = writer.splits[name][0]["failures"][0]
             writer.discard()
-            what = "training" if name == "train" else "validation"
-            raise DataError(
-                f"none of the {len(split)} {what} images of {data.name} can be read; the first: "
-                f"{split.name(index)}: {reason}"
-            )
+            kind = "training" if name == "train" else "validation"
+            raise none_readable(split, f"the {len(split)} {kind} images of {data.name}", index, reason)
     return total - before
 
 

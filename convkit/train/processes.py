@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import warnings
 import weakref
 from collections import deque
@@ -31,7 +30,7 @@ import numpy as np
 
 from ..check.process.memory import Shared
 from ..errors import ConvkitWarning
-from . import reading
+from . import disk, reading
 from .data.dataset import Split
 from .errors import DataError
 
@@ -353,16 +352,11 @@ def _file(split: Split) -> int:
         packed = reading.pack(split)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise DataError(f"worker processes cannot be told of the images ({error}); use workers=0") from error
-    fd = os.memfd_create("convkit-split") if hasattr(os, "memfd_create") else _temporary()
+    fd = disk.unnamed()
     view = memoryview(packed)
     while view:
         view = view[os.write(fd, view) :]
     return fd
-
-
-def _temporary() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _ended(status: int) -> str:

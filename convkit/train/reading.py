@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..check.process.memory import Shared
-from .data.dataset import Split
+from .data.dataset import Split, none_readable
 from .errors import BadImage, DataError
 
 #: Of images in a row that cannot be read, after which nothing is searched further.
@@ -87,16 +87,16 @@ def read_row(
         failures.append((candidate, reason))
     out[...] = 0
     if substitute:
-        raise DataError(nothing(split, *failures[0]))
+        raise nothing(split, *failures[0])
     return -1, failures
 
 
-def nothing(split: Split, index: int, reason: str) -> str:
-    """The message for a split of which nothing can be read."""
-    first = f"the first: {split.name(index)}: {reason}"
-    if len(split) <= MOST_MISSED:
-        return f"none of the {len(split)} images can be read; {first}"
-    return f"{MOST_MISSED} images in a row, of {len(split)}, cannot be read; {first}"
+def nothing(split: Split, index: int, reason: str) -> DataError:
+    """The error for a split of which nothing can be read."""
+    what = f"the {len(split)} images"
+    if len(split) > MOST_MISSED:
+        what = f"{MOST_MISSED} images in a row, of {len(split)},"
+    return none_readable(split, what, index, reason)
 
 
 # ---------------------------------------------------------------------------------------------------

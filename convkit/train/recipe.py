@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import OptionError, unknown
 from ..network.presets import PRESETS
 from ..network.update import Update
+from .data.decode import SQUARES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +26,6 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 MEANS = ("image", "channel", "preset", "none")
-SQUARES = ("crop", "stretch")
 
 
 @dataclass(frozen=True)

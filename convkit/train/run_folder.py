@@ -34,6 +34,7 @@ from ..version import __version__
 from . import checkpoint, disk
 from . import recipe as recipes
 from .checkpoint import Checkpoint
+from .data import left_out
 from .data import statistics as stored
 from .data.dataset import Data, Statistics
 from .errors import DataError, RunError
@@ -422,8 +423,7 @@ class RunFolder:
     def left_out(self, files: Iterable[tuple[str, str]]) -> None:
         """Write left_out.txt: names of files that could not be used, and why. It is made anew."""
         self._require_lock()
-        lines = ["\t".join(" ".join(part.split()) for part in row) + "\n" for row in files]
-        checkpoint.put(self.path / "left_out.txt", "".join(lines).encode("utf-8", "backslashreplace"))
+        checkpoint.put(self.path / "left_out.txt", left_out.to_text(files))
 
     def _require_lock(self) -> None:
         if self._lock is None:

@@ -471,4 +471,4 @@ def test_a_long_table_is_read_in_part(tmp_path):
 
 def test_files_that_were_left_out_are_listed(run):
     run.left_out([("a.jpg", "cut short"), ("b\n\udcff.jpg", "no\timage")])
-    assert (run.path / "left_out.txt").read_text() == "a.jpg\tcut short\nb \\udcff.jpg\tno image\n"
+    assert (run.path / "left_out.txt").read_text() == "a.jpg\tcut short\nb\\n\\udcff.jpg\tno\\timage\n"

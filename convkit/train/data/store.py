@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import DataError
-from . import statistics
+from . import left_out, statistics
 from .dataset import Data, Failures, Split
 
 #: The number of the format that is written. One that is larger is refused.
@@ -89,7 +89,7 @@ def open_store(path: str | Path, verify: bool | None = None) -> Data:
         validation=splits.get("validation"),
         fingerprint=index["fingerprint"],
         statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),
-        left_out=tuple(_lines(_small(folder, index["left_out"]))),
+        left_out=left_out.from_text(_small(folder, index["left_out"])),
     )
 
 
@@ -231,14 +231,6 @@ def _small(folder: Path, entry: dict[str, Any]) -> bytes:
 
 def _array(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     return np.load(io.BytesIO(_small(folder, entry)), allow_pickle=False)
-
-
-def _lines(contents: bytes) -> list[tuple[str, str]]:
-    found = []
-    for line in contents.decode("utf-8").split("\n")[:-1]:
-        name, _, reason = line.partition("\t")
-        found.append((name, reason))
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import numpy as np
 from ...version import __version__
 from .. import disk
 from ..errors import DataError
-from . import statistics
+from . import left_out, statistics
 from .dataset import Data, Split
 from .statistics import Totals
 from .store import FORMAT, INDEX, UNFINISHED, fingerprint, sha256
@@ -179,7 +179,7 @@ class Writer:
         name = f"{split}-{len(done):05}.npy"
         path = self.folder / (name + _PARTIAL)
         with self._writing():
-            self._partial = path, open(path, "w+b")  # noqa: SIM115
+            self._partial = path, io.BufferedRandom(io.FileIO(path, "w+"))
         shard = _Shard(self, self._partial[1], images, self.totals if split == "train" else None)
         yield shard
         with self._writing():
@@ -214,7 +214,7 @@ class Writer:
                 "validation": None if data.validation is None else self._split("validation", data.validation),
             },
             "statistics": self._write("statistics.npz", statistics.to_bytes(self.totals.statistics())),
-            "left_out": self._write("left_out.txt", _text([*data.left_out, *self._left_out(data)])),
+            "left_out": self._write("left_out.txt", left_out.to_text(self._left_out(data))),
             "made_by": f"convkit {__version__}",
         }
         index["fingerprint"] = fingerprint(index)
@@ -238,6 +238,7 @@ class Writer:
         return np.flatnonzero(keep)
 
     def _left_out(self, data: Data) -> Iterator[tuple[str, str]]:
+        yield from data.left_out
         for name, split in (("train", data.train), ("validation", data.validation)):
             if split is not None:
                 for shard in self.splits[name]:
@@ -370,10 +371,3 @@ def _lock(folder: Path) -> int:
     except OSError:  # a file system without locks
         pass
     return handle
-
-
-def _text(left_out: Sequence[tuple[str, str]]) -> bytes:
-    def line(text: str) -> str:  # a file's name may hold line ends, and bytes that are no text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-    return "".join(f"{line(name)}\t{line(reason)}\n" for name, reason in left_out).encode()
