@@ -31,7 +31,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
-class Rate:
+class ErrorRate:
     """A share of images, with the 95 % interval of Wilson's score.
 
     Attributes
@@ -159,14 +159,14 @@ class Evaluation:
         return math.fsum(self.losses) / self.images if finite else float(np.mean(self.losses))
 
     @property
-    def top1(self) -> Rate:
+    def top1(self) -> ErrorRate:
         """The top-1 error."""
-        return Rate(int((self.ranks >= 1).sum()), self.images)
+        return ErrorRate(int((self.ranks >= 1).sum()), self.images)
 
     @property
-    def top5(self) -> Rate | None:
+    def top5(self) -> ErrorRate | None:
         """The top-5 error; None where there are at most five classes, since it would be 0."""
-        return Rate(int((self.ranks >= TOP).sum()), self.images) if self.num_classes > TOP else None
+        return ErrorRate(int((self.ranks >= TOP).sum()), self.images) if self.num_classes > TOP else None
 
     @property
     def not_finite(self) -> int:
@@ -195,14 +195,14 @@ class Evaluation:
         labels, predicted = np.divmod(found[order], self.num_classes)
         return list(zip(labels.tolist(), predicted.tolist(), counts[order].tolist()))
 
-    def by_class(self) -> list[tuple[Rate, Rate]]:
+    def by_class(self) -> list[tuple[ErrorRate, ErrorRate]]:
         """Top-1 and top-5 error of each class."""
         K = self.num_classes
         total, first, fifth = (
             np.bincount(self.labels[chosen], minlength=K).tolist()
             for chosen in (slice(None), self.ranks >= 1, self.ranks >= TOP)
         )
-        return [(Rate(a, n), Rate(b, n)) for n, a, b in zip(total, first, fifth)]
+        return [(ErrorRate(a, n), ErrorRate(b, n)) for n, a, b in zip(total, first, fifth)]
 
     def worst(self, count: int, name: Callable[[int], str] = str) -> list[Wrong]:
         """The images that it was most wrong about: the largest losses among the top-1 errors.

@@ -16,7 +16,7 @@ from ..version import __version__
 from . import recipe as recipes
 from . import table
 from .data.dataset import Data, Split
-from .evaluation import Evaluation, Rate
+from .evaluation import ErrorRate, Evaluation
 from .page.content import Content
 from .trained import Trained
 
@@ -139,7 +139,7 @@ def document(content: Content) -> dict[str, Any]:
     }
 
 
-def _rate(rate: Rate) -> dict[str, Any]:
+def _rate(rate: ErrorRate) -> dict[str, Any]:
     return {"error": rate.value, "errors": rate.count, "interval_95": list(rate.interval)}
 
 

@@ -17,6 +17,7 @@ from . import exchange as exchanges
 from .build import build, stored_size
 from .data import open_data
 from .data.dataset import Data, Statistics
+from .data.folder import Folder
 from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
 from .inputs import Inputs
@@ -165,6 +166,9 @@ class _Setup:
             data = open_data(data, stored_size(recipe), recipe.images.square)
         if self.run is not None:
             self.run.require_data(Info.of(data))
+        inner = self.output.resolve()
+        if isinstance(data.train, Folder) and (outer := Path(data.train.root).resolve()) in inner.parents:
+            raise RunError(f"{self.output} is inside of {outer}: the run would become one of its classes")
         if len(data.train) < recipe.batch:
             raise DataError(
                 f"a batch of {recipe.batch} is more than the {len(data.train)} training images of "

@@ -89,6 +89,10 @@ OPTIONS = {
     "lr must be a finite number": ["--set", "lr=nan"],
     "a batch of 500 is more than the 20 training images of idx": ["--set", "batch=500"],
     "stored images are 28 x 28": ["--recipe", "2012"],
+    "recipe: schedule[1].frozen: no parameter fits 'conv9.w'": [
+        "--set",
+        'schedule=[{epoch=72, frozen=["conv9.w"]}]',
+    ],
     "unknown recipe 'smal'": ["--recipe", "smal"],
     "cannot read the recipe mine.toml": ["--recipe", "mine.toml"],
     "unknown op 'foo'": ["--impl", "foo=bar"],
@@ -134,6 +138,15 @@ def test_data(tmp_path, capsys):
     assert "images, but no class folders" in refused(capsys, tmp_path / "flat", *output)
     assert "is a file, not a folder" in refused(capsys, tmp_path / "file", *output)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_no_class(tmp_path, capsys):
+    for key in "ab":
+        (tmp_path / "tree" / key).mkdir(parents=True)
+        (tmp_path / "tree" / key / "1.png").write_bytes(b"")
+    line = refused(capsys, tmp_path / "tree", "--output", tmp_path / "tree" / "run", "--set", "batch=1")
+    assert "the run would become one of its classes" in line
+    assert not (tmp_path / "tree" / "run").exists()
 
 
 def test_labels_beyond_the_classes(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 import convkit as ck
 from convkit.train.data.dataset import Pixels, Split
 from convkit.train.errors import BadImage, DataError
-from convkit.train.evaluation import Evaluation, Rate, evaluate, validate
+from convkit.train.evaluation import ErrorRate, Evaluation, evaluate, validate
 from convkit.train.loader import Loader
 from convkit.train.position import Sums
 
@@ -107,8 +107,8 @@ def test_each_image_is_judged_as_by_hand(views):
     np.testing.assert_allclose(evaluation.losses, -np.log(probs[rows, labels]), rtol=1e-12)
     np.testing.assert_allclose(evaluation.probabilities, probs.max(axis=1), rtol=1e-12)
     assert evaluation.loss == pytest.approx(-np.log(probs[rows, labels]).mean(), rel=1e-12)
-    assert evaluation.top1 == Rate(int((evaluation.ranks > 0).sum()), 23)
-    assert evaluation.top5 == Rate(int((evaluation.ranks > 4).sum()), 23)
+    assert evaluation.top1 == ErrorRate(int((evaluation.ranks > 0).sum()), 23)
+    assert evaluation.top5 == ErrorRate(int((evaluation.ranks > 4).sum()), 23)
     np.testing.assert_array_equal(evaluation.indices, rows)
 
 
@@ -178,7 +178,7 @@ def test_confusion_and_classes():
     assert some.confusion().dtype == np.int64
     assert some.pairs() == [(2, 1, 2), (0, 0, 1), (0, 1, 1), (1, 1, 1)]
     assert some.pairs(wrong=True) == [(2, 1, 2), (0, 1, 1)]
-    assert [first for first, _ in some.by_class()] == [Rate(1, 2), Rate(0, 1), Rate(3, 3)]
+    assert [first for first, _ in some.by_class()] == [ErrorRate(1, 2), ErrorRate(0, 1), ErrorRate(3, 3)]
     assert math.isnan(some.loss) and some.not_finite == 1
 
 
@@ -194,7 +194,7 @@ def test_the_most_wrong_come_first():
 
 def test_top5_says_nothing_of_five_classes():
     assert evaluation([0, 1], [0, 0], [1, 1], num_classes=5).top5 is None
-    assert evaluation([0, 1], [0, 0], [1, 1], num_classes=6).top5 == Rate(1, 2)
+    assert evaluation([0, 1], [0, 0], [1, 1], num_classes=6).top5 == ErrorRate(1, 2)
 
 
 def test_nan_is_an_error():
@@ -217,12 +217,12 @@ def test_nan_is_an_error():
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval(count, total, low, high):
-    assert Rate(count, total).interval == pytest.approx((low, high), abs=5e-5)
-    assert Rate(total - count, total).interval == pytest.approx((1 - high, 1 - low), abs=5e-5)
+    assert ErrorRate(count, total).interval == pytest.approx((low, high), abs=5e-5)
+    assert ErrorRate(total - count, total).interval == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_no_image_has_no_rate():
-    assert math.isnan(Rate(0, 0).value) and Rate(0, 0).interval == (0, 1)
+    assert math.isnan(ErrorRate(0, 0).value) and ErrorRate(0, 0).interval == (0, 1)
 
 
 def test_refusals():

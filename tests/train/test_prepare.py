@@ -395,7 +395,7 @@ def test_a_store_is_not_made_within_its_data(tree, tmp_path, capsys):
         (["digits"], "takes DATA and STORE"),
         (["digits", ""], "'' names no file"),
         (["digits", "store", "--size", "0"], "size must be at least 1, not 0"),
-        (["digits", "store", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["digits", "store", "--workers", "-1"], "workers must be at least 0, not -1"),
         (["nowhere", "store"], "no such folder: nowhere"),
         (["nowhere", "--verify"], "nowhere is not a store: it has no store.json"),
     ),
