@@ -4,8 +4,8 @@ A safetensors file. Its tensors are "params/conv1.w", "velocities/conv1.w", ...,
 have; its metadata holds the rest as JSON. Other programs read the weights from it without convkit.
 
 A file appears under its name whole or not at all: it is written beside it, brought to the disk, and renamed.
-Whoever is killed in between leaves the file that was there before. A checksum of each tensor finds what a
-disk has damaged since.
+A process that is killed in between leaves the file that was there before. A checksum of each tensor finds
+what a disk has damaged since.
 """
 
 from __future__ import annotations

@@ -360,7 +360,7 @@ def _host(values: Any) -> np.ndarray:
 
 
 def filled(images: np.ndarray, batch: int) -> np.ndarray:
-    """The images, the last one repeated up to a whole batch: a plan for each batch size would be dear."""
+    """The images, the last one repeated up to a whole batch: each batch size would need a plan of its own."""
     missing = batch - len(images)
     return images if not missing else np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 

@@ -33,7 +33,7 @@ class Events:
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
-        # Its writer of files asks for TensorFlow, which is slow to import and talkative; its records do not.
+        # Its writer of files asks for TensorFlow, which is slow to import and prints; its records do not.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -249,7 +249,7 @@ class Processes:
         running.ends += [running.tasks, running.answers]
         for fd in running.ends:
             os.set_blocking(fd, False)
-        told = {
+        settings = {
             "path": [os.path.abspath(place) for place in sys.path],
             "tasks": its_tasks,
             "answers": its_answers,
@@ -276,7 +276,7 @@ class Processes:
                 with its:
                     running.processes.append(
                         subprocess.Popen(
-                            [sys.executable, "-c", _PROGRAM, json.dumps(told | own)],
+                            [sys.executable, "-c", _PROGRAM, json.dumps(settings | own)],
                             stdin=subprocess.DEVNULL,
                             pass_fds=(its_tasks, its_answers, self._shared.fd, self._file, its.fileno()),
                             start_new_session=True,  # Ctrl-C is the parent's
@@ -351,7 +351,7 @@ def _file(split: Split) -> int:
     try:
         packed = reading.pack(split)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise DataError(f"worker processes cannot be told of the images ({error}); use workers=0") from error
+        raise DataError(f"worker processes cannot receive the images ({error}); use workers=0") from error
     fd = disk.unnamed()
     view = memoryview(packed)
     while view:

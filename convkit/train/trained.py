@@ -121,10 +121,10 @@ class Trained:
         Parameters
         ----------
         paths : iterable of paths
-            Files and folders; folders are searched to any depth. What cannot be read is told, and the rest
-            goes on.
+            Files and folders; folders are searched to any depth. What cannot be read is reported, and the
+            rest goes on.
         top : int
-            Classes to tell; all where there are fewer.
+            Classes of each image; all where there are fewer.
         views : {1, 10}
             As in `evaluate`.
 

@@ -294,7 +294,7 @@ class StoredImages(Split):
         shards = np.searchsorted(self._stops, indices, side="right")
         rows = indices - self._starts[shards]
         maps = {shard: self._map(shard) for shard in np.unique(shards).tolist()}
-        # Without being told, the kernel reads a mapped file by single pages: 20 times slower from an SSD.
+        # Without advice the kernel reads a mapped file by single pages: 20 times slower from an SSD.
         places = list(zip(shards.tolist(), rows.tolist()))
         for shard, row in places:
             advise = maps[shard][1]

@@ -1,4 +1,4 @@
-"""Making a store, so that it can be stopped at any moment and gone on with.
+"""Making a store, so that it can be stopped at any moment and resumed.
 
 A shard has the images of a fixed range of its split, less those that cannot be read, so what is in it depends
 on nothing but the data. It is written under another name, then to the disk, then renamed; after each shard
@@ -48,7 +48,7 @@ class Writer:
     folder : Path
         Made where it is missing. It must be empty, or hold what an earlier writer has left.
     source : dict
-        What the rows depend on, as JSON has it: only a store of the same source is gone on with.
+        What the rows depend on, as JSON has it: only a store of the same source is resumed.
     shape : (H, W, C)
     anew : bool
         Remove what earlier writers have left, and start over.
