@@ -201,6 +201,7 @@ class Reader:
     def run(self, number: int, place: int, rows: int, first: int, stop: int) -> None:
         """Read some rows of a batch."""
         shape = self._split.shape
+        substitute = self._settings["substitute"]
         images, asked, found = views(self._shared.block(place, extent(rows, shape)), rows, shape)
         for row in range(first, stop):
             found[row], failures = read_row(

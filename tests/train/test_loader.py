@@ -237,7 +237,7 @@ def test_other_errors_of_a_reader_are_those_of_the_caller():
 def test_a_split_that_processes_cannot_have_is_an_error():
     split = splits.Plain(12)
     split.read = lambda index, out: None
-    with pytest.raises(DataError, match=r"cannot be told of the images .*lambda.*; use workers=0"):
+    with pytest.raises(DataError, match=r"cannot receive the images .*lambda.*; use workers=0"):
         Loader(split, workers=1)
     with (
         Loader(splits.Unwelcome(12), workers=1) as loader,
