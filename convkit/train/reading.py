@@ -205,12 +205,7 @@ class Reader:
         images, asked, found = views(self._shared.block(place, extent(rows, shape)), rows, shape)
         for row in range(first, stop):
             found[row], failures = read_row(
-                self._split,
-                int(asked[row]),
-                images[row],
-                self._settings["substitute"],
-                self._refused,
-                self._at,
+                self._split, int(asked[row]), images[row], substitute, self._refused, self._at
             )
             for index, reason in failures:
                 self.answer(FAILED, number, row, index, text=reason)
