@@ -91,12 +91,12 @@ def _facts(trained: Trained, data: Data, part: str, evaluation: Evaluation) -> l
 
 
 def _where(position: Mapping[str, Any]) -> str:
-    """How far training had come; `Position` says what is complete."""
+    """How far training had come."""
     if "step" not in position:
         return ""
-    epoch, batch = position.get("epoch", 0), position.get("batch", 0)
-    where = f"in epoch {epoch + 1}" if batch else f"the end of epoch {epoch}" if epoch else "at the beginning"
-    return f", after step {position['step']:,}, {where}"
+    # The position counts the epochs that are complete; a batch more is in the one after them.
+    epoch = position.get("epoch", 0) + bool(position.get("batch"))
+    return f", after step {position['step']:,}" + (f", in epoch {epoch}" if epoch > 0 else "")
 
 
 def first_filters(net: Network, order: str = "RGB") -> np.ndarray | None:

@@ -286,7 +286,7 @@ def test_what_is_evaluated_where_there_is_no_best_checkpoint(run, idx, capsys):
     assert main(["evaluate", str(run), "--split", "train"]) == 0
     shown = capsys.readouterr().out
     assert (
-        f"{run}, last, after step 2, the end of epoch 1\n" in shown
+        f"{run}, last, after step 2, in epoch 1\n" in shown
         and "with 4 classes it says nothing" in shown
     )
     assert "top5_error" not in (run / "epochs.csv").read_text().splitlines()[0]
