@@ -115,12 +115,14 @@ class Trained:
             self.net, split, self.inputs, views=views, batch=batch, workers=workers, progress=progress
         )
 
-    def predict(self, paths: Iterable[str | Path], *, top: int = 5, views: int = 1) -> Iterator[Prediction]:
+    def predict(
+        self, paths: str | Path | Iterable[str | Path], *, top: int = 5, views: int = 1
+    ) -> Iterator[Prediction]:
         """The first classes of image files, one after the other.
 
         Parameters
         ----------
-        paths : iterable of paths
+        paths : path, or iterable of paths
             Files and folders; folders are searched to any depth. What cannot be read is reported, and the
             rest goes on.
         top : int
@@ -133,6 +135,7 @@ class Trained:
         Prediction
             In the order of the files.
         """
+        paths = [paths] if isinstance(paths, (str, Path)) else paths
         return predict(
             self.net, self.inputs, self.run.info.names, paths, image_shape=self.run.info.image_shape,
             square=self.run.recipe.images.square, top=top, views=views,

@@ -40,7 +40,7 @@ def fit(
     data: str | Path | Data,
     output: str | Path,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Path | Recipe | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
     device: str = "cpu",
@@ -60,7 +60,7 @@ def fit(
         "digits", or a folder: an IDX data set, folders of classes, the ILSVRC tars, a store.
     output : str or Path
         The run's folder: recipe, logs, curves, checkpoints. It must be new or empty, unless `resume`.
-    recipe : str or Recipe, optional
+    recipe : str, Path or Recipe, optional
         A shipped recipe's name, or a file; by default "small", or that of the run that is resumed.
     overrides : iterable of str
         "lr=0.005", "images.flip=false", ...

@@ -285,10 +285,7 @@ def test_what_is_evaluated_where_there_is_no_best_checkpoint(run, idx, capsys):
     """Without validation no checkpoint is the best: the last one is taken."""
     assert main(["evaluate", str(run), "--split", "train"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        f"{run}, last, after step 2, in epoch 1\n" in shown
-        and "with 4 classes it says nothing" in shown
-    )
+    assert f"{run}, last, after step 2, in epoch 1\n" in shown and "with 4 classes it says nothing" in shown
     assert "top5_error" not in (run / "epochs.csv").read_text().splitlines()[0]
     for which, line in (("best", "has no checkpoint 'best', only last"), ("bset", "no checkpoint 'bset'")):
         assert main(["evaluate", str(run), "--split", "train", "--checkpoint", which]) == 2

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from convkit import train
+from convkit.train import recipe
 from convkit.train.training import fit
 
 
@@ -15,6 +16,7 @@ def test_every_name_is_there():
     assert sorted(train._PLACES) == sorted(train.__all__)
     assert all(callable(getattr(train, name)) for name in train.__all__)
     assert train.fit is fit and train.load_recipe("small").network.preset == "small"
+    assert train.load_recipe(recipe.FOLDER / "small.toml") == train.load_recipe("small")
     with pytest.raises(ImportError, match="cannot import name 'fti'"):
         exec("from convkit.train import fti")
 
