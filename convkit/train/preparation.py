@@ -16,7 +16,7 @@ from ..options import integer
 from .data import open_data
 from .data.dataset import Data, Split, Statistics, none_readable
 from .data.statistics import Totals
-from .data.store import INDEX, is_store, open_store, read_index
+from .data.store import INDEX, difference, is_store, open_store, read_index
 from .data.store_writer import Writer
 from .errors import DataError
 from .loader import Loader
@@ -190,12 +190,8 @@ def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: 
 def _complete(folder: Path, made_of: dict[str, Any]) -> Prepared:
     """A store that is there already, if it is of the same images."""
     before = read_index(folder)["source"]
-    changed = [key for key in made_of if before.get(key) != made_of[key]]
-    if changed:
-        raise DataError(
-            f"{folder} is a store already, of other images or options ({', '.join(changed)}); "
-            "--anew replaces it"
-        )
+    if line := difference(before, made_of):
+        raise DataError(f"{folder} is a store already, but of other data: {line}; --anew replaces it")
     return _prepared(folder, 0, 0.0)
 
 

@@ -226,9 +226,9 @@ def test_a_second_run_has_nothing_to_do(tmp_path, undisturbed):
 def test_other_images_replace_a_store_only_if_they_are_told_to(tmp_path, undisturbed):
     folder = tmp_path / "store"
     prepare(some(), folder, workers=0)
-    with pytest.raises(DataError, match=r"store already, of other images or options \(fingerprint\); --anew"):
+    with pytest.raises(DataError, match="store already, but of other data: other images; --anew"):
         prepare(some(fingerprint="4567"), folder, workers=0)
-    with pytest.raises(DataError, match=r"\(square\)"):
+    with pytest.raises(DataError, match="data: square crop against stretch; --anew"):
         prepare(some(), folder, workers=0, square="stretch")
     assert contents(folder) == undisturbed
     made = prepare(some(fingerprint="4567", bad=set()), folder, workers=0, anew=True)
@@ -241,7 +241,7 @@ def test_an_unfinished_store_of_other_images_is_kept(tmp_path, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         prepare(some(30), folder, workers=0)
     before = contents(folder)
-    with pytest.raises(DataError, match=r"unfinished store of other images or options \(fingerprint changed"):
+    with pytest.raises(DataError, match="unfinished store, but of other data: other images; --anew"):
         prepare(some(fingerprint="4567"), folder, workers=0)
     assert contents(folder) == before
     prepare(some(), folder, workers=0, anew=True)

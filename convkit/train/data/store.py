@@ -171,6 +171,16 @@ def fingerprint(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How what a store was made of differs from what is asked for, in words; empty if it does not."""
+    changed = [key for key in now if before.get(key) != now[key]]
+    shape, square = (f"{before.get(key)} against {now.get(key)}" for key in ("shape", "square"))
+    # Another size changes the fingerprint and the rows of a shard too.
+    parts = [f"shape {shape}"] if "shape" in changed else []
+    parts += [f"square {square}"] if "square" in changed else []
+    return ", ".join(parts) or ("other images" if changed else "")
+
+
 def files(index: dict[str, Any]) -> list[dict[str, Any]]:
     """Every file of a store but store.json: `file`, `bytes`, `sha256`."""
     found = [index["statistics"], index["left_out"]]

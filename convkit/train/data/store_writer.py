@@ -30,7 +30,7 @@ from ..errors import DataError
 from . import left_out, statistics
 from .dataset import Data, Split
 from .statistics import Totals
-from .store import FORMAT, INDEX, UNFINISHED, fingerprint, sha256
+from .store import FORMAT, INDEX, UNFINISHED, difference, fingerprint, sha256
 
 _PARTIAL = ".partial"
 #: The files that a store may have: what is removed where a store is made anew.
@@ -135,10 +135,9 @@ class Writer:
         if state["source"] != self.source:
             if not any(state["splits"].values()):
                 return  # nothing is lost
-            changed = [key for key in self.source if state["source"].get(key) != self.source[key]]
+            line = difference(state["source"], self.source)
             raise DataError(
-                f"{self.folder} is an unfinished store of other images or options ({', '.join(changed)} "
-                "changed since); --anew starts over"
+                f"{self.folder} is an unfinished store, but of other data: {line}; --anew starts over"
             )
         for shard in (shard for shards in state["splits"].values() for shard in shards if shard["count"]):
             file_path = self.folder / shard["file"]
