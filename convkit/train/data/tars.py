@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import BadImage, DataError
+from ..errors import BadImage, DataError, one_line
 from .dataset import Data
 from .devkit import validation_synsets
 from .files import Encoded, Names, is_image
@@ -199,4 +199,4 @@ def _members(
                     f"{path} is damaged: there is no file's header at byte {tar.offset - begin:,}"
                 )
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is damaged, or no tar: {error}") from None
+        raise DataError(f"{path} is damaged, or no tar: {one_line(error)}") from None
