@@ -33,10 +33,10 @@ from convkit.train import recipe as recipes
 from convkit.train.build import build, stored_size
 from convkit.train.data import open_data
 from convkit.train.data.dataset import Data
-from convkit.train.fit import fit
 from convkit.train.inputs import Inputs
-from convkit.train.prepare import statistics as statistics_of
+from convkit.train.preparation import statistics as statistics_of
 from convkit.train.recipe import Recipe
+from convkit.train.training import fit
 
 #: What the digits need of the recipe `small`, whose 16 epochs would be 160 steps of their 1,400 images. Rates
 #: fall where they do there.

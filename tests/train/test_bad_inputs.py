@@ -17,7 +17,7 @@ from convkit.cli import main
 from convkit.train.data import open_data
 from convkit.train.data.dataset import Data, Pixels
 from convkit.train.errors import BadImage, DataError
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 
 need("safetensors")
 need("cv2")
@@ -334,7 +334,7 @@ def test_runs_that_are_none(made, tmp_path, capsys):
         ):
             assert words in refused(capsys, command, run, *more)
         line = refused(capsys, command, made / "run", *more, "--checkpoint", "first")
-        assert line == "cannot read first: No such file or directory\n"
+        assert line == "there is no checkpoint 'first': it can be last, previous, best, or a file\n"
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
 
 
@@ -394,7 +394,7 @@ def test_a_damaged_store_is_not_evaluated(made, tmp_path, capsys):
 def test_files_that_cannot_be_written_are_refused_before_the_work(
     made, tmp_path, capsys, monkeypatch, option
 ):
-    monkeypatch.setattr("convkit.train.evaluate.evaluate", None)
+    monkeypatch.setattr("convkit.train.trained.evaluate", None)
     (tmp_path / "file").write_text("mine")
     before = content(made / "run"), content(tmp_path)
     for path in (tmp_path / "file" / "page", tmp_path, tmp_path / "nowhere" / "page"):

@@ -1,8 +1,8 @@
-"""Makes trees of labelled images for tests: class folders of small JPEGs, files that are odd, files that are broken.
+"""Makes trees of labelled images for tests: class folders of small JPEGs; files that are odd, or broken.
 
-Images are crops of scikit-image's photographs under a grating, whose direction and colour tell the class, so that
-a network can learn it.
-"""  # noqa: E501
+Images are crops of scikit-image's photographs under a grating, whose direction and colour tell the class, so
+that a network can learn it.
+"""
 
 from __future__ import annotations
 
