@@ -6,8 +6,8 @@
 // Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs
 //          apart, and issues the loads of all three arrays before its first store.
 // Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the
-//          16-bit types. The flag is 4 bytes, the same for all, from L1 or L2. Its load is the last one, so
-//          that nothing waits for it alone; in place, a 0 costs no store.
+//          16-bit types. The flag is 4 bytes, the same for all, from L1 or L2; so is a live rate. They are
+//          loaded last, so that nothing waits for them alone; in place, a flag of 0 costs no store.
 // Bound    DRAM bandwidth; some 8 instructions for each element, against about 130 that fit into its time.
 //          Predicted: 95 % of the copy rate on parameters beyond the L2.
 //
@@ -19,6 +19,7 @@
 // grid   = ["ceil_div(size, THREADS * ELEMENTS)"]
 // block  = ["THREADS"]
 // rank   = 10
+// live   = ["lr"]
 // # 1 - dampening is taken in double: near 1 the rounding of dampening to float would show.
 // [options]
 // lr = "float"
@@ -39,11 +40,9 @@ extern "C" __launch_bounds__(THREADS) __global__
     void sgd_momentum_vectorized(GEOMETRY(Elementwise), const storage_t* w, const storage_t* dw,
                                  const storage_t* v, storage_t* w_new, storage_t* v_new, float lr,
                                  float momentum, float weight_decay, double dampening, int nesterov,
-                                 int lr_in_velocity, const int* finite) {
+                                 int lr_in_velocity, const int* finite, const float* live_lr) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(w) && aligned(dw) && aligned(v) && aligned(w_new) && aligned(v_new);
-  const float fresh =
-      lr_in_velocity ? -lr : static_cast<float>(1.0 - dampening);  // weight of the gradient in v'
   Pack weights[CHUNKS], gradients[CHUNKS], velocities[CHUNKS];
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
@@ -53,7 +52,10 @@ extern "C" __launch_bounds__(THREADS) __global__
     velocities[c] = load_pack(v, i, g.size, vector);
   }
   const bool keep = finite != nullptr && *finite == 0;  // not earlier: the loads above do not wait for it
+  if (live_lr != nullptr) lr = *live_lr;
   if (keep && w_new == w && v_new == v) return;
+  const float fresh =
+      lr_in_velocity ? -lr : static_cast<float>(1.0 - dampening);  // weight of the gradient in v'
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const long long i = chunk_start(c, ELEMENTS);
