@@ -2,8 +2,8 @@
 
 `header` reads a kernel file, `source` makes its translation unit, `prepare` binds its launches to a problem.
 `launch` says what an executor is; there are four: `gpu`, `emulator`, `ptx`, which runs NVRTC's PTX on the
-CPU, and `null`, which launches nothing. `graph` captures a row of calls. `nvrtc` compiles for a GPU; `sass` and
-`budget` look at the machine code. To import this needs no GPU.
+CPU, and `null`, which launches nothing. `graph` captures a row of calls. `nvrtc` compiles for a GPU; `sass`
+and `budget` look at the machine code. To import this needs no GPU.
 """
 
 from __future__ import annotations
