@@ -321,6 +321,24 @@ def test_an_op_runs_as_ptx():
         assert runner.prepared
 
 
+@pytest.mark.slow
+def test_a_network_trains_as_ptx():
+    """Three steps: nearly the emulator's weights, and the same bits in another order of lanes."""
+    x = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
+    labels = np.arange(4)
+    found = []
+    for how in ({}, {"engine": "ptx"}, {"engine": "ptx", "seed": 3}):
+        net = ck.AlexNet(preset="small", num_classes=10, seed=0)
+        with ck.emulate(**how):
+            losses = [float(net.step(x, labels, lr=0.01)) for _ in range(3)]
+        assert losses[2] < losses[0]
+        found.append({name: weights.copy() for name, weights in net.params.items()})
+    emulated, as_ptx, seeded = found
+    for name, weights in as_ptx.items():
+        np.testing.assert_allclose(weights, emulated[name], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(weights.view(np.uint32), seeded[name].view(np.uint32))
+
+
 @pytest.mark.parametrize("stem", ["conv2d_fprop_naive", "linear_wgrad_naive", "avgpool2d_fprop_window"])
 def test_the_emulator_gives_the_same_bits(stem):
     """Where a kernel calls nothing of CUDA's library: it fuses what NVRTC fuses."""
