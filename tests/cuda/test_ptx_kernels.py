@@ -430,6 +430,13 @@ def test_without_the_wheels(monkeypatch):
         pass
 
 
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(KernelError, match=r"the PTX runner needs a C\+\+ compiler") as caught:
+        library.path()
+    assert caught.value.kind == "no compiler"
+
+
 def test_what_the_runner_lacks_is_not_the_kernels_fault(tmp_path):
     path = tmp_path / "relu_fprop_hidden.cu"
     path.write_text(

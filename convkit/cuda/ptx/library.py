@@ -76,7 +76,11 @@ def path() -> Path:
     """The file of the library; errors as of `load`."""
     if built is not None and built.is_file():
         return built
-    return _build(kernels_dir() / "ptx", find_compiler(os.environ.get("CXX")))
+    try:
+        compiler = find_compiler(os.environ.get("CXX"))
+    except KernelError as error:
+        raise KernelError(str(error).replace("the emulator", "the PTX runner"), kind=error.kind) from None
+    return _build(kernels_dir() / "ptx", compiler)
 
 
 @functools.lru_cache(maxsize=4)
