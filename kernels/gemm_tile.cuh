@@ -151,34 +151,61 @@ struct NoEpilogue {
   __device__ __forceinline__ float operator()(int, int, float sum) const { return sum; }
 };
 
-// Rows of the output are `length` apart, and `rows` of the tile's exist. place(n, offsets) says where in a
-// row columns n to n + 3 of the tile are, or -1 for one that does not exist. epilogue(m, n, sum) makes the
-// output of a sum. Four neighbours are written by one 128-bit store where their address permits.
-template <class Place, class Epilogue>
-__device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
-                                           const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {
+// Four neighbours in n are read and written at once, in 128 bits where they lie together at such an address.
+// offset[e] is where in the row the e-th one is, or -1 for one that does not exist. Offsets grow with n: the
+// last one is three behind the first only if all four are neighbours.
+__device__ __forceinline__ bool quad_aligned(const float* row, const long long (&offset)[4]) {
+  return offset[0] >= 0 && offset[3] == offset[0] + 3 &&
+         reinterpret_cast<unsigned long long>(row + offset[0]) % 16 == 0;
+}
+__device__ __forceinline__ void load_quad(const float* row, const long long (&offset)[4], float (&v)[4]) {
+  if (quad_aligned(row, offset)) {
+    const float4 four = *reinterpret_cast<const float4*>(row + offset[0]);
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = offset[e] >= 0 ? row[offset[e]] : 0.0f;
+  }
+}
+__device__ __forceinline__ void store_quad(float* row, const long long (&offset)[4], const float (&v)[4]) {
+  if (quad_aligned(row, offset)) {
+    *reinterpret_cast<float4*>(row + offset[0]) = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (offset[e] >= 0) row[offset[e]] = v[e];
+  }
+}
+
+// This thread's sums, in fours: use(m, n, offset, v) gets those of row m and of columns n to n + 3 of the tile.
+// `rows` of its rows exist. place(n, offset) says where in a row these columns are, as above.
+template <class Place, class Use>
+__device__ __forceinline__ void each_quad(int rows, const Place& place,
+                                          const float (&sum)[THREAD_M][THREAD_N], const Use& use) {
 #pragma unroll
   for (int j = 0; j < THREAD_N / 4; ++j) {
-    const int n = tile_column(j);
     long long offset[4];
+    const int n = tile_column(j);
     place(n, offset);
-    // Offsets grow with n: the last one is three behind the first only if all four are neighbours.
-    const bool together = offset[0] >= 0 && offset[3] == offset[0] + 3;
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i) {
       const int m = tile_row(i);
       if (m >= rows) continue;
       float v[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = epilogue(m, n + e, sum[i][4 * j + e]);
-      float* const row = out + m * length;
-      if (together && reinterpret_cast<unsigned long long>(row + offset[0]) % 16 == 0) {
-        *reinterpret_cast<float4*>(row + offset[0]) = make_float4(v[0], v[1], v[2], v[3]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (offset[e] >= 0) row[offset[e]] = v[e];
-      }
+      for (int e = 0; e < 4; ++e) v[e] = sum[i][4 * j + e];
+      use(m, n, offset, v);
     }
   }
+}
+
+// Writes them: rows of the output are `length` apart, and epilogue(m, n, sum) makes the output of a sum.
+template <class Place, class Epilogue>
+__device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
+                                           const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {
+  each_quad(rows, place, sum, [&](int m, int n, const long long (&offset)[4], float (&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = epilogue(m, n + e, v[e]);
+    store_quad(out + m * length, offset, v);
+  });
 }

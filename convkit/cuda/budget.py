@@ -126,7 +126,7 @@ def _rows(kernel: KernelFile, build: Build, cubin: nvrtc.Cubin) -> Rows:
 def _multiplies(kernel: KernelFile) -> bool:
     """Whether the op is a matrix product, so that a kernel with shared memory is a tiled one."""
     family, _, direction = kernel.header.op.partition("_")
-    return family in ("conv2d", "linear") and direction in ("fprop", "dgrad", "wgrad")
+    return family in ("conv2d", "linear") and direction.partition("_")[0] in ("fprop", "dgrad", "wgrad")
 
 
 # ---------------------------------------------------------------------------------------------------

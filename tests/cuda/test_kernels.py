@@ -88,7 +88,6 @@ def test_shipped_headers_argue(path):
 
 #: Ops that a plan for the CPU alone uses: several in one, and the way between layouts that only the CPU has.
 CPU_ALONE = {
-    "conv2d_dgrad_relu",
     *("linear_wgrad_sgd", "linear_dgrad_wgrad_sgd", "reorder"),
 }
 

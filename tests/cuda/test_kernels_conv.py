@@ -109,6 +109,24 @@ def test_any_order_of_threads_gives_the_same_bits(stem):
     assert max(counts) > 1, "no problem here is cut into slices"
 
 
+@pytest.mark.parametrize("problem", [*SMALL["conv2d"], *SLICED["conv2d"]], ids=str)
+def test_the_gradient_with_a_relu_below_is_the_gradient_alone_or_zero(problem):
+    """The bits of conv2d_dgrad where x is positive or NaN: whole or in slices, x aligned as dx or not."""
+    alone = question("conv2d_dgrad_implicit_gemm", problem)
+    dx = launch(kernel("conv2d_dgrad_implicit_gemm"), alone)
+    fused = kernel("conv2d_dgrad_relu_implicit_gemm")
+    assert slices(fused.stem, problem) == slices("conv2d_dgrad_implicit_gemm", problem)
+    rng = np.random.default_rng(5)
+    for start in range(2):
+        x = rng.standard_normal(dx.size + start, np.float32)[start:].reshape(dx.shape)
+        x.flat[::7] = rng.choice([0.0, -0.0, np.nan], x.flat[::7].shape)
+        got = np.full(dx.shape, np.nan, np.float32)
+        with ck.emulate(check=True):
+            workspace = np.full(Runner(fused).workspace(problem), 0xFF, np.uint8)
+            Runner(fused)(problem, *alone.inputs.values(), x, got, workspace=workspace)
+        np.testing.assert_array_equal(got, np.where(x <= 0, np.float32(0), dx))
+
+
 @pytest.mark.parametrize("stem", CONV)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_alexnet(stem, layer):
