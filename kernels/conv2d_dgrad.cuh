@@ -258,11 +258,12 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const float* __r
   };
   const bool whole = gridDim.z == 1;
   float* const out = slice_or_output(dx, workspace, block.area * g.C * g.N);
-  each_quad(block.rows, place, sum, [&](int m, int, const long long (&offset)[4], float (&v)[4]) {
-    const long long row = (block.first_c + m) * block.area;
-    if (whole) finish.quad(row, offset, v);
-    store_quad(out + row, offset, v);
-  });
+  each_quad(block.rows, place, sum, NoFetch(),
+            [&](int, int m, int, const long long (&offset)[4], float (&v)[4]) {
+              const long long row = (block.first_c + m) * block.area;
+              if (whole) finish.quad(row, offset, v);
+              store_quad(out + row, offset, v);
+            });
 }
 
 // The second launch: adds up the slices, if there are several.

@@ -177,16 +177,22 @@ __device__ __forceinline__ void store_quad(float* row, const long long (&offset)
   }
 }
 
-// This thread's sums, in fours: use(m, n, offset, v) gets those of row m and of columns n to n + 3 of the tile.
-// `rows` of its rows exist. place(n, offset) says where in a row these columns are, as above.
-template <class Place, class Use>
+// This thread's sums, in fours: use(i, m, n, offset, v) gets those of its row i, which is row m of the tile, and
+// of columns n to n + 3 of the tile. `rows` of the tile's rows exist. place(n, offset) says where in a row these
+// columns are, as above. Before the first use of some columns, fetch(i, m, offset) is called for each row: what
+// it loads is then under way together, although the compiler may not move a load before a store.
+template <class Place, class Fetch, class Use>
 __device__ __forceinline__ void each_quad(int rows, const Place& place,
-                                          const float (&sum)[THREAD_M][THREAD_N], const Use& use) {
+                                          const float (&sum)[THREAD_M][THREAD_N], const Fetch& fetch,
+                                          const Use& use) {
 #pragma unroll
   for (int j = 0; j < THREAD_N / 4; ++j) {
     long long offset[4];
     const int n = tile_column(j);
     place(n, offset);
+#pragma unroll
+    for (int i = 0; i < THREAD_M; ++i)
+      if (tile_row(i) < rows) fetch(i, tile_row(i), offset);
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i) {
       const int m = tile_row(i);
@@ -194,16 +200,19 @@ __device__ __forceinline__ void each_quad(int rows, const Place& place,
       float v[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[e] = sum[i][4 * j + e];
-      use(m, n, offset, v);
+      use(i, m, n, offset, v);
     }
   }
 }
+struct NoFetch {
+  __device__ __forceinline__ void operator()(int, int, const long long (&)[4]) const {}
+};
 
 // Writes them: rows of the output are `length` apart, and epilogue(m, n, sum) makes the output of a sum.
 template <class Place, class Epilogue>
 __device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
                                            const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {
-  each_quad(rows, place, sum, [&](int m, int n, const long long (&offset)[4], float (&v)[4]) {
+  each_quad(rows, place, sum, NoFetch(), [&](int, int m, int n, const long long (&offset)[4], float (&v)[4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) v[e] = epilogue(m, n + e, v[e]);
     store_quad(out + m * length, offset, v);
