@@ -16,6 +16,10 @@
 // op      = "conv2d_dgrad_relu"
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tiles   = [
+//     { TILE_M = 48, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
+//     { TILE_N = 128, THREAD_N = 8, FILL = 396 },
+// ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
@@ -33,6 +37,7 @@
 // CLASS     = "N * ceil_div(H, stride_h) * ceil_div(W, stride_w)"
 // BLOCKS    = "ceil_div(CLASS, TILE_N) * TILES_M * groups * CLASSES_H * CLASSES_W"
 // SLICES    = "max(1, min((K//groups*R*S)//DEPTH, FILL//BLOCKS))"
+// STEPS     = "ceil_div(K//groups*ceil_div(R, stride_h)*ceil_div(S, stride_w), TILE_K*SLICES)"
 // # A class has as many rows of pixels as the first one, or one less; and columns likewise.
 // [dividers]
 // by_tiles_m   = "TILES_M"

@@ -37,6 +37,10 @@
 // dtypes  = ["float32"]
 // options = { relu = "int" }
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tiles   = [
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 64, TILE_N = 256 },
+// ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
@@ -51,6 +55,7 @@
 // TILES_M = "ceil_div(K//groups, TILE_M)"
 // BLOCKS  = "ceil_div(N*P*Q, TILE_N) * TILES_M * groups"
 // SLICES  = "max(1, min((C//groups*R*S)//DEPTH, FILL//BLOCKS))"
+// STEPS   = "ceil_div(C//groups*R*S, TILE_K*SLICES)"
 // [dividers]
 // by_tiles_m = "TILES_M"
 // by_groups  = "groups"

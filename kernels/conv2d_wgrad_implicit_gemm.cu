@@ -35,6 +35,10 @@
 // op      = "conv2d_wgrad"
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tiles   = [
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 64, TILE_N = 256 },
+// ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
@@ -50,6 +54,7 @@
 // TILES_N = "ceil_div(C//groups*R*S, TILE_N)"
 // BLOCKS  = "TILES_N * TILES_M * groups"
 // SLICES  = "max(1, min((N*P*Q)//DEPTH, FILL//BLOCKS))"
+// STEPS   = "ceil_div(N*P*Q, TILE_K*SLICES)"
 // [dividers]
 // by_tiles_m = "TILES_M"
 // by_tiles_n = "TILES_N"

@@ -99,6 +99,7 @@ __device__ __forceinline__ void update_slices(const float* workspace, long long 
   const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (long long i = first; i < size; i += static_cast<long long>(gridDim.x) * blockDim.x) {
     float w = of.w[i], v = of.v[i], gradient = workspace[i];
+#pragma unroll 4
     for (long long slice = 1; slice < slices; ++slice) gradient += workspace[size * slice + i];
     update(gradient, w, v);
     of.w_new[i] = w;

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ class Header:
     dtypes : tuple of str
     tile : dict of str to int
         Reach the source as `constexpr int`.
+    tiles : tuple of dict of str to int
+        Other tiles, as what differs from `tile`. For each problem `heuristics.fitted` chooses one of them
+        all; it needs BLOCKS, SLICES and STEPS in `let`.
     tune : dict of str to list of int
         Other values of the tile that are worth trying.
     launches : tuple of Launch
@@ -81,6 +85,7 @@ class Header:
     op: str
     dtypes: tuple[str, ...] = ("float32",)
     tile: dict[str, int] = field(default_factory=dict)
+    tiles: tuple[dict[str, int], ...] = ()
     tune: dict[str, list[int]] = field(default_factory=dict)
     launches: tuple[Launch, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
@@ -123,6 +128,10 @@ class KernelFile:
     def op(self) -> Op:
         return OPS[self.header.op]
 
+    def tiled(self, tile: Mapping[str, int]) -> KernelFile:
+        """The same file with other values in its tile, and no choice of tiles."""
+        return replace(self, header=replace(self.header, tile={**self.header.tile, **tile}, tiles=()))
+
 
 # ---------------------------------------------------------------------------------------------------
 # Reading
@@ -146,7 +155,7 @@ def read(path: Path) -> KernelFile:
 
 
 #: Keys of the header that say how a kernel is launched: a function of the host's has none of them.
-LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune")
+LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune", "tiles")
 
 
 def read_host(path: Path) -> KernelFile:
@@ -207,6 +216,14 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     tile = block.get("tile", {})
     if not isinstance(tile, dict) or not all(type(v) is int and k.isidentifier() for k, v in tile.items()):
         raise OptionError(f"'tile' must be a table of integers by name, not {tile!r}")
+    tiles = block.get("tiles", [])
+    if not isinstance(tiles, list) or not all(
+        isinstance(one, dict) and set(one) <= set(tile) and all(type(v) is int for v in one.values())
+        for one in tiles
+    ):
+        raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
+    if tiles and not {"BLOCKS", "SLICES", "STEPS"} <= set(block.get("let", {})):
+        raise OptionError("'tiles' needs BLOCKS, SLICES and STEPS in 'let', by which one is chosen")
     for key in block.get("tune", {}):
         if key not in tile:
             raise OptionError(f"'tune' names {key!r}, which is not in 'tile'")
@@ -236,6 +253,8 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     header = {k: v for k, v in block.items() if k not in ("launch", "grid", "block", "shared")}
     if "dtypes" in header:
         header["dtypes"] = tuple(header["dtypes"])
+    if "tiles" in header:
+        header["tiles"] = tuple(header["tiles"])
     return Header(**header, launches=_launches(stem, block))
 
 

@@ -288,7 +288,8 @@ def test_a_plan_applies_every_pattern(where):
 BACKWARD = [op for op in PARTS if "fprop" not in op]
 #: What leaves every kernel of a backward pass apart.
 APART = {
-    "relu_dgrad": "vectorized", "lrn_dgrad": "sliding", "conv2d_dgrad": "implicit_gemm", "linear_wgrad": "gemm",
+    "relu_dgrad": "vectorized", "lrn_dgrad": "sliding", "conv2d_dgrad": "implicit_gemm",
+    "linear_wgrad": "gemm",
 }  # fmt: skip
 
 
