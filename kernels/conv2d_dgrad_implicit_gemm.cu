@@ -3,15 +3,15 @@
 //   pad_top and q*stride_w + s*dilation_w = w + pad_left: a GEMM of gemm_m = C/groups channels, gemm_n =
 //   pixels of dx, gemm_k = the taps (k, r, s) that can hit them.
 //
-// Tiling   a block makes TILE_M channels x TILE_N pixels of one group and one residue class, and a thread 8 x
-//          16 of them. A residue class is the pixels whose padded rows and columns are equal modulo the
-//          strides. They are hit by the same taps, r * dilation_h = row (mod stride_h), and by no others. So
-//          each class is a dense convolution with stride 1 over dy, and no multiply-add meets a tap that
-//          cannot hit; a class that none can hit is written as zeros. A stride of 1 has one class. TILE_M is
-//          64, since AlexNet's conv2 has 48 channels to a group. Few tiles are split over the taps as in
-//          fprop.
-// Threads  2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
-//          patch of 16 x 32:
+// Tiling   a block makes TILE_M channels x TILE_N pixels of one group and one residue class, and a thread
+//          THREAD_M x THREAD_N of them. Of three tiles heuristics.py chooses one for each problem. A residue
+//          class is the pixels whose padded rows and columns are equal modulo the strides. They are hit by the
+//          same taps, r * dilation_h = row (mod stride_h), and by no others. So each class is a dense
+//          convolution with stride 1 over dy, and no multiply-add meets a tap that cannot hit; a class that
+//          none can hit is written as zeros. A stride of 1 has one class. Few tiles are split over the taps as
+//          in fprop.
+// Threads  of the first tile: 2 x 2 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with
+//          4 x 4 sums in a patch of 16 x 32:
 //
 //             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127   |  128-255
 //          m  0- 3  L0    L1    ...  L7     |                         |
@@ -26,12 +26,13 @@
 // Traffic  dy is read ceil(C/groups / TILE_M) * R*S / (stride_h*stride_w) times, mostly from L1 and L2, w
 //          ceil(N*H*W / TILE_N) times from L2, dx is written once; with a stride above 1 in pieces of 4
 //          bytes, which the classes' blocks, neighbours in time, complete in L2.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1261 instructions are FFMA (.812: a thread of this
-//          tile fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves
-//          the loads of global memory down: to the use of the nearest are 55 instructions, of half of them
-//          some 370, which hides an access to L2 only in part. Predicted at batch 128, in % of the FP32 peak,
-//          .77 of it in a full tile: conv2 53 (48 of 64 rows are used), conv3 49 (1.3 waves of 264 blocks),
-//          conv4 and conv5 74.
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1261 instructions are FFMA (.812: a thread of this tile
+//          fetches 20 elements a step, one of fprop's 16); 253 registers, no spills. The compiler moves the
+//          loads of global memory down: to the use of the nearest are 55 instructions, of half of them some
+//          370, which hides an access to L2 only in part. The other tiles have thinner loops (.76 and .77): 48
+//          rows are all used by conv2, and tiles of half the size leave less of the last wave empty (conv3).
+//          docs/kernels.md has what is predicted for each layer, 62 to 71 % of the FP32 peak at a batch of 128,
+//          and the model.
 //
 // /// kernel
 // op      = "conv2d_dgrad"
