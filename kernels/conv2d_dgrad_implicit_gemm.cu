@@ -37,10 +37,10 @@
 // /// kernel
 // op      = "conv2d_dgrad"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
 // tiles   = [
-//     { TILE_M = 48, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
-//     { TILE_N = 128, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 48, THREAD_M = 12, THREAD_N = 8, PER_SM = 3 },
+//     { TILE_N = 128, THREAD_N = 8, PER_SM = 3 },
 // ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
@@ -50,8 +50,10 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL      = "132*PER_SM"
 // SIZE      = "N*C*H*W"
 // TILES_M   = "ceil_div(C//groups, TILE_M)"
 // CLASSES_H = "min(stride_h, H)"
@@ -90,7 +92,7 @@ struct Sum {
   __device__ __forceinline__ void quad(long long, const long long (&)[4], float (&)[4]) const {}
 };
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_dgrad_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ dy,
                                     const float* __restrict__ w, float* __restrict__ dx,
                                     float* __restrict__ workspace) {

@@ -15,10 +15,10 @@
 // /// kernel
 // op      = "conv2d_dgrad_relu"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 64, TILE_N = 256, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
 // tiles   = [
-//     { TILE_M = 48, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
-//     { TILE_N = 128, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 48, THREAD_M = 12, THREAD_N = 8, PER_SM = 3 },
+//     { TILE_N = 128, THREAD_N = 8, PER_SM = 3 },
 // ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
@@ -28,8 +28,10 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL      = "132*PER_SM"
 // SIZE      = "N*C*H*W"
 // TILES_M   = "ceil_div(C//groups, TILE_M)"
 // CLASSES_H = "min(stride_h, H)"
@@ -74,7 +76,7 @@ struct Masked {
   }
 };
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_dgrad_relu_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ dy,
                                          const float* __restrict__ w, const float* __restrict__ x,
                                          float* __restrict__ dx, float* __restrict__ workspace) {

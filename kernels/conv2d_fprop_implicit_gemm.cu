@@ -37,9 +37,9 @@
 // op      = "conv2d_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
 // tiles   = [
-//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, PER_SM = 3 },
 //     { TILE_M = 64, TILE_N = 256 },
 // ]
 // rank    = 20
@@ -50,8 +50,10 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*K*P*Q"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
 // BLOCKS  = "ceil_div(N*P*Q, TILE_N) * TILES_M * groups"
@@ -112,7 +114,7 @@ struct Block {
 static_assert(sizeof(GemmShared) + 2 * CHUNK * sizeof(Tap) + 2 * CHUNK * 8 + sizeof(Block) <= 48 * 1024,
               "TILE_K: static shared memory ends at 48 KB");
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_fprop_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ x,
                                     const float* __restrict__ w, const float* __restrict__ b,
                                     float* __restrict__ y, float* __restrict__ workspace, const int relu) {

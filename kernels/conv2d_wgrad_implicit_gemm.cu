@@ -29,16 +29,16 @@
 // Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1212 instructions are FFMA (.845); 215 registers, no
 //          spills. From a load of global memory to its use are 1045 instructions or more, so that a step hides
 //          its latency. The other tiles have thinner loops (.80), and fewer useless rows: 96 are all used by
-//          conv1, and twice 96 by conv4, where 128 use three quarters. docs/kernels.md has what is predicted
-//          for each layer, 69 to 72 % of the FP32 peak at a batch of 128, and the model, which does not count
-//          the slices' memory.
+//          conv1, and three times 64 by conv4, where 128 use three quarters. docs/kernels.md has what is
+//          predicted for each layer, 64 to 72 % of the FP32 peak at a batch of 128, and the model, which does
+//          not count the slices' memory.
 //
 // /// kernel
 // op      = "conv2d_wgrad"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
 // tiles   = [
-//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, FILL = 396 },
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8 },
 //     { TILE_M = 64, TILE_N = 256 },
 // ]
 // rank    = 20
@@ -49,8 +49,10 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "K*(C//groups)*R*S"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
 // TILES_N = "ceil_div(C//groups*R*S, TILE_N)"
@@ -111,7 +113,7 @@ static_assert(sizeof(GemmShared) + 2 * CHUNK * (sizeof(Place) + 8) + TILE_N * si
                   48 * 1024,
               "TILE_K: static shared memory ends at 48 KB");
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ x,
                                     const float* __restrict__ dy, float* __restrict__ dw,
                                     float* __restrict__ workspace) {

@@ -5,7 +5,7 @@
 //   sum[m][n] = sum over k of A[m][k] * B[k][n]       gemm_m x gemm_n x gemm_k, in true fp32
 //
 // A block makes a TILE_M x TILE_N tile of the result and takes TILE_K of gemm_k in a step. A thread keeps
-// THREAD_M x THREAD_N sums in registers. A kernel's header declares these five numbers in its `tile`.
+// THREAD_M x THREAD_N sums in registers. A kernel's header declares these numbers and PER_SM in its `tile`.
 //
 // Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8
 //              (in n), and each has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4
@@ -42,14 +42,11 @@ static_assert(TILE_N % WARP_N == 0, "TILE_N: a multiple of a warp's 8 * THREAD_N
 static_assert(TILE_K == 8 || TILE_K == 16 || TILE_K == 32, "TILE_K: 8, 16 or 32");
 static_assert(THREADS <= 1024, "at most 1024 threads");
 
-// Occupancy. An SM has 65536 registers, so that T resident threads have 65536 / T each, in multiples of 8. A
-// thread needs one for each sum, THREAD_M + THREAD_N for the factors of one k, and some 50 for the next
-// step's elements and for addresses. __launch_bounds__(THREADS, MIN_BLOCKS) tells the compiler how many it
-// may use.
-constexpr int RESIDENT = SUMS <= 64 && THREADS >= 256 ? 512  // 128 registers
-                         : SUMS <= 96 ? 384   // 168; 64 sums too, if few threads fetch much each
-                                      : 256;  // 255, the most that a thread can have
-constexpr int MIN_BLOCKS = RESIDENT < THREADS ? 1 : RESIDENT / THREADS;
+// Occupancy. PER_SM is how many blocks an SM is to hold. It has 65536 registers, so that each thread of these
+// may have 65536 / (PER_SM * THREADS), in multiples of 8 and at most 255. A thread needs one for each sum,
+// THREAD_M + THREAD_N for the factors of one k, and some 50 for the next step's elements and for addresses:
+// with 4 warps of 128 sums each, an SM holds two blocks; of 96 sums, three, or two where addresses take more.
+static_assert(PER_SM >= 1 && PER_SM * THREADS <= 2048, "PER_SM: at most 2048 threads on an SM");
 
 // Two buffers, so that a step needs one barrier: what a step overwrites was last read two steps ago, and the
 // barrier of the step between stands behind those reads.

@@ -31,16 +31,18 @@
 // /// kernel
 // op      = "linear_dgrad"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*C"
 // TILES_M = "ceil_div(N, TILE_M)"
 // BLOCKS  = "TILES_M * ceil_div(C, TILE_N)"
@@ -60,7 +62,7 @@
 
 #include "linear_grads.cuh"
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_dgrad_gemm(GEOMETRY(Linear), const float* __restrict__ dy, const float* __restrict__ w,
                            float* __restrict__ dx, float* __restrict__ workspace) {
   __shared__ GemmShared shared;

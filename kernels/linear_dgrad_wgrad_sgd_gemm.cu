@@ -17,7 +17,7 @@
 // /// kernel
 // op      = "linear_dgrad_wgrad_sgd"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = """4*max(N*C*DGRAD_SLICES if DGRAD_SLICES > 1 else 0, \
 //                  K*C*WGRAD_SLICES if WGRAD_SLICES > 1 else 0)"""
@@ -34,9 +34,11 @@
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL          = "132*PER_SM"
 // DGRAD_TILES_M = "ceil_div(N, TILE_M)"
 // DGRAD_BLOCKS  = "DGRAD_TILES_M * ceil_div(C, TILE_N)"
 // DGRAD_SLICES  = "max(1, min(K//DEPTH, FILL//max(1, DGRAD_BLOCKS)))"
@@ -69,7 +71,7 @@
 #include "linear_grads.cuh"
 
 // The first GEMM: dx, or a slice of it.
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_dgrad_wgrad_sgd_gemm_dgrad(GEOMETRY(Linear), const float* __restrict__ dy, const float* w,
                                            const float* __restrict__ x, const float* v,
                                            float* __restrict__ dx, float* w_new, float* v_new,
@@ -114,7 +116,7 @@ extern "C" __launch_bounds__(256) __global__
 }
 
 // The second GEMM: new weights, or a slice of their gradient.
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_dgrad_wgrad_sgd_gemm(GEOMETRY(Linear), const float* __restrict__ dy, const float* w,
                                      const float* __restrict__ x, const float* v, float* __restrict__ dx,
                                      float* w_new, float* v_new, float* __restrict__ workspace, int relu,

@@ -33,16 +33,18 @@
 // op      = "linear_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*K"
 // TILES_M = "ceil_div(N, TILE_M)"
 // BLOCKS  = "TILES_M * ceil_div(K, TILE_N)"
@@ -72,7 +74,7 @@ struct Block {
   int rows, columns;  // of the output from there on
 };
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_fprop_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ w,
                            const float* __restrict__ b, float* __restrict__ y, float* __restrict__ workspace,
                            const int relu) {

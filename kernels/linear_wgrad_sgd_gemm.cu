@@ -15,7 +15,7 @@
 // /// kernel
 // op      = "linear_wgrad_sgd"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [options]
@@ -30,9 +30,11 @@
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "K*C"
 // TILES_M = "ceil_div(K, TILE_M)"
 // BLOCKS  = "TILES_M * ceil_div(C, TILE_N)"
@@ -52,7 +54,7 @@
 
 #include "linear_grads.cuh"
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_wgrad_sgd_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ dy,
                                const float* w, const float* v, float* w_new, float* v_new,
                                float* __restrict__ workspace, float lr, float momentum, float weight_decay,

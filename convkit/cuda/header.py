@@ -26,6 +26,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: What `heuristics` must know of a tile to choose among several.
+MODELLED = ("TILE_M", "TILE_N", "TILE_K", "THREAD_M", "THREAD_N", "PER_SM")
 _OPEN, _CLOSE = "// /// kernel", "// ///"
 
 #: Types that an option may have, with what Python passes for each.
@@ -61,7 +63,7 @@ class Header:
         Reach the source as `constexpr int`.
     tiles : tuple of dict of str to int
         Other tiles, as what differs from `tile`. For each problem `heuristics.fitted` chooses one of them
-        all; it needs BLOCKS, SLICES and STEPS in `let`.
+        all, by numbers of the tile (`MODELLED`) and by BLOCKS, SLICES and STEPS in `let`.
     tune : dict of str to list of int
         Other values of the tile that are worth trying.
     launches : tuple of Launch
@@ -222,8 +224,11 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         for one in tiles
     ):
         raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
-    if tiles and not {"BLOCKS", "SLICES", "STEPS"} <= set(block.get("let", {})):
-        raise OptionError("'tiles' needs BLOCKS, SLICES and STEPS in 'let', by which one is chosen")
+    if tiles and not {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*tile, *block.get("let", {})}:
+        raise OptionError(
+            f"'tiles' needs {', '.join(MODELLED)} in 'tile' and BLOCKS, SLICES and STEPS in 'let': "
+            "by these one of them is chosen"
+        )
     for key in block.get("tune", {}):
         if key not in tile:
             raise OptionError(f"'tune' names {key!r}, which is not in 'tile'")

@@ -42,8 +42,8 @@ class Prediction:
 
     Attributes
     ----------
-    blocks, per_sm : int
-        Blocks of the launch; how many an SM holds at a time.
+    blocks : int
+        Of the launch.
     waves : float
         Blocks by the places for them on the GPU.
     density : float
@@ -53,18 +53,9 @@ class Prediction:
     """
 
     blocks: int
-    per_sm: int
     waves: float
     density: float
     efficiency: float
-
-
-def resident(tile: Mapping[str, int]) -> int:
-    """Blocks of a tile that an SM holds, as `MIN_BLOCKS` of gemm_tile.cuh has it."""
-    sums = tile["THREAD_M"] * tile["THREAD_N"]
-    threads = tile["TILE_M"] * tile["TILE_N"] // sums
-    most = 512 if sums <= 64 and threads >= 256 else 384 if sums <= 96 else 256
-    return max(1, most // threads)
 
 
 def density(tile: Mapping[str, int]) -> float:
@@ -78,14 +69,14 @@ def density(tile: Mapping[str, int]) -> float:
 def predict(header: Header, problem: Problem) -> Prediction:
     """What the model says of a header's tile; its `let` has BLOCKS, SLICES and STEPS (of one slice)."""
     tile, scope = header.tile, header.scope(problem)
-    blocks, per_sm, dense = scope["BLOCKS"] * scope["SLICES"], resident(tile), density(tile)
+    blocks, per_sm, dense = scope["BLOCKS"] * scope["SLICES"], tile["PER_SM"], density(tile)
     sets, rest = divmod(-(-blocks // SMS), per_sm)
     # In times of a full set of blocks, which is `per_sm` blocks' multiply-adds on one SM.
     time = sets + (ALONE + (1 - ALONE) * rest / per_sm if rest else 0)
     block = tile["TILE_M"] * tile["TILE_N"] * tile["TILE_K"] * (scope["STEPS"] + FIXED)
     useful = problem.flops(header.op) / 2
     efficiency = HIDDEN * dense * useful / (SMS * time * per_sm * block) if blocks else 0.0
-    return Prediction(blocks, per_sm, blocks / (SMS * per_sm), dense, efficiency)
+    return Prediction(blocks, blocks / (SMS * per_sm), dense, efficiency)
 
 
 def fitted(kernel: KernelFile, problem: Problem) -> KernelFile:
