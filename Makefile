@@ -23,7 +23,7 @@ CXX_FILES := find $(wildcard bench convkit examples kernels tests) -name _kernel
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: run test test-slow test-all sanitize lint format bench bench-cpu gpu budget clean help
+.PHONY: run test test-slow test-all sanitize lint format bench bench-cpu learn gpu budget clean help
 
 run: $(VENV)/stamp-images ## run AlexNet on photographs (ARGS= go to `convkit alexnet`)
 	@echo "make run: AlexNet on photographs: convkit alexnet $(ARGS)"
@@ -65,6 +65,10 @@ bench: $(VENV)/stamp-test ## run the benchmarks (ARGS= go to pytest)
 bench-cpu: $(VENV)/stamp-test ## hold the CPU backend to its goals beside other libraries (ARGS=--quick; --help lists the rest)
 	@echo "make bench-cpu: convkit bench beside PyTorch, ONNX Runtime and JAX, and the goals"
 	@$(BIN)/python bench/goals.py $(ARGS)
+
+learn: $(VENV)/stamp-test ## train on the digits beside PyTorch, same recipe, three seeds; minutes (ARGS=FOLDER: other images; --help)
+	@echo "make learn: convkit and PyTorch by one recipe -> test errors and the time of an epoch"
+	@$(BIN)/python bench/learn.py --within 1 $(ARGS)
 
 budget: $(VENV)/stamp-test ## compile every kernel for every GPU, write kernels/budget.json (ARGS=--kernel=NAME: only one)
 	@echo "make budget: what every kernel compiles to -> kernels/budget.json"

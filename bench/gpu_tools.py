@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import os
@@ -11,22 +10,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
-from typing import Any
 
 import gpu
 import numpy as np
 from gpu_common import REHEARSED, SIZES, Record, emulated
 
-from convkit import check
 from convkit.arrays import np_dtype
 from convkit.bench import work
 from convkit.bench.measure import own
 from convkit.bench.peers import Missing
-from convkit.call import Call
+from convkit.check import exact
 from convkit.check import inputs as fill
-from convkit.check import tolerance
 from convkit.check.cases import Case, cases
 from convkit.cuda import nvrtc
 from convkit.op import OPS
@@ -77,9 +72,6 @@ def sanitize(key: str) -> Record:
 
 def small_cases(tool: str) -> int:
     """Run small cases of every kernel in memory that is just as large as its tensors; a line for each."""
-    import cupy
-
-    cupy.cuda.set_allocator(None)  # cudaMalloc itself: the tool then knows where each tensor ends
     wrong = 0
     for i in implementations(device="cuda", layout=None):
         usual = [c.of("float32") for c in cases(i.op) if not c.heavy and not c.problem.empty]
@@ -87,29 +79,13 @@ def small_cases(tool: str) -> int:
         chosen = [c for c in small[len(small) // 2 :] if i.refusal(c.problem, i.math) is None][:2]
         for case in chosen[:1] if REHEARSED else chosen:
             with emulated(i.op in ("relu_fprop",)) as real:
-                fault = _exactly(i, case)
+                fault = exact.run(i, case, seed=1)
             wrong += bool(fault) and real
             print(
                 json.dumps({"case": f"{i.op}/{i.name}: {case}", "ok": not fault or not real, "fault": fault}),
                 flush=True,
             )
     return 1 if wrong else 0
-
-
-def _exactly(implementation: Any, case: Case) -> str:
-    """What is wrong with a call; its tensors have no byte too many."""
-    import cupy
-
-    op, problem = OPS[case.op], case.problem
-    question = check.Question.of(case, problem.dtype, 1)
-    given = tuple(None if a is None else cupy.asarray(a) for a in question.inputs.values())
-    outputs = tuple(cupy.empty(problem.shape(n), np_dtype(problem.dtype_of(n))) for n in op.outputs)
-    Call(op, implementation, problem, given, outputs, dict(case.options)).run()
-    for name, array in zip(op.outputs, outputs):
-        found = tolerance.compare(name, array.get(), question.wanted[name], implementation, case.op)
-        if found.reason:
-            return found.reason
-    return ""
 
 
 def profile(key: str) -> Record:
@@ -150,7 +126,7 @@ def profiled(stem: str) -> int:
     """Launch a kernel twice on the layer that it is profiled on."""
     import cupy
 
-    _with_lines()
+    nvrtc.line_info = True
     (implementation,) = (
         i for i in implementations(device="cuda", layout=None) if Path(i.source).stem == stem
     )
@@ -172,11 +148,3 @@ def profiled(stem: str) -> int:
         run()
     cupy.cuda.runtime.deviceSynchronize()
     return 0
-
-
-def _with_lines() -> None:
-    """NVRTC with -lineinfo in this process, whose cache of machine code is a folder of its own."""
-    core, folders = nvrtc._toolchain()
-    options = functools.partial(core.ProgramOptions, lineinfo=True)
-    lined = types.SimpleNamespace(ProgramOptions=options, Program=core.Program, __version__=core.__version__)
-    nvrtc._toolchain = lambda: (lined, folders)  # type: ignore[assignment]

@@ -440,7 +440,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from convkit.train.data import open_data
-    from convkit.train.prepare import prepare
+    from convkit.train.preparation import prepare
 
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):

@@ -39,7 +39,7 @@ from convkit.train.loader import Loader
 from convkit.train.log import Log
 from convkit.train.loop import Loop
 from convkit.train.position import Position
-from convkit.train.prepare import statistics
+from convkit.train.preparation import statistics
 from convkit.train.run_folder import Info, RunFolder
 from convkit.train.stops import Stops
 

@@ -395,7 +395,10 @@ class Device:
 class Memory:
     """What one allocation got, and who last used it."""
 
+    every: weakref.WeakSet[Memory] = weakref.WeakSet()
+
     def __init__(self, size: int) -> None:
+        Memory.every.add(self)
         self.device = current_device[0]
         self.bytes = np.empty(size + 512, np.uint8)
         if size < 2**20:
@@ -403,6 +406,15 @@ class Memory:
         self.start = -self.bytes.ctypes.data % 512
         self.write: Knowledge = {}  # the stream, and how much work it had then
         self.reads: Knowledge = {}
+
+    @classmethod
+    def at(cls, ptr: int, size: int) -> tuple[Memory, np.ndarray]:
+        """The allocation of these bytes, and the bytes."""
+        for memory in cls.every:
+            offset = ptr - memory.bytes.ctypes.data
+            if memory.start <= offset and offset + size <= memory.bytes.size:
+                return memory, memory.bytes[offset : offset + size]
+        raise AssertionError(f"{ptr:#x} is no device memory")
 
     def use(self, stream: Stream, *, write: bool) -> None:
         """Note that a stream reads or writes it; a `Race` where what it must follow may not have ended."""
@@ -758,6 +770,7 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
     runtime = types.SimpleNamespace(
         getDevice=lambda: current_device[0],
         getDeviceCount=lambda: DEVICES,
+        deviceGetPCIBusId=lambda device: f"0000:{device:02x}:00.0",
         getDeviceProperties=lambda device: {
             "name": b"no GPU at all", "major": 9, "minor": 0, "multiProcessorCount": 1, "l2CacheSize": 4096,
         },

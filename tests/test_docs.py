@@ -66,6 +66,25 @@ def test_the_python_of_the_readme_runs(tmp_path, compiler):
     assert re.search(r"^relu2 +relu_fprop +mine .*unchecked$", done.stdout, re.M)
 
 
+def test_the_python_about_training_runs(tmp_path, need):
+    for package in ("safetensors", "sklearn", "cv2", "PIL"):
+        need(package)
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    digits = need("sklearn.datasets").load_digits()
+    image = digits.images[7].astype("uint8").repeat(3, axis=0).repeat(3, axis=1) * 15
+    need("PIL.Image").fromarray(image).save(tmp_path / "seven.png")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    error, prediction = done.stdout.splitlines()
+    assert re.fullmatch(r"[\d.]+% of 397 images are wrong; 95 % interval \(0\.\d+, 0\.\d+\)", error)
+    assert re.fullmatch(r"seven\.png \[(\('\d', [\d.]+\)(, )?){3}\]", prediction)
+
+
 def test_rooms_stand_in_the_order_that_is_tested():
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     listed = page.partition("## The rooms")[2].partition("```text\n")[2].partition("```")[0]

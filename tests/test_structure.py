@@ -32,6 +32,20 @@ BENCH = (
     "geometries",
     "__init__",
 )
+#: Those of training, likewise.
+TRAIN = (
+    "__init__",
+    "report training",
+    "trained loop page",
+    "prediction preparation",
+    "evaluation",
+    "loader",
+    "processes",
+    "reading inputs build run_folder photos curves log",
+    "recipe checkpoint table events position exchange lock draws patterns",
+    "data stops",
+    "disk errors",
+)
 
 
 def modules() -> dict[str, Path]:
@@ -87,8 +101,10 @@ def test_a_room_imports_what_stands_below_it():
     assert not upward(ORDER, 1, sorted(GRAPH))
 
 
-def test_a_room_of_the_bench_imports_what_stands_below_it():
-    assert not upward(BENCH, 2, sorted(name for name in GRAPH if name.startswith("convkit.bench")))
+@pytest.mark.parametrize(("name", "order"), [("bench", BENCH), ("train", TRAIN)])
+def test_inside_a_room_too(name, order):
+    inside = [one for one in GRAPH if one.split(".")[:2] == ["convkit", name]]
+    assert not upward(order, 2, sorted(inside))
 
 
 def circles() -> list[list[str]]:

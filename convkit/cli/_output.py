@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import OptionError
@@ -70,6 +71,23 @@ def printable(text: str) -> str:
     A file's name may hold line ends, and bytes that are no text.
     """
     return encodable("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+@contextmanager
+def progress_bar(unit: str, **options: Any) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, where that is a terminal: told what is done, of how much, and of what."""
+    from tqdm import tqdm
+
+    with tqdm(total=0, unit=unit, leave=False, file=sys.stderr, disable=None, **options) as bar:
+
+        def progress(done: int, total: int, what: str = "") -> None:
+            if bar.total != total:  # the first call; what was done before does not count for the rate
+                bar.reset(total)
+                bar.initial = bar.n = done
+            bar.set_description_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def case_bar() -> Callable[[int, int, str], None]:

@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
         "--sanitize",
         action="store_true",
         help="the same, watching every access to memory: races, bounds, uninitialised reads; slow, so it "
-        "implies --quick",
+        "implies --quick. On a GPU by NVIDIA's compute-sanitizer, else, and with --emulate, by the emulator",
     )
     option("--quick", action="store_true", help="small cases only, some seconds")
     option(
@@ -129,13 +129,16 @@ def run(args: argparse.Namespace) -> int:
 def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
     from .. import check
 
-    emulated = args.emulate or args.sanitize or args.counters
+    on_gpu = args.sanitize and not args.emulate and not args.counters and gpu_found()
+    emulated = args.emulate or args.counters or (args.sanitize and not on_gpu)
     limits = None if args.in_process else check.Limits.of(args.timeout, args.memory)
     with contextlib.ExitStack() as stack:
         if emulated:
             stack.enter_context(emulate(check=args.sanitize))
         try:
-            chosen = _chosen(args.targets, "cuda" if args.cuda or emulated else "cpu", limits, stack)
+            chosen = _chosen(
+                args.targets, "cuda" if args.cuda or args.sanitize or emulated else "cpu", limits, stack
+            )
         except check.Lost as error:
             print(f"FAILS: {error}")
             return 1, []
@@ -144,6 +147,8 @@ def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
             if not kernels:
                 raise OptionError("--counters counts what a CUDA kernel does; none was named")
             return _count(kernels), []
+        if on_gpu:
+            return _under_compute_sanitizer(args, chosen), []
         return _check(args, chosen, limits)
 
 
@@ -187,6 +192,31 @@ def _check(
         print(f"\nnot contained, ran in this process: {', '.join(loose)}")
     print(f"\n{_total(verdicts)}; seed {seed}{', quick' if quick else ''}")
     return status, verdicts
+
+
+def _under_compute_sanitizer(args: argparse.Namespace, chosen: Sequence[Implementation]) -> int:
+    """Small cases on the GPU, and what NVIDIA's tools say about them; 1 where they say something."""
+    from .. import check
+    from ..check import compute_sanitizer as watching
+
+    if args.json or args.like:
+        raise OptionError("--sanitize on a GPU takes neither --json nor --like; with --emulate it does")
+    if not (kernels := [i for i in chosen if i.device == "cuda"]):
+        raise OptionError("--sanitize watches CUDA kernels; none was named")
+    seed = check.fresh_seed() if args.seed is None else integer("seed", args.seed, 0)
+    status = 0
+    for report in watching.examine(kernels, files=_files(args.targets), seed=seed, only=args.case):
+        count = len(report.findings)
+        found = f"{count} finding{'s' if count > 1 else ''}" if count else "nothing found"
+        said = report.problem or found
+        print(f"{report.tool:<10} {report.cases:>4} cases  {said}  ({watching.TOOLS[report.tool]})")
+        for finding in report.findings[:_FEW]:
+            print(f"  {finding.case}", *finding.lines, sep="\n      ")
+        if count > _FEW:
+            print(f"  and {count - _FEW} more")
+        status |= not report.ok
+    print(f"\n{'FAILS' if status else 'passes'}; seed {seed}")
+    return int(status)
 
 
 def _status(verdicts: Sequence[Verdict], named: bool) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
-from ._output import printable, require_writable, table, write
+from ._output import printable, progress_bar, require_writable, table, write
 
 if TYPE_CHECKING:
     from ..train.page.content import Content
@@ -30,8 +29,8 @@ def add(commands: Any) -> None:
     option("--split", default="validation", choices=("validation", "train"), help="default: validation")
     option("--views", type=int, default=1, choices=(1, 10), help="1, the centre (default); 10, with the "
            "corners, and mirrored, averaged as in the paper")  # fmt: skip
-    option("--checkpoint", default="best", metavar="NAME",
-           help="best (default), last, previous, or a checkpoint's file")  # fmt: skip
+    option("--checkpoint", metavar="NAME",
+           help="best, last, previous, or a file (default: best, or last where there is none)")  # fmt: skip
     option("--html", metavar="PAGE", help="write the page here (default: evaluation.html in RUN)")
     option("--json", metavar="FILE", help="write all of it to this file ('-': stdout)")
     option("--batch", type=int, help="images at a time (default: the recipe's batch)")
@@ -44,22 +43,21 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the figures, and write the page."""
     from ..bench.results import files
     from ..train import report
-    from ..train.evaluate import evaluate
-    from ..train.opened import open_run
     from ..train.page.document import write as write_page
+    from ..train.trained import open_run
 
     require_writable(args.json)
-    opened = open_run(args.run_folder, args.checkpoint, args.device)
-    html = args.html or str(opened.run.path / "evaluation.html")
+    trained = open_run(args.run_folder, args.checkpoint, args.device)
+    html = args.html or str(trained.run.path / "evaluation.html")
     if args.html:
         files.writable(html)
-    data, split = report.open_split(opened.run, args.data, args.split)
+    data, split = trained.open_split(args.data, args.split)
     quiet = args.json == "-"
-    evaluation = evaluate(
-        opened.net, split, opened.inputs, views=args.views, batch=args.batch or opened.run.recipe.batch,
-        workers=args.workers, progress=_bar(len(split)),
-    )  # fmt: skip
-    content = report.content(opened, data, split, args.split, evaluation, args.checkpoint)
+    with progress_bar("image") as progress:
+        evaluation = trained.evaluate(
+            split, views=args.views, batch=args.batch, workers=args.workers, progress=progress
+        )
+    content = report.content(trained, data, split, args.split, evaluation)
     if args.json:
         write(args.json, json.dumps(report.document(content), indent=1, ensure_ascii=False, allow_nan=False))
     if not quiet:
@@ -74,19 +72,6 @@ def run(args: argparse.Namespace) -> int:
         if not quiet:
             print(f"\n{printable(html)}: the images that it was most wrong about, classes, filters, curves")
     return 0
-
-
-def _bar(total: int) -> Callable[[int, int], None]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit="image", leave=False, file=sys.stderr, disable=None)
-
-    def progress(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return progress
 
 
 def _print(content: Content) -> None:

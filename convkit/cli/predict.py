@@ -6,7 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import OptionError
 from ._output import printable, table
 
 
@@ -24,29 +23,22 @@ def add(commands: Any) -> None:
     option("images", nargs="+", metavar="IMAGE", help="image files and folders")
     option("--top", type=int, default=5, help="classes for each image (default: 5)")
     option("--views", type=int, default=1, choices=(1, 10), help="as in `convkit evaluate` (default: 1)")
-    option("--checkpoint", default="best", metavar="NAME",
-           help="best (default), last, previous, or a checkpoint's file")  # fmt: skip
+    option("--checkpoint", metavar="NAME",
+           help="best, last, previous, or a file (default: best, or last where there is none)")  # fmt: skip
     option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of each image's classes."""
-    from ..train.opened import open_run
-    from ..train.predict import predict
+    from ..train.trained import open_run
 
-    if args.top < 1:
-        raise OptionError(f"--top must be at least 1, not {args.top}")
-    opened = open_run(args.run_folder, args.checkpoint, args.device)
-    info, images = opened.run.info, opened.run.recipe.images
+    trained = open_run(args.run_folder, args.checkpoint, args.device)
+    info = trained.run.info
     rows: list[tuple[str, str, str, str]] = []
     bad = 0
-    found = predict(
-        opened.net, opened.inputs, info.names, args.images, image_shape=info.image_shape,
-        square=images.square, top=args.top, views=args.views,
-    )  # fmt: skip
     named = info.names != info.classes
-    for one in found:
+    for one in trained.predict(args.images, top=args.top, views=args.views):
         if one.reason:
             bad += 1
             print(printable(f"convkit predict: {one.path}: {one.reason}"), file=sys.stderr)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
-from ._output import printable
+from ._output import printable, progress_bar
 
 if TYPE_CHECKING:
-    from ..train.prepare import Prepared
+    from ..train.preparation import Prepared
 
 #: Files that were left out, and classes without an image, that are shown.
 _SHOWN = 5
@@ -59,15 +57,11 @@ def run(args: argparse.Namespace) -> int:
     """Make a store, or verify one; 1 if a file of it is damaged."""
     if args.store is None and not args.verify:
         raise OptionError("it takes DATA and STORE; --verify takes a store alone")
-    if args.size < 1:
-        raise OptionError(f"--size must be at least 1, not {args.size}")
-    if args.workers is not None and args.workers < 0:
-        raise OptionError(f"--workers must be at least 0, not {args.workers}")
     if args.store is not None:
-        from ..train.prepare import prepare
+        from ..train.preparation import prepare
 
         try:
-            with _bar("img") as progress:
+            with progress_bar("img") as progress:
                 made = prepare(
                     args.data, args.store, size=args.size, square=args.square, workers=args.workers,
                     anew=args.anew, progress=progress,
@@ -84,7 +78,7 @@ def _verify(store: str) -> int:
 
     total = 0
 
-    with _bar("B", unit_scale=True) as progress:
+    with progress_bar("B", unit_scale=True) as progress:
 
         def note(done: int, size: int) -> None:
             nonlocal total
@@ -122,23 +116,6 @@ def _print(made: Prepared, store: str) -> None:
         print(f"{made.images:,} images read in {_time(made.seconds)}, {rate:,.0f} images/s")
     else:
         print("it was complete already: nothing was read")
-
-
-@contextmanager
-def _bar(unit: str, **options: Any) -> Iterator[Any]:
-    """A progress bar on stderr, where that is a terminal: it is told what is done, of how much."""
-    from tqdm import tqdm
-
-    with tqdm(total=0, unit=unit, leave=False, file=sys.stderr, disable=None, **options) as bar:
-
-        def progress(done: int, total: int, what: str = "") -> None:
-            if bar.total != total:  # the first call; what was done before does not count for the rate
-                bar.reset(total)
-                bar.initial = bar.n = done
-            bar.set_description_str(what, refresh=False)
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def _count(number: int, one: str, many: str = "") -> str:

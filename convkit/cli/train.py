@@ -64,16 +64,12 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError('which data? "digits" needs no download: convkit train digits --output RUN')
     if not args.folder:
         raise OptionError("--output names the folder that the run is written to")
-    if args.checkpoint_steps < 0 or not args.checkpoint_minutes > 0:
-        raise OptionError("--checkpoint-steps takes a count, --checkpoint-minutes a time above 0")
-    if args.workers is not None and args.workers < 0:
-        raise OptionError(f"--workers must be at least 0, not {args.workers}")
     from ..devices import on_gpu
     from ..discovery import register
     from ..registry import use
     from ..train.errors import NotFinite
-    from ..train.fit import fit
     from ..train.stops import Stopped
+    from ..train.training import fit
     from .alexnet import choices
 
     for file in args.register:

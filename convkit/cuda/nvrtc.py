@@ -20,6 +20,9 @@ from .cache import Cache, key_of
 #: Architectures that every shipped kernel must compile for: A100, RTX 30, RTX 40, H100/H200, B200, RTX 50.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
 
+#: Whether machine code says which line of the source it comes from, for tools that look on.
+line_info = False
+
 
 class CompileError(ConvkitError, ValueError):
     """A kernel that does not compile; the message begins at the user's own line."""
@@ -96,7 +99,9 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
         If the wheels are not installed.
     """
     core, paths = _folders(arch, include)
-    options = core.ProgramOptions(std="c++17", arch=arch, include_path=paths, ptxas_options="-v")
+    options = core.ProgramOptions(
+        std="c++17", arch=arch, include_path=paths, ptxas_options="-v", lineinfo=line_info or None
+    )
     log = _Log()
     try:
         program = core.Program(source, "c++", options)
@@ -164,7 +169,7 @@ def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:
     folders = dict.fromkeys((*include, kernels_dir()))
     headers = [path for folder in folders for path in sorted(folder.glob("*.cuh"))]
     headers += sorted((kernels_dir() / "std").iterdir())
-    parts = [source, arch, core.__version__, version()]
+    parts = [source, arch, core.__version__, version(), *(["lines"] if line_info else [])]
     return key_of([*parts, *(part for path in headers for part in (path.name, path.read_bytes()))])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import OptionError
 from ..network.alexnet import AlexNet
 from ..network.presets import preset
+from ..network.update import Update
 from ..network.variant import variant
 from .recipe import Recipe
 
@@ -39,7 +40,7 @@ def build(
     Raises
     ------
     OptionError
-        If the stored images are smaller than the crops.
+        If the stored images are smaller than the crops, or the schedule names parameters that there are not.
     ShapeError
         If the network does not take images of that size.
     """
@@ -59,4 +60,9 @@ def build(
             f"recipe: the network takes {size} x {size} pixels, but the stored images are {H} x {W}{padded}: "
             f"take larger ones, or network.image_size = {min(H, W)}"
         )
+    for number, stage in enumerate(recipe.schedule, 1):  # now, not when its epoch has come
+        try:
+            Update(rates=stage.rates or {}, frozen=stage.frozen or ()).require(net.params)
+        except OptionError as error:
+            raise OptionError(f"recipe: schedule[{number}].{error}") from None
     return net

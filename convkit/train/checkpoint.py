@@ -4,20 +4,19 @@ A safetensors file. Its tensors are "params/conv1.w", "velocities/conv1.w", ...,
 have; its metadata holds the rest as JSON. Other programs read the weights from it without convkit.
 
 A file appears under its name whole or not at all: it is written beside it, brought to the disk, and renamed.
-Whoever is killed in between leaves the file that was there before. A checksum of each tensor finds what a
-disk has damaged since.
+A process that is killed in between leaves the file that was there before. A checksum of each tensor finds
+what a disk has damaged since.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,14 @@ import numpy as np
 
 from ..errors import ConvkitError, MissingExtra
 from ..version import __version__
+from . import disk
 from .errors import RunError, one_line
 
 #: Version of what the file holds.
 FORMAT = 1
 _KEY = "convkit_checkpoint"
-#: Groups of tensors that a network's state has; others may stand beside them.
-_STATE = ("params", "velocities")
+#: What consists of tensors in a network's state.
+_TENSORS = ("params", "velocities")
 _LISTED = 3
 
 
@@ -50,8 +50,6 @@ class Checkpoint:
     info : dict
         What the run knows of its data (`run_folder.Info` as a dict).
     path : Path
-    groups : dict of str to dict of str to array
-        Further tensors, as `save` was given them.
     version : str
         Of the convkit that wrote it.
     """
@@ -61,7 +59,6 @@ class Checkpoint:
     recipe_toml: str
     info: dict[str, Any]
     path: Path
-    groups: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     version: str = ""
 
     def load_into(self, net: Any, classes: Sequence[str] | None = None) -> None:
@@ -113,7 +110,6 @@ def save(
     *,
     recipe_toml: str = "",
     info: Mapping[str, Any] | None = None,
-    groups: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all. It is on the disk when this returns.
 
@@ -128,8 +124,6 @@ def save(
     position, info : mapping
         As JSON has them.
     recipe_toml : str
-    groups : mapping of str to mapping of str to array, optional
-        Further tensors, by the name of their group: "master", ... They are found in `Checkpoint.groups`.
 
     Raises
     ------
@@ -140,16 +134,15 @@ def save(
     """
     safetensors = _safetensors()
     path = Path(path)
-    own = {name: state[name] for name in _STATE}
-    tensors: dict[str, np.ndarray] = {}
-    for group, arrays in {**own, **(groups or {})}.items():
-        if group in own and groups and group in groups:
-            raise RunError(f"a group of tensors cannot be named {group!r}: the state has one of that name")
-        tensors |= {f"{group}/{name}": np.asarray(array, order="C") for name, array in arrays.items()}
+    tensors = {
+        f"{group}/{name}": np.asarray(array, order="C")
+        for group in _TENSORS
+        for name, array in state[group].items()
+    }
     document = {
         "format": FORMAT,
         "convkit": __version__,
-        "state": {name: value for name, value in state.items() if name not in own},
+        "state": {name: value for name, value in state.items() if name not in _TENSORS},
         "position": dict(position),
         "recipe": recipe_toml,
         "info": dict(info or {}),
@@ -165,12 +158,12 @@ def save(
         draft.mkdir()
         try:
             safetensors.numpy.save_file(tensors, draft / "file", metadata)
-            to_disk(draft / "file")
+            disk.sync(draft / "file")
             os.chmod(draft / "file", 0o666 & ~_umask())  # safetensors makes it 0600
             os.replace(draft / "file", path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        to_disk(path.parent)
+        disk.sync(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"cannot write {path}: {_reason(error)}") from error
 
@@ -216,14 +209,14 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def _checkpoint(document: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Checkpoint:
-    groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in _STATE}
+    groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in _TENSORS}
     for full, array in tensors.items():
         group, _, name = full.partition("/")
-        groups.setdefault(group, {})[name] = array
-    state = {**document["state"], **{name: groups.pop(name) for name in _STATE}}
+        groups[group][name] = array
+    state = {**document["state"], **groups}
     state["shapes"] = {name: tuple(shape) for name, shape in state["shapes"].items()}
     return Checkpoint(
-        state, document["position"], document["recipe"], document["info"], path, groups, document["convkit"]
+        state, document["position"], document["recipe"], document["info"], path, document["convkit"]
     )
 
 
@@ -239,33 +232,11 @@ def put(path: str | Path, content: str | bytes) -> None:
         If it cannot be written; a file that was there is as it was.
     """
     path = Path(path)
-    draft = path.parent / f".{path.name}.draft"
     try:
-        try:
-            with open(draft, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise
-        to_disk(path.parent)
+        encoded = content.encode() if isinstance(content, str) else content
+        disk.replace(path, encoded, path.parent / f".{path.name}.draft")
     except OSError as error:
         raise RunError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some file systems have no fsync of folders
-            raise
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:

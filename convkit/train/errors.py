@@ -23,5 +23,5 @@ class NotFinite(RunError):
 
 def one_line(message: object) -> str:
     """A message whose further lines list something, in one line."""
-    first, *more = (line.strip() for line in str(message).splitlines())
+    first, *more = (line.strip() for line in str(message).splitlines() or [""])
     return " ".join([first, "; ".join(more)]) if more else first

@@ -1,7 +1,7 @@
-"""Batches of images, read ahead of those who use them.
+"""Batches of images, read before they are needed.
 
 What is in memory, or mapped, is copied by a thread; files are decoded by processes. A loader has no state
-and draws nothing: it is told which images to read, and what it yields does not depend on how many read.
+and draws nothing: the caller says which images to read, and what it yields does not depend on how many read.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Loader:
             if waiting and self._turn == turn:
                 engine.stop()
         if first and not good and rows >= len(self.split):
-            raise DataError(nothing(self.split, *first))
+            raise nothing(self.split, *first)
 
     def _read(self, batch: Batch) -> Read:
         missing = batch.found < 0

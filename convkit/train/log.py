@@ -18,11 +18,8 @@ A row is a dict. These names are shown, where a row has them; others are only ke
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import os
-import re
-import socket
 import sys
 import time
 import warnings
@@ -31,6 +28,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import RunError, one_line
+from .events import Events
 
 #: Seconds between two states of the bar, two lines of text, two flushes of the events.
 _BAR, _LINE, _FLUSH = 0.2, 30.0, 10.0
@@ -235,89 +233,6 @@ class Log:
         except OSError as error:
             self._events = None
             self.say(f"no more events for TensorBoard: {error.strerror or error}")
-
-
-class Events:
-    """A file of events, as TensorBoard reads it. Neither TensorFlow nor a thread is involved.
-
-    Parameters
-    ----------
-    folder : Path
-        A new file is made in it.
-    done : int
-        Steps that are complete already. What the folder's older files have beyond them is forgotten.
-
-    Raises
-    ------
-    ImportError
-        If tensorboard is not installed.
-    OSError
-        If the file cannot be written.
-    """
-
-    def __init__(self, folder: Path, done: int = 0) -> None:
-        # Its writer of files asks for TensorFlow, which is slow to import and talkative; its records do not.
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        before = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.iterdir()]
-        number = max([int(time.time()), *(int(found[1]) + 1 for found in before if found)])
-        path = folder / f"events.out.tfevents.{number:010d}.{socket.gethostname()}"
-        self._file = open(path, "xb")  # noqa: SIM115  # kept open
-        self._records = RecordWriter(self._file)
-        self._write(file_version="brain.Event:2")
-        if done or any(before):
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=done + 1, session_log=start)
-        self.flush()
-
-    @classmethod
-    def make(cls, folder: Path, done: int = 0) -> Events | None:
-        """One, or None where tensorboard is not installed.
-
-        Raises
-        ------
-        RunError
-            If tensorboard is installed, but cannot be imported.
-        OSError
-            If the file cannot be written.
-        """
-        try:
-            importlib.import_module("tensorboard")
-        except ModuleNotFoundError:
-            return None
-        try:
-            return cls(folder, done)
-        except OSError:
-            raise
-        except Exception as error:  # of a protobuf that does not fit, for one
-            raise RunError(f"tensorboard cannot be imported: {' '.join(str(error).split())}") from error
-
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Values of a step, by tag; what is no number is left out, and so are numbers of epochs and steps."""
-        found = [
-            self._summary.Value(tag=tag, simple_value=float(value))
-            for tag, value in values.items()
-            if isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and not tag.endswith(("/epoch", "/step"))
-        ]
-        if found:
-            self._write(step=step, summary=self._summary(value=found))
-
-    def flush(self) -> None:
-        """Let readers see what was added."""
-        self._records.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._records.close()
-
-    def _write(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..network.loss import Loss
-from . import curves, draws, evaluate
+from . import curves, draws, evaluation
 from .data.dataset import Data
 from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
@@ -67,6 +67,7 @@ class Loop:
         self.net, self.data, self.recipe, self.inputs, self.run = net, data, recipe, inputs, run
         self.exchange, self.log, self.position, self.stops = exchange, log, position, stops
         self.workers, self.every, self.seconds = workers, checkpoint_steps, checkpoint_seconds
+        self._top5 = len(data.classes) > evaluation.TOP  # else there is no such error
         self.steps_in_epoch = len(data.train) // recipe.batch
         self._row_every = max(1, -(-self.steps_in_epoch // ROWS))
         self._crops = draws.Crops(
@@ -194,7 +195,7 @@ class Loop:
 
     def _row(self, sums: Sums, lr: float, pace: Pace) -> dict[str, Any]:
         now = self.position
-        return {"step": now.step, "epoch": now.epoch + 1, **sums.mean(), "lr": lr, **pace.row()}
+        return {"step": now.step, "epoch": now.epoch + 1, **sums.row(top5=self._top5), "lr": lr, **pace.row()}
 
     def _end_epoch(self) -> None:
         """Validate, and keep what there is; where the recipe's steps end within an epoch, too."""
@@ -203,7 +204,7 @@ class Loop:
         row: dict[str, Any] = {
             "epoch": now.epoch + 1,
             "step": now.step,
-            **now.epoch_sums.mean(),
+            **now.epoch_sums.row(top5=self._top5),
             **self._validate(),
             "lr": setting(self.recipe, now.epoch + 1, max(1, now.step), now.lowered).lr,
             **pace,
@@ -235,22 +236,22 @@ class Loop:
         first, stop = self.exchange.share(len(split))
         rows = PIECE * self.recipe.batch
         pieces = -(-len(split) // (rows * self.exchange.size))
-        found = evaluate.Counts().array()
+        found = Sums().array()
         with Loader(split, workers=self.workers) as loader:
             for piece in range(pieces):
                 self.log.doing(f"validation {piece}/{pieces}")
-                share = min(first + piece * rows, stop), min(first + (piece + 1) * rows, stop)
-                found += evaluate.validate(
-                    self.net, split, self.inputs, batch=self.recipe.batch, share=share, loader=loader
+                part = range(first, stop)[piece * rows : (piece + 1) * rows]
+                found += evaluation.validate(
+                    self.net, self.inputs, loader, part, batch=self.recipe.batch
                 ).array()
                 if piece + 1 < pieces and self._asked()[0]:
                     self._stop()
-        total = evaluate.Counts.of(self.exchange.add(found))
+        total = Sums.of(self.exchange.add(found))
         if total.left_out:
             self._say_once(f"{total.left_out} validation images cannot be read: they do not count")
         if not total.images:
             raise DataError(f"none of the {len(split)} validation images of {self.data.name} can be read")
-        return Sums(total.loss, total.errors, total.top5_errors, total.images).mean("validation_")
+        return total.row("validation_", self._top5)
 
     def _judge(self, error: float | None) -> None:
         """Note whether the validation error is the lowest; lower the rate on a plateau."""
@@ -316,10 +317,15 @@ class Loop:
         except RunError as problem:
             now.best = before
             if must:
-                raise
+                raise RunError(f"{problem}{self._saved_text()}") from problem
             self.log.say(f"warning: {problem}; training goes on without this checkpoint")
         else:
             self._saved_step = now.step
+
+    def _saved_text(self) -> str:
+        if self._saved_step < 0:
+            return ""
+        return f"; the checkpoint of step {self._saved_step} is there: --resume goes on from it"
 
     def _stop(self) -> NoReturn:
         self._name_bad()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..network.loss import Loss
 from .errors import RunError
@@ -13,12 +15,24 @@ from .errors import RunError
 
 @dataclass
 class Sums:
-    """What adds up over steps."""
+    """What adds up over images; of several processes, as arrays.
+
+    Attributes
+    ----------
+    loss : float
+        Of the images' cross-entropies, in nats.
+    errors, top5_errors : int
+    images : int
+        That were looked at.
+    left_out : int
+        Images that could not be read.
+    """
 
     loss: float = 0.0
     errors: int = 0
     top5_errors: int = 0
     images: int = 0
+    left_out: int = 0
 
     def add(self, loss: Loss) -> None:
         self.loss += float(loss) * loss.images
@@ -26,14 +40,21 @@ class Sums:
         self.top5_errors += loss.top5_errors
         self.images += loss.images
 
-    def mean(self, prefix: str = "") -> dict[str, float]:
-        """Mean loss, and shares of wrong images."""
+    def row(self, prefix: str = "", top5: bool = True) -> dict[str, float]:
+        """Mean loss, and shares of wrong images; the top-5 error only if `top5`."""
         count = max(1, self.images)
-        return {
-            f"{prefix}loss": self.loss / count,
-            f"{prefix}error": self.errors / count,
-            f"{prefix}top5_error": self.top5_errors / count,
-        }
+        found = {f"{prefix}loss": self.loss / count, f"{prefix}error": self.errors / count}
+        return found | ({f"{prefix}top5_error": self.top5_errors / count} if top5 else {})
+
+    def array(self) -> np.ndarray:
+        """As float64 (5,), for `Exchange.add`."""
+        return np.array(astuple(self), np.float64)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Sums:
+        """What `array`, or a sum of such, stands for."""
+        loss, *counts = values.tolist()
+        return cls(loss, *map(int, counts))
 
 
 @dataclass

@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import warnings
 import weakref
 from collections import deque
@@ -31,7 +30,7 @@ import numpy as np
 
 from ..check.process.memory import Shared
 from ..errors import ConvkitWarning
-from . import reading
+from . import disk, reading
 from .data.dataset import Split
 from .errors import DataError
 
@@ -250,7 +249,7 @@ class Processes:
         running.ends += [running.tasks, running.answers]
         for fd in running.ends:
             os.set_blocking(fd, False)
-        told = {
+        settings = {
             "path": [os.path.abspath(place) for place in sys.path],
             "tasks": its_tasks,
             "answers": its_answers,
@@ -277,7 +276,7 @@ class Processes:
                 with its:
                     running.processes.append(
                         subprocess.Popen(
-                            [sys.executable, "-c", _PROGRAM, json.dumps(told | own)],
+                            [sys.executable, "-c", _PROGRAM, json.dumps(settings | own)],
                             stdin=subprocess.DEVNULL,
                             pass_fds=(its_tasks, its_answers, self._shared.fd, self._file, its.fileno()),
                             start_new_session=True,  # Ctrl-C is the parent's
@@ -352,17 +351,12 @@ def _file(split: Split) -> int:
     try:
         packed = reading.pack(split)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise DataError(f"worker processes cannot be told of the images ({error}); use workers=0") from error
-    fd = os.memfd_create("convkit-split") if hasattr(os, "memfd_create") else _temporary()
+        raise DataError(f"worker processes cannot receive the images ({error}); use workers=0") from error
+    fd = disk.unnamed()
     view = memoryview(packed)
     while view:
         view = view[os.write(fd, view) :]
     return fd
-
-
-def _temporary() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _ended(status: int) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..check.process.memory import Shared
-from .data.dataset import Split
+from .data.dataset import Split, none_readable
 from .errors import BadImage, DataError
 
 #: Of images in a row that cannot be read, after which nothing is searched further.
@@ -87,16 +87,16 @@ def read_row(
         failures.append((candidate, reason))
     out[...] = 0
     if substitute:
-        raise DataError(nothing(split, *failures[0]))
+        raise nothing(split, *failures[0])
     return -1, failures
 
 
-def nothing(split: Split, index: int, reason: str) -> str:
-    """The message for a split of which nothing can be read."""
-    first = f"the first: {split.name(index)}: {reason}"
-    if len(split) <= MOST_MISSED:
-        return f"none of the {len(split)} images can be read; {first}"
-    return f"{MOST_MISSED} images in a row, of {len(split)}, cannot be read; {first}"
+def nothing(split: Split, index: int, reason: str) -> DataError:
+    """The error for a split of which nothing can be read."""
+    what = f"the {len(split)} images"
+    if len(split) > MOST_MISSED:
+        what = f"{MOST_MISSED} images in a row, of {len(split)},"
+    return none_readable(split, what, index, reason)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -147,14 +147,14 @@ def unpack(fd: int) -> Split:
 # ---------------------------------------------------------------------------------------------------
 def main() -> None:
     """Read what the parent asks for, until it closes the pipe or is gone."""
-    told = json.loads(sys.argv[1])
+    settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(told["parent"],), daemon=True).start()
-    reader = Reader(told)
+    threading.Thread(target=_end_with, args=(settings["parent"],), daemon=True).start()
+    reader = Reader(settings)
     try:
         reader.open()
-        while task := os.read(told["tasks"], TASK.size):
+        while task := os.read(settings["tasks"], TASK.size):
             reader.run(*TASK.unpack(task))
     except BrokenPipeError:
         pass  # the parent is gone
@@ -176,35 +176,36 @@ class Reader:
 
     Parameters
     ----------
-    told : dict
+    settings : dict
         From the parent: file descriptors, and its own number.
     """
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self._told = told
-        self._shared = Shared(told["memory"])
-        self._refused = {int(index): reason for index, reason in told["refused"].items()}
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._shared = Shared(settings["memory"])
+        self._refused = {int(index): reason for index, reason in settings["refused"].items()}
         #: What each reader is at; the parent looks here if one is lost.
-        self._places = self._shared.block(told["places"], 8 * told["readers"]).view(np.int64)
+        self._places = self._shared.block(settings["places"], 8 * settings["readers"]).view(np.int64)
 
     def open(self) -> None:
         """Take over the split."""
         try:
-            self._split = unpack(self._told["split"])
+            self._split = unpack(self._settings["split"])
         except Exception as error:
             raise DataError(
                 f"worker processes cannot open the images ({type(error).__name__}: {error}): their "
                 "class must be in a module that can be imported, or use workers=0"
             ) from error
-        self.answer(READY, self._told["number"])
+        self.answer(READY, self._settings["number"])
 
     def run(self, number: int, place: int, rows: int, first: int, stop: int) -> None:
         """Read some rows of a batch."""
         shape = self._split.shape
+        substitute = self._settings["substitute"]
         images, asked, found = views(self._shared.block(place, extent(rows, shape)), rows, shape)
         for row in range(first, stop):
             found[row], failures = read_row(
-                self._split, int(asked[row]), images[row], self._told["substitute"], self._refused, self._at
+                self._split, int(asked[row]), images[row], substitute, self._refused, self._at
             )
             for index, reason in failures:
                 self.answer(FAILED, number, row, index, text=reason)
@@ -212,9 +213,9 @@ class Reader:
         self.answer(DONE, number)
 
     def _at(self, index: int) -> None:
-        self._places[self._told["number"]] = index
+        self._places[self._settings["number"]] = index
         # The signal ends the process; what it means, the parent knows.
-        signal.setitimer(signal.ITIMER_PROF, 0.0 if index == NOWHERE else self._told["seconds"])
+        signal.setitimer(signal.ITIMER_PROF, 0.0 if index == NOWHERE else self._settings["seconds"])
 
     def answer(self, what: bytes, a: int = 0, b: int = 0, c: int = 0, text: str = "") -> None:
         """Tell the parent. A pipe takes so few bytes as a whole, whoever else writes."""
@@ -223,4 +224,4 @@ class Reader:
             # Of a traceback the end counts, of a reason the beginning.
             said = said[-most:] if what == ERROR else said[:most]
             said = said.decode(errors="ignore").encode()
-        os.write(self._told["answers"], ANSWER.pack(len(said), what, a, b, c) + said)
+        os.write(self._settings["answers"], ANSWER.pack(len(said), what, a, b, c) + said)

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import OptionError, unknown
 from ..network.presets import PRESETS
 from ..network.update import Update
+from .data.decode import SQUARES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +26,6 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 MEANS = ("image", "channel", "preset", "none")
-SQUARES = ("crop", "stretch")
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def text(name: str) -> str:
+def text(name: str | Path) -> str:
     """A shipped recipe, or a file, as it is written, with its comments.
 
     Parameters
     ----------
-    name : str
+    name : str or Path
         Of a shipped recipe, or the path of a TOML file.
 
     Raises
@@ -253,6 +253,7 @@ def text(name: str) -> str:
     OptionError
         If there is none.
     """
+    name = str(name)
     if name in names():
         return (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
     if not (name.endswith(".toml") or "/" in name):
@@ -263,12 +264,12 @@ def text(name: str) -> str:
         raise OptionError(f"cannot read the recipe {name}: {getattr(error, 'strerror', error)}") from error
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with some values changed.
 
     Parameters
     ----------
-    name : str
+    name : str or Path
         Of a shipped recipe ("paper", "2012", "caffe", "small"), or the path of a TOML file.
     overrides : iterable of str
         "lr=0.005", "images.flip=false", "network.preset=paper": a key, and a value as in TOML; a word needs

@@ -20,27 +20,24 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import io
 import json
 import os
 import shutil
-import threading
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import ConvkitError, ConvkitWarning
 from ..version import __version__
-from . import checkpoint
+from . import checkpoint, disk
 from . import recipe as recipes
 from .checkpoint import Checkpoint
+from .data import left_out
+from .data import statistics as stored
 from .data.dataset import Data, Statistics
-from .errors import RunError
+from .errors import DataError, RunError
 from .lock import Lock
 from .recipe import Recipe
 from .table import Table
@@ -61,7 +58,7 @@ class Info:
     data : str
         The data's name, for people.
     path : str
-        Where they are, as the user said.
+        Where they are: an absolute path, or "digits"; empty if that is not known.
     classes, names : tuple of str
         As in `Data`.
     fingerprint : str
@@ -136,7 +133,6 @@ class RunFolder:
         self.path, self.recipe, self.info, self.statistics = path, recipe, info, statistics
         self._steps, self._epochs = Table(path / "steps.csv"), Table(path / "epochs.csv")
         self._lock: Lock | None = None
-        self._saving: _Saving | None = None
         self._last_is_damaged = False
 
     # -- opening --------------------------------------------------------------------------------------
@@ -173,7 +169,7 @@ class RunFolder:
                 raise _taken(path)
             checkpoint.put(path / "recipe.toml", recipes.dump(recipe))
             if statistics is not None:
-                checkpoint.put(path / "statistics.npz", _pack(statistics))
+                checkpoint.put(path / "statistics.npz", stored.to_bytes(statistics))
             document = {"format": _FORMAT, **dataclasses.asdict(info)}
             checkpoint.put(path / "run.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         except BaseException:
@@ -231,7 +227,11 @@ class RunFolder:
             recipe = recipes.load(str(path.absolute() / "recipe.toml"))
         except ConvkitError as error:
             raise RunError(f"{path / 'recipe.toml'} is damaged: {error}") from error
-        return cls(path, recipe, info, _unpack(path / "statistics.npz"))
+        file = path / "statistics.npz"
+        try:
+            return cls(path, recipe, info, stored.load(file) if file.exists() else None)
+        except DataError as error:
+            raise RunError(str(error)) from error
 
     @staticmethod
     def holds_run(path: str | Path) -> bool:
@@ -256,21 +256,12 @@ class RunFolder:
         return self
 
     def close(self) -> None:
-        """Wait for a checkpoint that is being written, close the logs, and release the lock.
-
-        Raises
-        ------
-        RunError
-            If that checkpoint could not be written.
-        """
-        try:
-            self.wait()
-        finally:
-            self._steps.close()
-            self._epochs.close()
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+        """Close the logs, and release the lock."""
+        self._steps.close()
+        self._epochs.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> RunFolder:
         return self
@@ -323,10 +314,7 @@ class RunFolder:
         self.recipe = recipe
 
     # -- checkpoints ----------------------------------------------------------------------------------
-    def save(
-        self, state: Mapping[str, Any], position: Mapping[str, Any], *, best: bool = False,
-        groups: Mapping[str, Mapping[str, np.ndarray]] | None = None, wait: bool = True,
-    ) -> None:  # fmt: skip
+    def save(self, state: Mapping[str, Any], position: Mapping[str, Any], *, best: bool = False) -> None:
         """Write a checkpoint as "last"; what was that becomes "previous".
 
         At each instant there is a whole "last" on the disk. Write the log's rows first: what they say up to
@@ -340,11 +328,6 @@ class RunFolder:
             As JSON has it. "step" and "epoch" are how many of them are complete, with their rows in the log.
         best : bool
             Whether it is to be "best" too.
-        groups : mapping, optional
-            As in `checkpoint.save`.
-        wait : bool
-            False: return at once, and write in a thread; `state` must not change until then, and its memory
-            stays taken. The next `save`, `load`, `wait` or `close` waits for it and raises its error.
 
         Raises
         ------
@@ -352,31 +335,26 @@ class RunFolder:
             If it cannot be written: the disk is full, ... The checkpoints that were there are as they were.
         """
         self._require_lock()
-        self.wait()
         self._steps.sync()
         self._epochs.sync()
-        job = _Saving(self, state, dict(position), best, groups)
-        if wait:
-            job.run()
-        else:
-            self._saving = job
-            job.start()
-
-    def wait(self) -> None:
-        """Wait for a checkpoint that is being written.
-
-        Raises
-        ------
-        RunError
-            If it could not be written.
-        """
-        job, self._saving = self._saving, None
-        if job is not None:
-            job.finish()
+        new = self.path / ".new.draft"
+        made_by, info = recipes.dump(self.recipe), dataclasses.asdict(self.info)
+        checkpoint.save(new, state, position, recipe_toml=made_by, info=info)
+        last = self.path / "last.safetensors"
+        try:
+            # First "best": one killed between the two makes the same checkpoint again.
+            if best:
+                _link(new, self.path / "best.safetensors")
+            if last.exists() and not self._last_is_damaged:
+                _link(last, self.path / "previous.safetensors")
+            os.replace(new, last)
+            disk.sync(self.path)
+        except OSError as error:
+            raise RunError(f"cannot write {last}: {os.strerror(error.errno or 0)}") from error
+        self._last_is_damaged = False
 
     def has_checkpoint(self, which: str = "last") -> bool:
         """Whether there is a checkpoint; "previous" also counts as "last"."""
-        self.wait()
         names = ("last", "previous") if which == "last" else (which,)
         return any((self.path / f"{name}.safetensors").exists() for name in names)
 
@@ -394,8 +372,9 @@ class RunFolder:
         RunError
             If there is none that can be read.
         """
-        self.wait()
         if which not in WHICH:
+            if not Path(which).is_file():
+                raise RunError(f"there is no checkpoint {which!r}: it can be {', '.join(WHICH)}, or a file")
             return checkpoint.load(which)
         if not self.has_checkpoint(which):
             there = " and ".join(name for name in WHICH if (self.path / f"{name}.safetensors").exists())
@@ -417,28 +396,6 @@ class RunFolder:
             self._last_is_damaged = True
             warnings.warn(f"{error}; the checkpoint before it is used", ConvkitWarning, stacklevel=2)
             return found
-
-    def _write(
-        self, state: Mapping[str, Any], position: dict[str, Any], best: bool,
-        groups: Mapping[str, Mapping[str, np.ndarray]] | None,
-    ) -> None:  # fmt: skip
-        new = self.path / ".new.draft"
-        checkpoint.save(
-            new, state, position, recipe_toml=recipes.dump(self.recipe), info=dataclasses.asdict(self.info),
-            groups=groups,
-        )  # fmt: skip
-        last = self.path / "last.safetensors"
-        try:
-            # First "best": one killed between the two makes the same checkpoint again.
-            if best:
-                _link(new, self.path / "best.safetensors")
-            if last.exists() and not self._last_is_damaged:
-                _link(last, self.path / "previous.safetensors")
-            os.replace(new, last)
-            checkpoint.to_disk(self.path)
-        except OSError as error:
-            raise RunError(f"cannot write {last}: {os.strerror(error.errno or 0)}") from error
-        self._last_is_damaged = False
 
     # -- logs -----------------------------------------------------------------------------------------
     def log_step(self, row: Mapping[str, Any]) -> None:
@@ -466,38 +423,11 @@ class RunFolder:
     def left_out(self, files: Iterable[tuple[str, str]]) -> None:
         """Write left_out.txt: names of files that could not be used, and why. It is made anew."""
         self._require_lock()
-        lines = ["\t".join(" ".join(part.split()) for part in row) + "\n" for row in files]
-        checkpoint.put(self.path / "left_out.txt", "".join(lines).encode("utf-8", "backslashreplace"))
+        checkpoint.put(self.path / "left_out.txt", left_out.to_text(files))
 
     def _require_lock(self) -> None:
         if self._lock is None:
             raise RunError(f"{self.path} is open for reading: `lock` comes before writing")
-
-
-class _Saving:
-    """A checkpoint that is being written, here or in a thread."""
-
-    def __init__(self, run: RunFolder, *given: Any) -> None:
-        self._run, self._given = run, given
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._catch, name="convkit-checkpoint")
-
-    def run(self) -> None:
-        self._run._write(*self._given)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self) -> None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _catch(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:  # raised by `finish`, in the thread that asked for it
-            self._error = error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -511,7 +441,7 @@ def _link(source: Path, target: Path) -> None:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
         shutil.copyfile(source, draft)
-        checkpoint.to_disk(draft)
+        disk.sync(draft)
     os.replace(draft, target)
     with contextlib.suppress(FileNotFoundError):  # rename does nothing where both names are of one file
         draft.unlink()
@@ -519,22 +449,6 @@ def _link(source: Path, target: Path) -> None:
 
 def _taken(path: Path) -> RunError:
     return RunError(f"{path} holds a run already: --resume goes on with it, or choose another --output")
-
-
-def _pack(statistics: Statistics) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **dataclasses.asdict(statistics))
-    return file.getvalue()
-
-
-def _unpack(path: Path) -> Statistics | None:
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Statistics(file["mean"], file["stdevs"], file["eigenvectors"], int(file["images"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

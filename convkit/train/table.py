@@ -107,7 +107,7 @@ class Table:
 
     def _open(self) -> None:
         try:
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # kept open
+            self._file = io.FileIO(self.path, "a+")
             content = _whole_lines(self._file)
             self._file.truncate(len(content))
         except OSError as error:

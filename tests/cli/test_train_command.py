@@ -16,9 +16,10 @@ from conftest import need
 from convkit.cli import main
 from convkit.train import recipe
 from convkit.train.data.dataset import Data, Pixels
-from convkit.train.fit import fit
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 from convkit.train.run_folder import RunFolder
+from convkit.train.trained import open_run
+from convkit.train.training import fit
 
 need("safetensors")
 need("cv2")
@@ -88,18 +89,22 @@ OPTIONS = {
     "lr must be a finite number": ["--set", "lr=nan"],
     "a batch of 500 is more than the 20 training images of idx": ["--set", "batch=500"],
     "stored images are 28 x 28": ["--recipe", "2012"],
+    "recipe: schedule[1].frozen: no parameter fits 'conv9.w'": [
+        "--set",
+        'schedule=[{epoch=72, frozen=["conv9.w"]}]',
+    ],
     "unknown recipe 'smal'": ["--recipe", "smal"],
     "cannot read the recipe mine.toml": ["--recipe", "mine.toml"],
     "unknown op 'foo'": ["--impl", "foo=bar"],
     "unknown implementation of relu_fprop 'bar'": ["--impl", "relu_fprop=bar"],
-    "--workers must be at least 0, not -1": ["--workers", "-1"],
+    "workers must be at least 0, not -1": ["--workers", "-1"],
     "invalid int value: 'many'": ["--workers", "many"],
     "unknown device 'tpu'": ["--device", "tpu"],
     "a GPU is cuda": ["--device", "cudas"],
     "unknown math 'coarse'": ["--math", "coarse"],
     "no such file": ["--register", "missing.py"],
-    "--checkpoint-steps takes a count": ["--checkpoint-steps", "-1"],
-    "--checkpoint-minutes a time above 0": ["--checkpoint-minutes", "0"],
+    "checkpoint_steps must be at least 0, not -1": ["--checkpoint-steps", "-1"],
+    "checkpoint_minutes must be above 0, not 0.0": ["--checkpoint-minutes", "0"],
 }
 
 
@@ -133,6 +138,15 @@ def test_data(tmp_path, capsys):
     assert "images, but no class folders" in refused(capsys, tmp_path / "flat", *output)
     assert "is a file, not a folder" in refused(capsys, tmp_path / "file", *output)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_no_class(tmp_path, capsys):
+    for key in "ab":
+        (tmp_path / "tree" / key).mkdir(parents=True)
+        (tmp_path / "tree" / key / "1.png").write_bytes(b"")
+    line = refused(capsys, tmp_path / "tree", "--output", tmp_path / "tree" / "run", "--set", "batch=1")
+    assert "the run would become one of its classes" in line
+    assert not (tmp_path / "tree" / "run").exists()
 
 
 def test_labels_beyond_the_classes(tmp_path, capsys):
@@ -222,7 +236,7 @@ def test_resume_begins_where_there_is_no_run(store, tmp_path, capsys):
     assert third == "16 epochs of 2 steps with 8 images; 2 steps in all"
     assert last.startswith(f"done: {tmp_path / 'run'}; best.safetensors has a validation error of ")
     assert main(arguments) == 0
-    assert "the recipe is complete after step 2" in capsys.readouterr().err
+    assert "the recipe is complete after step 2; --set steps=... goes on" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_is_status_1(idx, tmp_path, capsys):
@@ -258,7 +272,23 @@ def test_the_signals_number_is_the_status(idx, tmp_path):
     assert RunFolder.open(tmp_path / "run").load().position["step"] == 1
 
 
-def test_python_gets_the_run(idx, tmp_path):
-    made = fit(idx, tmp_path / "run", overrides=SHORT[1::2], quiet=True)
+def test_python_gets_the_run(idx, tmp_path, monkeypatch):
+    monkeypatch.chdir(idx.parent)
+    made = fit(idx.name, tmp_path / "run", overrides=SHORT[1::2], quiet=True)
+    monkeypatch.chdir(tmp_path)  # its data are found from anywhere
     assert json.loads((made.path / "run.json").read_text())["path"] == str(idx)
     assert made.recipe.steps == 2
+    assert open_run("run").evaluate(part="train").images == 20
+
+
+def test_what_is_evaluated_where_there_is_no_best_checkpoint(run, idx, capsys):
+    """Without validation no checkpoint is the best: the last one is taken."""
+    assert main(["evaluate", str(run), "--split", "train"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{run}, last, after step 2, in epoch 1\n" in shown and "with 4 classes it says nothing" in shown
+    assert "top5_error" not in (run / "epochs.csv").read_text().splitlines()[0]
+    for which, line in (("best", "has no checkpoint 'best', only last"), ("bset", "no checkpoint 'bset'")):
+        assert main(["evaluate", str(run), "--split", "train", "--checkpoint", which]) == 2
+        assert line in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--split", "train", "--batch", "0"]) == 2
+    assert "batch must be at least 1, not 0" in capsys.readouterr().err

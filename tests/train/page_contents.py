@@ -9,7 +9,7 @@ import numpy as np
 
 from convkit.train.data.dataset import Pixels
 from convkit.train.errors import BadImage
-from convkit.train.evaluate import Evaluation
+from convkit.train.evaluation import Evaluation
 from convkit.train.page.content import Content
 
 HOSTILE = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
@@ -42,9 +42,10 @@ def epochs(count: int) -> dict[str, np.ndarray]:
     e = np.arange(1, count + 1)
     fall = np.exp(-e / 4)
     return {
-        "epoch": e, "step": 20 * e, "loss": 0.02 + 2.3 * fall, "error": 1 + 80 * fall,
-        "top5_error": 0.1 + 20 * fall, "validation_loss": 0.06 + 2 * fall, "validation_error": 2 + 70 * fall,
-        "validation_top5_error": 0.3 + 15 * fall, "lr": 0.01 + 0 * e, "seconds": np.full(count, np.nan),
+        "epoch": e, "step": 20 * e, "loss": 0.02 + 2.3 * fall, "error": 0.01 + 0.8 * fall,
+        "top5_error": 0.001 + 0.2 * fall, "validation_loss": 0.06 + 2 * fall,
+        "validation_error": 0.02 + 0.7 * fall, "validation_top5_error": 0.003 + 0.15 * fall,
+        "lr": 0.01 + 0 * e, "seconds": np.full(count, np.nan),
     }  # fmt: skip
 
 

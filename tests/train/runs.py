@@ -15,10 +15,10 @@ import pytest
 from convkit.train import recipe
 from convkit.train.data.dataset import Data, Pixels, Split
 from convkit.train.errors import BadImage
-from convkit.train.fit import fit
 from convkit.train.loop import Loop
 from convkit.train.recipe import Recipe
 from convkit.train.run_folder import RunFolder
+from convkit.train.training import fit
 
 #: Images, images of a batch, steps of an epoch.
 IMAGES, BATCH, STEPS = 52, 8, 6

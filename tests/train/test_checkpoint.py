@@ -46,18 +46,12 @@ def assert_same(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_what_is_saved_is_loaded(tmp_path, dtype):
     path, state = tmp_path / "x.safetensors", state_of(dtype)
-    master = {"conv1.w": np.arange(6, dtype=np.float64).reshape(2, 3).T, "scale": np.array(2.0**15)}
     position = {"step": 7, "epoch": 1, "best": float("inf")}
-    checkpoint.save(
-        path, state, position, recipe_toml="lr = 1\n", info={"a": ["ä"]}, groups={"master": master}
-    )
+    checkpoint.save(path, state, position, recipe_toml="lr = 1\n", info={"a": ["ä"]})
     found = checkpoint.load(path)
     assert_same(found.state, state)
     assert (found.position, found.recipe_toml, found.info) == (position, "lr = 1\n", {"a": ["ä"]})
     assert found.path == path and found.version == ck.__version__
-    assert list(found.groups) == ["master"]
-    for name, array in master.items():
-        np.testing.assert_array_equal(found.groups["master"][name], array)
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
@@ -116,15 +110,11 @@ def test_the_mode_is_what_the_umask_says(tmp_path):
     assert os.stat(tmp_path / "x").st_mode & 0o777 == 0o640
 
 
-def test_a_group_has_a_name_of_its_own(tmp_path):
-    with pytest.raises(RunError, match="cannot be named 'params'"):
-        checkpoint.save(tmp_path / "x", state_of(), {}, groups={"params": {}})
-
-
 def _rewritten(path, change) -> None:
     """The same file with other metadata or tensors, as safetensors writes it."""
     with safetensors.safe_open(str(path), "np") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in names}
     change(metadata, tensors)
     safetensors.numpy.save_file(tensors, path, metadata)
 

@@ -50,14 +50,19 @@ def write(folder, epochs: int = 4, per_epoch: int = 10, begun: int = 3, validati
 def panels(tmp_path, monkeypatch):
     """Draws, and returns each panel's lines by their labels; those without are "_child0", ..."""
     drawn = {}
-    for name in ("loss", "error", "rate", "speed", "wait"):
 
-        def wrapped(self, axes, name=name, drawers=vars(curves._Picture).copy()):  # noqa: B008  # as they were
-            drawers[name](self, axes)
+    def noting(name):
+        drawer = getattr(curves._Picture, name)
+
+        def wrapped(self, axes):
+            drawer(self, axes)
             drawn[name] = {line.get_label(): line for line in axes.lines}
             drawn[name]["axes"] = axes
 
-        monkeypatch.setattr(curves._Picture, name, wrapped)
+        return wrapped
+
+    for name in ("loss", "error", "rate", "speed", "wait"):
+        monkeypatch.setattr(curves._Picture, name, noting(name))
 
     def draw():
         assert curves.draw(tmp_path, "digits") == tmp_path / "curves.png"

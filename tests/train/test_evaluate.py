@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 
 import convkit as ck
-from convkit.network.loss import Loss
 from convkit.train.data.dataset import Pixels, Split
 from convkit.train.errors import BadImage, DataError
-from convkit.train.evaluate import Counts, Evaluation, Rate, evaluate, validate
+from convkit.train.evaluation import ErrorRate, Evaluation, evaluate, validate
 from convkit.train.loader import Loader
+from convkit.train.position import Sums
 
 K = 8
 
@@ -26,7 +27,6 @@ class Net:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.whole = 0
 
     def inputs(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((batch, 1, 1, K), np.float32), np.zeros(batch, np.int64)
@@ -34,13 +34,6 @@ class Net:
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.batches.append(len(x))
         return x.reshape(len(x), K)
-
-    def evaluate(self, x: np.ndarray, labels: np.ndarray) -> Any:
-        self.whole += 1
-        logits = self.forward(x)
-        rank = ck.label_rank(logits, labels)
-        loss, _ = ck.softmax_xent_fprop(logits, labels)
-        return Loss(loss.mean(), int((rank > 0).sum()), int((rank > 4).sum()), len(x), True)
 
 
 class Inputs:
@@ -78,6 +71,11 @@ def found(split: Pixels, batch: int = 7, views: int = 1) -> Evaluation:
     return evaluate(Net(), split, Inputs(), views=views, batch=batch)  # type: ignore[arg-type]
 
 
+def validated(net: Any, split: Pixels, indices: range | None = None, batch: int = 7) -> Sums:
+    with Loader(split) as loader:
+        return validate(net, Inputs(), loader, range(len(split)) if indices is None else indices, batch=batch)  # type: ignore[arg-type]
+
+
 def by_hand(split: Pixels, views: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Scores and probabilities of each image, in the plainest way."""
     logits = split.pixels.reshape(-1, K).astype(np.float64)
@@ -109,8 +107,8 @@ def test_each_image_is_judged_as_by_hand(views):
     np.testing.assert_allclose(evaluation.losses, -np.log(probs[rows, labels]), rtol=1e-12)
     np.testing.assert_allclose(evaluation.probabilities, probs.max(axis=1), rtol=1e-12)
     assert evaluation.loss == pytest.approx(-np.log(probs[rows, labels]).mean(), rel=1e-12)
-    assert evaluation.top1 == Rate(int((evaluation.ranks > 0).sum()), 23)
-    assert evaluation.top5 == Rate(int((evaluation.ranks > 4).sum()), 23)
+    assert evaluation.top1 == ErrorRate(int((evaluation.ranks > 0).sum()), 23)
+    assert evaluation.top5 == ErrorRate(int((evaluation.ranks > 4).sum()), 23)
     np.testing.assert_array_equal(evaluation.indices, rows)
 
 
@@ -128,8 +126,8 @@ def test_the_batch_changes_nothing(views):
 def test_one_plan_serves_all_batches():
     net = Net()
     evaluate(net, pixels(), Inputs(), batch=7)  # type: ignore[arg-type]
-    validate(net, pixels(), Inputs(), batch=7)  # type: ignore[arg-type]
-    assert set(net.batches) == {7} and net.whole == 3
+    validated(net, pixels(), batch=7)
+    assert set(net.batches) == {7}
 
 
 def test_what_cannot_be_read_is_named_and_does_not_count():
@@ -153,20 +151,16 @@ def test_what_cannot_be_read_is_named_and_does_not_count():
 def test_validation_counts_the_same(kind):
     split = pixels(kind=kind)
     evaluation = found(split)
-    net: Any = Net()
-    whole = validate(net, split, Inputs(), batch=5)  # type: ignore[arg-type]
+    whole = validated(Net(), split, batch=5)
     assert (whole.images, whole.errors, whole.top5_errors, whole.left_out) == (
         evaluation.images, evaluation.top1.count, evaluation.top5.count, len(evaluation.left_out)  # type: ignore[union-attr]
     )  # fmt: skip
-    assert whole.mean_loss == pytest.approx(evaluation.loss, rel=1e-6)
+    assert whole.loss / whole.images == pytest.approx(evaluation.loss, rel=1e-12)
     # Shares of ranks, added as arrays, one of them without an image.
-    shares = [(0, 9), (9, 9), (9, 23)]
-    with Loader(split) as loader:
-        parts = [validate(net, split, Inputs(), batch=5, share=s, loader=loader) for s in shares]  # type: ignore[arg-type]
-    assert parts[1] == Counts()
-    added = Counts.of(np.sum([part.array() for part in parts], axis=0))
-    assert added.loss == pytest.approx(whole.loss, rel=1e-6)
-    assert (added.images, added.top1, added.top5) == (whole.images, whole.top1, whole.top5)
+    parts = [validated(Net(), split, range(*share), batch=5) for share in ((0, 9), (9, 9), (9, 23))]
+    assert parts[1] == Sums()
+    added = Sums.of(np.sum([part.array() for part in parts], axis=0))
+    assert added == dataclasses.replace(whole, loss=pytest.approx(whole.loss, rel=1e-12))
 
 
 def evaluation(labels, predicted, losses, num_classes=3, **more) -> Evaluation:
@@ -184,7 +178,7 @@ def test_confusion_and_classes():
     assert some.confusion().dtype == np.int64
     assert some.pairs() == [(2, 1, 2), (0, 0, 1), (0, 1, 1), (1, 1, 1)]
     assert some.pairs(wrong=True) == [(2, 1, 2), (0, 1, 1)]
-    assert [first for first, _ in some.by_class()] == [Rate(1, 2), Rate(0, 1), Rate(3, 3)]
+    assert [first for first, _ in some.by_class()] == [ErrorRate(1, 2), ErrorRate(0, 1), ErrorRate(3, 3)]
     assert math.isnan(some.loss) and some.not_finite == 1
 
 
@@ -200,7 +194,7 @@ def test_the_most_wrong_come_first():
 
 def test_top5_says_nothing_of_five_classes():
     assert evaluation([0, 1], [0, 0], [1, 1], num_classes=5).top5 is None
-    assert evaluation([0, 1], [0, 0], [1, 1], num_classes=6).top5 == Rate(1, 2)
+    assert evaluation([0, 1], [0, 0], [1, 1], num_classes=6).top5 == ErrorRate(1, 2)
 
 
 def test_nan_is_an_error():
@@ -223,13 +217,12 @@ def test_nan_is_an_error():
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval(count, total, low, high):
-    assert Rate(count, total).interval == pytest.approx((low, high), abs=5e-5)
-    assert Rate(total - count, total).interval == pytest.approx((1 - high, 1 - low), abs=5e-5)
+    assert ErrorRate(count, total).interval == pytest.approx((low, high), abs=5e-5)
+    assert ErrorRate(total - count, total).interval == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_no_image_has_no_rate():
-    assert math.isnan(Rate(0, 0).value) and Rate(0, 0).interval == (0, 1)
-    assert math.isnan(Counts().mean_loss)
+    assert math.isnan(ErrorRate(0, 0).value) and ErrorRate(0, 0).interval == (0, 1)
 
 
 def test_refusals():

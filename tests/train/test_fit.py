@@ -16,12 +16,13 @@ import runs
 from conftest import need
 
 import convkit as ck
-from convkit.train import checkpoint, evaluate
+from convkit.train import checkpoint, evaluation
 from convkit.train.data.dataset import Pixels
 from convkit.train.errors import DataError, NotFinite, RunError
 from convkit.train.exchange.alone import Alone
 from convkit.train.inputs import Inputs
 from convkit.train.loader import Loader
+from convkit.train.position import Sums
 from convkit.train.run_folder import RunFolder
 from convkit.train.stops import Stopped
 
@@ -46,7 +47,7 @@ def errors_of_epochs(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
     """Let the validations find so many errors, of twenty images."""
     left = list(errors)
     monkeypatch.setattr(
-        evaluate, "validate", lambda *_, **__: evaluate.Counts(1.0, left.pop(0) if left else 19, 0, 20)
+        evaluation, "validate", lambda *_, **__: Sums(1.0, left.pop(0) if left else 19, 0, 20)
     )
 
 
@@ -88,20 +89,20 @@ def test_what_a_stop_says(tmp_path, monkeypatch):
 def test_a_signal_within_a_validation(tmp_path, monkeypatch, undisturbed):
     """A validation of several pieces is given up, and made anew when the run goes on."""
     monkeypatch.setattr("convkit.train.loop.PIECE", 1)
-    validate, calls = evaluate.validate, []
+    validate, calls = evaluation.validate, []
 
-    def once(*given, **options):
+    def once(net, inputs, loader, indices, **options):
         if not calls:
             os.kill(os.getpid(), signal.SIGTERM)
-        calls.append(options["share"])
-        return validate(*given, **options)
+        calls.append(indices)
+        return validate(net, inputs, loader, indices, **options)
 
-    monkeypatch.setattr(evaluate, "validate", once)
+    monkeypatch.setattr(evaluation, "validate", once)
     with pytest.raises(Stopped, match=f"after step {STEPS}"):
         runs.run(tmp_path / "run")
-    assert calls == [(0, 8)]
+    assert calls == [range(8)]
     runs.run(tmp_path / "run", resume=True)
-    assert calls[1:4] == [(0, 8), (8, 16), (16, 20)]
+    assert calls[1:4] == [range(8), range(8, 16), range(16, 20)]
     assert runs.digest(tmp_path / "run") == runs.digest(undisturbed)
 
 
@@ -279,8 +280,9 @@ def test_best_is_written_later_where_the_disk_was_full(tmp_path, monkeypatch):
 @pytest.mark.parametrize("when", [range(1), range(3, 4)], ids=["first", "last"])
 def test_the_first_and_the_last_checkpoint_must_be_written(tmp_path, monkeypatch, when):
     tried = full(monkeypatch, when)
-    with pytest.raises(RunError, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device") as refused:
         runs.run(tmp_path / "run")
+    assert ("the checkpoint of step 12 is there: --resume" in str(refused.value)) == (when.start == 3)
     assert tried == [0, 6, 12, 18][: when.stop]
     runs.run(tmp_path / "run", resume=True)
 
@@ -360,7 +362,7 @@ def test_what_is_refused_leaves_no_folder(tmp_path):
 
 def test_a_folder_that_is_taken_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("mine")
-    monkeypatch.setattr("convkit.train.fit.open_data", None)
+    monkeypatch.setattr("convkit.train.training.open_data", None)
     refused(tmp_path, "holds other things", of="digits")
     refused(tmp_path / "file.txt", "cannot make a run's folder .*: Not a directory", of="digits")
 

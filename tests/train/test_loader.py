@@ -112,7 +112,9 @@ def test_a_search_for_a_substitute_has_an_end(monkeypatch):
     split = splits.Plain(12, (4, 5, 6, 9, 10))
     with Loader(split, workers=0, substitute=True) as loader:
         assert next(loader.read([np.array([9])])).indices == [11]
-        with pytest.raises(DataError, match=r"3 images in a row, of 12, cannot be read; the first: 4\.jpg"):
+        with pytest.raises(
+            DataError, match=r"none of 3 images in a row, of 12, can be read; the first: 4\.jpg"
+        ):
             next(loader.read([np.array([4])]))
 
 
@@ -235,7 +237,7 @@ def test_other_errors_of_a_reader_are_those_of_the_caller():
 def test_a_split_that_processes_cannot_have_is_an_error():
     split = splits.Plain(12)
     split.read = lambda index, out: None
-    with pytest.raises(DataError, match=r"cannot be told of the images .*lambda.*; use workers=0"):
+    with pytest.raises(DataError, match=r"cannot receive the images .*lambda.*; use workers=0"):
         Loader(split, workers=1)
     with (
         Loader(splits.Unwelcome(12), workers=1) as loader,

@@ -14,6 +14,7 @@ import pytest
 from conftest import need
 
 from convkit.train import log
+from convkit.train.events import Events
 from convkit.train.log import Log
 
 
@@ -261,7 +262,7 @@ def test_events_that_cannot_be_written_are_said_once(tmp_path, clock, monkeypatc
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.Events, "add", full)
+    monkeypatch.setattr(Events, "add", full)
     train(shown, clock, 2, 5)
     assert stream.getvalue() == "no more events for TensorBoard: No space left on device\n"
 
@@ -272,7 +273,7 @@ def test_a_tensorboard_that_is_broken_is_said(tmp_path, clock, monkeypatch):
     def broken(*_: object) -> None:
         raise TypeError("Descriptors cannot be created\ndirectly")
 
-    monkeypatch.setattr(log.Events, "__init__", broken)
+    monkeypatch.setattr(Events, "__init__", broken)
     stream = io.StringIO()
     shown = Log(stream=stream, events=tmp_path, clock=clock)
     shown.begin(epochs=1, epoch_steps=10)
@@ -285,7 +286,7 @@ def test_events_import_neither_tensorflow_nor_torch(tmp_path):
     for name in ("tensorflow", "torch"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__name__} was imported')")
     program = (
-        "import sys; from pathlib import Path; from convkit.train.log import Events\n"
+        "import sys; from pathlib import Path; from convkit.train.events import Events\n"
         "events = Events(Path(sys.argv[1])); events.add(1, {'train/loss': 1.0}); events.close()\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(log.__file__).parents[2])])

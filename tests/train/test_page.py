@@ -166,7 +166,9 @@ def test_large_images_are_jpegs():
 def test_curves_have_their_points():
     figures = {f.all("title")[0].text: f for f in tree(contents.digits).all("figure", class_="chart")}
     titles = [t.text for t in figures["Errors"].all("title")[1:]]
-    assert len(titles) == 3 * 14 and titles[0] == "training, top-1, epoch 1: 63.3"
+    assert len(titles) == 3 * 14 and titles[::14] == [
+        "training, top-1, epoch 1: 63.3", "validation, top-1, epoch 1: 56.5", "validation, top-5, epoch 1: 12"
+    ]  # fmt: skip
     legend = [li.text for li in figures["Loss"].all("li")]
     assert legend == ["training, each step", "training", "validation"]
     paths = [
@@ -177,7 +179,7 @@ def test_curves_have_their_points():
     heights = [float(y) for y in re.findall(r" ([\d.]+)", paths[-1])]
     assert len(heights) == 14 and heights == sorted(heights)  # errors fall: down is larger in SVG
     rows = body(captioned(tree(contents.digits), "Each epoch"))
-    assert len(rows) == 14 and rows[13]["validation error"].text == f"{2 + 70 * np.exp(-3.5):.6g}"
+    assert len(rows) == 14 and rows[13]["validation error"].text == f"{2 + 70 * np.exp(-3.5):.2f} %"
     assert rows[0]["seconds"].text == "–"
 
 

@@ -17,11 +17,11 @@ import pytest
 from conftest import need
 
 from convkit.cli import main
-from convkit.train import prepare as preparing
+from convkit.train import preparation as preparing
 from convkit.train.data.dataset import Data, Pixels, Split
 from convkit.train.data.store import damaged, open_store
 from convkit.train.errors import BadImage, DataError
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (50, 4, 4, 3), np.uint8)
@@ -134,7 +134,7 @@ KILLED = """
     sys.path.insert(0, tests)
     import test_prepare
     from convkit.cpu import jit
-    from convkit.train import prepare as preparing
+    from convkit.train import preparation as preparing
     preparing.SHARD, preparing._BLOCK = 8 * 48, 3 * 48
     jit.missing = lambda: "left out: every child would load Numba"
     os.fsync = lambda handle: None  # it is for a computer that stops, not for a process
@@ -226,9 +226,9 @@ def test_a_second_run_has_nothing_to_do(tmp_path, undisturbed):
 def test_other_images_replace_a_store_only_if_they_are_told_to(tmp_path, undisturbed):
     folder = tmp_path / "store"
     prepare(some(), folder, workers=0)
-    with pytest.raises(DataError, match=r"store already, of other images or options \(fingerprint\); --anew"):
+    with pytest.raises(DataError, match="store already, but of other data: other images; --anew"):
         prepare(some(fingerprint="4567"), folder, workers=0)
-    with pytest.raises(DataError, match=r"\(square\)"):
+    with pytest.raises(DataError, match="data: square crop against stretch; --anew"):
         prepare(some(), folder, workers=0, square="stretch")
     assert contents(folder) == undisturbed
     made = prepare(some(fingerprint="4567", bad=set()), folder, workers=0, anew=True)
@@ -241,7 +241,7 @@ def test_an_unfinished_store_of_other_images_is_kept(tmp_path, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         prepare(some(30), folder, workers=0)
     before = contents(folder)
-    with pytest.raises(DataError, match=r"unfinished store of other images or options \(fingerprint changed"):
+    with pytest.raises(DataError, match="unfinished store, but of other data: other images; --anew"):
         prepare(some(fingerprint="4567"), folder, workers=0)
     assert contents(folder) == before
     prepare(some(), folder, workers=0, anew=True)
@@ -394,8 +394,8 @@ def test_a_store_is_not_made_within_its_data(tree, tmp_path, capsys):
     (
         (["digits"], "takes DATA and STORE"),
         (["digits", ""], "'' names no file"),
-        (["digits", "store", "--size", "0"], "--size must be at least 1, not 0"),
-        (["digits", "store", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["digits", "store", "--size", "0"], "size must be at least 1, not 0"),
+        (["digits", "store", "--workers", "-1"], "workers must be at least 0, not -1"),
         (["nowhere", "store"], "no such folder: nowhere"),
         (["nowhere", "--verify"], "nowhere is not a store: it has no store.json"),
     ),

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from conftest import need
 
 from convkit.errors import ConvkitWarning
-from convkit.train import checkpoint, recipe, table
+from convkit.train import checkpoint, disk, recipe, table
 from convkit.train.data.dataset import Data, Pixels, Statistics
 from convkit.train.errors import RunError
 from convkit.train.run_folder import Info, RunFolder
@@ -328,7 +327,7 @@ def test_a_full_disk_leaves_the_checkpoints(run, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "")
 
-    monkeypatch.setattr(checkpoint, "to_disk", full)
+    monkeypatch.setattr(disk, "sync", full)
     with pytest.raises(RunError, match="No space left on device"):
         run.save(state(3), at(3), best=True)
     monkeypatch.undo()
@@ -346,31 +345,6 @@ def test_what_a_killed_process_left_goes_with_the_next_lock(run):
     assert (run.path / ".new.draft").exists(), "reading changes nothing"
     RunFolder.open(run.path).lock().close()
     assert not [name for name in os.listdir(run.path) if name.startswith(".")]
-
-
-def test_a_checkpoint_is_written_beside_the_training(run, monkeypatch):
-    save, begin = checkpoint.save, threading.Event()
-
-    def slow(*args, **options) -> None:
-        assert begin.wait(30)
-        save(*args, **options)
-
-    monkeypatch.setattr(checkpoint, "save", slow)
-    run.save(state(1), at(1), wait=False)
-    assert not (run.path / "last.safetensors").exists()
-    begin.set()
-    run.save(state(2), at(2), wait=False)
-    assert run.has_checkpoint() and steps(run) == {"last": 2, "previous": 1}
-
-    def full(*_: object, **__: object) -> None:
-        raise RunError("disk full")
-
-    monkeypatch.setattr(checkpoint, "save", full)
-    for then in (lambda: run.save(state(4), at(4)), run.wait, run.close):
-        run.lock().save(state(3), at(3), wait=False)
-        with pytest.raises(RunError, match="disk full"):
-            then()
-    RunFolder.open(run.path).lock().close()  # close has released it all the same
 
 
 # -- logs ---------------------------------------------------------------------------------------------
@@ -497,4 +471,4 @@ def test_a_long_table_is_read_in_part(tmp_path):
 
 def test_files_that_were_left_out_are_listed(run):
     run.left_out([("a.jpg", "cut short"), ("b\n\udcff.jpg", "no\timage")])
-    assert (run.path / "left_out.txt").read_text() == "a.jpg\tcut short\nb \\udcff.jpg\tno image\n"
+    assert (run.path / "left_out.txt").read_text() == "a.jpg\tcut short\nb\\n\\udcff.jpg\tno\\timage\n"

@@ -9,12 +9,12 @@ import shutil
 import numpy as np
 import pytest
 
-from convkit.train import prepare as preparing
+from convkit.train import preparation as preparing
 from convkit.train.data import store
 from convkit.train.data.dataset import Data, Pixels
 from convkit.train.data.store import damaged, fingerprint, is_store, open_store
 from convkit.train.errors import DataError
-from convkit.train.prepare import prepare
+from convkit.train.preparation import prepare
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (50, 8, 8, 3), np.uint8)

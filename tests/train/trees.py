@@ -1,8 +1,8 @@
-"""Makes trees of labelled images for tests: class folders of small JPEGs, files that are odd, files that are broken.
+"""Makes trees of labelled images for tests: class folders of small JPEGs; files that are odd, or broken.
 
-Images are crops of scikit-image's photographs under a grating, whose direction and colour tell the class, so that
-a network can learn it.
-"""  # noqa: E501
+Images are crops of scikit-image's photographs under a grating, whose direction and colour tell the class, so
+that a network can learn it.
+"""
 
 from __future__ import annotations
 
@@ -79,11 +79,10 @@ def damaged(data: bytes) -> bytes:
     return bytes(torn)
 
 
-def turned(pixels: np.ndarray, orientation: int) -> bytes:
-    """A JPEG that is stored turned, and says so: EXIF's orientation turns it upright."""
+def turned(stored: Any, orientation: int) -> bytes:
+    """A JPEG of an image that is stored turned, and says so: EXIF's orientation turns it upright."""
     Image = need("PIL.Image")
     backwards = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = Image.fromarray(pixels)
     if orientation in TURNS:
         stored = stored.transpose(getattr(Image.Transpose, TURNS[backwards]))
     exif = Image.Exif()
@@ -129,8 +128,9 @@ def odd(pixels: np.ndarray) -> dict[str, bytes]:
         "frames.webp": written(image, "WEBP", save_all=True, append_images=[other], lossless=True),
         "plain.bmp": written(image, "BMP"),
         "plain.webp": written(image, "WEBP", lossless=True),
-        "turned6.JPEG": turned(pixels, 6),
-        "turned3.JPEG": turned(pixels, 3),
+        "turned6.JPEG": turned(image, 6),
+        "turned3.JPEG": turned(image, 3),
+        "turned_cmyk.JPEG": turned(cmyk, 8),
     }
 
 
@@ -199,11 +199,12 @@ def make(
                 pixels = picture(label, number + (train if part == parts[1] else 0), height, width)
                 (folder / f"{key}_{number}.JPEG").write_bytes(written(pixels, quality=90))
     if awkward:
-        _add_awkward(tree, root / parts[0] / tree.classes[0])
+        add_awkward(tree, root / parts[0] / tree.classes[0])
     return tree
 
 
-def _add_awkward(tree: Tree, folder: Path) -> None:
+def add_awkward(tree: Tree, folder: Path) -> None:
+    """Add files that are odd or broken, each in its way, to a class folder; the tree notes the broken."""
     jpeg = written(picture(0, 0), quality=90)
     for name, (maker, word) in BROKEN.items():
         (folder / name).write_bytes(maker(jpeg))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import unknown
+from ...options import integer
 from ..errors import DataError
 from .dataset import Data
+from .decode import SQUARES
 
-_SQUARES = ("crop", "stretch")
 _KINDS = (
     'DATA can be "digits", a folder with IDX files (MNIST, Fashion-MNIST), a folder of class folders or of '
     "train/ and val/ with class folders, a folder with the ILSVRC2012 tars, or a store of `convkit prepare`"
@@ -51,10 +52,9 @@ def open_data(path: str | Path, size: int, square: str = "crop") -> Data:
     OptionError
         If `square` is neither.
     """
-    if square not in _SQUARES:
-        raise unknown("square", square, _SQUARES)
-    if size < 1:
-        raise DataError(f"images need a size of at least 1 pixel, not {size}")
+    if square not in SQUARES:
+        raise unknown("square", square, SQUARES)
+    size = integer("size", size, 1)
     if str(path) == "digits":
         from .digits import open_digits
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import BadImage
+from ..errors import BadImage, DataError
 
 #: What a split could not read: (position in the request, reason).
 Failures = list[tuple[int, str]]
@@ -75,6 +75,11 @@ class Split:
                 out[position] = 0
                 failures.append((position, str(error)))
         return failures
+
+
+def none_readable(split: Split, what: str, index: int, reason: str) -> DataError:
+    """The error where no image can be read; `index` and `reason` are those of the first."""
+    return DataError(f"none of {what} can be read; the first: {split.name(index)}: {reason}")
 
 
 class Pixels(Split):

@@ -25,6 +25,8 @@ from .headers import Header, ordinary
 from .pillow import TURNS, explained, orientation, pillow, rgb, white
 from .stderr import Messages, captured
 
+#: How an image becomes a square.
+SQUARES = ("crop", "stretch")
 #: Pixels, above which Pillow refuses an image (twice its MAX_IMAGE_PIXELS), and OpenCV is not asked.
 MOST_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
 #: Pixels, up to which an image is resized as float32, four times as large.

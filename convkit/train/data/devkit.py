@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import MissingExtra
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 #: Synsets with a number up to this one are classes; those above are made of several.
@@ -47,9 +47,7 @@ def validation_synsets(path: Path) -> list[str]:
             for number, key in zip(np.atleast_1d(table["ILSVRC2012_ID"]), np.atleast_1d(table["WNID"]))
         }
     except Exception as error:  # a damaged file makes SciPy raise anything
-        raise DataError(
-            f"{path} is damaged: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {one_line(error)}") from None
     if strange := sorted(set(numbers) - {number for number in synsets if number <= _CLASSES}):
         raise DataError(f"{path}: {_TRUTH} has the label {strange[0]}, which {_META} lacks")
     return [synsets[number] for number in numbers]
@@ -68,5 +66,5 @@ def _read(path: Path, name: str) -> bytes:
                         file = tar.extractfile(member)
                         return file.read() if file is not None else b""
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is damaged, or no tar: {error}") from None
+        raise DataError(f"{path} is damaged, or no tar: {one_line(error)}") from None
     raise DataError(f"{path} lacks {name}")

@@ -15,8 +15,6 @@ SUFFIXES = frozenset((
     "bmp", "dib", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tga", "tif",
     "tiff", "webp",
 ))  # fmt: skip
-#: Files, and why they are left out.
-LeftOut = list[tuple[str, str]]
 
 
 def is_image(name: str) -> bool:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from ..errors import DataError
 from .dataset import Data
 from .decode import read_file
-from .files import Encoded, LeftOut, Names, is_image
+from .files import Encoded, Names, is_image
 from .fingerprint import fingerprint
+from .left_out import LeftOut
 from .names import readable
 
 #: Names of the folder for validation, in the order in which they are looked for.

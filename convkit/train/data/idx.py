@@ -20,7 +20,7 @@ _NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx[134]-ubyte(?:\.gz)?")
 #: IDX's number of the type uint8.
 _UINT8 = 8
 #: What Fashion-MNIST's numbers stand for (Xiao, Rasul, Vollgraf, 2017). Its files have MNIST's names, so its
-#: labels for training tell it: this is their SHA-256.
+#: labels for training identify it: this is their SHA-256.
 _FASHION_LABELS = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -135,13 +135,8 @@ def to_bytes(statistics: Statistics) -> bytes:
     return file.getvalue()
 
 
-def save(path: str | Path, statistics: Statistics) -> None:
-    """Write statistics to an .npz file."""
-    Path(path).write_bytes(to_bytes(statistics))
-
-
 def load(path: str | Path | BinaryIO) -> Statistics:
-    """Read what `save` has written.
+    """Read what `to_bytes` has made.
 
     Raises
     ------
@@ -152,11 +147,13 @@ def load(path: str | Path | BinaryIO) -> Statistics:
         with np.load(path, allow_pickle=False) as file:
             found = Statistics(file["mean"], file["stdevs"], file["eigenvectors"], int(file["images"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no statistics: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"{path} is damaged, or holds no statistics: {getattr(error, 'strerror', None) or error}"
+        ) from error
     _, _, C = found.mean.shape if found.mean.ndim == 3 else (0, 0, 0)
     if not C or found.stdevs.shape != (C,) or found.eigenvectors.shape != (C, C):
         raise DataError(
-            f"{path} holds no statistics: mean {found.mean.shape}, stdevs {found.stdevs.shape}, "
+            f"{path} is damaged: mean {found.mean.shape}, stdevs {found.stdevs.shape}, "
             f"eigenvectors {found.eigenvectors.shape}; expected (H, W, C), (C,), (C, C)"
         )
     return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+
+from ..disk import unnamed
 
 #: Lines of these libraries begin so; all others are passed on.
 _THEIRS = (
@@ -16,7 +16,7 @@ _THEIRS = (
 )  # fmt: skip
 _LOCK = threading.RLock()
 #: The process that it belongs to, and the file that takes the messages.
-_file: tuple[int, BinaryIO] | None = None
+_file: tuple[int, int] | None = None
 
 # A process that is forked while another thread decodes would write its own stderr into the file.
 if hasattr(os, "register_at_fork"):
@@ -51,22 +51,22 @@ def captured() -> Iterator[Messages]:
             yield messages
             return
         try:
-            os.dup2(file.fileno(), 2)
+            os.dup2(file, 2)
             yield messages
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            if size := os.lseek(file.fileno(), 0, os.SEEK_CUR):
-                text = os.pread(file.fileno(), size, 0).decode(errors="replace")
-                os.lseek(file.fileno(), 0, os.SEEK_SET)
+            if size := os.lseek(file, 0, os.SEEK_CUR):
+                text = os.pread(file, size, 0).decode(errors="replace")
+                os.lseek(file, 0, os.SEEK_SET)
                 lines = text.splitlines(keepends=True)
                 messages.lines = [line.strip() for line in lines if line.startswith(_THEIRS)]
                 if others := "".join(line for line in lines if not line.startswith(_THEIRS)):
                     os.write(2, others.encode(errors="replace"))
 
 
-def _own_file() -> BinaryIO:
+def _own_file() -> int:
     global _file
     if _file is None or _file[0] != os.getpid():
-        _file = os.getpid(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        _file = os.getpid(), unnamed()
     return _file[1]

@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import DataError
-from . import statistics
+from . import left_out, statistics
 from .dataset import Data, Failures, Split
 
 #: The number of the format that is written. One that is larger is refused.
@@ -89,7 +89,7 @@ def open_store(path: str | Path, verify: bool | None = None) -> Data:
         validation=splits.get("validation"),
         fingerprint=index["fingerprint"],
         statistics=statistics.load(io.BytesIO(_small(folder, index["statistics"]))),
-        left_out=tuple(_lines(_small(folder, index["left_out"]))),
+        left_out=left_out.from_text(_small(folder, index["left_out"])),
     )
 
 
@@ -171,6 +171,16 @@ def fingerprint(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How what a store was made of differs from what is asked for, in words; empty if it does not."""
+    changed = [key for key in now if before.get(key) != now[key]]
+    shape, square = (f"{before.get(key)} against {now.get(key)}" for key in ("shape", "square"))
+    # Another size changes the fingerprint and the rows of a shard too.
+    parts = [f"shape {shape}"] if "shape" in changed else []
+    parts += [f"square {square}"] if "square" in changed else []
+    return ", ".join(parts) or ("other images" if changed else "")
+
+
 def files(index: dict[str, Any]) -> list[dict[str, Any]]:
     """Every file of a store but store.json: `file`, `bytes`, `sha256`."""
     found = [index["statistics"], index["left_out"]]
@@ -231,14 +241,6 @@ def _small(folder: Path, entry: dict[str, Any]) -> bytes:
 
 def _array(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     return np.load(io.BytesIO(_small(folder, entry)), allow_pickle=False)
-
-
-def _lines(contents: bytes) -> list[tuple[str, str]]:
-    found = []
-    for line in contents.decode("utf-8").split("\n")[:-1]:
-        name, _, reason = line.partition("\t")
-        found.append((name, reason))
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ class StoredImages(Split):
         shards = np.searchsorted(self._stops, indices, side="right")
         rows = indices - self._starts[shards]
         maps = {shard: self._map(shard) for shard in np.unique(shards).tolist()}
-        # Without being told, the kernel reads a mapped file by single pages: 20 times slower from an SSD.
+        # Without advice the kernel reads a mapped file by single pages: 20 times slower from an SSD.
         places = list(zip(shards.tolist(), rows.tolist()))
         for shard, row in places:
             advise = maps[shard][1]

@@ -1,4 +1,4 @@
-"""Making a store, so that it can be stopped at any moment and gone on with.
+"""Making a store, so that it can be stopped at any moment and resumed.
 
 A shard has the images of a fixed range of its split, less those that cannot be read, so what is in it depends
 on nothing but the data. It is written under another name, then to the disk, then renamed; after each shard
@@ -25,11 +25,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...version import __version__
+from .. import disk
 from ..errors import DataError
-from . import statistics
+from . import left_out, statistics
 from .dataset import Data, Split
 from .statistics import Totals
-from .store import FORMAT, INDEX, UNFINISHED, fingerprint, sha256
+from .store import FORMAT, INDEX, UNFINISHED, difference, fingerprint, sha256
 
 _PARTIAL = ".partial"
 #: The files that a store may have: what is removed where a store is made anew.
@@ -47,7 +48,7 @@ class Writer:
     folder : Path
         Made where it is missing. It must be empty, or hold what an earlier writer has left.
     source : dict
-        What the rows depend on, as JSON has it: only a store of the same source is gone on with.
+        What the rows depend on, as JSON has it: only a store of the same source is resumed.
     shape : (H, W, C)
     anew : bool
         Remove what earlier writers have left, and start over.
@@ -134,10 +135,9 @@ class Writer:
         if state["source"] != self.source:
             if not any(state["splits"].values()):
                 return  # nothing is lost
-            changed = [key for key in self.source if state["source"].get(key) != self.source[key]]
+            line = difference(state["source"], self.source)
             raise DataError(
-                f"{self.folder} is an unfinished store of other images or options ({', '.join(changed)} "
-                "changed since); --anew starts over"
+                f"{self.folder} is an unfinished store, but of other data: {line}; --anew starts over"
             )
         for shard in (shard for shards in state["splits"].values() for shard in shards if shard["count"]):
             file_path = self.folder / shard["file"]
@@ -178,7 +178,7 @@ class Writer:
         name = f"{split}-{len(done):05}.npy"
         path = self.folder / (name + _PARTIAL)
         with self._writing():
-            self._partial = path, open(path, "w+b")  # noqa: SIM115
+            self._partial = path, io.BufferedRandom(io.FileIO(path, "w+"))
         shard = _Shard(self, self._partial[1], images, self.totals if split == "train" else None)
         yield shard
         with self._writing():
@@ -189,7 +189,7 @@ class Writer:
             else:
                 path.unlink()
             self._partial = None
-            _sync(self.folder)
+            disk.sync(self.folder)
         done.append({"file": name, **entry})
         self._note()
 
@@ -213,7 +213,7 @@ class Writer:
                 "validation": None if data.validation is None else self._split("validation", data.validation),
             },
             "statistics": self._write("statistics.npz", statistics.to_bytes(self.totals.statistics())),
-            "left_out": self._write("left_out.txt", _text([*data.left_out, *self._left_out(data)])),
+            "left_out": self._write("left_out.txt", left_out.to_text(self._left_out(data))),
             "made_by": f"convkit {__version__}",
         }
         index["fingerprint"] = fingerprint(index)
@@ -237,6 +237,7 @@ class Writer:
         return np.flatnonzero(keep)
 
     def _left_out(self, data: Data) -> Iterator[tuple[str, str]]:
+        yield from data.left_out
         for name, split in (("train", data.train), ("validation", data.validation)):
             if split is not None:
                 for shard in self.splits[name]:
@@ -269,19 +270,8 @@ class Writer:
         return self._write(name, contents.getvalue())
 
     def _write(self, name: str, contents: bytes) -> dict[str, Any]:
-        """Write a file as a whole or not at all: under another name, to the disk, then renamed."""
-        path = self.folder / (name + _PARTIAL)
         with self._writing():
-            try:
-                with open(path, "wb") as file:
-                    file.write(contents)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(path, self.folder / name)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-            _sync(self.folder)
+            disk.replace(self.folder / name, contents, self.folder / (name + _PARTIAL))
         return {"file": name, "bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
 
     @contextlib.contextmanager
@@ -380,19 +370,3 @@ def _lock(folder: Path) -> int:
     except OSError:  # a file system without locks
         pass
     return handle
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _text(left_out: Sequence[tuple[str, str]]) -> bytes:
-    def line(text: str) -> str:  # a file's name may hold line ends, and bytes that are no text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-    return "".join(f"{line(name)}\t{line(reason)}\n" for name, reason in left_out).encode()

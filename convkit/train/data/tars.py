@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 import zlib
@@ -13,11 +14,12 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import BadImage, DataError
+from ..errors import BadImage, DataError, one_line
 from .dataset import Data
 from .devkit import validation_synsets
-from .files import Encoded, LeftOut, Names, is_image
+from .files import Encoded, Names, is_image
 from .fingerprint import fingerprint
+from .left_out import LeftOut
 from .names import readable
 
 _TRAIN, _VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -65,7 +67,7 @@ class Tar(Encoded):
     def __init__(self, path: str, places: Places, labels: np.ndarray, size: int, square: str) -> None:
         super().__init__(labels, size, square)
         self.path, self.places = path, places
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
 
     def name(self, index: int) -> str:
         """The tar, and the file in it."""
@@ -74,7 +76,7 @@ class Tar(Encoded):
     def encoded(self, index: int) -> bytes:
         try:
             if self._file is None:
-                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                self._file = io.FileIO(self.path)
             # At an offset, so that threads and forked processes share the file without sharing a position.
             data = os.pread(
                 self._file.fileno(), int(self.places.sizes[index]), int(self.places.offsets[index])
@@ -197,4 +199,4 @@ def _members(
                     f"{path} is damaged: there is no file's header at byte {tar.offset - begin:,}"
                 )
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is damaged, or no tar: {error}") from None
+        raise DataError(f"{path} is damaged, or no tar: {one_line(error)}") from None

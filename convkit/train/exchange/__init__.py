@@ -24,7 +24,9 @@ def here(device: str = "cpu") -> Exchange:
     Raises
     ------
     MissingExtra
-        If there is a launcher but no mpi4py, and for GPUs where CuPy has no NCCL.
+        If there is a launcher but no mpi4py.
+    RunError
+        For GPUs, where CuPy finds no NCCL.
     OptionError
         If the launcher belongs to another MPI than mpi4py's, and if there are fewer GPUs than processes on a
         machine.

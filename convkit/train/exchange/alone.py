@@ -35,9 +35,3 @@ class Alone(Exchange):
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
-
-    def barrier(self) -> None:
-        """Nothing to wait for."""
-
-    def abort(self, status: int) -> None:
-        raise SystemExit(status)

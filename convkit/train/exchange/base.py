@@ -18,7 +18,7 @@ E = TypeVar("E", bound="Exchange")
 class Exchange:
     """The processes that train one network together, each with its share of every batch.
 
-    All of them call the same methods in the same order, but for `share`, `abort` and the attributes. It is a
+    All of them call the same methods in the same order, but for `share` and the attributes. It is a
     context manager: an error that leaves the block ends the job, so that no process waits for one that is
     gone.
 
@@ -151,14 +151,6 @@ class Exchange:
         """The values of all processes, which can be pickled, in the order of their ranks."""
         raise NotImplementedError
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        raise NotImplementedError
-
-    def abort(self, status: int) -> None:
-        """End all processes at once, with an exit status; it does not return."""
-        raise NotImplementedError
-
     # -- as a context -----------------------------------------------------------------------------------
     def __enter__(self: E) -> E:
         return self
@@ -166,8 +158,4 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._fails(error)
-
-    def _fails(self, error: BaseException) -> None:
         """An error leaves the block; whoever catches it prints it."""

@@ -49,10 +49,13 @@ class Gradients:
         absent: Callable[[], bool],
     ) -> None:
         self._net, self._add, self._agree, self._absent = net, add, agree, absent
-        own = getattr(net.before_update, "__self__", None)
-        first = own if isinstance(own, Gradients) else None  # attached before
-        self._on_gradient: OnGradient | None = first._on_gradient if first else net.on_gradient
-        self._before_update: BeforeUpdate | None = first._before_update if first else net.before_update
+        # Of a network that was attached before, the hooks that it had then.
+        self._on_gradient: OnGradient | None = net.on_gradient
+        if isinstance(before := getattr(net.on_gradient, "__self__", None), Gradients):
+            self._on_gradient = before._on_gradient
+        self._before_update: BeforeUpdate | None = net.before_update
+        if isinstance(before := getattr(net.before_update, "__self__", None), Gradients):
+            self._before_update = before._before_update
         self._rule: Update | None = None
         self._large: list[str] = []
         self._small: list[str] = []
@@ -63,7 +66,9 @@ class Gradients:
     def on_gradient(self, name: str, gradient: Array) -> None:
         """A gradient of this process's images is final; exchange what is next."""
         if name in self._ready:
-            raise RunError("a step has failed before its update: the processes may no longer agree")
+            raise RunError(
+                "the last step did not come to its update: it failed, or a hook was replaced; attach it again"
+            )
         if not self._ready:
             self._look_at_rule()
         if self._on_gradient is not None:

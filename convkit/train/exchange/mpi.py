@@ -4,7 +4,7 @@ Idea      Each process adds up a piece of every gradient: it gets that piece fro
           in the order of the ranks, and gives the sum to all (Allgatherv).
 Bits      The order of the additions is that of the ranks, whatever the messages' timing: the same bits in all
           processes, and in two runs with as many processes. MPI's Allreduce promises neither.
-Memory    Gradients go in chunks of `PIECE` bytes for each process, so that what is received is added while it
+Memory    Gradients go in chunks of `piece` bytes for each process, so that what is received is added while it
           is still in the cache.
 16 bits   Gradients in float16 and bfloat16 are added up in float32, and rounded once.
 """
@@ -32,12 +32,10 @@ from . import launcher
 from .base import Exchange
 from .gradients import Gradients
 
-#: Bytes of a gradient that a process adds up at a time.
-PIECE = 1 << 20
 #: Unsigned integers by the bytes of an element: MPI has no type for each dtype, and needs none to copy.
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 #: Seconds that a process with an error waits, so that rank 0 may be first where all have the same one.
-_PATIENCE = 1.0
+_PATIENCE = 3.0
 
 
 def load() -> Any:
@@ -73,25 +71,18 @@ def end_job(MPI: Any, error: BaseException) -> None:
     ----------
     MPI : module
     error : BaseException
-        Why. Whoever catches it prints it, as in a program of one process.
+        Why. Whoever catches it prints it, as in a program of one process. The exit status is Python's for it;
+        for a `ConvkitError` 2, as the command has it.
     """
+    from mpi4py.run import set_abort_status
+
     global _ends
-    status = _status(error)
-    if not status or _ends:
+    if _ends or (isinstance(error, SystemExit) and not error.code):
         return
     _ends = True
     if MPI.COMM_WORLD.Get_rank():  # all may have the same error, which is to be printed once
         time.sleep(_PATIENCE)
-    MPI._set_abort_status(status)
-
-
-def _status(error: BaseException) -> int:
-    """The exit status that an error is worth."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, ConvkitError) else 1
+    set_abort_status(2 if isinstance(error, ConvkitError) else error)
 
 
 @contextlib.contextmanager
@@ -128,6 +119,9 @@ class Mpi(Exchange):
     device : str
     """
 
+    #: Bytes of a gradient that a process adds up at a time.
+    piece = 1 << 20
+
     def __init__(self, MPI: Any, device: str = "cpu") -> None:
         self._MPI, self.device = MPI, device
         self._comm = MPI.COMM_WORLD.Dup()
@@ -137,22 +131,18 @@ class Mpi(Exchange):
         local = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         #: Number of this process among those of its machine, and how many these are.
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
-        self._share_cpus(local.allgather(launcher.cpus()))
+        all_ = local.allgather(launcher.cpus())
         local.Free()
-
-    def _share_cpus(self, all_: list[list[int]]) -> None:
-        """Give convkit's kernels this process's part of the machine's CPUs; what the user says counts."""
-        if len(all_) > 1 and not os.environ.get(threads.VARIABLE, "").strip():
-            os.environ[threads.VARIABLE] = str(launcher.threads(launcher.cpus(), all_))
+        # Each process has its part of the machine's CPUs; what the user says counts.
+        if self.local_size > 1 and not os.environ.get(threads.VARIABLE, "").strip():
+            os.environ[threads.VARIABLE] = str(launcher.threads(all_[self.local_rank], all_))
 
     # -- errors -----------------------------------------------------------------------------------------
-    def _fails(self, error: BaseException) -> None:
-        end_job(self._MPI, error)
-
-    def abort(self, status: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._MPI.COMM_WORLD.Abort(status)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            end_job(self._MPI, error)
 
     # -- training ---------------------------------------------------------------------------------------
     def attach(self, net: Network) -> None:
@@ -164,7 +154,7 @@ class Mpi(Exchange):
 
     def _require_alike(self, net: Network) -> None:
         about = {"dtype": net.dtype, "update rule": repr(net.update)}
-        about |= {name: f"{'x'.join(map(str, w.shape))}" for name, w in net.params.items()}
+        about |= {name: "x".join(map(str, w.shape)) for name, w in net.params.items()}
         found = self.gather(about)
         for rank, other in enumerate(found):
             if other != found[0]:
@@ -187,11 +177,11 @@ class Mpi(Exchange):
 
     def _add_up(self, values: Any) -> None:
         """Replace a contiguous array by its sum over the processes."""
-        step = max(1, PIECE // values.itemsize) * self.size
+        step = max(1, self.piece // values.itemsize) * self.size
         for start in range(0, values.size, step):
             self._add_chunk(values[start : start + step])
 
-    def _add_chunk(self, values: np.ndarray) -> None:
+    def _add_chunk(self, values: Any) -> None:
         cuts = [values.size * rank // self.size for rank in range(self.size + 1)]
         starts, counts = cuts[:-1], np.diff(cuts).tolist()
         own = values[cuts[self.rank] : cuts[self.rank + 1]]
@@ -236,9 +226,6 @@ class Mpi(Exchange):
 
     def gather(self, value: Any) -> list[Any]:
         return list(self._comm.allgather(value))
-
-    def barrier(self) -> None:
-        self._comm.Barrier()
 
 
 def _words(values: np.ndarray) -> np.ndarray:

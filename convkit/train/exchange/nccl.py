@@ -5,7 +5,8 @@ Not yet run on a GPU: it was walked with stand-ins for CuPy and NCCL.
 Bits      As in `mpi`: each process adds up a piece of every gradient in the order of the ranks. NCCL's own
           reductions order their additions by topology, so only its copies are used: send and receive, in
           groups, once for the pieces and once for the sums.
-Streams   All of it is queued on CuPy's current stream, on which the step runs. The host waits for nothing.
+Streams   A step calls its hooks with its GPU and its stream as CuPy's current ones, and all of it is queued
+          there. The host waits for nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from typing import Any
 
 from ... import arrays
 from ...devices import on_gpu
-from ...errors import MissingExtra, OptionError
+from ...errors import OptionError
+from ..errors import RunError
 from .mpi import Mpi
-
-#: Bytes of a gradient that a process adds up at a time.
-PIECE = 16 << 20
 
 
 def load() -> Any:
@@ -27,18 +26,20 @@ def load() -> Any:
 
     Raises
     ------
-    MissingExtra
+    RunError
         Where CuPy finds no NCCL.
     """
-    purpose, package = "training on many GPUs", "NCCL (nvidia-nccl-cu13, or -cu12, beside CuPy)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what CuPy says where it finds no NCCL is said below
         try:
             from cupy.cuda import nccl
         except ImportError:
-            raise MissingExtra(purpose, package, "cuda13") from None
+            nccl = None
     if not getattr(nccl, "available", False):
-        raise MissingExtra(purpose, package, "cuda13")
+        raise RunError(
+            "training on many GPUs needs NCCL, and CuPy finds none: pip install nvidia-nccl-cu13, "
+            "or nvidia-nccl-cu12 for CUDA 12"
+        )
     return nccl
 
 
@@ -52,6 +53,8 @@ class Nccl(Mpi):
     device : {"cuda", "cuda:1", ...}
         With "cuda", the processes of a machine take its GPUs in turn.
     """
+
+    piece = 16 << 20
 
     def __init__(self, MPI: Any, device: str = "cuda") -> None:
         super().__init__(MPI, device)
@@ -93,12 +96,6 @@ class Nccl(Mpi):
                 )
 
     # -- gradients --------------------------------------------------------------------------------------
-    def _add_up(self, values: Any) -> None:
-        step = max(1, PIECE // values.itemsize) * self.size
-        with arrays.on(values):
-            for start in range(0, values.size, step):
-                self._add_chunk(values[start : start + step])
-
     def _add_chunk(self, values: Any) -> None:
         cupy = arrays._cupy()
         cuts = [values.size * rank // self.size for rank in range(self.size + 1)]
@@ -129,8 +126,7 @@ class Nccl(Mpi):
             nccl.groupEnd()
 
     def _agree(self, finite: Any, willing: bool) -> None:
-        with arrays.on(finite):
-            if not willing:
-                finite.fill(0)
-            nccl, flag, stream = self._nccl, finite.data.ptr, self._cuda.get_current_stream().ptr
-            self._ring.allReduce(flag, flag, 1, nccl.NCCL_INT32, nccl.NCCL_MIN, stream)
+        if not willing:
+            finite.fill(0)
+        nccl, flag, stream = self._nccl, finite.data.ptr, self._cuda.get_current_stream().ptr
+        self._ring.allReduce(flag, flag, 1, nccl.NCCL_INT32, nccl.NCCL_MIN, stream)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..data.dataset import Split
-from ..evaluate import Evaluation
+from ..evaluation import Evaluation
 
 #: The columns of a log, by name; NaN where there is no figure.
 Log = Mapping[str, np.ndarray]

@@ -12,6 +12,7 @@ from ...bench.show.charts import Scale, number
 from ...bench.show.page import cells
 from ...bench.show.page.markup import Markup, joined, tag
 from .content import Content, Log
+from .text import percent
 
 _WIDTH, _HEIGHT = 560, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
@@ -49,11 +50,11 @@ class _Linear:
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def column(log: Log, x: str, y: str) -> list[tuple[float, float]]:
-    """Points of a log: two of its columns, where both are there and finite."""
+def column(log: Log, x: str, y: str, factor: float = 1.0) -> list[tuple[float, float]]:
+    """Points of a log: two of its columns, the second times a factor, where both are there and finite."""
     if x not in log or y not in log:
         return []
-    found = np.stack([log[x], log[y]], axis=1)
+    found = np.stack([log[x], factor * log[y]], axis=1)
     points: list[tuple[float, float]] = [(a, b) for a, b in found[np.isfinite(found).all(axis=1)].tolist()]
     return points
 
@@ -83,9 +84,9 @@ def curves(content: Content) -> Markup:
         Line("validation", _VALIDATION, column(epochs, "epoch", "validation_loss")),
     ]
     errors = [
-        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error")),
-        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error")),
-        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error")),
+        Line("training, top-1", _TRAIN, column(epochs, "epoch", "error", 100)),
+        Line("validation, top-1", _VALIDATION, column(epochs, "epoch", "validation_error", 100)),
+        Line("validation, top-5", _TOP5, column(epochs, "epoch", "validation_top5_error", 100)),
     ]
     losses, errors = ([line for line in lines if line.points] for lines in (losses, errors))
     if not losses and not errors:
@@ -166,10 +167,13 @@ def _table(epochs: Log) -> Markup | None:
     if not epochs:
         return None
     rows = zip(*(values.tolist() for values in epochs.values()))
-    body = [[_cell(value) for value in row] for row in rows]
+    body = [[_cell(name, value) for name, value in zip(epochs, row)] for row in rows]
     heads = [(name.replace("_", " "), "n") for name in epochs]
     return tag("details", tag("summary", "Each epoch as a table"), cells.table("Each epoch", heads, body))
 
 
-def _cell(value: float) -> Markup:
-    return cells.figure(value, f"{value:.6g}") if math.isfinite(value) else cells.figure(None, "")
+def _cell(name: str, value: float) -> Markup:
+    if not math.isfinite(value):
+        return cells.figure(None, "")
+    share = name == "wait" or name.endswith("error")
+    return cells.figure(value, percent(value) if share else f"{value:.6g}")

@@ -11,7 +11,7 @@ from ...bench.show import charts
 from ...bench.show.page import cells, frame
 from ...bench.show.page.markup import Markup, joined, tag
 from ..errors import BadImage
-from ..evaluate import Wrong
+from ..evaluation import Wrong
 from . import confusion, curves, pictures
 from .content import Content
 from .text import interval, number, percent

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...bench.show.page.markup import Markup, tag
-from ...errors import MissingExtra
+from ..data.pillow import pillow
 
 #: Images of at most this many pixels a side are kept without loss, and are enlarged with sharp edges.
 SMALL = 64
@@ -33,7 +33,8 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
     small = max(H, W) <= SMALL or C == 4
     options: dict[str, Any] = {"format": "PNG"} if small else {"format": "JPEG", "quality": _QUALITY}
     file = io.BytesIO()
-    _pillow().fromarray(np.ascontiguousarray(pixels[..., 0] if C == 1 else pixels)).save(file, **options)
+    Image = pillow("showing images", "train")
+    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if C == 1 else pixels)).save(file, **options)
     kind = options["format"].lower()
     source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     return tag("img", src=source, alt=alt, width=W, height=H, class_="sharp" if small else None)
@@ -73,11 +74,3 @@ def _columns(count: int, wanted: float) -> int:
     divisors = (d for d in range(count, 0, -1) if count % d == 0)
     nearest = min(divisors, key=lambda d: round(abs(math.log(d / wanted)), 9))
     return nearest if wanted / 1.5 <= nearest <= wanted * 1.5 else max(1, min(count, math.ceil(wanted)))
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtra("showing images", "Pillow", "train") from None
-    return Image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..evaluate import Rate
+from ..evaluation import ErrorRate
 
 
 def percent(share: float) -> str:
@@ -12,7 +12,7 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f} %"
 
 
-def interval(rate: Rate) -> str:
+def interval(rate: ErrorRate) -> str:
     """The 95 % interval, as "0.86 to 3.58 %"."""
     low, high = rate.interval
     return f"{100 * low:.2f} to {100 * high:.2f} %"

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..options import integer
 from .data import open_data
-from .data.dataset import Data, Split, Statistics
+from .data.dataset import Data, Split, Statistics, none_readable
 from .data.statistics import Totals
-from .data.store import INDEX, is_store, open_store, read_index
+from .data.store import INDEX, difference, is_store, open_store, read_index
 from .data.store_writer import Writer
 from .errors import DataError
 from .loader import Loader
@@ -76,18 +77,18 @@ def statistics(
     """
     count = len(split) if most is None else min(most, len(split))
     chosen = np.arange(count) * len(split) // max(count, 1)
-    totals, done, first = Totals(split.shape), 0, ""
+    totals, done = Totals(split.shape), 0
+    first: tuple[int, str] | None = None
     with Loader(split, workers=workers) as loader:
         for read in loader.read(_blocks(chosen, split.shape)):
             totals.add(_good(read))
             done += len(read.labels)
-            if read.failures and not first:
-                index, reason = read.failures[0]
-                first = f"; the first: {split.name(index)}: {reason}"
+            if read.failures:
+                first = first or read.failures[0]
             if progress:
                 progress(done, count, "statistics")
-    if not totals.images:
-        raise DataError(f"none of {count} images can be read{first}")
+    if first and not totals.images:
+        raise none_readable(split, f"{count} images", *first)
     return totals.statistics()
 
 
@@ -126,6 +127,8 @@ def prepare(
         If DATA cannot be used, if none of its images can be read, if STORE is something else, or if the
         disk has not enough room.
     """
+    if workers is not None:
+        workers = integer("workers", workers, 0)
     folder = Path(store)
     if not isinstance(source, Data):
         _require_apart(source, folder)
@@ -179,23 +182,16 @@ def _fill(writer: Writer, data: Data, rows: int, workers: int | None, progress: 
         if not len(writer.kept(name, len(split))):
             index, reason = writer.splits[name][0]["failures"][0]
             writer.discard()
-            what = "training" if name == "train" else "validation"
-            raise DataError(
-                f"none of the {len(split)} {what} images of {data.name} can be read; the first: "
-                f"{split.name(index)}: {reason}"
-            )
+            kind = "training" if name == "train" else "validation"
+            raise none_readable(split, f"the {len(split)} {kind} images of {data.name}", index, reason)
     return total - before
 
 
 def _complete(folder: Path, made_of: dict[str, Any]) -> Prepared:
     """A store that is there already, if it is of the same images."""
     before = read_index(folder)["source"]
-    changed = [key for key in made_of if before.get(key) != made_of[key]]
-    if changed:
-        raise DataError(
-            f"{folder} is a store already, of other images or options ({', '.join(changed)}); "
-            "--anew replaces it"
-        )
+    if line := difference(before, made_of):
+        raise DataError(f"{folder} is a store already, but of other data: {line}; --anew replaces it")
     return _prepared(folder, 0, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math as maths
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import ConvkitError
+from ..errors import ConvkitError, OptionError
+from ..options import integer
 from . import exchange as exchanges
 from .build import build, stored_size
 from .data import open_data
 from .data.dataset import Data, Statistics
+from .data.folder import Folder
 from .errors import DataError, NotFinite, RunError
 from .exchange import Exchange
 from .inputs import Inputs
 from .log import Log
 from .loop import Loop
 from .position import Position
-from .prepare import statistics as statistics_of
+from .preparation import statistics as statistics_of
 from .recipe import Recipe, load, overridden, parse, table
 from .run_folder import Info, RunFolder
 from .stops import Stopped, Stops
@@ -37,7 +40,7 @@ def fit(
     data: str | Path | Data,
     output: str | Path,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Path | Recipe | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
     device: str = "cpu",
@@ -57,7 +60,7 @@ def fit(
         "digits", or a folder: an IDX data set, folders of classes, the ILSVRC tars, a store.
     output : str or Path
         The run's folder: recipe, logs, curves, checkpoints. It must be new or empty, unless `resume`.
-    recipe : str or Recipe, optional
+    recipe : str, Path or Recipe, optional
         A shipped recipe's name, or a file; by default "small", or that of the run that is resumed.
     overrides : iterable of str
         "lr=0.005", "images.flip=false", ...
@@ -87,6 +90,11 @@ def fit(
     Stopped
         After SIGTERM, SIGHUP or Ctrl-C, when the checkpoint is written.
     """
+    if workers is not None:
+        workers = integer("workers", workers, 0)
+    checkpoint_steps = integer("checkpoint_steps", checkpoint_steps, 0)
+    if not checkpoint_minutes > 0:
+        raise OptionError(f"checkpoint_minutes must be above 0, not {checkpoint_minutes!r}")
     ended: Stopped | NotFinite | None = None
     with exchanges.here(device) as exchange:
         log = Log(quiet=quiet, events=Path(output) / "events") if exchange.rank == 0 else Log(quiet=True)
@@ -158,6 +166,9 @@ class _Setup:
             data = open_data(data, stored_size(recipe), recipe.images.square)
         if self.run is not None:
             self.run.require_data(Info.of(data))
+        inner = self.output.resolve()
+        if isinstance(data.train, Folder) and (outer := Path(data.train.root).resolve()) in inner.parents:
+            raise RunError(f"{self.output} is inside of {outer}: the run would become one of its classes")
         if len(data.train) < recipe.batch:
             raise DataError(
                 f"a batch of {recipe.batch} is more than the {len(data.train)} training images of "
@@ -170,9 +181,8 @@ class _Setup:
     def begin(self, net: Any, made: _Made) -> tuple[Statistics | None, Position]:
         """Make the run's folder, or load its checkpoint into the network."""
         if self.run is None:
-            path = "" if isinstance(self.given, Data) else str(self.given)
-            found = self._statistics(made)
-            self.run = RunFolder.create(self.output, made.recipe, Info.of(made.data, path), found)
+            found, info = self._statistics(made), Info.of(made.data, self._path())
+            self.run = RunFolder.create(self.output, made.recipe, info, found)
             return found, Position()
         position = Position()
         if self.run.has_checkpoint():
@@ -183,6 +193,12 @@ class _Setup:
             self.run.replace_recipe(made.recipe)
         self.run.cut_logs(position.table())
         return self.run.statistics, position
+
+    def _path(self) -> str:
+        """Where the data are, from any working directory; empty if that is not known."""
+        if isinstance(self.given, Data):
+            return ""
+        return "digits" if str(self.given) == "digits" else os.path.abspath(self.given)
 
     def _recipe(self) -> Recipe:
         """The recipe that was asked for, by default that of the run that goes on."""
@@ -243,7 +259,10 @@ def _first_lines(loop: Loop, changes: list[str]) -> str:
     if changes:
         lines.append(f"the recipe has changed, from that of the run: {'; '.join(changes)}")
     if loop.complete:
-        lines.append(f"the recipe is complete after step {position.step}; --set epochs=... goes on")
+        more = "steps" if 0 < recipe.steps <= position.step else "epochs"
+        if position.epoch < recipe.epochs and more == "epochs":
+            more = "plateau.times"
+        lines.append(f"the recipe is complete after step {position.step}; --set {more}=... goes on")
     elif position.step:
         lines.append(f"going on after step {position.step}, in epoch {position.epoch + 1}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from ..options import integer
 from . import photos
 from .data import decode
 from .errors import BadImage
-from .evaluate import filled, require_views, scored
+from .evaluation import filled, require_views, scored
 from .inputs import Inputs
 
 #: Images at a time; a plan is made for as many.
@@ -60,15 +60,15 @@ def predict(
     names : sequence of str
         Of the classes.
     paths : iterable of paths
-        Files and folders; folders are searched to any depth. What cannot be read is told, and the rest goes
-        on.
+        Files and folders; folders are searched to any depth. What cannot be read is reported, and the rest
+        goes on.
     image_shape : (H, W, C)
         Of the images that the network was trained with. Files are resized to it, and made grey if C is 1:
         light on dark or dark on light as they are.
     square : {"crop", "stretch"}
         As in the recipe's `images`.
     top : int
-        Classes to tell; all where there are fewer.
+        Classes of each image; all where there are fewer.
     views : {1, 10}
         As in `evaluate`.
 
@@ -83,8 +83,8 @@ def predict(
     waiting: list[Prediction] = []
     images: list[np.ndarray] = []
 
-    def told(batch: int) -> Iterator[Prediction]:
-        found = iter(_told(net, inputs, names, np.stack(images), top, views, batch) if images else ())
+    def predicted(batch: int) -> Iterator[Prediction]:
+        found = iter(_classes(net, inputs, names, np.stack(images), top, views, batch) if images else ())
         for one in waiting:
             yield one if one.reason else Prediction(one.path, next(found))
         waiting.clear()
@@ -98,9 +98,9 @@ def predict(
                 reason = str(error)
         waiting.append(Prediction(str(path), reason=reason))
         if len(images) == _BATCH:
-            yield from told(_BATCH)
+            yield from predicted(_BATCH)
             batch = _BATCH  # the plan that there is
-    yield from told(batch or len(images))
+    yield from predicted(batch or len(images))
 
 
 def _found(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str]]:
@@ -133,7 +133,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     return np.rint(pixels.astype(np.float32) @ _LUMA)[..., None].astype(np.uint8)
 
 
-def _told(
+def _classes(
     net: Network,
     inputs: Inputs,
     names: Sequence[str],

@@ -7,8 +7,8 @@ processes can share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -18,10 +18,10 @@ from .. import arrays
 from ..errors import OptionError
 from ..network.network import Network
 from ..ops.softmax_xent import label_rank
-from .data.dataset import Split
-from .errors import DataError
+from .data.dataset import Split, none_readable
 from .inputs import Inputs
-from .loader import Loader, Read
+from .loader import Loader
+from .position import Sums
 
 #: How many views of an image can be asked for.
 VIEWS = (1, 10)
@@ -31,7 +31,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
-class Rate:
+class ErrorRate:
     """A share of images, with the 95 % interval of Wilson's score.
 
     Attributes
@@ -63,112 +63,32 @@ class Rate:
         return low, 1.0 if self.count == n else min(1.0, middle + reach)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Counting
-# ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Counts:
-    """Sums over some images; those of several processes are added as arrays.
-
-    Attributes
-    ----------
-    loss : float
-        Sum of their cross-entropies, in nats.
-    errors, top5_errors : int
-    images : int
-        That were looked at.
-    left_out : int
-        Images that could not be read.
-    """
-
-    loss: float = 0.0
-    errors: int = 0
-    top5_errors: int = 0
-    images: int = 0
-    left_out: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean cross-entropy; NaN of no image."""
-        return self.loss / self.images if self.images else math.nan
-
-    @property
-    def top1(self) -> Rate:
-        """The top-1 error."""
-        return Rate(self.errors, self.images)
-
-    @property
-    def top5(self) -> Rate:
-        """The top-5 error; 0 where there are at most five classes."""
-        return Rate(self.top5_errors, self.images)
-
-    def array(self) -> np.ndarray:
-        """As float64 (5,), for `Exchange.add`."""
-        return np.array([getattr(self, f.name) for f in fields(self)], np.float64)
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Counts:
-        """What `array`, or a sum of such, stands for."""
-        loss, *counts = values.tolist()
-        return cls(loss, *map(int, counts))
-
-
-def validate(
-    net: Network,
-    split: Split,
-    inputs: Inputs,
-    *,
-    batch: int = 128,
-    workers: int | None = None,
-    share: tuple[int, int] | None = None,
-    loader: Loader | None = None,
-) -> Counts:
-    """Count errors over a split: the centre of each image.
+def validate(net: Network, inputs: Inputs, loader: Loader, indices: range, *, batch: int = 128) -> Sums:
+    """Add up the errors and losses of some images: the centre of each.
 
     Parameters
     ----------
     net : Network
-    split : Split
     inputs : Inputs
+    loader : Loader
+    indices : range
+        Numbers of the loader's images.
     batch : int
         Images at a time. It changes no count.
-    workers : int, optional
-        As in `Loader`.
-    share : (int, int), optional
-        (first, stop): only these images, for one of several processes; all by default.
-    loader : Loader, optional
-        Of the split; it stays open. By default one is made, with `workers`.
-
-    Returns
-    -------
-    Counts
     """
-    first, stop = (0, len(split)) if share is None else share
-    batch = _batch(batch, stop - first)
-    losses: list[float] = []
-    images = errors = top5_errors = left_out = 0
-    for read in _reads(split, range(first, stop), batch, workers, loader):
-        left_out += len(read.failures)
-        x = _centre(net, inputs, filled(read.images, batch))
-        if len(read.labels) == batch and not read.failures:
-            found = net.evaluate(x, read.labels)
-            losses.append(float(found) * batch)
-            errors, top5_errors = errors + found.errors, top5_errors + found.top5_errors
-            images += batch
-            continue
-        # The batch has rows that do not count.
-        logits = _host(net.forward(x))
+    found, batch = Sums(), max(1, min(batch, len(indices)))
+    for read in loader.read(_requests(indices, batch)):
+        scores, logs = scored(net, inputs, filled(read.images, batch), 1)
         good = np.flatnonzero(read.labels >= 0)
-        rank = label_rank(logits[good], read.labels[good])
-        losses.append(math.fsum(-_own(_log_softmax(logits[good]), read.labels[good])))
-        errors, top5_errors = errors + int((rank >= 1).sum()), top5_errors + int((rank >= TOP).sum())
-        images += len(good)
-    return Counts(sum(losses), errors, top5_errors, images, left_out)
+        rank = label_rank(scores[good], read.labels[good])
+        found.loss += math.fsum(-_own(logs[good], read.labels[good]))
+        found.errors += int((rank >= 1).sum())
+        found.top5_errors += int((rank >= TOP).sum())
+        found.images += len(good)
+        found.left_out += len(read.failures)
+    return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Looking at each image
-# ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Wrong:
     """An image for which the network's first class was another.
@@ -239,14 +159,14 @@ class Evaluation:
         return math.fsum(self.losses) / self.images if finite else float(np.mean(self.losses))
 
     @property
-    def top1(self) -> Rate:
+    def top1(self) -> ErrorRate:
         """The top-1 error."""
-        return Rate(int((self.ranks >= 1).sum()), self.images)
+        return ErrorRate(int((self.ranks >= 1).sum()), self.images)
 
     @property
-    def top5(self) -> Rate | None:
+    def top5(self) -> ErrorRate | None:
         """The top-5 error; None where there are at most five classes, since it would be 0."""
-        return Rate(int((self.ranks >= TOP).sum()), self.images) if self.num_classes > TOP else None
+        return ErrorRate(int((self.ranks >= TOP).sum()), self.images) if self.num_classes > TOP else None
 
     @property
     def not_finite(self) -> int:
@@ -275,14 +195,14 @@ class Evaluation:
         labels, predicted = np.divmod(found[order], self.num_classes)
         return list(zip(labels.tolist(), predicted.tolist(), counts[order].tolist()))
 
-    def by_class(self) -> list[tuple[Rate, Rate]]:
+    def by_class(self) -> list[tuple[ErrorRate, ErrorRate]]:
         """Top-1 and top-5 error of each class."""
         K = self.num_classes
         total, first, fifth = (
             np.bincount(self.labels[chosen], minlength=K).tolist()
             for chosen in (slice(None), self.ranks >= 1, self.ranks >= TOP)
         )
-        return [(Rate(a, n), Rate(b, n)) for n, a, b in zip(total, first, fifth)]
+        return [(ErrorRate(a, n), ErrorRate(b, n)) for n, a, b in zip(total, first, fifth)]
 
     def worst(self, count: int, name: Callable[[int], str] = str) -> list[Wrong]:
         """The images that it was most wrong about: the largest losses among the top-1 errors.
@@ -341,24 +261,27 @@ def evaluate(
         If no image can be read.
     """
     require_views(views)
-    batch = _batch(batch, len(split))
+    if batch < 1:
+        raise OptionError(f"batch must be at least 1, not {batch}")
+    batch = min(batch, len(split))
     parts: list[dict[str, np.ndarray]] = []
-    left_out: list[tuple[str, str]] = []
+    failures: list[tuple[int, str]] = []
     done = 0
-    for read in _reads(split, range(len(split)), batch, workers):
-        left_out += [(split.name(index), reason) for index, reason in read.failures]
-        done += len(read.labels)
-        good = np.flatnonzero(read.labels >= 0)
-        if len(good):
-            scores, logs = scored(net, inputs, filled(read.images, batch), views)
-            parts.append(_judged(scores[good], logs[good], read.indices[good], read.labels[good]))
-        if progress is not None:
-            progress(done, len(split))
+    with Loader(split, workers=workers) as loader:
+        for read in loader.read(_requests(range(len(split)), batch)):
+            failures += read.failures
+            done += len(read.labels)
+            good = np.flatnonzero(read.labels >= 0)
+            if len(good):
+                scores, logs = scored(net, inputs, filled(read.images, batch), views)
+                parts.append(_judged(scores[good], logs[good], read.indices[good], read.labels[good]))
+            if progress is not None:
+                progress(done, len(split))
     if not parts:
-        first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
-        raise DataError(f"none of the {len(split)} images can be read{first}")
+        raise none_readable(split, f"the {len(split)} images", *failures[0])
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(net.num_classes, views, **columns, left_out=tuple(left_out))
+    left_out = tuple((split.name(index), reason) for index, reason in failures)
+    return Evaluation(net.num_classes, views, **columns, left_out=left_out)
 
 
 def require_views(views: int) -> None:
@@ -384,11 +307,11 @@ def scored(net: Network, inputs: Inputs, images: np.ndarray, views: int) -> tupl
     logs : float64 array, (N, K)
         Logarithms of the probabilities.
     """
+    own, _ = net.inputs(len(images))  # the plan's own memory
     if views == 1:
-        logits = _host(net.forward(_centre(net, inputs, images)))
+        logits = _host(net.forward(inputs.centre(images, out=own)))
         return logits, _log_softmax(logits)
     total: np.ndarray | None = None
-    own, _ = net.inputs(len(images))
     for x in inputs.views(images, views, out=own):
         logs = _log_softmax(_host(net.forward(x)))
         total = logs if total is None else np.logaddexp(total, logs)
@@ -429,12 +352,6 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logs
 
 
-def _centre(net: Network, inputs: Inputs, images: np.ndarray) -> Any:
-    """The images' centres in the plan's own memory."""
-    x, _ = net.inputs(len(images))
-    return inputs.centre(images, out=x)
-
-
 def _host(values: Any) -> np.ndarray:
     """An array of the network's as float64 in host memory."""
     here = np.empty(values.shape, values.dtype)
@@ -442,26 +359,11 @@ def _host(values: Any) -> np.ndarray:
     return here.astype(np.float64)
 
 
-def _batch(batch: int, images: int) -> int:
-    if batch < 1:
-        raise OptionError(f"batch must be at least 1, not {batch}")
-    return max(1, min(batch, images))
-
-
 def filled(images: np.ndarray, batch: int) -> np.ndarray:
-    """The images, the last one repeated up to a whole batch: a plan for each batch size would be dear."""
+    """The images, the last one repeated up to a whole batch: each batch size would need a plan of its own."""
     missing = batch - len(images)
     return images if not missing else np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
 
-def _reads(
-    split: Split, numbers: Sequence[int], batch: int, workers: int | None, loader: Loader | None = None
-) -> Iterator[Read]:
-    requests: Iterable[np.ndarray] = (
-        np.asarray(numbers[i : i + batch]) for i in range(0, len(numbers), batch)
-    )
-    if loader is not None:
-        yield from loader.read(requests)
-        return
-    with Loader(split, workers=workers) as own:
-        yield from own.read(requests)
+def _requests(indices: range, batch: int) -> Iterator[np.ndarray]:
+    return (np.asarray(indices[i : i + batch]) for i in range(0, len(indices), batch))
