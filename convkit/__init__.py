@@ -16,7 +16,7 @@ from .errors import (
     UncheckedWarning,
 )
 from .network.alexnet import AlexNet
-from .network.loss import Loss
+from .network.loss import Loss, PendingLoss
 from .network.network import Network
 from .network.update import Update
 from .ops.avgpool2d import AvgPool2d, avgpool2d_dgrad, avgpool2d_fprop

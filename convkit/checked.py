@@ -457,11 +457,11 @@ def warn(implementation: Candidate) -> None:
     key = _key_here(implementation, _identity(implementation))
     if key in _warned or (reason := lacking(implementation)) is None:
         return
-    warnings.warn(reason, UncheckedWarning, stacklevel=_outside())
+    warnings.warn(reason, UncheckedWarning, stacklevel=outside())
     _warned.add(key)  # not where the warning is an error: that comes again
 
 
-def _outside() -> int:
+def outside() -> int:
     """How many frames above `warn` the user's code lies: code of no installed library, else not convkit's."""
     own = (f"{_PACKAGE}{os.sep}", "<bound call of ")
     libraries = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))

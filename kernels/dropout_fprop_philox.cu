@@ -19,6 +19,7 @@
 // grid    = ["ceil_div(size, THREADS * ELEMENTS)"]
 // block   = ["THREADS"]
 // rank    = 10
+// live    = ["seed", "offset"]
 // ///
 
 #include "philox.cuh"
@@ -26,6 +27,9 @@
 // x and y may be one array, hence no __restrict__.
 extern "C" __launch_bounds__(THREADS) __global__
     void dropout_fprop_philox(GEOMETRY(Elementwise), const storage_t* x, storage_t* y, double p,
-                              unsigned long long seed, unsigned long long offset, float scale) {
+                              unsigned long long seed, unsigned long long offset, float scale,
+                              const unsigned long long* live_seed, const unsigned long long* live_offset) {
+  if (live_seed != nullptr) seed = *live_seed;
+  if (live_offset != nullptr) offset = *live_offset;
   philox_dropout<ELEMENTS>(g.size, x, y, p, seed, offset, scale);
 }

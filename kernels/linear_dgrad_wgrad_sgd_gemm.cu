@@ -11,7 +11,7 @@
 //          each element of dx, where relu_dgrad moves 12.
 // Bound    FP32 FMA and DRAM alike at a batch of 128: in fc6 a tile's multiply-adds take some 8 us of an SM,
 //          and so do its weights' bytes at its share of the bandwidth. An SM holds two blocks, so that one
-//          multiplies while the other updates. On sm_90a the main loop is that of linear_wgrad_gemm; 240
+//          multiplies while the other updates. On sm_90a the main loop is that of linear_wgrad_gemm; 236
 //          registers, no spills. Predicted at batch 128: 80 % of the time of the kernels apart.
 //
 // /// kernel
@@ -19,6 +19,7 @@
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
+// live    = ["lr"]
 // workspace = """4*max(N*C*DGRAD_SLICES if DGRAD_SLICES > 1 else 0, \
 //                  K*C*WGRAD_SLICES if WGRAD_SLICES > 1 else 0)"""
 // [options]
@@ -77,7 +78,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
                                            float* __restrict__ dx, float* w_new, float* v_new,
                                            float* __restrict__ workspace, int relu, float lr, float momentum,
                                            float weight_decay, double dampening, int nesterov,
-                                           int lr_in_velocity, const int* finite) {
+                                           int lr_in_velocity, const int* finite, const float* live_lr) {
   __shared__ GemmShared shared;
   __shared__ Block block;
 
@@ -104,13 +105,11 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
 }
 
 // Adds up its slices, if there are several.
-extern "C" __launch_bounds__(256) __global__
-    void linear_dgrad_wgrad_sgd_gemm_dgrad_reduce(GEOMETRY(Linear), const float* __restrict__ dy,
-                                                  const float* w, const float* __restrict__ x, const float* v,
-                                                  float* __restrict__ dx, float* w_new, float* v_new,
-                                                  float* __restrict__ workspace, int relu, float lr,
-                                                  float momentum, float weight_decay, double dampening,
-                                                  int nesterov, int lr_in_velocity, const int* finite) {
+extern "C" __launch_bounds__(256) __global__ void linear_dgrad_wgrad_sgd_gemm_dgrad_reduce(
+    GEOMETRY(Linear), const float* __restrict__ dy, const float* w, const float* __restrict__ x,
+    const float* v, float* __restrict__ dx, float* w_new, float* v_new, float* __restrict__ workspace,
+    int relu, float lr, float momentum, float weight_decay, double dampening, int nesterov,
+    int lr_in_velocity, const int* finite, const float* live_lr) {
   add_slices(workspace, dx, static_cast<long long>(g.N) * g.C, g.by_dgrad_slices.divisor,
              [&](long long i, float sum) { return relu && x[i] <= 0.0f ? 0.0f : sum; });
 }
@@ -121,7 +120,8 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
                                      const float* __restrict__ x, const float* v, float* __restrict__ dx,
                                      float* w_new, float* v_new, float* __restrict__ workspace, int relu,
                                      float lr, float momentum, float weight_decay, double dampening,
-                                     int nesterov, int lr_in_velocity, const int* finite) {
+                                     int nesterov, int lr_in_velocity, const int* finite,
+                                     const float* live_lr) {
   __shared__ GemmShared shared;
   __shared__ Block block;
 
@@ -131,7 +131,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   float sum[THREAD_M][THREAD_N] = {};
   wgrad_sums(block, g.C, g.K, x, dy, shared, sum);
   update_tile(block, g.C, g.K, sum, {w, v, w_new, v_new}, workspace,
-              SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite));
+              SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr));
 }
 
 // Adds up its slices, if there are several, and updates.
@@ -141,7 +141,7 @@ extern "C" __launch_bounds__(256) __global__
                                             float* __restrict__ dx, float* w_new, float* v_new,
                                             float* __restrict__ workspace, int relu, float lr, float momentum,
                                             float weight_decay, double dampening, int nesterov,
-                                            int lr_in_velocity, const int* finite) {
+                                            int lr_in_velocity, const int* finite, const float* live_lr) {
   update_slices(workspace, static_cast<long long>(g.K) * g.C, g.by_wgrad_slices.divisor, {w, v, w_new, v_new},
-                SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite));
+                SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr));
 }

@@ -9,7 +9,7 @@
 //          where the rows' alignment permits; a thread loads the 8 rows of four columns before it stores one.
 // Bound    FP32 FMA and DRAM alike at a batch of 128: in fc6 a tile's multiply-adds take some 8 us of an SM,
 //          and so do its weights' bytes at its share of the bandwidth. An SM holds two blocks, so that one
-//          multiplies while the other updates. On sm_90a the main loop is that of linear_wgrad_gemm; 240
+//          multiplies while the other updates. On sm_90a the main loop is that of linear_wgrad_gemm; 236
 //          registers, no spills. Predicted at batch 128: 65 % of the time of the two kernels apart.
 //
 // /// kernel
@@ -17,6 +17,7 @@
 // dtypes  = ["float32"]
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
+// live    = ["lr"]
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [options]
 // lr = "float"
@@ -58,7 +59,8 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_wgrad_sgd_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ dy,
                                const float* w, const float* v, float* w_new, float* v_new,
                                float* __restrict__ workspace, float lr, float momentum, float weight_decay,
-                               double dampening, int nesterov, int lr_in_velocity, const int* finite) {
+                               double dampening, int nesterov, int lr_in_velocity, const int* finite,
+                               const float* live_lr) {
   __shared__ GemmShared shared;
   __shared__ Block block;
 
@@ -68,7 +70,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   float sum[THREAD_M][THREAD_N] = {};
   wgrad_sums(block, g.C, g.K, x, dy, shared, sum);
   update_tile(block, g.C, g.K, sum, {w, v, w_new, v_new}, workspace,
-              SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite));
+              SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr));
 }
 
 // Adds up the slices, if there are several.
@@ -77,7 +79,7 @@ extern "C" __launch_bounds__(256) __global__
                                       const float* __restrict__ dy, const float* w, const float* v,
                                       float* w_new, float* v_new, float* __restrict__ workspace, float lr,
                                       float momentum, float weight_decay, double dampening, int nesterov,
-                                      int lr_in_velocity, const int* finite) {
+                                      int lr_in_velocity, const int* finite, const float* live_lr) {
   update_slices(workspace, static_cast<long long>(g.K) * g.C, g.by_slices.divisor, {w, v, w_new, v_new},
-                SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite));
+                SgdUpdate(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr));
 }

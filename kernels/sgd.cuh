@@ -1,4 +1,5 @@
-// sgd.cuh: the update rule of sgd_momentum, for kernels that update weights as their gradient is made.
+// sgd.cuh: the update rule of sgd_momentum, for its own kernel and for those that update weights as their gradient
+// is made.
 #pragma once
 
 //   gradient = dw + weight_decay * w
@@ -11,13 +12,15 @@ struct SgdUpdate {
   float fresh;  // weight of the gradient in v'
   bool nesterov, lr_in_velocity, keep;
 
-  // 1 - dampening is taken in double: near 1 the rounding of dampening to float would show.
+  // The rate comes from `live_lr` where that is given. 1 - dampening is taken in double: near 1 the rounding
+  // of dampening to float would show.
   __device__ __forceinline__ SgdUpdate(float rate, float momentum_of_v, float decay, double dampening,
-                                       int with_nesterov, int rate_in_velocity, const int* finite)
-      : lr(rate),
+                                       int with_nesterov, int rate_in_velocity, const int* finite,
+                                       const float* live_lr)
+      : lr(live_lr != nullptr ? *live_lr : rate),
         momentum(momentum_of_v),
         weight_decay(decay),
-        fresh(rate_in_velocity ? -rate : static_cast<float>(1.0 - dampening)),
+        fresh(rate_in_velocity ? -lr : static_cast<float>(1.0 - dampening)),
         nesterov(with_nesterov != 0),
         lr_in_velocity(rate_in_velocity != 0),
         keep(finite != nullptr && *finite == 0) {}

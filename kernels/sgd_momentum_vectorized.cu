@@ -6,8 +6,8 @@
 // Tiling   as relu_fprop_vectorized: a thread makes ELEMENTS elements in packs of 16 bytes, THREADS packs
 //          apart, and issues the loads of all three arrays before its first store.
 // Traffic  reads w, dw and v once, writes w_new and v_new once: 20 bytes for each element in fp32, 10 in the
-//          16-bit types. The flag is 4 bytes, the same for all, from L1 or L2. Its load is the last one, so
-//          that nothing waits for it alone; in place, a 0 costs no store.
+//          16-bit types. The flag is 4 bytes, the same for all, from L1 or L2; so is a live rate. They are
+//          loaded last, so that nothing waits for them alone; in place, a flag of 0 costs no store.
 // Bound    DRAM bandwidth; some 8 instructions for each element, against about 130 that fit into its time.
 //          Predicted: 95 % of the copy rate on parameters beyond the L2.
 //
@@ -19,7 +19,7 @@
 // grid   = ["ceil_div(size, THREADS * ELEMENTS)"]
 // block  = ["THREADS"]
 // rank   = 10
-// # 1 - dampening is taken in double: near 1 the rounding of dampening to float would show.
+// live   = ["lr"]
 // [options]
 // lr = "float"
 // momentum = "float"
@@ -30,6 +30,7 @@
 // finite = "const int*"
 // ///
 
+#include "sgd.cuh"
 #include "storage.cuh"
 
 static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
@@ -39,11 +40,9 @@ extern "C" __launch_bounds__(THREADS) __global__
     void sgd_momentum_vectorized(GEOMETRY(Elementwise), const storage_t* w, const storage_t* dw,
                                  const storage_t* v, storage_t* w_new, storage_t* v_new, float lr,
                                  float momentum, float weight_decay, double dampening, int nesterov,
-                                 int lr_in_velocity, const int* finite) {
+                                 int lr_in_velocity, const int* finite, const float* live_lr) {
   constexpr int CHUNKS = ELEMENTS / PACK;
   const bool vector = aligned(w) && aligned(dw) && aligned(v) && aligned(w_new) && aligned(v_new);
-  const float fresh =
-      lr_in_velocity ? -lr : static_cast<float>(1.0 - dampening);  // weight of the gradient in v'
   Pack weights[CHUNKS], gradients[CHUNKS], velocities[CHUNKS];
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
@@ -52,20 +51,18 @@ extern "C" __launch_bounds__(THREADS) __global__
     gradients[c] = load_pack(dw, i, g.size, vector);
     velocities[c] = load_pack(v, i, g.size, vector);
   }
-  const bool keep = finite != nullptr && *finite == 0;  // not earlier: the loads above do not wait for it
-  if (keep && w_new == w && v_new == v) return;
+  // Not earlier: the loads above do not wait for those of the flag and of the rate.
+  const SgdUpdate update(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr);
+  if (update.keep && w_new == w && v_new == v) return;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const long long i = chunk_start(c, ELEMENTS);
-    if (!keep) {
+    if (!update.keep) {
 #pragma unroll
       for (int j = 0; j < PACK; ++j) {
-        // Multiply-adds are spelt out, so that every compiler and every path rounds alike.
-        const float weight = to_float(weights[c][j]);
-        const float gradient = fmaf(weight_decay, weight, to_float(gradients[c][j]));
-        const float velocity = fmaf(momentum, to_float(velocities[c][j]), fresh * gradient);
-        const float step = nesterov ? fmaf(momentum, velocity, gradient) : velocity;
-        weights[c][j] = from_float(lr_in_velocity ? weight + velocity : fmaf(-lr, step, weight));
+        float weight = to_float(weights[c][j]), velocity = to_float(velocities[c][j]);
+        update(to_float(gradients[c][j]), weight, velocity);
+        weights[c][j] = from_float(weight);
         velocities[c][j] = from_float(velocity);
       }
     }

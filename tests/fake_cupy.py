@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from convkit import arrays
+from convkit.cuda import graph
 from convkit.cuda import launch as protocol
 
 #: GPUs, and the number of the current one.
@@ -92,7 +93,9 @@ class Stream:
         self.until = 0.0
         #: What is queued and not done yet, in order; each says whether it could be done now.
         self.pending: list[Callable[[], bool]] = []
-        self.captured: list[tuple[float, Any]] | None = None
+        #: While it captures, what is to be done in each replay; None when something has spoilt the capture.
+        self.captured: list[Callable[[], Any]] | None = None
+        self.capturing = False
         self.knows: Knowledge = {}
         Stream.every.append(self)
 
@@ -120,7 +123,14 @@ class Stream:
         self.knows[self.key] = self.knows.get(self.key, 0) + 1
         return self.knows[self.key]
 
+    def spoil(self, what: str) -> None:
+        """Refuse what waits, or must not be in a graph, within a capture."""
+        if self.capturing:
+            self.captured = None
+            raise Refused(f"cudaErrorStreamCaptureUnsupported: {what} when stream is capturing")
+
     def record(self, event: Event | None = None) -> Event:
+        self.spoil("an event that the host may wait for")
         event = event or Event()
         if event.device_id != self.key[0]:
             raise Refused("cudaErrorInvalidResourceHandle: an event of another device")
@@ -153,14 +163,48 @@ class Stream:
         pump()
 
     def synchronize(self) -> None:
+        self.spoil("waiting")
         _drain([self])
 
-    def begin_capture(self) -> None:
-        self.captured = []
+    def begin_capture(self, mode: int | None = None) -> None:
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if self.capturing:
+            raise Refused("cudaErrorIllegalState: a capture within a capture")
+        self.captured, self.capturing = [], True
 
-    def end_capture(self) -> Any:
-        work, self.captured = self.captured or [], None
-        return types.SimpleNamespace(launch=lambda: [queue(*one) for one in work])
+    def end_capture(self) -> Graph:
+        work, self.captured, self.capturing = self.captured, None, False
+        if work is None:
+            raise Refused("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        return Graph(work, self.key[0])
+
+
+#: For each graph that was destroyed while it ran, how often it was running.
+destroyed: list[int] = []
+
+
+class Graph:
+    """Captured work; each launch does it once more, on the current stream."""
+
+    def __init__(self, work: list[Callable[[], Any]], device: int) -> None:
+        self.work, self.device, self.running = work, device, 0
+
+    def __del__(self) -> None:
+        if self.running:
+            destroyed.append(self.running)
+
+    def launch(self, stream: Stream | None = None) -> None:
+        if current_device[0] != self.device:
+            raise Refused("cudaErrorInvalidResourceHandle: a graph of another device")
+        running = weakref.ref(self)
+        self.running += 1
+        for one in self.work:
+            one()
+        queue(0.0, lambda: running() and running()._ended())
+
+    def _ended(self) -> None:
+        self.running -= 1
 
 
 #: Of each device, its current streams, the innermost last.
@@ -195,6 +239,12 @@ class Event:
     def record(self, stream: Stream | None = None) -> None:
         (stream or current_stream()).record(self)
 
+    def synchronize(self) -> None:
+        current_stream().spoil("waiting")
+        _learn(host_knows, self.knows)
+        if self.mark is not None:
+            _wait_for(self.mark)
+
 
 #: Seconds of other work on arrays.
 SHORT = 2e-6
@@ -204,7 +254,7 @@ def queue(seconds: float, work: Any = None) -> None:
     """Work on the current stream; done at once, unless it is captured."""
     stream = current_stream()
     if stream.captured is not None:
-        stream.captured.append((seconds, work))
+        stream.captured.append(lambda: queue(seconds, work))
         return
     queued = now()
 
@@ -287,6 +337,17 @@ def _settle(streams: list[Stream]) -> None:
         _wait_until(min(_deadlines))
         pump()
     _wait_until(max((stream.until for stream in streams), default=0.0))
+
+
+def _wait_for(mark: Mark) -> None:
+    """Let the time pass in which an event is reached."""
+    pump()
+    while mark.at is None:
+        if not _deadlines or _pumping:
+            raise AssertionError("an event waits for what nobody queued")
+        _wait_until(min(_deadlines))
+        pump()
+    _wait_until(mark.at)
 
 
 def _wait_until(end: float) -> None:
@@ -398,6 +459,8 @@ class Memory:
     every: weakref.WeakSet[Memory] = weakref.WeakSet()
 
     def __init__(self, size: int) -> None:
+        if _allocators:
+            _allocators[-1](size)
         Memory.every.add(self)
         self.device = current_device[0]
         self.bytes = np.empty(size + 512, np.uint8)
@@ -418,6 +481,9 @@ class Memory:
 
     def use(self, stream: Stream, *, write: bool) -> None:
         """Note that a stream reads or writes it; a `Race` where what it must follow may not have ended."""
+        if stream.captured is not None:
+            stream.captured.append(lambda: self.use(current_stream(), write=write))
+            return
         mine = {stream.key: stream.work()}
         before = {**self.reads, **self.write} if write else self.write
         for key, count in before.items():
@@ -431,6 +497,19 @@ class Memory:
             self.reads.update(mine)
 
 
+#: The innermost last: called with the bytes of each allocation.
+_allocators: list[Callable[[int], Any]] = []
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Callable[[int], Any]) -> Iterator[None]:
+    _allocators.append(allocator)
+    try:
+        yield
+    finally:
+        _allocators.pop()
+
+
 class Pointer:
     """An address in device memory."""
 
@@ -438,6 +517,22 @@ class Pointer:
         self.memory, self.ptr = memory, ptr
         self.device = Device(memory.device)
         self.device_id = memory.device
+
+    def copy_from_host_async(self, mem: int, size: int, stream: Stream | None = None) -> None:
+        """From pinned memory, as it is when the stream comes to it."""
+        assert stream is None and type(mem) is int
+        if self.memory.device != current_device[0]:
+            raise Refused("a copy on a stream of another device")
+        self.memory.use(current_stream(), write=True)
+        start = self.ptr - self.memory.bytes.ctypes.data
+        target = self.memory.bytes[start : start + size]
+
+        def copy() -> None:
+            if mem not in _pinned:
+                raise AssertionError("cudaErrorIllegalAddress: pinned memory was freed before it was read")
+            target[...] = np.frombuffer(_pinned[mem], np.uint8, size)
+
+        queue(SHORT, copy)
 
 
 class ndarray:
@@ -535,6 +630,7 @@ class ndarray:
         return bool(self.get())
 
     def set(self, values: np.ndarray) -> None:
+        current_stream().spoil("a copy from pageable memory")
         assert isinstance(values, np.ndarray) and values.dtype == self.dtype and values.shape == self.shape
         assert self._host.flags.c_contiguous or self._host.flags.f_contiguous
         if self._memory.device != current_device[0]:
@@ -708,6 +804,14 @@ class Executor(protocol.Executor):
     def __init__(self, emulator: Any) -> None:
         super().__init__()
         self.emulator, self.device = emulator, current_device[0]
+        self.captured = 0
+
+    captures = True
+
+    def capture(self, run: Any) -> Any:
+        assert current_device[0] == self.device
+        self.captured += 1
+        return graph.capture(run)
 
     def _compile(self, source: str, entry: str, include: Any, name: str) -> Any:
         assert current_device[0] == self.device, "code is loaded on the current device"
@@ -760,8 +864,10 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
     Stream.every.clear()
     _deadlines.clear()
     holds.clear()
+    destroyed.clear()
     held_since.clear()
     host_knows.clear()
+    _allocators.clear()
     _stacks.clear()
     for device in range(DEVICES):
         with Device(device):
@@ -806,6 +912,7 @@ def module(*, watch_races: bool = False) -> types.ModuleType:
             get_current_stream=current_stream,
             get_elapsed_time=get_elapsed_time,
             alloc_pinned_memory=alloc_pinned_memory,
+            using_allocator=using_allocator,
         ),
     }
     cupy.__dict__.update(members)

@@ -18,7 +18,9 @@ import numpy as np
 
 from .. import layouts
 from ..call import Call
+from ..cuda.header import Header
 from ..cuda.launch import KernelError
+from ..cuda.prepare import Runner
 from ..devices import emulating
 from ..op import OPS, Op, Problem, Tensors
 from ..registry import Implementation
@@ -79,6 +81,7 @@ class Setting:
     scratch: int = NAN
     aligned: bool = True
     guard: int = GUARD
+    live: bool = False  # whether a kernel reads from memory what its header calls live
 
     def shifted(self, case: Case, output: bool) -> bool:
         """Whether a tensor begins an element beyond the widest access's multiple.
@@ -96,7 +99,7 @@ class Setting:
 
 
 FIRST = Setting()
-SECOND = Setting(LARGE, SMALL, LARGE, aligned=False)
+SECOND = Setting(LARGE, SMALL, LARGE, aligned=False, live=True)
 
 
 @dataclass
@@ -147,6 +150,9 @@ def attempt(
     outputs = tuple(taken[name].array for name in op.outputs)
 
     options = dict(question.case.options)
+    if setting.live and (header := _header(implementation)) is not None:
+        # What comes by value does not count then.
+        options |= {**dict.fromkeys(header.live, 0), **header.live_arrays(options)}
     for name in question.case.flags:
         flag = given[name].array.view()
         flag.flags.writeable = False
@@ -218,14 +224,27 @@ def _source(implementation: Implementation) -> Callable[[int], np.ndarray] | Non
     return getattr(implementation.run, "empty", None)
 
 
+def _header(implementation: Implementation) -> Header | None:
+    """That of a kernel file, wherever it runs."""
+    runner = getattr(implementation.run, "runner", implementation.run)
+    return runner.kernel.header if isinstance(runner, Runner) else None
+
+
 def _run_on_gpu(
     call: Call, given: dict[str, Guarded], taken: dict[str, Guarded], scratch: Guarded | None
 ) -> None:
     """Run a call on copies of its memory on the GPU, and copy that back, guard bands and all."""
+    import cupy
+
     memories = [*given.values(), *taken.values(), *([scratch] if scratch else [])]
     twins = Twins(memories)
     options = {**call.options, **({"workspace": twins.array(scratch)} if scratch else {})}
     options |= {name: twins.array(given[name]) for name in call.op.flags if name in given}
+    options |= {
+        name: cupy.asarray(value)
+        for name, value in options.items()
+        if isinstance(value, np.ndarray) and name.startswith("live_")
+    }
     inputs = tuple(twins.array(given[name]) if name in given else None for name in call.op.inputs)
     outputs = tuple(twins.array(taken[name]) for name in call.op.outputs)
     replace(call, inputs=inputs, outputs=outputs, options=options).run()

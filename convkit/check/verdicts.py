@@ -7,8 +7,9 @@ any input's. The implementation runs several times:
 2. on the inputs of the case, with the inputs' bands, the outputs and the workspace full of 0xFF (a NaN in
    every float type);
 3. again, at an address that is aligned to the element alone, with bands and workspace of large numbers of
-   either sign, outputs of 0x40 (a small one, to which adding shows). The bits must be those of run 2: an
-   element that is not written, an output that is added to, a read beyond an input's end, and chance differ.
+   either sign, outputs of 0x40 (a small one, to which adding shows), and a kernel's live options in memory.
+   The bits must be those of run 2: an element that is not written, an output that is added to, a read beyond
+   an input's end, a number that is not read where it should be, and chance differ.
 4. in place, once for each input that an output may overwrite, where the op allows that.
 """
 
@@ -343,6 +344,7 @@ def _why_different(implementation: Implementation, question: Question, first: Ru
         ({"band": LARGE}, "reads outside its inputs"),
         ({"scratch": LARGE}, "depends on what its workspace holds before"),
         ({"aligned": False}, "depends on the alignment of its arrays"),
+        ({"live": True}, "does not read from memory what its header calls live"),
     ):
         setting = replace(FIRST, **change)
         run = attempt(implementation, question, setting, first_on=question.others)

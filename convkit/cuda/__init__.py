@@ -2,7 +2,8 @@
 
 `header` reads a kernel file, `source` makes its translation unit, `prepare` binds its launches to a problem.
 `launch` says what an executor is; there are three: `gpu`, `emulator`, and `null`, which launches nothing.
-`nvrtc` compiles for a GPU; `sass` and `budget` look at the machine code. To import this needs no GPU.
+`graph` captures a row of calls. `nvrtc` compiles for a GPU; `sass` and `budget` look at the machine code. To
+import this needs no GPU.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import cupy
 
+from . import graph
 from .launch import Argument, Bound, Executor, Extent, KernelError, device_arguments, device_launch
 from .nvrtc import cached_cubin
 
@@ -21,6 +22,7 @@ class Cuda(Executor):
     """Compiles for one device, which must be current, and launches on CuPy's current stream."""
 
     pack = staticmethod(device_arguments)
+    captures, capture = True, staticmethod(graph.capture)
 
     def __init__(self, device: int) -> None:
         super().__init__()

@@ -70,6 +70,9 @@ class Header:
         One, from `grid`, `block` and `shared`, or those of `launch`.
     options : dict of str to str
         Options and flags of the op that the kernel takes, with their C types, in order.
+    live : tuple of str
+        Options that may also come from memory on the device. Behind all options the kernel has a pointer for
+        each, which is null where the option comes by value.
     let : dict of str to str
         Expressions by name, in order; each sees those before it, and every other expression sees them all.
     dividers : dict of str to str
@@ -91,6 +94,7 @@ class Header:
     tune: dict[str, list[int]] = field(default_factory=dict)
     launches: tuple[Launch, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
+    live: tuple[str, ...] = ()
     let: dict[str, str] = field(default_factory=dict)
     dividers: dict[str, str] = field(default_factory=dict)
     when: str = ""
@@ -100,6 +104,18 @@ class Header:
     error: float = 1e-6
     math: str = "fp32"
     layout: str = "NCHW"
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """Names of the kernel's pointers to live options."""
+        return tuple(f"live_{name}" for name in self.live)
+
+    def live_arrays(self, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The live options as arrays of one element, by the names of the kernel's pointers to them."""
+        return {
+            pointer: np.array([options[name]], OPTION_TYPES[self.options[name]])
+            for name, pointer in zip(self.live, self.pointers, strict=True)
+        }
 
     def scope(self, problem: Problem) -> dict[str, Any]:
         """The names that expressions see: the problem's numbers, the tile, and those of `let`."""
@@ -157,7 +173,7 @@ def read(path: Path) -> KernelFile:
 
 
 #: Keys of the header that say how a kernel is launched: a function of the host's has none of them.
-LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune", "tiles")
+LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune", "tiles", "live")
 
 
 def read_host(path: Path) -> KernelFile:
@@ -238,6 +254,13 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         types = (FLAG_TYPE,) if key in OPS[op].flags else tuple(OPTION_TYPES)
         if ctype not in types:
             raise unknown(f"type for option {key!r}", ctype, types)
+    numbers = [key for key, ctype in block.get("options", {}).items() if ctype in OPTION_TYPES]
+    live = block.get("live", [])
+    if not isinstance(live, list) or not all(isinstance(key, str) for key in live):
+        raise OptionError(f"'live' must be a list of options, not {live!r}")
+    for key in live:
+        if key not in numbers:
+            raise unknown("option in 'live'", key, numbers)
     named: list[str] = []
     for key in ("let", "dividers"):
         table = block.get(key, {})
@@ -256,10 +279,9 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     if block.get("geometry", "argument") not in ("argument", "constexpr"):
         raise OptionError(f"'geometry' must be 'argument' or 'constexpr', not {block['geometry']!r}")
     header = {k: v for k, v in block.items() if k not in ("launch", "grid", "block", "shared")}
-    if "dtypes" in header:
-        header["dtypes"] = tuple(header["dtypes"])
-    if "tiles" in header:
-        header["tiles"] = tuple(header["tiles"])
+    for key in ("dtypes", "tiles", "live"):
+        if key in header:
+            header[key] = tuple(header[key])
     return Header(**header, launches=_launches(stem, block))
 
 

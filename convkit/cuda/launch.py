@@ -130,7 +130,11 @@ class Executor(ABC):
     prepared : Kept
         Prepared launches (`prepare.Prepared`), by kernel file and problem. A function lives
         as long as one of them has it.
+    captures : bool
+        Whether it has `capture`.
     """
+
+    captures = False
 
     def __init__(self) -> None:
         self.prepared: Kept[Any] = Kept(KEPT)
@@ -165,6 +169,10 @@ class Executor(ABC):
     def pack(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The values of a launch (arrays, None, NumPy scalars) as the functions here take them."""
         return tuple(values)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """The launches that `run` makes as one graph, none of them done: what is returned queues it."""
+        raise NotImplementedError(f"{type(self).__name__} has no graphs")
 
 
 _NULL = np.uint64(0)

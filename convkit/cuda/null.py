@@ -7,7 +7,7 @@ Everything up to CuPy's own call is what a GPU gets: the same prepared launches,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Null(Executor):
     """
 
     pack = staticmethod(device_arguments)
+    captures = True
 
     def __init__(self, launch: Launch | None = None) -> None:
         super().__init__()
@@ -32,6 +33,10 @@ class Null(Executor):
 
     def _compile(self, source: str, entry: str, include: tuple[Path, ...], name: str) -> _Unloaded:
         return _Unloaded(self.launch)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return lambda: None
 
 
 def _nothing(grid: Extent, block: Extent, arguments: tuple[Any, ...], shared: int) -> None:

@@ -39,9 +39,13 @@ class Ready:
 
 
 class Prepared:
-    """A kernel file for one problem on one executor: a call packs its arguments and launches."""
+    """A kernel file for one problem on one executor: a call packs its arguments and launches.
 
-    __slots__ = ("_count", "_functions", "_options", "_pack", "_struct", "_workspace", "bound")
+    A call is given tensors, options and scratch memory. Where `live_lr` is among the options, an array of one
+    element, a kernel whose header says that `lr` is live reads it there.
+    """
+
+    __slots__ = ("_count", "_functions", "_live", "_options", "_pack", "_struct", "_workspace", "bound")
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class Prepared:
         self._count = len(kernel.op.inputs) + len(kernel.op.outputs)
         self._workspace = bool(kernel.header.workspace)
         self._options = [(name, OPTION_TYPES.get(ctype)) for name, ctype in kernel.header.options.items()]
+        self._live = kernel.header.pointers
 
     def values(self, tensors: Sequence[Any], options: Mapping[str, Any], workspace: Any = None) -> list[Any]:
         """What the kernels receive, in the order of their parameters: arrays, None, NumPy scalars."""
@@ -67,6 +72,7 @@ class Prepared:
         for name, convert in self._options:
             # A flag is an array, and the null pointer where it is not given.
             values.append(convert(options[name]) if convert else options.get(name))
+        values += [options.get(pointer) for pointer in self._live]
         return values
 
     def __call__(self, *tensors: Any, workspace: Any = None, **options: Any) -> None:
@@ -120,6 +126,7 @@ class Runner:
         outputs = (*op.outputs, "workspace") if header.workspace else op.outputs
         found += [Argument(name, None, output=True, reads=launch > 0) for name in outputs]
         found += [Argument(name, None) for name in header.options]
+        found += [Argument(name, None) for name in header.pointers]
         return tuple(found)
 
     def prepare(self, problem: Problem) -> Prepared:

@@ -20,7 +20,7 @@ class AlexNet(Network):
         2012` prints how two of them differ.
     num_classes : int, optional
         1000 by default; 10 for "small".
-    seed, dtype, math, device, plan_memory
+    seed, dtype, math, device, plan_memory, graph
         As in `Network`.
     image_size : int, optional
         Height and width of the images; the preset's by default: 224, 227 for "caffe", 32 for "small".
@@ -69,6 +69,7 @@ class AlexNet(Network):
         widths: float | Sequence[int] | None = None,
         init: str | None = None,
         plan_memory: int = PLAN_MEMORY,
+        graph: bool = True,
     ) -> None:
         self.preset = variant(
             find(preset), image_size=image_size, channels=channels, widths=widths, init=init
@@ -77,5 +78,5 @@ class AlexNet(Network):
         super().__init__(
             self.preset.layers, (channels, size, size),
             self.preset.num_classes if num_classes is None else num_classes, seed=seed, dtype=dtype,
-            update=self.preset.update, math=math, device=device, plan_memory=plan_memory,
+            update=self.preset.update, math=math, device=device, plan_memory=plan_memory, graph=graph,
         )  # fmt: skip

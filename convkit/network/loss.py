@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 
 class Loss(float):
     """A mean loss: a float, with counts of errors of the same batch.
@@ -29,3 +32,34 @@ class Loss(float):
 
     def __getnewargs__(self) -> tuple[float, int, int, int, bool]:  # type: ignore[override]  # for copies
         return float(self), self.errors, self.top5_errors, self.images, self.finite
+
+
+class PendingLoss:
+    """The loss of a step that a GPU may still have to do: what `Network.step` returns for ``sync=False``.
+
+    It is this step's own, whatever the network does afterwards. ``float(pending)`` waits as well.
+    """
+
+    def __init__(self, read: Callable[[], Loss]) -> None:
+        self._read: Callable[[], Loss] | None = read
+        self._loss: Loss | None = None
+        self._reading = threading.Lock()
+
+    def wait(self) -> Loss:
+        """The loss; the host waits until the GPU has done the step, and for no later one.
+
+        Returns
+        -------
+        loss : Loss
+        """
+        with self._reading:
+            if self._read is not None:
+                self._loss, self._read = self._read(), None  # what it has read is kept on the GPU no longer
+            assert self._loss is not None
+            return self._loss
+
+    def __float__(self) -> float:
+        return float(self.wait())
+
+    def __repr__(self) -> str:
+        return "PendingLoss()" if self._loss is None else f"PendingLoss({self._loss!r})"

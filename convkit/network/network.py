@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 from .. import arrays
 from ..arrays import A, Array
 from ..call import Call
+from ..checked import outside
 from ..dispatch import operation
-from ..errors import OptionError, ShapeError
+from ..errors import ConvkitWarning, OptionError, ShapeError
 from ..options import flag
 from . import arguments, hooks
-from .loss import Loss
+from .loss import Loss, PendingLoss
 from .plan import Plan
+from .plan.results import Summary
 from .plan_cache import Setting
 from .planned import Planned
 from .state import FORMAT, Record, checked, copies
@@ -47,14 +49,19 @@ class Network(Planned):
     plan_memory : int
         Bytes of plans to keep. There is one for each batch size and choice of implementations; it holds the
         activations. Those used least recently go when all take more than this; the last one used stays.
+    graph : bool
+        Whether a pass on a GPU may be one CUDA graph: captured when it runs for the second time, and replayed
+        from then on, to the same bits. A pass that cannot be captured runs call by call, and a warning says
+        why, once; ``print(net.plan(batch))`` says which it is. A step with hooks runs call by call, without
+        a warning.
 
     Attributes
     ----------
     params, grads, velocities : Parameters
         Mappings of "conv1.w", "conv1.b", ... to arrays. Write into them (`net.params["fc8.b"][...] = 0`);
         replacing one is an error.
-    update, plan_memory
-        As above. Both can be set; the new value holds from the next step on.
+    update, plan_memory, graph
+        As above. They can be set; the new value holds from the next step on.
     on_gradient : callable, optional
         A step calls ``on_gradient(name, gradient)`` for each parameter that it updates as soon as the
         gradient is final, in the order of the backward pass. It may change the array. For exchange between
@@ -120,7 +127,7 @@ class Network(Planned):
         with self._turn:
             plan, kind = self._load(x)
             self._begin(plan, training)
-            plan.run(plan.forward)
+            self._tell(plan.replay(plan.forward))
             self._last = Setting.here(), plan
             return kind.wrap(plan.logits.copy())
 
@@ -149,14 +156,31 @@ class Network(Planned):
             kind = arrays.kind_of("dlogits", dlogits)
             given = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype)
             arrays.assign(plan.dlogits, given)
-            plan.run(plan.backward)
-            plan.run(plan.input_gradient)
+            self._tell(plan.replay(plan.backward, plan.input_gradient))
             return kind.wrap(plan.dx.copy())
+
+    @overload
+    def step(
+        self, x: Any, labels: Any, *, lr: float | None = ..., shard: tuple[int, int] | None = ...,
+        sync: Literal[True] = ...,
+    ) -> Loss: ...  # fmt: skip
+
+    @overload
+    def step(
+        self, x: Any, labels: Any, *, lr: float | None = ..., shard: tuple[int, int] | None = ...,
+        sync: Literal[False],
+    ) -> PendingLoss: ...  # fmt: skip
 
     @operation
     def step(
-        self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
-    ) -> Loss:
+        self,
+        x: Any,
+        labels: Any,
+        *,
+        lr: float | None = None,
+        shard: tuple[int, int] | None = None,
+        sync: bool = True,
+    ) -> Loss | PendingLoss:
         """One step of training: forward, loss, backward, update. It allocates next to nothing.
 
         Use `backward` to get all of `grads`: a step without hooks updates some weights as it makes their
@@ -175,23 +199,52 @@ class Network(Planned):
             (first, total): x holds the images from `first` on of a batch of `total`; other processes have
             the rest. Dropout then draws the same numbers as for the whole batch. Loss and gradients are
             this shard's part of the batch's mean: add those of all shards (in `on_gradient`).
+        sync : bool
+            Whether to wait for the loss. If not, the step is queued on the GPU, and the host goes on: to the
+            next step, of which several may be queued. x and labels may be overwritten at once where they are
+            NumPy arrays; on a GPU, in the order of the current stream.
 
         Returns
         -------
-        loss : Loss
+        loss : Loss, or PendingLoss if not `sync`
             A float: mean cross-entropy of the batch before the update, in nats. Its attributes count the
-            errors.
+            errors. What is pending has it when `wait` returns.
         """
+        sync = flag("sync", sync)
         with self._turn:
             plan = self.load_step(x, labels, lr=lr, shard=shard)
-            phases = plan.phases()
-            plan.run(phases["forward"])
-            plan.run(phases["loss"])
-            wanted = self._run_backward(plan, phases["backward"])
-            # Where an update does not read the flag "finite", the host waits for it and decides.
-            if wanted and (plan.guarded or plan.results().finite):
-                plan.run(phases["update"])
-            return self._result(plan, plan.x.shape[0] if shard is None else shard[1])
+            self._run_step(plan)
+            images, result = plan.x.shape[0], self._result
+            total = images if shard is None else shard[1]
+            if sync:
+                return result(plan.results(), images, total)
+            later = plan.results_later()  # what is pending keeps neither the plan nor the network
+            return PendingLoss(lambda: result(later(), images, total))
+
+    def _run_step(self, plan: Plan) -> None:
+        """All phases of a step: one by one where something of the host's stands between them."""
+        phases = plan.phases()
+        if plan.fused and plan.guarded:
+            self._tell(plan.replay(*phases.values()))
+            return
+        if plan.fused and plan.graphs and plan.captures:  # of hooks, who has set them knows
+            self._tell(plan.step_refusal())
+        plan.run(phases["forward"])
+        plan.run(phases["loss"])
+        wanted = self._run_backward(plan, phases["backward"])
+        # Where an update does not read the flag "finite", the host waits for it and decides.
+        if wanted and (plan.guarded or plan.results().finite):
+            plan.run(phases["update"])
+
+    def _tell(self, refusal: str) -> None:
+        """Warn that passes run call by call; once for each reason."""
+        if refusal and refusal not in self._told:
+            self._told.add(refusal)
+            warnings.warn(
+                f"a pass runs call by call, not as a CUDA graph: {refusal} (graph=False ends this warning)",
+                ConvkitWarning,
+                stacklevel=outside(),
+            )
 
     @operation
     def evaluate(self, x: Any, labels: Any) -> Loss:
@@ -210,9 +263,8 @@ class Network(Planned):
         with self._turn:
             plan = self._load_labelled(x, labels)
             self._begin(plan, training=False)
-            plan.run(plan.forward)
-            plan.run(plan.loss)
-            return self._result(plan, plan.x.shape[0])
+            self._tell(plan.replay(plan.forward, plan.loss))
+            return self._result(plan.results(), plan.x.shape[0], plan.x.shape[0])
 
     def _run_backward(self, plan: Plan, calls: list[Call]) -> bool:
         """The backward pass of a step, with its hooks; returns whether they let the update happen."""
@@ -231,10 +283,8 @@ class Network(Planned):
             raise OptionError("a hook cannot run the network whose step calls it, nor load a state into it")
 
     @staticmethod
-    def _result(plan: Plan, total: int) -> Loss:
-        """The results of a plan's loss phase; on a GPU this waits for it."""
-        whole, errors, top5_errors, finite = plan.results()
-        return Loss(whole / total, errors, top5_errors, plan.x.shape[0], finite)
+    def _result(summary: Summary, images: int, total: int) -> Loss:
+        return Loss(summary.total / total, summary.errors, summary.top5_errors, images, summary.finite)
 
     def load_step(
         self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
@@ -266,14 +316,17 @@ class Network(Planned):
             raise ShapeError("a step needs at least one image")
         if values.shape != (N,):
             raise ShapeError(f"labels must have shape {(N,)}, as x has {N} images, not {values.shape}")
-        arrays.assign(plan.labels, values)
+        self._staged[1].put(plan.labels, values)
         return plan
 
     def _rules(self, lr: float) -> dict[str, dict[str, Any]]:
         """For each parameter that is not frozen, what `sgd_momentum` is given."""
-        first = next(iter(self.params), "").rpartition(".")[0]
-        rules = {name: self.update.options(name, lr, first) for name in self.params}
-        return {name: rule for name, rule in rules.items() if rule["lr"] is not None}
+        if self._ruled is None or self._ruled[0] is not self.update or self._ruled[1] != lr:
+            first = next(iter(self.params), "").rpartition(".")[0]
+            rules = {name: self.update.options(name, lr, first) for name in self.params}
+            rules = {name: rule for name, rule in rules.items() if rule["lr"] is not None}
+            self._ruled = self.update, lr, rules
+        return self._ruled[2]
 
     def _begin(self, plan: Plan, training: bool, first: int = 0, total: int | None = None) -> None:
         """Point the plan's dropouts at counters that no step has used."""
@@ -284,7 +337,7 @@ class Network(Planned):
         self._require_idle()
         images, kind = arguments.images(x, self.input_shape, self.dtype)
         plan = self.plan(images.shape[0])
-        arrays.assign(plan.x, images)
+        self._staged[0].put(plan.x, images)
         return plan, kind
 
     # -- state ----------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import Any
 from .. import arrays, registry
 from ..arrays import Array
 from ..checked import lacking
+from ..cuda.graph import Staging
 from ..errors import NotChecked, OptionError, ShapeError, unknown
 from ..op import Shape
-from ..options import integer
+from ..options import flag, integer
 from ..registry import MATH
 from . import arguments
 from .layers import Layer
@@ -45,6 +46,7 @@ class Planned:
         math: str | None = None,
         device: str = "cpu",
         plan_memory: int = PLAN_MEMORY,
+        graph: bool = True,
     ) -> None:
         arguments.require_device(device)
         if dtype not in arrays.DTYPES:
@@ -65,6 +67,7 @@ class Planned:
         self._record = Record()
         self._plan_memory = integer("plan_memory", plan_memory, 0)
         self._forget_plans()
+        self.graph = graph
         self.update = Update() if update is None else update
         self.on_gradient = self.before_update = None
 
@@ -80,6 +83,10 @@ class Planned:
         self._last: tuple[Setting, Plan] | None = None  # of the last forward pass, for backward
         self._turn = threading.RLock()
         self._in_hook = False
+        # Images, and labels, on their way from the host to a GPU; the plans share it.
+        self._staged = Staging(), Staging()
+        self._told: set[str] = set()  # why passes run call by call
+        self._ruled: tuple[Update, float, dict[str, dict[str, Any]]] | None = None  # the last step's
 
     # -- attributes -----------------------------------------------------------------------------------
     params = Kept("The parameters by name.")
@@ -110,9 +117,18 @@ class Planned:
         with self._turn:
             self._plans.limit = self._plan_memory
 
+    @property
+    def graph(self) -> bool:
+        """Whether passes on a GPU may be CUDA graphs. What is set here holds from the next pass on."""
+        return self._graph
+
+    @graph.setter
+    def graph(self, value: bool) -> None:
+        self._graph = flag("graph", value)
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
-        own = ("_plans", "_last", "_turn", "_in_hook")
+        own = ("_plans", "_last", "_turn", "_in_hook", "_staged", "_told", "_ruled")
         kept = {name: value for name, value in self.__dict__.items() if name not in own}
         record = replace(self._record, plan=None)
         return {**kept, "_record": record, "on_gradient": None, "before_update": None}
@@ -215,6 +231,7 @@ class Planned:
             if not self._in_hook:
                 plan.frozen = frozenset(name for name in self.params if self.update.is_frozen(name))
                 plan.fused = self.on_gradient is None and self.before_update is None
+                plan.graphs = self.graph
             return plan
 
     def _new_plan(self, batch: int) -> Plan:

@@ -49,7 +49,8 @@ def test_every_op_is_in_the_tables_and_every_sample_in_the_json(capsys, tmp_path
 
 def test_a_step_and_its_parts(capsys, tmp_path):
     text, made = run(capsys, tmp_path, "--sections", "step", "--preset", "paper")
-    whole, checks, each, bare = made["rows"]
+    whole, graph, checks, each, bare = made["rows"]
+    assert graph["launches"] == 1
     assert whole["launches"] == each["launches"] == bare["launches"] > 60 and checks["launches"] == 0
     assert "goal: at most 1 ms" in text
     assert all(len(row["thread_us"]) == ROUNDS for row in made["rows"])
@@ -114,7 +115,7 @@ def test_cupys_own_share_is_apart(gpu, capsys, tmp_path):
     text, made = run(capsys, tmp_path, "--sections", "cupy")
     launches = [row for row in made["rows"] if row["launches"]]
     assert [row["name"] for row in launches] == [
-        "relu_fprop, 3 arguments", "conv2d_fprop, 7 arguments", "sgd_momentum, 13 arguments",
+        "relu_fprop, 3 arguments", "conv2d_fprop, 7 arguments", "sgd_momentum, 14 arguments",
     ]  # fmt: skip
     assert all(len(row["thread_us"]) == ROUNDS for row in made["rows"]) and "CuPy's own share" in text
 

@@ -213,10 +213,12 @@ def pointers(kernel: KernelFile) -> list[str]:
 def wrapped(kernel: KernelFile, parameters: list[str], arguments: list[str]) -> str:
     """A kernel that calls the file's own with other pointers: under the emulator it is a function."""
     options = [f"{ctype} {name}" for name, ctype in kernel.header.options.items()]
+    options += [f"const {kernel.header.options[name]}* live_{name}" for name in kernel.header.live]
+    passed = [text.rpartition(" ")[2] for text in options]
     parameters = ["GEOMETRY(Elementwise)", *parameters, *options]
     return (
         f'\nextern "C" __global__ void wrapped({", ".join(parameters)}) {{\n'
-        f"    {kernel.stem}({', '.join(['g', *arguments, *kernel.header.options])});\n}}\n"
+        f"    {kernel.stem}({', '.join(['g', *arguments, *passed])});\n}}\n"
     )
 
 

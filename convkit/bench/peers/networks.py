@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import arrays
 from ...network import alexnet, layers, presets
 from ...op import Problem
 from ...ops.window import padding4
@@ -105,18 +104,8 @@ class ConvkitNet:
 
     def queue(self) -> Callable[[], float]:
         """A step of which nothing is waited for, and how to read its loss, which waits."""
-        net = self.net
-        with arrays.queue(net.gpu_arrays()):
-            plan = net.load_step(self.x, self.labels, lr=LR)
-            for calls in plan.phases().values():
-                plan.run(calls)
-            results, images = plan.results_later(), plan.x.shape[0]
-
-        def read() -> float:
-            with arrays.queue(net.gpu_arrays()):
-                return results()[0] / images
-
-        return read
+        pending = self.net.step(self.x, self.labels, lr=LR, sync=False)
+        return pending.__float__
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ def main(told: dict[str, Any]) -> None:
     """Serve the judge until it closes its end."""
     judge.inside = True
     warnings.simplefilter("ignore", UncheckedWarning)  # whoever runs a candidate here knows that it is one
+    warnings.filterwarnings("ignore", "a pass runs call by call")  # so do most candidates in Python
     limits.end_with_parent()
     trace = os.fdopen(told["trace"], "wb", 0)
     faulthandler.enable(trace)

@@ -11,6 +11,7 @@ import numpy as np
 from ... import arrays, checked, devices
 from ...arrays import Array
 from ...call import Call
+from ...cuda.graph import Replay
 from ...op import OPS
 from ..layers import Layer
 from . import dropout, table
@@ -43,7 +44,10 @@ class Plan:
     frozen : frozenset of str
         Parameters that a step does not change: it computes no update and no gradient of theirs.
     fused : bool
-        Whether a step may update weights as it makes their gradient, which is then not stored.
+        Whether a step may update weights as it makes their gradient, which is then not stored. If not, there
+        are hooks.
+    graphs : bool
+        Whether `replay` may make graphs.
     x, labels, logits, losses, dlogits, dx : ndarray
         The plan's ends: fill x and labels, run, read the others.
     """
@@ -58,7 +62,7 @@ class Plan:
         device: str = "cpu",
     ) -> None:
         self.program, self.device = program, device
-        self.frozen, self.fused = frozenset[str](), True
+        self.frozen, self.fused, self.graphs = frozenset[str](), True, True
         self._parameters = tuple(parameters)
         given = dict(parameters)
         for name in parameters:
@@ -72,6 +76,7 @@ class Plan:
         self._phases: dict[Any, dict[str, list[Call]]] = {}
         self._makes: dict[int, tuple[str, ...]] = {}
         self._bare: dict[int, tuple[list[Call], Any, list[Callable[[], None]]]] = {}
+        self._replays: dict[tuple[int, ...], tuple[tuple[list[Call], ...], Replay]] = {}
         self._scratch: Array | None = None
         self._name_ends()
 
@@ -200,6 +205,51 @@ class Plan:
             self._bare[id(calls)] = kept = calls, executor, [call.bare() for call in calls]
         return kept[2]
 
+    def replay(self, *lists: list[Call]) -> str:
+        """Run lists of the plan's calls: as one CUDA graph where that is possible, after they have run once.
+
+        Returns
+        -------
+        str
+            Why they run one by one on a GPU that has graphs; else it is empty.
+        """
+        refusal, done = "", False
+        if self.graphs and self.captures:
+            replay = self._replay_of(lists)
+            with arrays.on(self.x), np.errstate(all="ignore"):
+                done = replay.run()
+            refusal = replay.refusal
+        for calls in () if done else lists:
+            self.run(calls)
+        return refusal
+
+    @property
+    def captures(self) -> bool:
+        """Whether the plan runs here on what has graphs: a GPU, not the emulator."""
+        if self.program.chooser.device != "cuda":
+            return False
+        if isinstance(self.x, np.ndarray) and not devices.emulating():
+            return False
+        with arrays.on(self.x):
+            return bool(devices.current().captures)
+
+    def _replay_of(self, lists: tuple[list[Call], ...]) -> Replay:
+        key = tuple(map(id, lists))
+        kept = self._replays.get(key)
+        if kept is None or any(one is not other for one, other in zip(kept[0], lists, strict=True)):
+            if len(self._replays) >= MOST_LISTS:
+                self._replays.clear()
+            kept = self._replays[key] = lists, Replay([*chain(*lists)], self.device)
+        return kept[1]
+
+    def step_refusal(self) -> str:
+        """Why a step runs call by call on a GPU that has graphs, or an empty string."""
+        if not self.fused:
+            return "it has hooks"
+        if not self.guarded:
+            return 'an update does not read the flag "finite", so the host decides'
+        return self._replay_of(tuple(self.phases().values())).refusal
+
     def made_by(self, call: Call) -> tuple[str, ...]:
         """The parameters whose gradients a call makes."""
         return self._makes.get(id(call), ())
@@ -257,7 +307,14 @@ class Plan:
 
     def __str__(self) -> str:
         dtype = self.program.graph.values["x"].dtype
-        return table.text(self.rows(), int(self.x.shape[0]), dtype, self.bytes)
+        return table.text(self.rows(), int(self.x.shape[0]), dtype, self.bytes) + self._how()
+
+    def _how(self) -> str:
+        """As a line: whether a step is one graph; nothing where there are no graphs."""
+        if not self.captures:
+            return ""
+        refusal = self.step_refusal() if self.graphs else "graph=False"
+        return f"\na step runs call by call: {refusal}" if refusal else "\na step is one CUDA graph"
 
 
 def _read_only(array: Array | None) -> Array | None:

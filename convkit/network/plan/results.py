@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,20 +43,43 @@ class Results:
     def __init__(self, device: str, memory: Array | None = None) -> None:
         self._memory = arrays.empty((28,), "uint8", device) if memory is None else memory
         self._device = device
+        #: Of a copy on a GPU: what says that it is there, and a stream that waits for nothing else.
+        self._ready: Any = None
+        self._side: Any = None
         #: The outputs by name, as parts of that memory.
         self.arrays = _parts(self._memory)
 
     def copy(self) -> Results:
-        """A copy of what is queued by now; on a GPU the host does not wait for it."""
+        """A copy of what is queued by now; on a GPU the host does not wait for it.
+
+        To `read` it waits for that, and not for what is queued later.
+        """
         with arrays.on(self._memory):
-            return Results(self._device, self._memory.copy())
+            copy = Results(self._device, self._memory.copy())
+            if not isinstance(self._memory, np.ndarray):
+                import cupy
+
+                self._side = self._side or cupy.cuda.Stream(non_blocking=True)
+                copy._side, copy._ready = self._side, cupy.cuda.Event(block=True, disable_timing=True)
+                copy._ready.record()
+        return copy
 
     def read(self) -> Summary:
         """The values; on a GPU the host waits for them."""
-        here = self._memory if isinstance(self._memory, np.ndarray) else self._memory.get()
+        here = self._host()
         parts = (here[start:stop].view(kind).tolist() for start, stop, kind in _PARTS.values())
         (total,), (first, five), (finite,) = parts
         return Summary(total, first, five, bool(finite))
+
+    def _host(self) -> np.ndarray:
+        if isinstance(self._memory, np.ndarray):
+            return self._memory
+        with arrays.on(self._memory):
+            if self._ready is None:
+                return self._memory.get()
+            with self._side:
+                self._side.wait_event(self._ready)
+                return self._memory.get()
 
 
 def _parts(memory: Array) -> dict[str, Array]:
