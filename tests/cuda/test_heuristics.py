@@ -109,16 +109,16 @@ def test_an_sm_holds_the_blocks_that_a_tile_says():
 
 
 def test_a_runner_runs_the_tile_that_is_chosen(monkeypatch, compiler):
-    """Grid, block, memory, source and dividers are of one tile: here on a GPU of one SM."""
-    monkeypatch.setattr(heuristics, "SMS", 1)
+    """Grid, block, memory, source and dividers are of one tile."""
+    monkeypatch.setattr(heuristics, "fitted", lambda of, problem: of.tiled(of.header.tiles[-1]))
     problem = Conv2d.of((2, 20, 8, 9), (90, 20, 3, 3), padding=1)
     runner = Runner(kernel("conv2d_fprop_implicit_gemm"))
     chosen = runner.fitted(problem)
-    assert chosen.header.tile["TILE_M"] == 96
+    assert (chosen.header.tile["TILE_M"], chosen.header.tile["TILE_N"]) == (64, 256)
     scope = runner.scope(problem)
     grid, block, _ = runner.extents(runner.kernel.header.launches[0], problem)
     assert (grid[0], grid[2]) == (scope["BLOCKS"], scope["SLICES"]) and block[0] == 128
-    assert "constexpr int TILE_M = 96;" in translation_unit(chosen, problem)
+    assert "constexpr int TILE_M = 64;" in translation_unit(chosen, problem)
     rng = np.random.default_rng(2)
     x, w = (rng.standard_normal(problem.shape(name), np.float32) for name in ("x", "w"))
     with ck.emulate(check=True):
