@@ -3,7 +3,7 @@
 What convkit ships counts as checked: its continuous integration does that. Any other implementation is
 known by its sources: the file that it comes from, and the files that this one includes, imports or names.
 Where one of them changes, the implementation has another digest, and counts as unchecked until it passes
-again. On another engine (the CPU, the emulator, each model of GPU) it has to pass there.
+again. On another engine (the CPU, the emulator, the PTX runner, each model of GPU) it has to pass there.
 
 The store is for the user who forgot a check, not against one who forges an entry.
 """
@@ -250,10 +250,12 @@ _warned: set[Any] = set()
 
 
 def engine(device: str) -> str:
-    """What runs implementations of a device here: "cpu", "emulator", or "cuda:" and the GPU's name."""
+    """What runs implementations of a device here: "cpu", "emulator", "ptx", or "cuda:" and the GPU's name."""
     if device != "cuda":
         return device
-    if devices.emulating() or not devices.gpu_found():
+    if devices.emulating():
+        return getattr(devices.current(), "engine", "emulator")
+    if not devices.gpu_found():
         return "emulator"
     runtime = arrays._cupy().cuda.runtime
     name = runtime.getDeviceProperties(runtime.getDevice())["name"]
@@ -422,7 +424,7 @@ def lacking(implementation: Candidate, *, full: bool = False) -> str | None:
     kept = found(implementation)
     if kept is not None and not (full and kept.quick):
         return None
-    where = {"cpu": "", "emulator": " under the emulator"}.get(
+    where = {"cpu": "", "emulator": " under the emulator", "ptx": " as PTX"}.get(
         on := engine(implementation.device), f" on {on.removeprefix('cuda:')}"
     )
     if not implementation.sources.digest:
@@ -434,6 +436,7 @@ def lacking(implementation: Candidate, *, full: bool = False) -> str | None:
         )
     file = _shown(implementation.sources.files[-1])
     option = " --emulate" if on == "emulator" and devices.gpu_found() else ""
+    option = " --engine ptx" if on == "ptx" else option
     how = "has passed the quick check only" if kept else "has not passed the gate as it is now"
     return (
         f"{implementation.op} {implementation.label!r} ({Path(file).name}) {how}{where}: "

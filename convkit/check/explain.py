@@ -88,6 +88,8 @@ class Commands:
         Whether `target` is a file.
     runs : bool
         Whether it runs here other than under the emulator, so that it can be timed.
+    engine : str
+        The options that chose what ran it; the sanitizer is the emulator's.
     """
 
     target: str
@@ -95,10 +97,12 @@ class Commands:
     likes: str = ""
     file: bool = False
     runs: bool = True
+    engine: str = ""
 
     def check(self, more: str = "") -> str:
         """The command that checks it again."""
-        return " ".join(word for word in ("convkit check", self.target, self.options, more) if word)
+        engine = "" if "--sanitize" in more else self.engine
+        return " ".join(word for word in ("convkit check", self.target, self.options, engine, more) if word)
 
     def after(self) -> str:
         """What comes after it has passed."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cuda.emulate import emulate
+from ..cuda.emulate import ENGINES, emulate
 from ..cuda.warnings import warnings_text
 from ..devices import gpu_found
 from ..discovery import register
@@ -48,6 +48,13 @@ def add(commands: Any) -> None:
     )
     option("--cuda", action="store_true", help="check the CUDA kernels: on the GPU, if there is one")
     option("--emulate", action="store_true", help="the same, but under the emulator in any case")
+    option(
+        "--engine",
+        choices=ENGINES,
+        help="the same, by the emulator, which compiles the CUDA source for the CPU, or by the PTX runner, "
+        "which runs what NVRTC makes of it for a GPU",
+    )
+    option("--arch", metavar="SM", help="the architecture that --engine ptx compiles for (default: sm_80)")
     option(
         "--sanitize",
         action="store_true",
@@ -129,12 +136,19 @@ def run(args: argparse.Namespace) -> int:
 def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
     from .. import check
 
-    on_gpu = args.sanitize and not args.emulate and not args.counters and gpu_found()
-    emulated = args.emulate or args.counters or (args.sanitize and not on_gpu)
+    as_ptx = args.engine == "ptx"
+    if as_ptx and (args.emulate or args.sanitize or args.counters):
+        raise OptionError("--emulate, --sanitize and --counters are the emulator's, not --engine ptx's")
+    if args.arch and not as_ptx:
+        raise OptionError("--arch says what --engine ptx compiles for")
+    chosen_engine = args.emulate or args.engine or args.counters
+    on_gpu = args.sanitize and not chosen_engine and gpu_found()
+    emulated = chosen_engine or (args.sanitize and not on_gpu)
     limits = None if args.in_process else check.Limits.of(args.timeout, args.memory)
     with contextlib.ExitStack() as stack:
         if emulated:
-            stack.enter_context(emulate(check=args.sanitize))
+            how = {"engine": "ptx", "arch": args.arch or "sm_80"} if as_ptx else {"check": args.sanitize}
+            stack.enter_context(emulate(**how))
         try:
             chosen = _chosen(
                 args.targets, "cuda" if args.cuda or args.sanitize or emulated else "cpu", limits, stack
@@ -265,6 +279,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
 
     given = {f"--{name}": getattr(args, name) for name in ("cuda", "emulate", "sanitize", "quick")}
     words = [name for name, on in given.items() if on]
+    engine = " ".join(f"--{name} {value}" for name in ("engine", "arch") if (value := getattr(args, name)))
     likes = " ".join(f"--like {shlex.quote(text)}" for text in args.like)
     files = {str(Path(path).resolve()): path for path in _files(args.targets)}
     sources = {(i.op, i.label, i.device): (i.origin or i.source, _whole(i)) for i in chosen}
@@ -276,7 +291,7 @@ def _commands(args: argparse.Namespace, chosen: Sequence[Implementation]) -> Cal
             (path,) = files.values()
         target = shlex.quote(path) if path is not None else name
         runs = verdict.device == "cpu" or gpu_found()
-        return Commands(target, " ".join(words), likes, file=path is not None, runs=runs)
+        return Commands(target, " ".join(words), likes, file=path is not None, runs=runs, engine=engine)
 
     return of
 

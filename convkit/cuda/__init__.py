@@ -1,9 +1,9 @@
 """CUDA kernels: from a kernel file to a launch, on a GPU or in the place of one.
 
 `header` reads a kernel file, `source` makes its translation unit, `prepare` binds its launches to a problem.
-`launch` says what an executor is; there are three: `gpu`, `emulator`, and `null`, which launches nothing.
-`graph` captures a row of calls. `nvrtc` compiles for a GPU; `sass` and `budget` look at the machine code. To
-import this needs no GPU.
+`launch` says what an executor is; there are four: `gpu`, `emulator`, `ptx`, which runs NVRTC's PTX on the
+CPU, and `null`, which launches nothing. `graph` captures a row of calls. `nvrtc` compiles for a GPU; `sass`
+and `budget` look at the machine code. To import this needs no GPU.
 """
 
 from __future__ import annotations

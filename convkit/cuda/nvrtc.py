@@ -111,13 +111,19 @@ def compile_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name:
     return Cubin(bytes(cubin.code), log.text)
 
 
-def compile_ptx(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> str:
-    """The PTX of a translation unit; parameters and errors as of `compile_cubin`."""
+def compile_ptx(
+    source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel", lines: bool = False
+) -> str:
+    """The PTX of a translation unit; parameters and errors as of `compile_cubin`.
+
+    With `lines` it says from which line of the source each instruction comes, and is else the same.
+    """
     _, paths = _folders(arch, include)
     # Not by cuda-core, which asks the driver whether it could load the PTX, and fails where there is none.
     from cuda.bindings import nvrtc
 
-    flags = ["--std=c++17", f"--gpu-architecture={arch}", *(f"--include-path={path}" for path in paths)]
+    flags = ["--std=c++17", f"--gpu-architecture={arch}", *["-lineinfo"] * lines]
+    flags += [f"--include-path={path}" for path in paths]
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], [])
     if error:
         raise CompileError(f"{name}: NVRTC failed: {nvrtc.nvrtcGetErrorString(error)[1].decode()}")
@@ -137,10 +143,21 @@ def compile_ptx(source: str, arch: str, *, include: Sequence[Path] = (), name: s
 
 def _folders(arch: str, include: Sequence[Path]) -> tuple[Any, list[str]]:
     """cuda-core's module, and the folders of headers."""
+    checked_architecture(arch)
     core, folders = _toolchain()
+    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
+
+
+def checked_architecture(arch: str) -> None:
+    """Refuse what is no name of an architecture, and a machine without the compiler.
+
+    Raises
+    ------
+    OptionError, MissingExtra
+    """
+    _toolchain()
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
-    return core, [*map(str, include), str(kernels_dir()), str(kernels_dir() / "std"), *folders]
 
 
 def _refused(name: str, arch: str, text: str) -> CompileError:
@@ -158,6 +175,17 @@ def cached_cubin(source: str, arch: str, *, include: Sequence[Path] = (), name: 
 
     key = cache_key(source, arch, include=include)
     return Cache().get(f"{name}-{arch}-{key}", build, suffix=".cubin").read_bytes()
+
+
+def cached_ptx(source: str, arch: str, *, include: Sequence[Path] = (), name: str = "kernel") -> str:
+    """`compile_ptx` with lines, from the disk cache where the same source has been compiled before."""
+
+    def build(path: Path) -> None:
+        text = compile_ptx(source, arch, include=include, name=name, lines=True)
+        path.write_text(text, encoding="utf-8")
+
+    key = cache_key(source, arch, include=include)
+    return Cache().get(f"{name}-{arch}-{key}", build, suffix=".ptx").read_text(encoding="utf-8")
 
 
 def cache_key(source: str, arch: str, *, include: Sequence[Path] = ()) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 from ... import devices, registry
 from ...arrays import np_dtype
 from ...call import Call
-from ...cuda.emulate import Emulator
+from ...cuda import emulate as emulation
+from ...cuda.launch import Executor
 from ...discovery import register
 from ...errors import UncheckedWarning
 from ...op import OPS
@@ -92,7 +93,7 @@ class Candidate:
     def __init__(self, shared: Shared, told: dict[str, Any]) -> None:
         self.shared, self.told = shared, told
         self.implementations: list[Implementation] = []
-        self._emulators: dict[Any, Emulator] = {}
+        self._emulators: dict[Any, Executor] = {}
         self._again: Callable[[], dict[str, Any]] | None = None
         self.training: Training | None = None
 
@@ -215,7 +216,7 @@ class Candidate:
         def again() -> dict[str, Any]:
             with self._emulator(emulate) as emulator:
                 call.run()
-                if emulator is None or not emulator.counters:
+                if not isinstance(emulator, emulation.Emulator) or not emulator.counters:
                     return {}
                 counted, emulator.counted = emulator.counted, []
                 return {"counted": [vars(c) for c in counted]}
@@ -238,12 +239,12 @@ class Candidate:
         return again
 
     @contextlib.contextmanager
-    def _emulator(self, emulate: tuple[Any, ...] | None) -> Iterator[Emulator | None]:
+    def _emulator(self, emulate: tuple[Any, ...] | None) -> Iterator[Executor | None]:
         if emulate is None:
             yield None
             return
         if emulate not in self._emulators:  # kept, and with it what it has compiled
-            self._emulators[emulate] = Emulator(*emulate)
+            self._emulators[emulate] = emulation.made(emulate)
         with devices.instead(self._emulators[emulate]):
             yield self._emulators[emulate]
 

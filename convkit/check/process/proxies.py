@@ -306,10 +306,9 @@ class Remote:
     def _emulation(self, executor: Any) -> tuple[Any, ...] | None:
         if executor is None:
             return None
-        if not isinstance(executor, Emulator):
-            raise OptionError("a candidate in a process of its own runs on a GPU or under the emulator")
-        timeout = min(executor.timeout, self.group.limits.timeout)
-        return executor.check, executor.seed, timeout, executor.counters
+        if not hasattr(executor, "told"):
+            raise OptionError("a candidate in a process of its own runs on a GPU or inside `convkit.emulate`")
+        return executor.told(self.group.limits.timeout)
 
 
 def group_of(implementation: Implementation) -> Contained | None:
