@@ -2,12 +2,13 @@
 //   y[n,k,p,q] = b[k] + sum_{c,r,s} x[n,c,h,w] * w[k,c,r,s]  (+ ReLU): a GEMM of gemm_m = K/groups filters,
 //   gemm_n = N*P*Q pixels, gemm_k = C/groups*R*S taps, whose right factor is never stored.
 //
-// Tiling   a block makes TILE_M filters x TILE_N pixels of one group, and a thread 8 x 16 of them. Pixels run
-//          on across images, so that a 13 x 13 map fills its tiles. Blocks with the same pixels are
-//          neighbours and share them in L2. Where there are fewer tiles than an H200 has places for blocks (a
-//          batch of 1), grid z splits the taps, and a second launch adds up the slices in their order.
-// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
-//          patch of 16 x 32:
+// Tiling   a block makes TILE_M filters x TILE_N pixels of one group, and a thread THREAD_M x THREAD_N of them.
+//          Of three tiles heuristics.py chooses one for each problem. Pixels run on across images, so that a 13
+//          x 13 map fills its tiles. Blocks with the same pixels are neighbours and share them in L2. Where
+//          there are fewer tiles than an H200 has places for blocks (a batch of 1), grid z splits the taps, and
+//          a second launch adds up the slices in their order.
+// Threads  of the first tile: 4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with
+//          4 x 4 sums in a patch of 16 x 32:
 //
 //             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
 //          m  0- 3  L0    L1    ...  L7     |
@@ -25,18 +26,22 @@
 //          the rows beside it mostly from L1, the rest from L2; w ceil(N*P*Q / TILE_N) times from L2. y is
 //          written once, 128 bits at a time where its rows' alignment permits. DRAM sees little more than the
 //          compulsory bytes.
-// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1209 instructions are FFMA (.847; 48 are 128-bit
-//          shared loads); 255 registers, no spills. From a load of global memory to its use are 1054
-//          instructions or more, so that a step hides its latency. Predicted at batch 128, in % of the FP32
-//          peak: .80 of it in a full tile, the rest lost at edges and in the last wave of 264 blocks. conv1
-//          57 (96 of 128 rows are used; TILE_M = 96, THREAD_M = 12, THREAD_N = 8 uses them all), conv2 74,
-//          conv3 77, conv4 51 (192 of 256 rows), conv5 51 (1.3 waves).
+// Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1209 instructions are FFMA (.847; 48 are 128-bit shared
+//          loads); 255 registers, no spills. From a load of global memory to its use are 1054 instructions or
+//          more, so that a step hides its latency. The other tiles have thinner loops (.80), and fewer useless
+//          rows: 96 are all used by conv1, and three times 64 by conv4, where 128 use three quarters.
+//          docs/kernels.md has what is predicted for each layer, 58 to 74 % of the FP32 peak at a batch of 128,
+//          and the model: the rest is lost at edges and in the last wave of blocks.
 //
 // /// kernel
 // op      = "conv2d_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
+// tiles   = [
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8, PER_SM = 3 },
+//     { TILE_M = 64, TILE_N = 256 },
+// ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
@@ -45,12 +50,15 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*K*P*Q"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
 // BLOCKS  = "ceil_div(N*P*Q, TILE_N) * TILES_M * groups"
 // SLICES  = "max(1, min((C//groups*R*S)//DEPTH, FILL//BLOCKS))"
+// STEPS   = "ceil_div(C//groups*R*S, TILE_K*SLICES)"
 // [dividers]
 // by_tiles_m = "TILES_M"
 // by_groups  = "groups"
@@ -106,7 +114,7 @@ struct Block {
 static_assert(sizeof(GemmShared) + 2 * CHUNK * sizeof(Tap) + 2 * CHUNK * 8 + sizeof(Block) <= 48 * 1024,
               "TILE_K: static shared memory ends at 48 KB");
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_fprop_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ x,
                                     const float* __restrict__ w, const float* __restrict__ b,
                                     float* __restrict__ y, float* __restrict__ workspace, const int relu) {

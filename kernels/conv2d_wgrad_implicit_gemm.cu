@@ -2,13 +2,14 @@
 //   dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]: a GEMM of gemm_m = K/groups filters, gemm_n =
 //   C/groups*R*S taps, gemm_k = N*P*Q pixels, split among blocks.
 //
-// Tiling   a block makes TILE_M filters x TILE_N taps over a range of pixels, and a thread 8 x 16 of them.
-//          There are few tiles (3 in conv1, 54 in conv3) and up to 400,000 pixels: grid z cuts the pixels
-//          into slices until FILL blocks are busy, none shorter than DEPTH, and a second launch adds up the
-//          slices in their order. So there are no atomics, the bits are the same every time, and the rounding
-//          error grows with the slice and not with the batch.
-// Threads  4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with 4 x 4 sums in a
-//          patch of 16 x 32:
+// Tiling   a block makes TILE_M filters x TILE_N taps over a range of pixels, and a thread THREAD_M x THREAD_N
+//          of them. Of three tiles heuristics.py chooses one for each problem. There are few tiles (3 in conv1,
+//          54 in conv3) and up to 400,000 pixels: grid z cuts the pixels into slices until FILL blocks are
+//          busy, none shorter than DEPTH, and a second launch adds up the slices in their order. So there are
+//          no atomics, the bits are the same every time, and the rounding error grows with the slice and not
+//          with the batch.
+// Threads  of the first tile: 4 warps make 32 x 128 sums each. L0 to L31 are the lanes of a warp, each with
+//          4 x 4 sums in a patch of 16 x 32:
 //
 //             n     0-3   4-7   ...  28-31  |  32-63, 64-95, 96-127
 //          m  0- 3  L0    L1    ...  L7     |
@@ -26,15 +27,20 @@
 //          (stride_h*stride_w) times, both in runs of 8 pixels (a sector), the repeats from L1 and L2; dw is
 //          written and read once per slice, in L2.
 // Bound    FP32 FMA. On sm_90a 1024 of the main loop's 1212 instructions are FFMA (.845); 215 registers, no
-//          spills. From a load of global memory to its use are 1045 instructions or more, so that a step
-//          hides its latency. Predicted at batch 128, in % of the FP32 peak, .80 of it in a full tile: conv1
-//          57 (96 of 128 rows, 363 of 384 columns), conv2 74, conv3 65 (4 slices, 216 of 264 places), conv4
-//          49 (192 of 256 rows), conv5 74.
+//          spills. From a load of global memory to its use are 1045 instructions or more, so that a step hides
+//          its latency. The other tiles have thinner loops (.80), and fewer useless rows: 96 are all used by
+//          conv1, and three times 64 by conv4, where 128 use three quarters. docs/kernels.md has what is
+//          predicted for each layer, 64 to 72 % of the FP32 peak at a batch of 128, and the model, which does
+//          not count the slices' memory.
 //
 // /// kernel
 // op      = "conv2d_wgrad"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 256 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 256 }
+// tiles   = [
+//     { TILE_M = 96, THREAD_M = 12, THREAD_N = 8 },
+//     { TILE_M = 64, TILE_N = 256 },
+// ]
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
@@ -43,13 +49,16 @@
 // TILE_K   = [8, 16]
 // THREAD_M = [8, 12]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "K*(C//groups)*R*S"
 // TILES_M = "ceil_div(K//groups, TILE_M)"
 // TILES_N = "ceil_div(C//groups*R*S, TILE_N)"
 // BLOCKS  = "TILES_N * TILES_M * groups"
 // SLICES  = "max(1, min((N*P*Q)//DEPTH, FILL//BLOCKS))"
+// STEPS   = "ceil_div(N*P*Q, TILE_K*SLICES)"
 // [dividers]
 // by_tiles_m = "TILES_M"
 // by_tiles_n = "TILES_N"
@@ -104,7 +113,7 @@ static_assert(sizeof(GemmShared) + 2 * CHUNK * (sizeof(Place) + 8) + TILE_N * si
                   48 * 1024,
               "TILE_K: static shared memory ends at 48 KB");
 
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_implicit_gemm(GEOMETRY(Conv2d), const float* __restrict__ x,
                                     const float* __restrict__ dy, float* __restrict__ dw,
                                     float* __restrict__ workspace) {

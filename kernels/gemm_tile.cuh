@@ -5,7 +5,7 @@
 //   sum[m][n] = sum over k of A[m][k] * B[k][n]       gemm_m x gemm_n x gemm_k, in true fp32
 //
 // A block makes a TILE_M x TILE_N tile of the result and takes TILE_K of gemm_k in a step. A thread keeps
-// THREAD_M x THREAD_N sums in registers. A kernel's header declares these five numbers in its `tile`.
+// THREAD_M x THREAD_N sums in registers. A kernel's header declares these numbers and PER_SM in its `tile`.
 //
 // Thread map   A warp's tile is cut into patches of 16 x 32. In a patch the lanes stand 4 (in m) by 8
 //              (in n), and each has 4 x 4 sums. Patches repeat THREAD_M / 4 times down and THREAD_N / 4
@@ -42,14 +42,11 @@ static_assert(TILE_N % WARP_N == 0, "TILE_N: a multiple of a warp's 8 * THREAD_N
 static_assert(TILE_K == 8 || TILE_K == 16 || TILE_K == 32, "TILE_K: 8, 16 or 32");
 static_assert(THREADS <= 1024, "at most 1024 threads");
 
-// Occupancy. An SM has 65536 registers, so that T resident threads have 65536 / T each, in multiples of 8. A
-// thread needs one for each sum, THREAD_M + THREAD_N for the factors of one k, and some 50 for the next
-// step's elements and for addresses. __launch_bounds__(THREADS, MIN_BLOCKS) tells the compiler how many it
-// may use.
-constexpr int RESIDENT = SUMS <= 64 && THREADS >= 256 ? 512  // 128 registers
-                         : SUMS <= 96 ? 384   // 168; 64 sums too, if few threads fetch much each
-                                      : 256;  // 255, the most that a thread can have
-constexpr int MIN_BLOCKS = RESIDENT < THREADS ? 1 : RESIDENT / THREADS;
+// Occupancy. PER_SM is how many blocks an SM is to hold. It has 65536 registers, so that each thread of these
+// may have 65536 / (PER_SM * THREADS), in multiples of 8 and at most 255. A thread needs one for each sum,
+// THREAD_M + THREAD_N for the factors of one k, and some 50 for the next step's elements and for addresses:
+// with 4 warps of 128 sums each, an SM holds two blocks; of 96 sums, three, or two where addresses take more.
+static_assert(PER_SM >= 1 && PER_SM * THREADS <= 2048, "PER_SM: at most 2048 threads on an SM");
 
 // Two buffers, so that a step needs one barrier: what a step overwrites was last read two steps ago, and the
 // barrier of the step between stands behind those reads.
@@ -151,34 +148,70 @@ struct NoEpilogue {
   __device__ __forceinline__ float operator()(int, int, float sum) const { return sum; }
 };
 
-// Rows of the output are `length` apart, and `rows` of the tile's exist. place(n, offsets) says where in a
-// row columns n to n + 3 of the tile are, or -1 for one that does not exist. epilogue(m, n, sum) makes the
-// output of a sum. Four neighbours are written by one 128-bit store where their address permits.
-template <class Place, class Epilogue>
-__device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
-                                           const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {
+// Four neighbours in n are read and written at once, in 128 bits where they lie together at such an address.
+// offset[e] is where in the row the e-th one is, or -1 for one that does not exist. Offsets grow with n: the
+// last one is three behind the first only if all four are neighbours.
+__device__ __forceinline__ bool quad_aligned(const float* row, const long long (&offset)[4]) {
+  return offset[0] >= 0 && offset[3] == offset[0] + 3 &&
+         reinterpret_cast<unsigned long long>(row + offset[0]) % 16 == 0;
+}
+__device__ __forceinline__ void load_quad(const float* row, const long long (&offset)[4], float (&v)[4]) {
+  if (quad_aligned(row, offset)) {
+    const float4 four = *reinterpret_cast<const float4*>(row + offset[0]);
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = offset[e] >= 0 ? row[offset[e]] : 0.0f;
+  }
+}
+__device__ __forceinline__ void store_quad(float* row, const long long (&offset)[4], const float (&v)[4]) {
+  if (quad_aligned(row, offset)) {
+    *reinterpret_cast<float4*>(row + offset[0]) = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (offset[e] >= 0) row[offset[e]] = v[e];
+  }
+}
+
+// This thread's sums, in fours: use(i, m, n, offset, v) gets those of its row i, which is row m of the tile, and
+// of columns n to n + 3 of the tile. `rows` of the tile's rows exist. place(n, offset) says where in a row these
+// columns are, as above. Before the first use of some columns, fetch(i, m, offset) is called for each row: what
+// it loads is then under way together, although the compiler may not move a load before a store.
+template <class Place, class Fetch, class Use>
+__device__ __forceinline__ void each_quad(int rows, const Place& place,
+                                          const float (&sum)[THREAD_M][THREAD_N], const Fetch& fetch,
+                                          const Use& use) {
 #pragma unroll
   for (int j = 0; j < THREAD_N / 4; ++j) {
-    const int n = tile_column(j);
     long long offset[4];
+    const int n = tile_column(j);
     place(n, offset);
-    // Offsets grow with n: the last one is three behind the first only if all four are neighbours.
-    const bool together = offset[0] >= 0 && offset[3] == offset[0] + 3;
+#pragma unroll
+    for (int i = 0; i < THREAD_M; ++i)
+      if (tile_row(i) < rows) fetch(i, tile_row(i), offset);
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i) {
       const int m = tile_row(i);
       if (m >= rows) continue;
       float v[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = epilogue(m, n + e, sum[i][4 * j + e]);
-      float* const row = out + m * length;
-      if (together && reinterpret_cast<unsigned long long>(row + offset[0]) % 16 == 0) {
-        *reinterpret_cast<float4*>(row + offset[0]) = make_float4(v[0], v[1], v[2], v[3]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (offset[e] >= 0) row[offset[e]] = v[e];
-      }
+      for (int e = 0; e < 4; ++e) v[e] = sum[i][4 * j + e];
+      use(i, m, n, offset, v);
     }
   }
+}
+struct NoFetch {
+  __device__ __forceinline__ void operator()(int, int, const long long (&)[4]) const {}
+};
+
+// Writes them: rows of the output are `length` apart, and epilogue(m, n, sum) makes the output of a sum.
+template <class Place, class Epilogue>
+__device__ __forceinline__ void write_sums(float* out, long long length, int rows, const Place& place,
+                                           const Epilogue& epilogue, const float (&sum)[THREAD_M][THREAD_N]) {
+  each_quad(rows, place, sum, NoFetch(), [&](int, int m, int n, const long long (&offset)[4], float (&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = epilogue(m, n + e, v[e]);
+    store_quad(out + m * length, offset, v);
+  });
 }

@@ -31,16 +31,18 @@
 // /// kernel
 // op      = "linear_dgrad"
 // dtypes  = ["float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*C"
 // TILES_M = "ceil_div(N, TILE_M)"
 // BLOCKS  = "TILES_M * ceil_div(C, TILE_N)"
@@ -58,76 +60,20 @@
 // block   = ["256"]
 // ///
 
-#include "gemm_matrix.cuh"
+#include "linear_grads.cuh"
 
-static_assert(sizeof(GemmShared) + 64 <= 48 * 1024, "TILE_K: static shared memory ends at 48 KB");
-
-// Where this block is. In shared memory, so that what the loop has no use for takes no registers in it.
-struct Block {
-  KRange range;
-  long long first_m, first_n;
-  int rows, columns;  // of the output from there on
-};
-
-// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply.
-// One step beyond the end is fetched, as zeros, so that the loop has no branch.
-template <int VECTOR, class Geometry>
-__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* dy,
-                                         const float* w, GemmShared& shared,
-                                         float (&sum)[THREAD_M][THREAD_N]) {
-  const int count = static_cast<int>(block.range.count);
-  const unsigned steps = block.range.steps;
-  AlongK<TILE_M, STRIDE_A, VECTOR> left(dy + block.first_m * g.K + block.range.first, g.K, block.rows, count);
-  AcrossK<TILE_N, STRIDE_B, VECTOR> right(w + block.range.first * g.C + block.first_n, g.C, block.columns,
-                                          count);
-
-  left.fetch();
-  right.fetch();
-  unsigned buffer = 0;
-  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36
-  // registers.
-#pragma unroll 1
-  for (unsigned step = 0; step < steps;) {
-    const unsigned end = steps < step + 32 ? steps : step + 32;
-#pragma unroll 1
-    for (; step < end; ++step) {
-      left.store(shared.a[buffer]);
-      right.store(shared.b[buffer]);
-      __syncthreads();
-      left.fetch();
-      right.fetch();
-      multiply_step(shared.a[buffer], shared.b[buffer], sum);
-      buffer ^= 1;
-    }
-  }
-}
-
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_dgrad_gemm(GEOMETRY(Linear), const float* __restrict__ dy, const float* __restrict__ w,
                            float* __restrict__ dx, float* __restrict__ workspace) {
   __shared__ GemmShared shared;
   __shared__ Block block;
 
-  // The tile of this block: the tiles that share columns are neighbours.
-  if (threadIdx.x == 0) {
-    block.first_m = static_cast<long long>(blockIdx.x % g.by_tiles_m) * TILE_M;
-    block.first_n = static_cast<long long>(blockIdx.x / g.by_tiles_m) * TILE_N;
-    block.rows = static_cast<int>(g.N - block.first_m);
-    block.columns = static_cast<int>(g.C - block.first_n);
-    block.range = k_range(g.K, g.by_slices);
-  }
+  if (threadIdx.x == 0) block.set(g.by_tiles_m, g.N, g.C, g.K, g.by_slices);
   __syncthreads();
 
   float sum[THREAD_M][THREAD_N] = {};
-  if (rows_aligned(dy, g.K) && rows_aligned(w, g.C))
-    multiply<4>(g, block, dy, w, shared, sum);
-  else
-    multiply<1>(g, block, dy, w, shared, sum);
-
-  const auto place = [&](int n, long long (&offset)[4]) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) offset[e] = n + e < block.columns ? n + e : -1;
-  };
+  dgrad_sums(block, g.C, g.K, dy, w, shared, sum);
+  const auto place = [&](int n, long long (&offset)[4]) { block.place(n, offset); };
   float* const out = slice_or_output(dx, workspace, static_cast<long long>(g.N) * g.C);
   write_sums(out + block.first_m * g.C + block.first_n, g.C, block.rows, place, NoEpilogue(), sum);
 }

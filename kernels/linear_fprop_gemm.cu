@@ -33,16 +33,18 @@
 // op      = "linear_fprop"
 // dtypes  = ["float32"]
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, FILL = 264, DEPTH = 128 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 8, THREAD_M = 8, THREAD_N = 16, PER_SM = 2, DEPTH = 128 }
 // rank    = 20
 // workspace = "4*SIZE*SLICES if SLICES > 1 else 0"
 // [tune]
 // TILE_M   = [64, 128]
 // TILE_K   = [8, 16]
 // THREAD_N = [8, 16]
-// FILL     = [132, 264]
+// PER_SM   = [1, 2, 3]
 // DEPTH    = [64, 128, 256]
+// # Places for blocks on an H200.
 // [let]
+// FILL    = "132*PER_SM"
 // SIZE    = "N*K"
 // TILES_M = "ceil_div(N, TILE_M)"
 // BLOCKS  = "TILES_M * ceil_div(K, TILE_N)"
@@ -72,40 +74,7 @@ struct Block {
   int rows, columns;  // of the output from there on
 };
 
-// The main loop: registers -> shared memory, barrier, global memory -> registers for the next step, multiply.
-// One step beyond the end is fetched, as zeros, so that the loop has no branch.
-template <int VECTOR, class Geometry>
-__device__ __forceinline__ void multiply(const Geometry& g, const Block& block, const float* x,
-                                         const float* w, GemmShared& shared,
-                                         float (&sum)[THREAD_M][THREAD_N]) {
-  const int count = static_cast<int>(block.range.count);
-  const unsigned steps = block.range.steps;
-  AlongK<TILE_M, STRIDE_A, VECTOR> left(x + block.first_m * g.C + block.range.first, g.C, block.rows, count);
-  AlongK<TILE_N, STRIDE_B, VECTOR> right(w + block.first_n * g.C + block.range.first, g.C, block.columns,
-                                         count);
-
-  left.fetch();
-  right.fetch();
-  unsigned buffer = 0;
-  // Two loops where one would do: of a single one ptxas makes up to 7 instructions more for each step, and 36
-  // registers.
-#pragma unroll 1
-  for (unsigned step = 0; step < steps;) {
-    const unsigned end = steps < step + 32 ? steps : step + 32;
-#pragma unroll 1
-    for (; step < end; ++step) {
-      left.store(shared.a[buffer]);
-      right.store(shared.b[buffer]);
-      __syncthreads();
-      left.fetch();
-      right.fetch();
-      multiply_step(shared.a[buffer], shared.b[buffer], sum);
-      buffer ^= 1;
-    }
-  }
-}
-
-extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_fprop_gemm(GEOMETRY(Linear), const float* __restrict__ x, const float* __restrict__ w,
                            const float* __restrict__ b, float* __restrict__ y, float* __restrict__ workspace,
                            const int relu) {
@@ -123,10 +92,15 @@ extern "C" __launch_bounds__(THREADS, MIN_BLOCKS) __global__
   __syncthreads();
 
   float sum[THREAD_M][THREAD_N] = {};
+  const int count = static_cast<int>(block.range.count);
+  const float* const left = x + block.first_m * g.C + block.range.first;
+  const float* const right = w + block.first_n * g.C + block.range.first;
   if (rows_aligned(x, g.C) && rows_aligned(w, g.C))
-    multiply<4>(g, block, x, w, shared, sum);
+    multiply(AlongK<TILE_M, STRIDE_A, 4>(left, g.C, block.rows, count),
+             AlongK<TILE_N, STRIDE_B, 4>(right, g.C, block.columns, count), block.range.steps, shared, sum);
   else
-    multiply<1>(g, block, x, w, shared, sum);
+    multiply(AlongK<TILE_M, STRIDE_A, 1>(left, g.C, block.rows, count),
+             AlongK<TILE_N, STRIDE_B, 1>(right, g.C, block.columns, count), block.range.steps, shared, sum);
 
   const auto place = [&](int n, long long (&offset)[4]) {
 #pragma unroll

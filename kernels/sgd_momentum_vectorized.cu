@@ -20,7 +20,6 @@
 // block  = ["THREADS"]
 // rank   = 10
 // live   = ["lr"]
-// # 1 - dampening is taken in double: near 1 the rounding of dampening to float would show.
 // [options]
 // lr = "float"
 // momentum = "float"
@@ -31,6 +30,7 @@
 // finite = "const int*"
 // ///
 
+#include "sgd.cuh"
 #include "storage.cuh"
 
 static_assert(ELEMENTS % PACK == 0, "a thread moves whole packs of 16 bytes");
@@ -51,23 +51,18 @@ extern "C" __launch_bounds__(THREADS) __global__
     gradients[c] = load_pack(dw, i, g.size, vector);
     velocities[c] = load_pack(v, i, g.size, vector);
   }
-  const bool keep = finite != nullptr && *finite == 0;  // not earlier: the loads above do not wait for it
-  if (live_lr != nullptr) lr = *live_lr;
-  if (keep && w_new == w && v_new == v) return;
-  const float fresh =
-      lr_in_velocity ? -lr : static_cast<float>(1.0 - dampening);  // weight of the gradient in v'
+  // Not earlier: the loads above do not wait for those of the flag and of the rate.
+  const SgdUpdate update(lr, momentum, weight_decay, dampening, nesterov, lr_in_velocity, finite, live_lr);
+  if (update.keep && w_new == w && v_new == v) return;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const long long i = chunk_start(c, ELEMENTS);
-    if (!keep) {
+    if (!update.keep) {
 #pragma unroll
       for (int j = 0; j < PACK; ++j) {
-        // Multiply-adds are spelt out, so that every compiler and every path rounds alike.
-        const float weight = to_float(weights[c][j]);
-        const float gradient = fmaf(weight_decay, weight, to_float(gradients[c][j]));
-        const float velocity = fmaf(momentum, to_float(velocities[c][j]), fresh * gradient);
-        const float step = nesterov ? fmaf(momentum, velocity, gradient) : velocity;
-        weights[c][j] = from_float(lr_in_velocity ? weight + velocity : fmaf(-lr, step, weight));
+        float weight = to_float(weights[c][j]), velocity = to_float(velocities[c][j]);
+        update(to_float(gradients[c][j]), weight, velocity);
+        weights[c][j] = from_float(weight);
         velocities[c][j] = from_float(velocity);
       }
     }

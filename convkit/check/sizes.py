@@ -149,7 +149,7 @@ def hints(implementation: Implementation) -> tuple[list[int], list[int], str]:
     launched = runner(implementation)
     if launched is not None:
         header = launched.kernel.header
-        declared = [*header.tile.values()]
+        declared = [v for tile in (header.tile, *header.tiles) for v in tile.values()]
         for expression in _expressions_of(header):
             declared += _integers(expression)
         source = launched.kernel.source

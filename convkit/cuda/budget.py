@@ -2,10 +2,10 @@
 
     python -m convkit.cuda.budget [--kernel NAME] [--update]        make budget
 
-For each kernel file, entry, dtype and architecture, with the shipped tile. No kernel may spill or keep a
-stack. Registers and shared memory must not grow, and the main loops of tiled kernels must not grow thinner in
-multiply-adds, unless the file of budgets changes too: `--update` writes what is measured, and the diff shows
-what a change costs. Fewer registers than the budget has are no complaint.
+For each kernel file, entry, dtype and architecture, with each of the shipped tiles. No kernel may spill or
+keep a stack. Registers and shared memory must not grow, and the main loops of tiled kernels must not grow
+thinner in multiply-adds, unless the file of budgets changes too: `--update` writes what is measured, and the
+diff shows what a change costs. Fewer registers than the budget has are no complaint.
 
 The figures are those of one version of NVRTC, which the file names; under another one, the limits alone are
 checked.
@@ -46,26 +46,39 @@ AT_MOST = ("registers", "shared_bytes")
 AT_LEAST = {"ffma_density": 0.02, "lds128_share": 0.02, "ffma_per_lds128": 0.5}
 UPDATE = "`make budget` writes what is measured now into kernels/budget.json"
 
-#: Measured: by "ENTRY DTYPE ARCHITECTURE", the figures above by their names.
+#: Measured: by "ENTRY DTYPE ARCHITECTURE", and behind that another tile's values, the figures above by name.
 Rows = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Build:
-    """One compilation of a kernel file."""
+    """One compilation of a kernel file; `tile` is one of the header's `tiles`, or empty for its `tile`."""
 
     path: Path
     dtype: str
     arch: str
+    tile: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.path.stem} ({self.dtype}, {self.arch})"
+        return f"{self.path.stem} ({self.key.replace(' ', ', ')})"
+
+    @property
+    def key(self) -> str:
+        """What stands behind the entry in the keys of its rows."""
+        tile = ",".join(f"{name}={value}" for name, value in self.tile)
+        return " ".join(filter(None, (self.dtype, self.arch, tile)))
 
 
 def builds(paths: Iterable[Path] | None = None) -> list[Build]:
     """Every compilation that the budget covers."""
     files = [read(path) for path in (builtin_files() if paths is None else paths)]
-    return [Build(k.path, dtype, arch) for k in files for dtype in k.header.dtypes for arch in ARCHITECTURES]
+    return [
+        Build(k.path, dtype, arch, tuple(tile.items()))
+        for k in files
+        for tile in ({}, *k.header.tiles)
+        for dtype in k.header.dtypes
+        for arch in ARCHITECTURES
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -81,7 +94,7 @@ def measure(build: Build) -> Rows:
     MissingExtra
         If the wheels of the extra `[static]` are not installed.
     """
-    kernel = read(build.path)
+    kernel = read(build.path).tiled(dict(build.tile))
     source = translation_unit(kernel, _sample(kernel, build.dtype))
     include = (build.path.parent,)
     counting = [Path(module).read_bytes() for module in (__file__, sass.__file__)]
@@ -115,7 +128,7 @@ def _rows(kernel: KernelFile, build: Build, cubin: nvrtc.Cubin) -> Rows:
     loops = sass.facts(sass.disassemble(cubin.code)) if tiled else {}
     rows: Rows = {}
     for entry, used in resources.items():
-        row = rows[f"{entry} {build.dtype} {build.arch}"] = dict(vars(used))
+        row = rows[f"{entry} {build.key}"] = dict(vars(used))
         loop = loops.get(entry)
         if loop and loop.ffma and loop.shared_loads:
             row["local_accesses"] = loop.local_accesses
@@ -126,7 +139,7 @@ def _rows(kernel: KernelFile, build: Build, cubin: nvrtc.Cubin) -> Rows:
 def _multiplies(kernel: KernelFile) -> bool:
     """Whether the op is a matrix product, so that a kernel with shared memory is a tiled one."""
     family, _, direction = kernel.header.op.partition("_")
-    return family in ("conv2d", "linear") and direction in ("fprop", "dgrad", "wgrad")
+    return family in ("conv2d", "linear") and direction.partition("_")[0] in ("fprop", "dgrad", "wgrad")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -182,7 +195,7 @@ def broken_limits(rows: Rows) -> list[str]:
 def overruns(build: Build, rows: Rows, budget: Mapping[str, Any]) -> list[str]:
     """Where the rows of one compilation do not keep to the budget, or are not in it."""
     allowed: Rows = budget["kernels"].get(build.path.stem, {})
-    ours = {key for key in allowed if key.split()[1:] == [build.dtype, build.arch]}
+    ours = {key for key in allowed if key.partition(" ")[2] == build.key}
     found = [
         f"{key}: is in the budget, and not in the kernel; {UPDATE}" for key in sorted(ours - rows.keys())
     ]
@@ -207,12 +220,12 @@ def overruns(build: Build, rows: Rows, budget: Mapping[str, Any]) -> list[str]:
 
 def stale(budget: Mapping[str, Any]) -> list[str]:
     """Entries of the budget that no compilation can answer for any more."""
-    expected = {(b.path.stem, b.dtype, b.arch) for b in builds()}
+    expected = {(b.path.stem, b.key) for b in builds()}
     return [
         f"{key}: is in the budget, and not among the kernels; {UPDATE}"
         for stem, rows in budget["kernels"].items()
         for key in rows
-        if (stem, *key.split()[1:]) not in expected
+        if (stem, key.partition(" ")[2]) not in expected
     ]
 
 

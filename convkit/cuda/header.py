@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: What `heuristics` must know of a tile to choose among several.
+MODELLED = ("TILE_M", "TILE_N", "TILE_K", "THREAD_M", "THREAD_N", "PER_SM")
 _OPEN, _CLOSE = "// /// kernel", "// ///"
 
 #: Types that an option may have, with what Python passes for each.
@@ -59,6 +61,9 @@ class Header:
     dtypes : tuple of str
     tile : dict of str to int
         Reach the source as `constexpr int`.
+    tiles : tuple of dict of str to int
+        Other tiles, as what differs from `tile`. For each problem `heuristics.fitted` chooses one of them
+        all, by numbers of the tile (`MODELLED`) and by BLOCKS, SLICES and STEPS in `let`.
     tune : dict of str to list of int
         Other values of the tile that are worth trying.
     launches : tuple of Launch
@@ -85,6 +90,7 @@ class Header:
     op: str
     dtypes: tuple[str, ...] = ("float32",)
     tile: dict[str, int] = field(default_factory=dict)
+    tiles: tuple[dict[str, int], ...] = ()
     tune: dict[str, list[int]] = field(default_factory=dict)
     launches: tuple[Launch, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
@@ -140,6 +146,10 @@ class KernelFile:
     def op(self) -> Op:
         return OPS[self.header.op]
 
+    def tiled(self, tile: Mapping[str, int]) -> KernelFile:
+        """The same file with other values in its tile, and no choice of tiles."""
+        return replace(self, header=replace(self.header, tile={**self.header.tile, **tile}, tiles=()))
+
 
 # ---------------------------------------------------------------------------------------------------
 # Reading
@@ -163,7 +173,7 @@ def read(path: Path) -> KernelFile:
 
 
 #: Keys of the header that say how a kernel is launched: a function of the host's has none of them.
-LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune", "live")
+LAUNCHED = ("launch", "grid", "block", "shared", "dividers", "geometry", "tune", "tiles", "live")
 
 
 def read_host(path: Path) -> KernelFile:
@@ -224,6 +234,17 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     tile = block.get("tile", {})
     if not isinstance(tile, dict) or not all(type(v) is int and k.isidentifier() for k, v in tile.items()):
         raise OptionError(f"'tile' must be a table of integers by name, not {tile!r}")
+    tiles = block.get("tiles", [])
+    if not isinstance(tiles, list) or not all(
+        isinstance(one, dict) and set(one) <= set(tile) and all(type(v) is int for v in one.values())
+        for one in tiles
+    ):
+        raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
+    if tiles and not {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*tile, *block.get("let", {})}:
+        raise OptionError(
+            f"'tiles' needs {', '.join(MODELLED)} in 'tile' and BLOCKS, SLICES and STEPS in 'let': "
+            "by these one of them is chosen"
+        )
     for key in block.get("tune", {}):
         if key not in tile:
             raise OptionError(f"'tune' names {key!r}, which is not in 'tile'")
@@ -258,7 +279,7 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     if block.get("geometry", "argument") not in ("argument", "constexpr"):
         raise OptionError(f"'geometry' must be 'argument' or 'constexpr', not {block['geometry']!r}")
     header = {k: v for k, v in block.items() if k not in ("launch", "grid", "block", "shared")}
-    for key in ("dtypes", "live"):
+    for key in ("dtypes", "tiles", "live"):
         if key in header:
             header[key] = tuple(header[key])
     return Header(**header, launches=_launches(stem, block))

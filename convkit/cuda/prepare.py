@@ -16,7 +16,7 @@ import numpy as np
 from .. import devices
 from ..op import Problem
 from ..registry import Implementation
-from . import dividers, expressions
+from . import dividers, expressions, heuristics
 from .header import OPTION_TYPES, KernelFile, Launch, read
 from .launch import KEPT, Argument, Bound, Executor, Extent, Function
 from .source import translation_unit
@@ -92,13 +92,18 @@ class Runner:
     def __init__(self, kernel: KernelFile) -> None:
         self.kernel = kernel
         keep = functools.lru_cache(maxsize=KEPT)
+        self.fitted = keep(self._fitted)
         self.ready = keep(self._ready)
         self.refusal = keep(self._refusal)
         self.workspace = keep(self._workspace)
 
+    def _fitted(self, problem: Problem) -> KernelFile:
+        """The kernel file with the tile that suits the problem."""
+        return heuristics.fitted(self.kernel, problem)
+
     def scope(self, problem: Problem) -> dict[str, Any]:
         """The names that the header's expressions see."""
-        return self.kernel.header.scope(problem)
+        return self.fitted(problem).header.scope(problem)
 
     def _refusal(self, problem: Problem) -> str | None:
         """Why `when` does not hold, or None."""
@@ -130,7 +135,7 @@ class Runner:
         return executor.prepared.get((self, problem), lambda: self._prepare(executor, problem))
 
     def _prepare(self, executor: Executor, problem: Problem) -> Prepared:
-        kernel, ready = self.kernel, self.ready(problem)
+        kernel, ready = self.fitted(problem), self.ready(problem)
         source, include = translation_unit(kernel, problem), (kernel.path.parent,)
         functions, bound = [], []
         for index, (entry, grid, block, shared) in enumerate(ready.launches):
@@ -145,7 +150,7 @@ class Runner:
         launches = ((one.entry, *self.extents(one, problem)) for one in self.kernel.header.launches)
         # An empty grid: nothing to do, which CUDA itself would refuse to launch.
         launches_made = tuple(launch for launch in launches if 0 not in launch[1])
-        return Ready(dividers.struct(self.kernel.header, problem), launches_made)
+        return Ready(dividers.struct(self.fitted(problem).header, problem), launches_made)
 
     def extents(self, launch: Launch, problem: Problem) -> tuple[Extent, Extent, int]:
         """Grid, block and shared bytes of a launch for a problem."""

@@ -13,6 +13,7 @@ from convkit.check import Case, Question
 from convkit.cuda.header import KernelFile, read
 from convkit.cuda.prepare import Runner
 from convkit.ops.conv2d import Conv2d
+from convkit.ops.elementwise import Elementwise
 from convkit.ops.linear import Linear
 from convkit.paths import kernels_dir
 
@@ -76,6 +77,14 @@ def launch(kernel: KernelFile, asked: Question, **how: Any) -> np.ndarray:
     return out
 
 
+def run(stem: str, problem: Any, *tensors: Any, **options: Any) -> None:
+    """A kernel on tensors of the caller's; its workspace is NaN at first."""
+    runner = Runner(kernel(stem))
+    workspace = np.full(runner.workspace(problem), 0xFF, np.uint8) if runner.kernel.header.workspace else None
+    with ck.emulate(check=True):
+        runner(problem, *tensors, workspace=workspace, **options)
+
+
 def assert_right(got: np.ndarray, asked: Question) -> None:
     (wanted,) = asked.wanted.values()
     excess = np.abs(got - wanted.value) / wanted.bound()
@@ -107,6 +116,61 @@ def test_any_order_of_threads_gives_the_same_bits(stem):
         for seed in range(4):
             assert launch(kernel(stem), asked, seed=seed).tobytes() == first.tobytes()
     assert max(counts) > 1, "no problem here is cut into slices"
+
+
+@pytest.mark.parametrize("problem", [*SMALL["conv2d"], *SLICED["conv2d"]], ids=str)
+def test_the_gradient_with_a_relu_below_is_the_gradient_alone_or_zero(problem):
+    """The bits of conv2d_dgrad where x is positive or NaN: whole or in slices, x aligned as dx or not."""
+    alone = question("conv2d_dgrad_implicit_gemm", problem)
+    dx = launch(kernel("conv2d_dgrad_implicit_gemm"), alone)
+    fused = kernel("conv2d_dgrad_relu_implicit_gemm")
+    assert slices(fused.stem, problem) == slices("conv2d_dgrad_implicit_gemm", problem)
+    rng = np.random.default_rng(5)
+    for start in range(2):
+        x = rng.standard_normal(dx.size + start, np.float32)[start:].reshape(dx.shape)
+        x.flat[::7] = rng.choice([0.0, -0.0, np.nan], x.flat[::7].shape)
+        got = np.full(dx.shape, np.nan, np.float32)
+        run(fused.stem, problem, *alone.inputs.values(), x, got)
+        np.testing.assert_array_equal(got, np.where(x <= 0, np.float32(0), dx))
+
+
+#: Momentum of either kind, and Nesterov's.
+RULES = [
+    {"momentum": 0.9, "weight_decay": 5e-4, "dampening": 0.0, "nesterov": False, "lr_in_velocity": True},
+    {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.999, "nesterov": True, "lr_in_velocity": False},
+]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in place", "apart"])
+@pytest.mark.parametrize("problem", [*SMALL["linear"], *SLICED["linear"]], ids=str)
+def test_an_update_with_its_gradients_is_what_the_kernels_apart_make(problem, apart):
+    """The same bits, whole or in slices, of either gradient; a flag of 0 changes no weight."""
+    rng = np.random.default_rng(6)
+
+    def draw(name: str) -> np.ndarray:
+        return rng.standard_normal(problem.shape(name), np.float32)
+
+    x, dy, w, v = (draw(name) for name in ("x", "dy", "w", "v"))
+    x[rng.random(x.shape) < 0.3] = 0
+    dw, dx = np.empty_like(w), np.empty_like(x)
+    run("linear_wgrad_gemm", problem, x, dy, dw)
+    run("linear_dgrad_gemm", problem, dy, w, dx)
+    for rule, relu, flag in ((RULES[0], True, None), (RULES[1], False, 1), (RULES[1], True, 0)):
+        finite = None if flag is None else np.array([flag], np.int32)
+        given = {"lr": 0.7, **rule, "finite": finite}
+        wanted = [np.empty_like(w), np.empty_like(v)]
+        run("sgd_momentum_vectorized", Elementwise(w.shape), w, dw, v, *wanted, **given)
+        masked = np.where((x <= 0) & relu, np.float32(0), dx)
+
+        old, got = [w.copy(), v.copy()], np.full(x.shape, np.nan, np.float32)
+        new = [np.full(w.shape, np.nan, np.float32) for _ in old] if apart else old
+        run("linear_dgrad_wgrad_sgd_gemm", problem, dy, old[0], x, old[1], got, *new, relu=relu, **given)
+        assert [a.tobytes() for a in (got, *new)] == [a.tobytes() for a in (masked, *wanted)]
+
+        old = [w.copy(), v.copy()]
+        new = [np.full(w.shape, np.nan, np.float32) for _ in old] if apart else old
+        run("linear_wgrad_sgd_gemm", problem, x, dy, *old, *new, **given)
+        assert [a.tobytes() for a in new] == [a.tobytes() for a in wanted]
 
 
 @pytest.mark.parametrize("stem", CONV)

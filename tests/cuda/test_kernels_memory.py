@@ -42,7 +42,7 @@ OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
     *("conv2d_bgrad", "linear_bgrad", "lrn_maxpool2d_fprop", "label_rank", "loss_summary"),
-    "crop_images",
+    *("crop_images", "lrn_maxpool2d_dgrad"),
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
@@ -62,7 +62,11 @@ SGD = {
     "nesterov": True,
     "lr_in_velocity": False,
 }
-OPTIONS = {"dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25}, "sgd": SGD}
+OPTIONS = {
+    "dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25},
+    "sgd": SGD,
+    "lrn_maxpool2d_dgrad": {"relu": True},
+}
 
 
 def lrn_pool(shape: tuple[int, ...], pool: dict | None = None, **lrn: object) -> LrnMaxPool2d:
@@ -396,7 +400,7 @@ def test_no_nan_crosses_a_group_or_lingers(op, size):
 # ---------------------------------------------------------------------------------------------------
 # LRN and max pooling as one op
 # ---------------------------------------------------------------------------------------------------
-LRN_POOL = [k for k in KERNELS if k.op.problem is LrnMaxPool2d]
+LRN_POOL = [k for k in KERNELS if k.header.op == "lrn_maxpool2d_fprop"]
 
 
 def takers(problem: LrnMaxPool2d) -> list[str]:
@@ -493,6 +497,59 @@ def test_no_nan_crosses_a_group_a_segment_or_a_lane(kernel, size):
         np.testing.assert_array_equal(np.isnan(y), lost)
         np.testing.assert_array_equal(outputs["argmax"][lost], 3 + column - 2 * np.nonzero(lost)[3])
         assert np.all(np.abs(y - want["y"].value)[~lost] <= want["y"].bound()[~lost])
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize(("top", "left"), PADS)
+def test_backward_with_every_padding(top, left, relu):
+    """Images of every parity, with windows that overhang, and with pixels that no window sees."""
+    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+    for H, W, bottom, right, ceil in (
+        (3, 8, 0, 2, True),
+        (10, 5, 1, 0, False),
+        (6, 65, 0, 0, True),
+        (9, 6, 0, 0, False),
+        (1, 2, 2, 2, False),
+    ):
+        if H + top + bottom < 3 or W + left + right < 3:
+            continue
+        pads = {"padding": ((top, bottom), (left, right)), "ceil_mode": ceil}
+        problem = lrn_pool((2, 7, H, W), pads, alpha=0.7, size=3 + 2 * (H % 2))
+        inputs, outputs = question(kernel.header.op, problem)
+        inputs["x"] = np.maximum(inputs["x"], 0) if relu else inputs["x"]
+        launch(kernel, problem, inputs | outputs, {"relu": relu}, check=True)
+        want = expected(kernel.header.op, problem, inputs, {"relu": relu})["dx"]
+        assert np.all(np.abs(outputs["dx"] - want.value) <= want.bound()), f"{problem}"
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_backward_no_nan_crosses_a_group_or_a_segment(size):
+    """A NaN in x reaches the channels of its own group that see it, at its own pixel, and nothing else."""
+    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+    problem = lrn_pool((1, 2 * 100, 3, 5), size=size, groups=2, alpha=0.5)
+    assert kernel.header.tile["SEGMENT"] < 100
+    for channel, column in ((0, 0), (33, 1), (34, 2), (49, 3), (50, 4), (99, 0), (100, 1), (199, 4)):
+        inputs, outputs = question(kernel.header.op, problem)
+        inputs["x"][0, channel, 1, column] = np.nan
+        launch(kernel, problem, inputs | outputs, {"relu": False})
+        want = expected(kernel.header.op, problem, inputs, {"relu": False})["dx"]
+        lost = np.isnan(want.value)
+        assert lost.any()
+        np.testing.assert_array_equal(np.isnan(outputs["dx"]), lost)
+        assert np.all(np.abs(outputs["dx"] - want.value)[~lost] <= want.bound()[~lost])
+
+
+def test_backward_an_argmax_that_is_no_position_gives_its_gradient_to_no_pixel():
+    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+    problem = lrn_pool((1, 6, 7, 9), alpha=0.5)
+    inputs, outputs = question(kernel.header.op, problem)
+    without = {**inputs, "dy": inputs["dy"].copy()}
+    for i, winner in enumerate((9, 11, 14, 255)):
+        inputs["argmax"][0, :, i % 3, i] = winner
+        without["dy"][0, :, i % 3, i] = 0
+    launch(kernel, problem, inputs | outputs, {"relu": False})
+    want = expected(kernel.header.op, problem, without, {"relu": False})["dx"]
+    assert np.all(np.abs(outputs["dx"] - want.value) <= want.bound())
 
 
 @pytest.mark.parametrize("window", [16, 17, 257], ids=["uint8", "uint16", "uint32"])

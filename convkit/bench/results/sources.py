@@ -193,6 +193,7 @@ def _machine_code(
     if arch is None or not problems:
         return {}
     from ...cuda.header import read
+    from ...cuda.heuristics import fitted
     from ...cuda.nvrtc import cached_cubin, version
     from ...cuda.source import translation_unit
     from ...errors import ConvkitError
@@ -201,7 +202,7 @@ def _machine_code(
     kernel = read(path)
     hashes = set()
     try:
-        for unit in dict.fromkeys(translation_unit(kernel, problem) for problem in problems):
+        for unit in dict.fromkeys(translation_unit(fitted(kernel, p), p) for p in problems):
             code = cached_cubin(unit, arch, include=(path.parent,), name=kernel.stem)
             hashes.add(hashlib.sha256(code).hexdigest())
         flags = [*_CUDA_FLAGS, f"-arch={arch}", f"nvrtc {version()}"]

@@ -1,0 +1,108 @@
+"""Which tile a GEMM kernel gets for a problem: the one that a small model of waves finds the fastest.
+
+The model, of an H200. All blocks take the same time, and each streaming multiprocessor (SM) gets as many of
+them as any other, or one more. It holds a set of them at a time, which share its issue slots. Where the last
+set is not full it takes less time, but not in proportion, since its blocks hide less of each other's latency.
+A block pays `FIXED` steps beside its own: its first loads, and the writing of the sums. Of a step's
+instructions the multiply-adds are what counts; the others are the shared loads, and `FETCH` for each element
+that a thread fetches. `HIDDEN` is left of the issue slots when barriers and latency have taken theirs. What
+slices of a sum move through memory is not counted.
+
+What it says is prediction: it ranks tiles, and no GPU has been asked. `tiles.table()` has it for AlexNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..op import Problem
+from . import expressions
+from .header import Header, KernelFile
+
+#: SMs of an H200.
+SMS = 132
+#: Instructions to fetch an element and to store it in shared memory, addresses and guards included: 8.6 to 11
+#: in the machine code of the convolutions for sm_90a.
+FETCH = 10
+#: Steps' worth of time that a block spends outside its main loop.
+FIXED = 6
+#: What barriers and latency leave of the issue slots.
+HIDDEN = 0.95
+#: Share of a full set's time that a set of blocks takes however small it is.
+ALONE = 0.4
+#: Another tile than the first is taken where it is predicted to save this share of the time, and where the
+#: first one has blocks enough to busy every SM: below that, launches and latency decide, not waves.
+WORTH = 0.04
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one tile for one problem.
+
+    Attributes
+    ----------
+    blocks : int
+        Of the launch.
+    waves : float
+        Blocks by the places for them on the GPU.
+    density : float
+        Share of multiply-adds in the instructions of the main loop.
+    efficiency : float
+        Share of the GPU's peak in multiply-adds that count.
+    """
+
+    blocks: int
+    waves: float
+    density: float
+    efficiency: float
+
+
+def density(tile: Mapping[str, int]) -> float:
+    """Share of multiply-adds in the instructions of the main loop."""
+    m, n, k = tile["THREAD_M"], tile["THREAD_N"], tile["TILE_K"]
+    threads = tile["TILE_M"] * tile["TILE_N"] // (m * n)
+    fetched = (tile["TILE_M"] + tile["TILE_N"]) * k / threads
+    return m * n * k / (m * n * k + k * (m + n) / 4 + FETCH * fetched)
+
+
+def predict(header: Header, problem: Problem) -> Prediction:
+    """What the model says of a header's tile; its `let` has BLOCKS, SLICES and STEPS (of one slice)."""
+    tile, scope = header.tile, header.scope(problem)
+    blocks, per_sm, dense = scope["BLOCKS"] * scope["SLICES"], tile["PER_SM"], density(tile)
+    sets, rest = divmod(-(-blocks // SMS), per_sm)
+    # In times of a full set of blocks, which is `per_sm` blocks' multiply-adds on one SM.
+    time = sets + (ALONE + (1 - ALONE) * rest / per_sm if rest else 0)
+    block = tile["TILE_M"] * tile["TILE_N"] * tile["TILE_K"] * (scope["STEPS"] + FIXED)
+    useful = problem.flops(header.op) / 2
+    efficiency = HIDDEN * dense * useful / (SMS * time * per_sm * block) if blocks else 0.0
+    return Prediction(blocks, blocks / (SMS * per_sm), dense, efficiency)
+
+
+def fitted(kernel: KernelFile, problem: Problem) -> KernelFile:
+    """The kernel file with the tile that is predicted to be the fastest for the problem.
+
+    Parameters
+    ----------
+    kernel : KernelFile
+    problem : Problem
+
+    Returns
+    -------
+    KernelFile
+        The given one, unless another tile than its first is chosen.
+    """
+    if not kernel.header.tiles or problem.empty:
+        return kernel
+    first = predict(kernel.header, problem)
+    if first.blocks < SMS:
+        return kernel
+    found, best = kernel, first.efficiency / (1 - WORTH)
+    for tile in kernel.header.tiles:
+        other = kernel.tiled(tile)
+        when = other.header.when
+        if when and not expressions.evaluate(when, other.header.scope(problem)):
+            continue
+        if (efficiency := predict(other.header, problem).efficiency) > best:
+            found, best = other, efficiency
+    return found
