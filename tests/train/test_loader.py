@@ -292,6 +292,7 @@ from convkit.train.loader import Loader
 loader = Loader(splits.Stuck(12), workers=1)
 reads = loader.read([np.arange(3), np.arange(3, 6)])
 print(loader._engine._running.processes[0].pid, next(reads).indices.sum(), flush=True)
+sys.stdin.readline()
 if sys.argv[2] == "wait":
     next(reads)
 """
@@ -303,12 +304,14 @@ def test_nothing_is_left_of_a_loader_that_nobody_closed(end):
     before = {name for name in os.listdir("/dev/shm") if "convkit" in name}
     parent = subprocess.Popen(
         [sys.executable, "-W", "always", "-c", PARENT, str(Path(__file__).parent), end],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     reader, total = map(int, parent.stdout.readline().split())
     assert total == 3
     watch = select.poll()
     watch.register(watched := os.pidfd_open(reader), select.POLLIN)
+    parent.stdin.write("\n")  # not before: it ends at once
+    parent.stdin.flush()
     if end == "wait":
         parent.kill()
     assert watch.poll(60_000)  # the reader is gone, or the wait is over
