@@ -46,6 +46,8 @@ class Prediction:
         Of the launch.
     waves : float
         Blocks by the places for them on the GPU.
+    use : float
+        Share of the tiles' multiply-adds that count.
     density : float
         Share of multiply-adds in the instructions of the main loop.
     efficiency : float
@@ -54,6 +56,7 @@ class Prediction:
 
     blocks: int
     waves: float
+    use: float
     density: float
     efficiency: float
 
@@ -73,10 +76,12 @@ def predict(header: Header, problem: Problem) -> Prediction:
     sets, rest = divmod(-(-blocks // SMS), per_sm)
     # In times of a full set of blocks, which is `per_sm` blocks' multiply-adds on one SM.
     time = sets + (ALONE + (1 - ALONE) * rest / per_sm if rest else 0)
-    block = tile["TILE_M"] * tile["TILE_N"] * tile["TILE_K"] * (scope["STEPS"] + FIXED)
+    step = tile["TILE_M"] * tile["TILE_N"] * tile["TILE_K"]
     useful = problem.flops(header.op) / 2
-    efficiency = HIDDEN * dense * useful / (SMS * time * per_sm * block) if blocks else 0.0
-    return Prediction(blocks, blocks / (SMS * per_sm), dense, efficiency)
+    use = useful / (blocks * step * scope["STEPS"]) if blocks else 0.0
+    paid = SMS * time * per_sm * step * (scope["STEPS"] + FIXED)
+    efficiency = HIDDEN * dense * useful / paid if blocks else 0.0
+    return Prediction(blocks, blocks / (SMS * per_sm), use, dense, efficiency)
 
 
 def fitted(kernel: KernelFile, problem: Problem) -> KernelFile:

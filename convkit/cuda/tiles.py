@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..op import OPS
-from .header import builtin_files, read
+from . import budget
+from .header import KernelFile, builtin_files, read
 from .heuristics import fitted, predict
+
+#: FP32 of an H200, FLOP/s: 132 SMs, 128 multiply-adds in a cycle, 1.98 GHz.
+PEAK = 66.9e12
 
 
 def named(tile: Mapping[str, int]) -> str:
@@ -22,23 +26,50 @@ def named(tile: Mapping[str, int]) -> str:
 def table(batch: int = 128) -> str:
     """For each convolution of the 2012 AlexNet and each kernel with several tiles: the first, and the chosen.
 
-    Efficiencies are in % of the FP32 peak, without and with the choice: predictions.
+    Registers and the share of FFMA are counted in the machine code for sm_90a (`kernels/budget.json`). MB
+    are those of the op's tensors. The rest is what the model predicts: efficiencies in % of the FP32 peak,
+    without and with the choice, and the time with it in microseconds.
     """
-    lines = ["| kernel | layer | tile | waves | first tile | chosen |", "|---|---|---|--:|--:|--:|"]
+    heads = (
+        "kernel",
+        "layer",
+        "tile",
+        "use, %",
+        "waves",
+        "registers",
+        "FFMA, %",
+        "MB",
+        "first",
+        "chosen",
+        "us",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "--:|" * (len(heads) - 3)]
+    counted = budget.load()["kernels"]
     for kernel in map(read, builtin_files()):
-        for name, problem in OPS[kernel.header.op].cases.layers() if kernel.header.tiles else ():
+        op = OPS[kernel.header.op]
+        for name, problem in op.cases.layers() if kernel.header.tiles else ():
             preset, _, layer = name.partition(" ")
             if preset != "2012":
                 continue
             asked = replace(problem, N=batch)  # type: ignore[call-arg]
             chosen = fitted(kernel, asked)
             before, after = predict(kernel.header, asked), predict(chosen.header, asked)
-            cells = (
-                f"`{kernel.stem}`", layer, named(chosen.header.tile), f"{after.waves:.1f}",
-                f"{100 * before.efficiency:.0f}", f"{100 * after.efficiency:.0f}",
-            )  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
+            us = 1e6 * asked.flops(op.name) / PEAK / after.efficiency
+            row = counted[kernel.stem][f"{kernel.stem} {_key(kernel, chosen)}"]
+            lines.append(
+                f"| `{kernel.stem}` | {layer} | {named(chosen.header.tile)} | {100 * after.use:.0f} "
+                f"| {after.waves:.1f} | {row['registers']} | {100 * row['ffma_density']:.0f} "
+                f"| {asked.bytes(*op.inputs, *op.outputs) / 1e6:.0f} | {100 * before.efficiency:.0f} "
+                f"| {100 * after.efficiency:.0f} | {us:,.0f} |"
+            )
     return "\n".join(lines)
+
+
+def _key(kernel: KernelFile, chosen: KernelFile) -> str:
+    """The key of a tile's row in the budget."""
+    tiles = ({}, *kernel.header.tiles)
+    tile = next(t for t in tiles if kernel.tiled(t).header.tile == chosen.header.tile)
+    return budget.Build(kernel.path, "float32", "sm_90a", tuple(tile.items())).key
 
 
 if __name__ == "__main__":
