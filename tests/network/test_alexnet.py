@@ -166,7 +166,7 @@ def _dropout_masks(preset, seed, batch, training):
     return masks
 
 
-#: The other mode of each preset; the quick tests see every preset, and each mode twice.
+#: What is slow: the quick tests see one preset in each mode.
 LONG = {
     ("paper", True),
     ("caffe", False),
