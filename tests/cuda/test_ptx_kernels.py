@@ -92,10 +92,10 @@ def test_the_gate(path, dtype, every):
         assert found[0] == found[1] == found[2], case
 
 
-@pytest.mark.parametrize("every", [0, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [0, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.thorough])])
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
 def test_another_architecture(path, dtype, every):
-    """What NVRTC makes for sm_90a is understood too; the slow test runs it in float32, where it is another.
+    """What NVRTC makes for sm_90a is understood too; the thorough test runs it in float32, where it is another.
 
     `test_random_geometries` runs it in every dtype.
     """
@@ -131,6 +131,7 @@ def test_lines_change_no_instruction():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
 def test_random_geometries(path, dtype):
     one = implementation(path)
