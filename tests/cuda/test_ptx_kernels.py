@@ -95,7 +95,7 @@ def test_the_gate(path, dtype, every):
 @pytest.mark.parametrize("every", [0, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.thorough])])
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
 def test_another_architecture(path, dtype, every):
-    """What NVRTC makes for sm_90a is understood too; the thorough test runs it in float32, where it is another.
+    """What NVRTC makes for sm_90a is understood too; the thorough test runs it, where it is another.
 
     `test_random_geometries` runs it in every dtype.
     """
