@@ -175,28 +175,37 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const float* __r
   fetch_dy(0);
   fetch_x(0);
   unsigned buffer = 0;
-#pragma unroll 1
-  for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
-    // The half of the table that this overwrites was last read before the last step's barrier. What it
-    // puts there is first read after the barrier of this chunk's last step.
-    make_pixels(chunk);
-    const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
+  const auto take_steps = [&](unsigned step, unsigned end, auto add_dy) {
 #pragma unroll 1
     for (; step < end; ++step) {
       store_dy(shared.a[buffer]);
       store_x(shared.b[buffer]);
-      if (adds) {
-#pragma unroll
-        for (int octet = 0; octet < OCTETS; ++octet)
-#pragma unroll
-          for (int pass = 0; pass < FILTER_PASSES; ++pass) db_sum[pass] += dy_stage[octet][pass];
-      }
+      add_dy();
       __syncthreads();
       fetch_x(step + 1);
       fetch_dy(step + 1);
       multiply_step(shared.a[buffer], shared.b[buffer], sum);
       buffer ^= 1;
     }
+  };
+#pragma unroll 1
+  for (unsigned step = 0, chunk = 1; step < block.range.steps; ++chunk) {
+    // The half of the table that this overwrites was last read before the last step's barrier. What it
+    // puts there is first read after the barrier of this chunk's last step.
+    make_pixels(chunk);
+    const unsigned end = block.range.steps < chunk * CHUNK_STEPS ? block.range.steps : chunk * CHUNK_STEPS;
+    // Two loops: in one, the blocks that do not add would pass over the additions at their full price.
+    if (adds) {
+      take_steps(step, end, [&] {
+#pragma unroll
+        for (int octet = 0; octet < OCTETS; ++octet)
+#pragma unroll
+          for (int pass = 0; pass < FILTER_PASSES; ++pass) db_sum[pass] += dy_stage[octet][pass];
+      });
+    } else {
+      take_steps(step, end, [] {});
+    }
+    step = end;
   }
 
   // ---- Writing ----
