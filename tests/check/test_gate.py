@@ -833,6 +833,25 @@ def masks_with_the_first_image(g, dy, w, x, dx):
     dx[np.broadcast_to(x[:1] <= 0, dx.shape)] = 0
 
 
+@bad("conv2d_wgrad_bgrad", r"^db\[[\d, ]*\] is .*, expected")
+def leaves_the_last_image_out_of_the_bias(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](g, x, dy, dw)
+    RIGHT["conv2d_bgrad"](g, dy[:-1], db)
+
+
+@bad("conv2d_wgrad_bgrad", r"^dw\[[\d, ]*\] is .*, expected")
+def leaves_the_last_image_out_of_the_weights(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](replace(g, N=g.N - 1), x[:-1], dy[:-1], dw)
+    RIGHT["conv2d_bgrad"](g, dy, db)
+
+
+@bad("conv2d_wgrad_bgrad", "did not write db")
+def makes_the_bias_of_the_first_group_alone(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](g, x, dy, dw)
+    first = g.K // g.groups
+    RIGHT["conv2d_bgrad"](g, dy[:, :first], db[:first])
+
+
 @bad("lrn_maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
 def picks_the_last_tap(g, x, y, argmax):
     RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
