@@ -141,8 +141,12 @@ SEVERAL = Conv2d.of((3, 20, 17, 16), (150, 20, 3, 3))
 
 @pytest.mark.parametrize(
     "tile",
-    [{}, {"TILE_M": 96, "THREAD_M": 12, "THREAD_N": 8}, {"TILE_M": 64, "TILE_N": 256}, {"TILE_K": 16}],
-    ids=["first", "96 rows", "256 columns", "16 pixels"],
+    [
+        pytest.param({}, id="first"),
+        pytest.param({"TILE_K": 16}, id="16 pixels"),
+        pytest.param({"TILE_M": 96, "THREAD_M": 12, "THREAD_N": 8}, id="96 rows", marks=pytest.mark.slow),
+        pytest.param({"TILE_M": 64, "TILE_N": 256}, id="256 columns", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("problem", [SLICED["conv2d"][1], SEVERAL], ids=str)
 def test_the_gradient_of_the_weights_beside_that_of_the_bias_is_the_one_alone(problem, tile):
