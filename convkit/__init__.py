@@ -21,7 +21,15 @@ from .network.network import Network
 from .network.update import Update
 from .ops.avgpool2d import AvgPool2d, avgpool2d_dgrad, avgpool2d_fprop
 from .ops.channel_sum import ChannelSum
-from .ops.conv2d import Conv2d, conv2d_bgrad, conv2d_dgrad, conv2d_dgrad_relu, conv2d_fprop, conv2d_wgrad
+from .ops.conv2d import (
+    Conv2d,
+    conv2d_bgrad,
+    conv2d_dgrad,
+    conv2d_dgrad_relu,
+    conv2d_fprop,
+    conv2d_wgrad,
+    conv2d_wgrad_bgrad,
+)
 from .ops.crop_images import CropImages, crop_images
 from .ops.dropout import dropout_dgrad, dropout_fprop
 from .ops.elementwise import Elementwise

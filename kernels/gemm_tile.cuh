@@ -126,16 +126,22 @@ __device__ __forceinline__ float* slice_or_output(float* out, float* workspace, 
   return gridDim.z == 1 ? out : workspace + size * blockIdx.z;
 }
 
-// The second launch: adds up `slices` slices of `size` sums. `finish(i, sum)` makes output i of a sum.
-template <class Finish>
-__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, float* __restrict__ out,
-                                           long long size, long long slices, const Finish& finish) {
+// The second launch: adds up `slices` slices of `size` sums; use(i, sum) gets the i-th.
+template <class Use>
+__device__ __forceinline__ void each_sum(const float* __restrict__ workspace, long long size,
+                                         long long slices, const Use& use) {
   const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (long long i = first; i < size; i += static_cast<long long>(gridDim.x) * blockDim.x) {
     float sum = workspace[i];
     for (long long slice = 1; slice < slices; ++slice) sum += workspace[size * slice + i];
-    out[i] = finish(i, sum);
+    use(i, sum);
   }
+}
+// The same, where finish(i, sum) makes the output's element i of a sum.
+template <class Finish>
+__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, float* __restrict__ out,
+                                           long long size, long long slices, const Finish& finish) {
+  each_sum(workspace, size, slices, [&](long long i, float sum) { out[i] = finish(i, sum); });
 }
 
 // -----------------------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-template <class T>
+// Over the warp, or over LANES lanes in a row, a power of two.
+template <int LANES = 32, class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(ALL_LANES, value, lanes);
+  for (int lanes = LANES / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(ALL_LANES, value, lanes);
   return value;
 }
 

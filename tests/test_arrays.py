@@ -24,6 +24,7 @@ CALLS = {
     "conv2d_dgrad_relu": lambda a: ck.conv2d_dgrad_relu(a.y, a.k, a.x, padding=1),
     "conv2d_wgrad": lambda a: ck.conv2d_wgrad(a.x, a.y, (4, 4, 3, 3), padding=1),
     "conv2d_bgrad": lambda a: ck.conv2d_bgrad(a.y),
+    "conv2d_wgrad_bgrad": lambda a: ck.conv2d_wgrad_bgrad(a.x, a.y, (4, 4, 3, 3), padding=1),
     "relu_fprop": lambda a: ck.relu_fprop(a.x),
     "relu_dgrad": lambda a: ck.relu_dgrad(a.y, a.x),
     "lrn_fprop": lambda a: ck.lrn_fprop(a.x, **LRN),

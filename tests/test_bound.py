@@ -53,6 +53,7 @@ SAMPLES = {
     "conv2d_dgrad_relu": Sample({"dy": IMAGE, "w": FILTER, "x": IMAGE}, CONV),
     "conv2d_wgrad": Sample({"x": IMAGE, "dy": IMAGE}, {"w_shape": FILTER, **CONV}),
     "conv2d_bgrad": Sample({"dy": IMAGE}, {}),
+    "conv2d_wgrad_bgrad": Sample({"x": IMAGE, "dy": IMAGE}, {"w_shape": FILTER, **CONV}),
     "relu_fprop": Sample({"x": IMAGE}, {}),
     "relu_dgrad": Sample({"dy": IMAGE, "y": IMAGE}, {}),
     "lrn_fprop": Sample({"x": IMAGE}, LRN),

@@ -20,6 +20,7 @@ from convkit.cli import check as command
 from convkit.errors import OptionError
 from convkit.op import OPS
 from convkit.ops import avgpool2d, window
+from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.crop_images import places as crop_places
 from convkit.ops.linear import Linear
@@ -833,6 +834,25 @@ def masks_with_the_first_image(g, dy, w, x, dx):
     dx[np.broadcast_to(x[:1] <= 0, dx.shape)] = 0
 
 
+@bad("conv2d_wgrad_bgrad", r"^db\[[\d, ]*\] is .*, expected")
+def leaves_the_last_image_out_of_the_bias(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](g, x, dy, dw)
+    RIGHT["conv2d_bgrad"](g, dy[:-1], db)
+
+
+@bad("conv2d_wgrad_bgrad", r"^dw\[[\d, ]*\] is .*, expected")
+def leaves_the_last_image_out_of_the_weights(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](replace(g, N=g.N - 1), x[:-1], dy[:-1], dw)
+    RIGHT["conv2d_bgrad"](g, dy, db)
+
+
+@bad("conv2d_wgrad_bgrad", "did not write db")
+def makes_the_bias_of_the_first_group_alone(g, x, dy, dw, db):
+    RIGHT["conv2d_wgrad"](g, x, dy, dw)
+    first = g.K // g.groups
+    RIGHT["conv2d_bgrad"](g, dy[:, :first], db[:first])
+
+
 @bad("lrn_maxpool2d_fprop", r"argmax\[[\d, ]+\] is \d+, expected \d+;")
 def picks_the_last_tap(g, x, y, argmax):
     RIGHT["lrn_maxpool2d_fprop"](g, x, y, argmax)
@@ -1157,6 +1177,18 @@ def test_a_lost_term_does_not_pass(L, caught):
     want = question.wanted["y"]
     lost = np.abs(x[:, None, L // 2].astype(np.float64) * w[:, L // 2])
     assert (lost > want.bound()).mean() >= caught
+
+
+def test_two_gradients_of_one_op_are_held_to_the_bounds_of_each_alone():
+    g = Conv2d.of((3, 4, 9, 8), (6, 2, 3, 3), padding=1, groups=2)
+    both = check.Question.of(check.Case("conv2d_wgrad_bgrad", g, "both"), "float32")
+    for op, problem in (("conv2d_wgrad", g), ("conv2d_bgrad", ChannelSum.of(g.shape("dy"), 4))):
+        inputs = {name: both.inputs[name] for name in OPS[op].inputs}
+        for name, alone in tolerance.expected(op, problem, inputs, {}).items():
+            found = both.wanted[name]
+            np.testing.assert_array_equal(found.value, alone.value)
+            np.testing.assert_array_equal(found.bound(), alone.bound())
+            np.testing.assert_array_equal(found.scale, alone.scale)
 
 
 def test_float16_accumulation_is_far_outside():

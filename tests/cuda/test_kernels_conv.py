@@ -23,7 +23,8 @@ PASSES = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "linear_fprop", "linea
 NAIVE = [f"{op}_naive" for op in PASSES]
 CONV = [f"conv2d_{p}_implicit_gemm" for p in ("fprop", "dgrad", "wgrad")]
 LINEAR = [f"linear_{p}_gemm" for p in ("fprop", "dgrad", "wgrad")]
-TILED = CONV + LINEAR
+BOTH = "conv2d_wgrad_bgrad_implicit_gemm"
+TILED = [*CONV, *LINEAR, BOTH]
 
 #: Few outputs and long sums, so that each pass is cut into slices in one of them.
 SLICED = {
@@ -62,18 +63,17 @@ def options(stem: str) -> dict[str, Any]:
 
 
 def question(stem: str, problem: Any) -> Question:
-    case = Case(stem[: stem.index("rop" if "fprop" in stem else "rad") + 3], problem, "test", options(stem))
+    case = Case(kernel(stem).header.op, problem, "test", options(stem))
     return Question.of(case, "float32")
 
 
-def launch(kernel: KernelFile, asked: Question, **how: Any) -> np.ndarray:
-    """What the kernel makes of the inputs; its workspace and its output are NaN at first."""
+def launch(kernel: KernelFile, asked: Question, **how: Any) -> list[np.ndarray]:
+    """What the kernel makes of the inputs; its workspace and its outputs are NaN at first."""
     runner, problem = Runner(kernel), asked.problem
-    (name,) = asked.op.outputs
-    out = np.full(problem.shape(name), np.nan, np.float32)
+    out = [np.full(problem.shape(name), np.nan, np.float32) for name in asked.op.outputs]
     workspace = np.full(runner.workspace(problem), 0xFF, np.uint8) if kernel.header.workspace else None
     with ck.emulate(**how):
-        runner(problem, *asked.inputs.values(), out, workspace=workspace, **asked.case.options)
+        runner(problem, *asked.inputs.values(), *out, workspace=workspace, **asked.case.options)
     return out
 
 
@@ -85,10 +85,10 @@ def run(stem: str, problem: Any, *tensors: Any, **options: Any) -> None:
         runner(problem, *tensors, workspace=workspace, **options)
 
 
-def assert_right(got: np.ndarray, asked: Question) -> None:
-    (wanted,) = asked.wanted.values()
-    excess = np.abs(got - wanted.value) / wanted.bound()
-    assert np.all(excess <= 1), f"{np.nanmax(excess)} times the bound, or not written"
+def assert_right(found: list[np.ndarray], asked: Question) -> None:
+    for got, (name, wanted) in zip(found, asked.wanted.items(), strict=True):
+        excess = np.abs(got - wanted.value) / wanted.bound()
+        assert np.all(excess <= 1), f"{name}: {np.nanmax(excess)} times the bound, or not written"
 
 
 def slices(stem: str, problem: Any) -> int:
@@ -114,7 +114,8 @@ def test_any_order_of_threads_gives_the_same_bits(stem):
         first = launch(kernel(stem), asked)
         assert_right(first, asked)
         for seed in range(4):
-            assert launch(kernel(stem), asked, seed=seed).tobytes() == first.tobytes()
+            for again, out in zip(launch(kernel(stem), asked, seed=seed), first, strict=True):
+                assert again.tobytes() == out.tobytes()
     assert max(counts) > 1, "no problem here is cut into slices"
 
 
@@ -122,7 +123,7 @@ def test_any_order_of_threads_gives_the_same_bits(stem):
 def test_the_gradient_with_a_relu_below_is_the_gradient_alone_or_zero(problem):
     """The bits of conv2d_dgrad where x is positive or NaN: whole or in slices, x aligned as dx or not."""
     alone = question("conv2d_dgrad_implicit_gemm", problem)
-    dx = launch(kernel("conv2d_dgrad_implicit_gemm"), alone)
+    (dx,) = launch(kernel("conv2d_dgrad_implicit_gemm"), alone)
     fused = kernel("conv2d_dgrad_relu_implicit_gemm")
     assert slices(fused.stem, problem) == slices("conv2d_dgrad_implicit_gemm", problem)
     rng = np.random.default_rng(5)
@@ -132,6 +133,30 @@ def test_the_gradient_with_a_relu_below_is_the_gradient_alone_or_zero(problem):
         got = np.full(dx.shape, np.nan, np.float32)
         run(fused.stem, problem, *alone.inputs.values(), x, got)
         np.testing.assert_array_equal(got, np.where(x <= 0, np.float32(0), dx))
+
+
+#: Slices, and several tiles each way, so that of the blocks that read the same filters one adds them up.
+SEVERAL = Conv2d.of((3, 20, 17, 16), (150, 20, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        pytest.param({}, id="first"),
+        pytest.param({"TILE_K": 16}, id="16 pixels"),
+        pytest.param({"TILE_M": 96, "THREAD_M": 12, "THREAD_N": 8}, id="96 rows", marks=pytest.mark.slow),
+        pytest.param({"TILE_M": 64, "TILE_N": 256}, id="256 columns", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("problem", [SLICED["conv2d"][1], SEVERAL], ids=str)
+def test_the_gradient_of_the_weights_beside_that_of_the_bias_is_the_one_alone(problem, tile):
+    """To the same bits; and that of the bias is right, whichever block adds it up."""
+    both, alone = question(BOTH, problem), question("conv2d_wgrad_implicit_gemm", problem)
+    assert slices(BOTH, problem) == slices("conv2d_wgrad_implicit_gemm", problem) > 1
+    found = launch(kernel(BOTH, **tile), both, check=True)
+    assert_right(found, both)
+    (dw,) = launch(kernel("conv2d_wgrad_implicit_gemm", **tile), replace(alone, inputs=both.inputs))
+    assert found[0].tobytes() == dw.tobytes()
 
 
 #: Momentum of either kind, and Nesterov's.

@@ -119,7 +119,7 @@ def test_lrn_and_pool_take_the_relu_below_them():
 
 def test_the_gradient_of_a_convolution_takes_the_relu_below_it():
     nodes = backward(graph(L.Relu("r"), conv("c")))
-    assert said(nodes) == ["c conv2d_bgrad", "c conv2d_wgrad", "c conv2d_dgrad_relu"]
+    assert said(nodes) == ["c conv2d_wgrad_bgrad", "c conv2d_dgrad_relu"]
     assert nodes[-1].tensors == {"dy": "d(c.y)", "w": "c.w", "x": "r.y", "dx": "d(x)"}
 
 
@@ -158,8 +158,21 @@ def test_the_gradient_of_a_relu_moves_up_through_a_change_of_layout():
     above = [node.renamed("d(r.y)", "d(r.y in B)").renamed("r.y", "r.y in B") for node in second.backward]
     nodes = fusion.backward([*above, back, *relu.backward], of.values, Choices())
     # Up to the convolution, which then takes it.
-    assert said(nodes)[2:] == ["c conv2d_dgrad_relu", "c reorder"]
-    assert nodes[2].tensors["x"] == "r.y in B" and chained(nodes, "d(c.y)", "d(x)")
+    assert said(nodes)[1:] == ["c conv2d_dgrad_relu", "c reorder"]
+    assert nodes[1].tensors["x"] == "r.y in B" and chained(nodes, "d(c.y)", "d(x)")
+
+
+def test_the_gradients_of_weights_and_bias_become_one():
+    of = graph(conv("a"), conv("b"))
+    (one, dgrad, other, _), (bgrad, wgrad, *_) = backward(of), of.stages[1].backward
+    assert one.op == other.op == "conv2d_wgrad_bgrad" and one.problem == wgrad.problem
+    assert one.tensors == {"x": "a.y", "dy": "d(b.y)", "dw": "d(b.w)", "db": "d(b.b)"}
+    assert one.parts == (bgrad, wgrad) and not dgrad.parts and (one.layer, other.layer) == ("b", "a")
+    # In whatever order a layer lists them; of one layer alone.
+    (turned, *_) = fusion.backward([wgrad, dgrad, bgrad], of.values, Choices())
+    assert turned == replace(one, parts=(wgrad, bgrad))
+    assert fusion.conv_parameters(bgrad, of.stages[0].backward[1]) is None
+    assert fusion.conv_parameters(wgrad, wgrad) is None
 
 
 def test_two_relus_move_up_in_turn():
@@ -225,7 +238,8 @@ def test_only_what_has_an_implementation_becomes_one():
     parts = backward(graph(*layers), Choices(unfit=tuple(PARTS)))
     assert not {node.op for node in parts} & set(PARTS)
     whole = backward(graph(*layers))
-    assert {node.op for node in whole} & set(PARTS) == {"conv2d_dgrad_relu", "lrn_maxpool2d_dgrad"}
+    fused = {"conv2d_dgrad_relu", "conv2d_wgrad_bgrad", "lrn_maxpool2d_dgrad"}
+    assert {node.op for node in whole} & set(PARTS) == fused
     for op in ("linear_dgrad_wgrad_sgd", "linear_wgrad_sgd"):
         made, rest = all_of(linear("a", 6), L.Relu("r"), linear("b"), choices=Choices(unfit=(op,)))
         assert op not in {node.op for node in made} and any(node.op == "sgd_momentum" for node in rest)
@@ -281,6 +295,9 @@ def test_a_plan_applies_every_pattern(where):
         only = step_of(ck.Network((L.Flatten("f"), linear("fc")), (3, 4, 4), 10))
     assert set(calls) >= {*FUSED, "conv2+relu2 conv2d_dgrad_relu", "fc8 linear_dgrad_wgrad_sgd"}
     assert not any(call.endswith((" relu_fprop", " lrn_dgrad", " linear_wgrad")) for call in calls)
+    # For the CPU there is no kernel that makes both.
+    both = {f"{layer} conv2d_wgrad_bgrad" for layer in ("conv1+relu1", "conv2+relu2")}
+    assert both & set(calls) == (both if where is ck.emulate else set())
     assert "fc linear_wgrad_sgd" in only
 
 
@@ -289,7 +306,7 @@ BACKWARD = [op for op in PARTS if "fprop" not in op]
 #: What leaves every kernel of a backward pass apart.
 APART = {
     "relu_dgrad": "vectorized", "lrn_dgrad": "sliding", "conv2d_dgrad": "implicit_gemm",
-    "linear_wgrad": "gemm",
+    "conv2d_wgrad": "implicit_gemm", "linear_wgrad": "gemm",
 }  # fmt: skip
 
 
@@ -313,6 +330,7 @@ def test_emulated_steps_of_fused_kernels_are_those_of_kernels_apart(compiler):
 NAMED = [
     ("relu_fprop", "relu1"), ("relu_fprop", "relu6"), ("relu_dgrad", "relu1"), ("relu_dgrad", "relu2"),
     ("relu_dgrad", "relu6"), ("relu_dgrad", "relu7"), ("conv2d_dgrad", "conv2"), ("lrn_fprop", "norm2"),
+    ("conv2d_wgrad", "conv1"), ("conv2d_bgrad", "conv2"),
     ("lrn_dgrad", "norm2"), ("maxpool2d_fprop", "pool2"), ("maxpool2d_dgrad", "pool2"),
     ("linear_wgrad", "fc6"), ("linear_dgrad", "fc8"), ("sgd_momentum", "fc8"),
 ]  # fmt: skip
@@ -392,6 +410,32 @@ def test_a_step_computes_no_gradient_that_it_does_not_need(frozen, wanted):
     for call in net.plan(2).phases()["backward"]:
         if "sgd" in call.op.name:
             assert f"{call.layer.partition('+')[0]}.w" not in net.plan(2).frozen
+
+
+@pytest.mark.parametrize(
+    ("frozen", "wanted"),
+    [
+        ((), ["conv2 conv2d_wgrad_bgrad", "conv1 conv2d_wgrad_bgrad"]),
+        (("*.w",), ["conv2 conv2d_bgrad", "conv1 conv2d_bgrad"]),
+        (("conv1.b", "conv2.*"), ["conv1 conv2d_wgrad"]),
+    ],
+    ids=["nothing", "weights", "some"],
+)
+def test_one_gradient_of_two_is_made_alone(frozen, wanted):
+    """By the op that makes no other, where one op makes both; so it is with hooks and without."""
+    parameters = ("conv2d_wgrad", "conv2d_bgrad", "conv2d_wgrad_bgrad")
+    net = whole(update=ck.Update(frozen=frozen))
+    for hook in (None, lambda name, gradient: None):
+        net.on_gradient = hook
+        with ck.emulate():
+            plan = net.plan(2)
+            calls = plan.phases()["backward"]
+        made = [c for c in calls if c.op.name in parameters]
+        assert [f"{c.layer.partition('+')[0]} {c.op.name}" for c in made] == wanted
+        named = [name for c in made for name in plan.made_by(c)]
+        assert sorted(named) == sorted(
+            name for name in net.params if name.startswith("conv") and not net.update.is_frozen(name)
+        )
 
 
 def _batch(net: ck.Network):

@@ -61,6 +61,8 @@ def test_conv2d(name):
     close(ck.conv2d_dgrad(dy, w, x_shape, **options), numeric(forward, x, dy))
     close(ck.conv2d_wgrad(x, dy, w_shape, **options), numeric(forward, w, dy))
     close(ck.conv2d_bgrad(dy), numeric(forward, b, dy))
+    for got, name in zip(ck.conv2d_wgrad_bgrad(x, dy, w_shape, **options), (w, b), strict=True):
+        close(got, numeric(forward, name, dy))
 
 
 def test_conv2d_with_relu():

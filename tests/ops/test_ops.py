@@ -775,6 +775,16 @@ BAD = {
         ShapeError,
         r"dy must have shape \(1, 6, 6, 6\), not \(2, 6, 6, 6\)",
     ),
+    "dy of the fused op": (
+        lambda **o: ck.conv2d_wgrad_bgrad(X, Y[:1], W.shape, **o),
+        ShapeError,
+        r"dy must have shape \(2, 6, 6, 6\), not \(1, 6, 6, 6\)",
+    ),
+    "one output of the fused op": (
+        lambda **o: ck.conv2d_wgrad_bgrad(X, Y, W.shape, **{"out": np.empty_like(W), **o}),
+        OptionError,
+        r"out must be a tuple of 2: \('dw', 'db'\)",
+    ),
     "w of the fused op": (
         lambda **o: ck.linear_wgrad_sgd(ROWS, ROWS, ROWS[0], ROWS, lr=0.1, **o),
         ShapeError,
@@ -1168,6 +1178,17 @@ def test_conv2d_dgrad_relu():
     got = ck.conv2d_dgrad_relu(dy, w, x, **options, impl="reference")
     equal(got, ck.relu_dgrad(ck.conv2d_dgrad(dy, w, x.shape, **options, impl="reference"), x))
     assert (got == 0).mean() > 0.3
+
+
+def test_conv2d_wgrad_bgrad():
+    x, w_shape = random(1, 3, 4, 8, 7), (6, 2, 3, 3)
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    dy = random(2, 3, 6, 4, 4)
+    dw, db = ck.conv2d_wgrad_bgrad(x, dy, w_shape, **options)
+    equal(dw, ck.conv2d_wgrad(x, dy, w_shape, **options, impl="reference"))
+    equal(db, ck.conv2d_bgrad(dy, impl="reference"))
+    for gradient in ck.conv2d_wgrad_bgrad(x[:0], dy[:0], w_shape, **options):
+        assert gradient.size and not gradient.any()
 
 
 @pytest.mark.parametrize("relu", [False, True])

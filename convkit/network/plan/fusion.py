@@ -1,4 +1,4 @@
-"""Which ops become one: three tables of patterns, and the rules by which they are applied.
+"""Which ops become one: tables of patterns, and the rules by which they are applied.
 
 A pattern takes neighbours and returns the node or stage that replaces them, or None where it does not fit.
 Two more conditions are the same for all patterns, and are asked of `Choices`: there is an implementation of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Protocol
 
 from ...op import OPS
@@ -118,8 +119,9 @@ def lrn_maxpool_relu_dgrad(a: Node, b: Node) -> Node | None:
     return replace(a, tensors={**a.tensors, "dx": b.tensors["dx"]}, options={**a.options, "relu": True})
 
 
-#: (pattern, the ops that it replaces)
-BACKWARD: tuple[tuple[Callable[[Node, Node], Node | None], tuple[str, ...]], ...] = (
+#: Each with the ops that it replaces.
+Patterns = tuple[tuple[Callable[[Node, Node], Node | None], tuple[str, ...]], ...]
+BACKWARD: Patterns = (
     (lrn_maxpool_dgrad, OPS["lrn_maxpool2d_dgrad"].parts),
     (conv_relu_dgrad, OPS["conv2d_dgrad_relu"].parts),
     (lrn_maxpool_relu_dgrad, ("relu_dgrad",)),
@@ -139,7 +141,7 @@ def backward(nodes: Sequence[Node], values: dict[str, Value], choices: Choices) 
             i = next((i for i, a in enumerate(found[:j]) if set(a.writes) & set(b.reads)), None)
             if i is None or sum(found[i].writes[0] in node.reads for node in found) > 1:
                 continue
-            if (one := _fused(found[i], b, choices)) is not None:
+            if (one := _fused(BACKWARD, found[i], b, choices)) is not None:
                 found[j : j + 1], found[i : i + 1] = [], [one]
             elif (two := _above(found[i], b, values, choices)) is not None:
                 found[j : j + 1], found[i : i + 1] = [], two
@@ -147,11 +149,11 @@ def backward(nodes: Sequence[Node], values: dict[str, Value], choices: Choices) 
                 continue
             changed = True
             break
-    return found
+    return _beside(found, choices)
 
 
-def _fused(a: Node, b: Node, choices: Choices) -> Node | None:
-    for pattern, replaced in BACKWARD:
+def _fused(patterns: Patterns, a: Node, b: Node, choices: Choices) -> Node | None:
+    for pattern, replaced in patterns:
         one = pattern(a, b)
         if one and not choices.named((*a.layers, *b.layers), *replaced) and choices.fits(one):
             return one
@@ -171,6 +173,36 @@ def _above(a: Node, relu: Node, values: dict[str, Value], choices: Choices) -> l
         tensors={"dy": before, "y": value.of, "dx": masked},
     )
     return [first, a.renamed(before, masked).renamed(a.writes[0], relu.tensors["dx"])]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Backward: two nodes that read the same gradient
+# ---------------------------------------------------------------------------------------------------
+def conv_parameters(a: Node, b: Node) -> Node | None:
+    """Gradients of a convolution's bias and weights: dy is read once."""
+    gradients = {node.op: node for node in (a, b)}
+    if gradients.keys() != {"conv2d_bgrad", "conv2d_wgrad"}:
+        return None
+    bgrad, wgrad = gradients["conv2d_bgrad"], gradients["conv2d_wgrad"]
+    if bgrad.tensors["dy"] != wgrad.tensors["dy"]:
+        return None
+    tensors = {**wgrad.tensors, "db": bgrad.tensors["db"]}
+    return replace(wgrad, op="conv2d_wgrad_bgrad", tensors=tensors, parts=(a, b))
+
+
+#: Where a step wants one of two gradients, the node that makes it alone runs: they are the `parts` of a node.
+BESIDE: Patterns = ((conv_parameters, OPS["conv2d_wgrad_bgrad"].parts),)
+
+
+def _beside(nodes: Sequence[Node], choices: Choices) -> list[Node]:
+    """The backward pass with these patterns applied: one node in the place of the first of two."""
+    found = list(nodes)
+    for a, b in combinations(nodes, 2):
+        one = _fused(BESIDE, a, b, choices) if a in found and b in found else None
+        if one is not None:
+            found[found.index(a)] = one
+            found.remove(b)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------

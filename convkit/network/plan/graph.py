@@ -68,6 +68,8 @@ class Node:
         For each of the op's tensors, by its name in the op, the value. An optional input may be missing.
     options : mapping
         Keyword arguments of an implementation.
+    parts : tuple of Node
+        The nodes that it stands for, where each of them may run in its place: alone, or all in this order.
     """
 
     layers: tuple[str, ...]
@@ -75,6 +77,7 @@ class Node:
     problem: Problem
     tensors: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Node, ...] = ()
 
     @property
     def layer(self) -> str:

@@ -85,12 +85,14 @@ class Program:
         self.backward = tuple(fused)
 
     def gradients(self, nodes: Iterable[Node], wanted: Collection[str]) -> tuple[Node, ...]:
-        """The nodes on which the wanted values depend."""
+        """The nodes on which the wanted values depend; of a node of which not all is wanted, the parts."""
         needed, found = set(wanted), []
         for node in reversed(tuple(nodes)):
-            if needed.intersection(node.writes):
-                needed.update(node.reads)
-                found.append(node)
+            whole = not node.parts or needed.issuperset(node.writes)
+            for one in (node,) if whole else reversed(node.parts):
+                if needed.intersection(one.writes):
+                    needed.update(one.reads)
+                    found.append(one)
         return tuple(reversed(found))
 
     def step(self, parameters: Iterable[str], *, fused: bool = True) -> Step:
