@@ -35,7 +35,9 @@
 //          bring 64 filters (2 x 8 filters each, b0 and b1 of both): 8 loads for 32 products.
 // Traffic  x is read ceil(K/groups / TILE_N) * R*S / (stride_h*stride_w) times, mostly from L2, w ceil(N*P*Q /
 //          TILE_M) times from L2. y is written once, by way of the ring, 16 bytes to a lane.
-// Bound    tensor cores. Emulated and compiled, not yet run on a GPU, and nothing is predicted here.
+// Bound    tensor cores. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp, as counted for sm_80: 244 registers,
+//          no spills; so that two blocks of 4 warps fit on an SM that has 128 KB for their rings. Nothing is
+//          predicted here yet.
 // Lacking  C/groups that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element by
 //          element, which is slow; C = 3 wastes most of a step. A batch of 1 leaves SMs idle: no split-K.
 //
