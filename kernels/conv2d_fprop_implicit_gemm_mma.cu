@@ -51,6 +51,7 @@
 // block   = ["32 * (TILE_M//WARP_M) * (TILE_N//WARP_N)"]
 // shared  = "2 * STAGES * (TILE_M + TILE_N) * TILE_K"
 // rank    = 20
+// truncates = true
 // [tune]
 // TILE_M = [64, 128, 256]
 // TILE_N = [64, 128]
