@@ -67,15 +67,16 @@ def bits(outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------------
 # What ships
 # ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
-def test_the_gate(path, dtype):
-    """Every case but the heavy ones; and in a few, the same bits in any order of blocks, warps and lanes.
+def test_the_gate(path, dtype, every):
+    """Cases that are not heavy; and in a few, the same bits in any order of blocks, warps and lanes.
 
-    Of 16 bits, every other case.
+    Of 16 bits, half as many.
     """
     one = implementation(path)
     with ck.emulate(engine="ptx"):
-        asked_for = small(one.op)[:: 1 if dtype == "float32" else 2]
+        asked_for = small(one.op)[:: every if dtype == "float32" else 2 * every]
         verdicts = [judge(one, Question.of(case, dtype)) for case in asked_for]
     wrong = [f"{v.case}: {v.reason}" for v in verdicts if not v.ok or v.missing]
     assert not wrong and any(not v.declined for v in verdicts), wrong[:3]
@@ -91,8 +92,9 @@ def test_the_gate(path, dtype):
         assert found[0] == found[1] == found[2], case
 
 
+@pytest.mark.parametrize("every", [20, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
-def test_another_architecture(path, dtype):
+def test_another_architecture(path, dtype, every):
     """What NVRTC makes for sm_90a is understood too; in float32 it is run where it differs from sm_80's.
 
     `test_random_geometries` runs it in every dtype.
@@ -110,7 +112,7 @@ def test_another_architecture(path, dtype):
     if plain[0] == plain[1] or dtype != "float32":
         return
     with ck.emulate(engine="ptx", arch=OTHER):
-        for case in small(one.op)[::4]:
+        for case in small(one.op)[::every]:
             verdict = judge(one, Question.of(case, dtype))
             assert verdict.ok, f"{case}: {verdict.reason}"
 
@@ -143,10 +145,11 @@ def test_random_geometries(path, dtype):
 # ---------------------------------------------------------------------------------------------------
 #: The kernels with `bar.sync`, and how many they have in the first dtype that they take.
 BARRIERS = {
-    "conv2d_bgrad_reduce": 1, "conv2d_dgrad_implicit_gemm": 3, "conv2d_fprop_implicit_gemm": 3,
-    "conv2d_wgrad_implicit_gemm": 3, "label_rank_row": 1, "linear_bgrad_reduce": 3, "linear_dgrad_gemm": 3,
-    "linear_fprop_gemm": 3, "linear_wgrad_gemm": 3, "loss_summary_block": 3, "lrn_maxpool2d_fprop_band": 1,
-    "softmax_xent_fprop_row": 2,
+    "conv2d_bgrad_reduce": 1, "conv2d_dgrad_implicit_gemm": 3, "conv2d_dgrad_relu_implicit_gemm": 3,
+    "conv2d_fprop_implicit_gemm": 3, "conv2d_wgrad_implicit_gemm": 3, "label_rank_row": 1,
+    "linear_bgrad_reduce": 3, "linear_dgrad_gemm": 3, "linear_dgrad_wgrad_sgd_gemm": 6,
+    "linear_fprop_gemm": 3, "linear_wgrad_gemm": 3, "linear_wgrad_sgd_gemm": 3, "loss_summary_block": 3,
+    "lrn_maxpool2d_fprop_band": 1, "softmax_xent_fprop_row": 2,
 }  # fmt: skip
 
 
@@ -181,8 +184,17 @@ def goes_wrong(path: Path) -> str:
     return ""
 
 
+#: Kernels that have the engine, and so the barriers, of others.
+SHARED = ("conv2d_dgrad_relu_implicit_gemm", "linear_dgrad_wgrad_sgd_gemm", "linear_wgrad_sgd_gemm")
+
+
 @pytest.mark.parametrize(
-    ("stem", "number"), [(stem, number) for stem, count in BARRIERS.items() for number in range(count)]
+    ("stem", "number"),
+    [
+        pytest.param(stem, number, marks=[pytest.mark.slow] * (stem in SHARED))
+        for stem, count in BARRIERS.items()
+        for number in range(count)
+    ],
 )
 def test_a_barrier_that_is_not_there_shows(stem, number, monkeypatch):
     struck = without(monkeypatch, number)

@@ -72,7 +72,7 @@ def assert_as_in_one_process(found: dict[str, np.ndarray], expected: dict[str, n
 
 
 # -- training -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_have_the_gradients_of_one_and_the_same_bits(count, tmp_path):
     found, *others = results(count, "train", tmp_path / "first")
     for other in (*others, *results(count, "train", tmp_path / "second")):
