@@ -133,6 +133,7 @@ extern "C" __launch_bounds__(THREADS) __global__
   const int channels = g.C / g.by_groups, filters = g.K / g.by_groups;
   const unsigned rest = blockIdx.x / g.by_tiles_n;
   const int group = static_cast<int>(rest % g.by_groups);
+  const int first_k = group * filters;  // of this group
   const int first_n = static_cast<int>(blockIdx.x % g.by_tiles_n) * TILE_N;
   const long long first_m = static_cast<long long>(rest / g.by_groups) * TILE_M;
   const long long pixels = g.by_pixels.divisor * g.N;
@@ -152,7 +153,7 @@ extern "C" __launch_bounds__(THREADS) __global__
     left[i] = static_cast<unsigned>(column);
   }
   const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
-  const storage_t* const first_filter = w + (static_cast<long long>(group) * filters + first_n + row) * taps;
+  const storage_t* const first_filter = w + (static_cast<long long>(first_k) + first_n + row) * taps;
 
   int r = 0, s = 0, c = 0;  // of the step that is copied next
   const auto copy_step = [&](storage_t* slot) {
@@ -225,7 +226,7 @@ extern "C" __launch_bounds__(THREADS) __global__
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int n = first_n + column + e;
-      bias[e] = b && n < filters ? to_float(b[group * filters + n]) : 0.0f;
+      bias[e] = b && n < filters ? to_float(b[first_k + n]) : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < PRODUCTS_M; ++i)
@@ -249,7 +250,7 @@ extern "C" __launch_bounds__(THREADS) __global__
     if (first_m + m >= pixels || n >= filters) continue;
     Pack pack;
     pack.words = *reinterpret_cast<const uint4*>(ring + on_way_out(m, c_out));
-    const long long first = (first_m + m) * g.K + static_cast<long long>(group) * filters;
+    const long long first = (first_m + m) * g.K + first_k;
     store_pack(y, first + n, first + filters, whole, pack);
   }
 }
