@@ -35,7 +35,7 @@
 //          bring 64 filters (2 x 8 filters each, b0 and b1 of both): 8 loads for 32 products.
 // Traffic  x is read ceil(K/groups / TILE_N) * R*S / (stride_h*stride_w) times, mostly from L2, w ceil(N*P*Q /
 //          TILE_M) times from L2. y is written once, by way of the ring, 16 bytes to a lane.
-// Bound    tensor cores. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp, as counted for sm_80: 244 registers,
+// Bound    tensor cores. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp, as counted for sm_80: 242 registers,
 //          no spills; so that two blocks of 4 warps fit on an SM that has 128 KB for their rings. Nothing is
 //          predicted here yet.
 // Lacking  C/groups that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element by
@@ -133,7 +133,7 @@ extern "C" __launch_bounds__(THREADS) __global__
   const int channels = g.C / g.by_groups, filters = g.K / g.by_groups;
   const unsigned rest = blockIdx.x / g.by_tiles_n;
   const int group = static_cast<int>(rest % g.by_groups);
-  const int first_k = group * filters;  // of this group
+  const long long first_k = static_cast<long long>(group) * filters;  // of this group
   const int first_n = static_cast<int>(blockIdx.x % g.by_tiles_n) * TILE_N;
   const long long first_m = static_cast<long long>(rest / g.by_groups) * TILE_M;
   const long long pixels = g.by_pixels.divisor * g.N;
@@ -153,7 +153,7 @@ extern "C" __launch_bounds__(THREADS) __global__
     left[i] = static_cast<unsigned>(column);
   }
   const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
-  const storage_t* const first_filter = w + (static_cast<long long>(first_k) + first_n + row) * taps;
+  const storage_t* const first_filter = w + (first_k + first_n + row) * taps;
 
   int r = 0, s = 0, c = 0;  // of the step that is copied next
   const auto copy_step = [&](storage_t* slot) {
