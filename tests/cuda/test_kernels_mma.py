@@ -23,7 +23,6 @@ from convkit.paths import kernels_dir
 pytestmark = pytest.mark.usefixtures("compiler")
 
 KERNEL = kernels_dir() / "conv2d_fprop_implicit_gemm_mma.cu"
-DTYPES = ["bfloat16", "float16"]
 ENGINES = {"fast": {}, "check": {"check": True}, "ptx": {"engine": "ptx"}}
 PROBLEMS = {
     "few channels": Conv2d.of((2, 16, 9, 7), (24, 16, 3, 3), padding=1),
@@ -42,8 +41,14 @@ def asked(name: str, dtype: str) -> Question:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] * (dtype == "float16" and name != "all options"))
+        for name in PROBLEMS
+        for dtype in ("bfloat16", "float16")
+    ],
+)
 def test_the_gate(name, dtype, engine):
     if engine == "ptx":
         need("cuda.core")
