@@ -64,7 +64,8 @@ def line(file: Path, at: int) -> int:
 def cases(kernel: Path) -> list:
     """Small problems, of which the largest have more than one step along the reduction."""
     implemented = implementation(kernel)
-    fitting = [c for c in check.random_cases(implemented.op, 40, 3) if implemented.refusal(c.problem) is None]
+    random = [case.of(implemented.dtypes[0]) for case in check.random_cases(implemented.op, 40, 3)]
+    fitting = [case for case in random if implemented.refusal(case.problem) is None]
     fitting.sort(key=lambda c: -c.problem.reduction(implemented.op) * c.problem.flops(implemented.op))
     return ALSO.get(kernel.stem, []) + fitting[:3]
 
@@ -139,6 +140,7 @@ def test_there_is_a_tree_with_steps():
 def test_check_mode_finds_nothing_in_what_ships(kernel, compiler):
     questions = asked(kernel, cases(kernel))
     edges = [c for c in check.cases(implementation(kernel).op) if not c.heavy and c.fill == "normal"]
-    fitting = [c for c in edges if implementation(kernel).refusal(c.problem) is None and not c.problem.empty]
+    edges = [case.of(implementation(kernel).dtypes[0]) for case in edges if not case.problem.empty]
+    fitting = [case for case in edges if implementation(kernel).refusal(case.problem) is None]
     questions += asked(kernel, fitting[:12])
     assert faults(kernel, questions) == [""] * len(questions)
