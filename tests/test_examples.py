@@ -29,7 +29,9 @@ def test_each_example_is_run() -> None:
     assert sorted(SHOWN) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "bench_one_layer")) for name in SHOWN]
+)
 def test_runs(name: str, tmp_path: Path) -> None:
     # Nothing is skipped: the emulator's example must fail where there is no C++ compiler, not pass unseen.
     done = subprocess.run(

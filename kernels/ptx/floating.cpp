@@ -32,15 +32,23 @@ __attribute__((noinline)) T directed(A... operands) {
   return out;
 }
 
+// A result, and of the NaNs always the same. Which one the host makes depends on the instruction that its
+// compiler has chosen for one lane or for several. A GPU makes this one in f32; in f64 the manual leaves it open.
+template <class T>
+inline T one_nan(T value) {
+  if constexpr (sizeof(T) == 4) return value != value ? bits_as<T>(0x7fffffffu) : value;
+  return value != value ? std::numeric_limits<T>::quiet_NaN() : value;
+}
+
 template <class T>
 struct Plain {
-  static constexpr auto add = [](T a, T b) -> T { return a + b; };
-  static constexpr auto sub = [](T a, T b) -> T { return a - b; };
-  static constexpr auto mul = [](T a, T b) -> T { return a * b; };
-  static constexpr auto div = [](T a, T b) -> T { return a / b; };
-  static constexpr auto fma = [](T a, T b, T c) -> T { return std::fma(a, b, c); };
-  static constexpr auto rcp = [](T a) -> T { return 1 / a; };
-  static constexpr auto sqrt = [](T a) -> T { return std::sqrt(a); };
+  static constexpr auto add = [](T a, T b) -> T { return one_nan<T>(a + b); };
+  static constexpr auto sub = [](T a, T b) -> T { return one_nan<T>(a - b); };
+  static constexpr auto mul = [](T a, T b) -> T { return one_nan<T>(a * b); };
+  static constexpr auto div = [](T a, T b) -> T { return one_nan<T>(a / b); };
+  static constexpr auto fma = [](T a, T b, T c) -> T { return one_nan<T>(std::fma(a, b, c)); };
+  static constexpr auto rcp = [](T a) -> T { return one_nan<T>(1 / a); };
+  static constexpr auto sqrt = [](T a) -> T { return one_nan<T>(std::sqrt(a)); };
 };
 
 template <class T, int Mode>
