@@ -55,11 +55,11 @@ float element(const unsigned* registers, const Held& held, bool bfloat) {
   return bfloat ? of_bits(bits << 16) : of_half(bits);
 }
 
-// What is left of a number in single precision: at most 24 bits, fewer of a very small one.
+// What is left of a number in single precision.
 float toward_zero(double value) {
-  const auto cut = static_cast<float>(of_bits(bits_of(value) & ~uint64_t(0x1fffffff)));
-  if (std::fabs(static_cast<double>(cut)) <= std::fabs(value)) return cut;
-  return std::isinf(cut) ? cut : std::nextafterf(cut, 0.0f);
+  const auto near = static_cast<float>(value);
+  if (std::isinf(near) || std::fabs(static_cast<double>(near)) <= std::fabs(value)) return near;
+  return std::nextafterf(near, 0.0f);
 }
 
 // sum + products, as above.
