@@ -150,6 +150,13 @@ def test_small_products_are_lost_and_tiny_ones_are_not():
     assert (found[1] == 2.0**-20).all()
 
 
+def test_a_subnormal_sum_is_cut():
+    a, b = np.zeros((16, 16), DTYPES["bf16"]), np.zeros((16, 8), DTYPES["bf16"])
+    a[:, 0], b[0] = 2.0**-75, 1.75 * 2.0**-74  # 1.75 units of the last place that there is
+    found = multiply("fast", a, b, np.zeros((16, 8), np.float32))
+    assert (found == np.float32(2.0**-149)).all()
+
+
 @pytest.mark.parametrize("engine", ["fast", "check"])
 def test_what_is_not_finite(engine):
     a, b = np.ones((16, 16), DTYPES["bf16"]), np.ones((16, 8), DTYPES["bf16"])
