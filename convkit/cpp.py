@@ -62,6 +62,7 @@ def implementation(path: Path) -> Implementation:
         rank=declared.rank,
         error=declared.error,
         math=declared.math,
+        truncates=declared.truncates,
         when=library.refusal,
         missing=_missing,
         workspace=library.workspace if declared.workspace else None,

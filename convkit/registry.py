@@ -51,6 +51,8 @@ class Implementation:
         and `max_error` refuses what declares more.
     math : str
         Grade of its float32 arithmetic, one of `MATH`.
+    truncates : bool
+        Its sums are cut where float32 ends, not rounded to nearest, as tensor cores have it.
     when : callable, optional
         `when(problem)` returns None, or the reason why it does not fit.
     missing : callable, optional
@@ -88,6 +90,7 @@ class Implementation:
     rank: int = 0
     error: float = 1e-6
     math: str = "fp32"
+    truncates: bool = False
     when: Callable[[Any], str | None] | None = None
     missing: Callable[[], str | None] | None = None
     workspace: Callable[[Any], int] | None = None

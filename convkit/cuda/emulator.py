@@ -54,6 +54,7 @@ _HINTS = {
     "exit before a barrier": "let threads without work skip the work, not the barrier: no return before it",
     "bad mask": "name exactly the lanes that come here, and let each of them come",
     "deadlock": "every barrier needs all of its threads",
+    "divergent matrix operation": "all 32 lanes of a warp must come to the same mma or ldmatrix",
     "write in flight": "wait for the copy (cp_async_wait), then __syncthreads(), then read",
     "misaligned access": "a vector access needs an address that is a multiple of its size",
     "array overrun": "keep the index inside the array",
@@ -171,6 +172,7 @@ def _runtime(folder: Path, compiler: tuple[str, str]) -> tuple[ctypes.CDLL, Path
         ctypes.POINTER(ctypes.c_uint64),
     ]
     library.ckemu_counters.argtypes = [ctypes.POINTER(_Row), ctypes.c_int]
+    library.ckemu_site.argtypes = [ctypes.c_uint64, ctypes.POINTER(ctypes.c_char_p)]
     library.ckemu_printed.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
     library.ckemu_printed.restype = ctypes.c_uint64
     return library, path
@@ -633,13 +635,20 @@ class Function:
         self._runtime.ckemu_printed(buffer, size)
         return buffer.raw.decode("utf-8", "replace")
 
+    def _site(self, pc: int) -> tuple[str, int] | None:
+        """Where in the source a row of the counters belongs that names no instruction."""
+        file = ctypes.c_char_p()
+        line = self._runtime.ckemu_site(pc, ctypes.byref(file))
+        return ((file.value or b"").decode("utf-8", "replace"), line) if line else None
+
     def _read_counters(self) -> list[Counter]:
         rows = (_Row * 65536)()
         count = self._runtime.ckemu_counters(rows, len(rows))
-        lines = self._lines(rows[i].pc - 1 for i in range(count))
+        sites = {row.pc: site for row in rows[:count] if (site := self._site(row.pc))}
+        lines = self._lines(row.pc - 1 for row in rows[:count] if row.pc not in sites)
         totals: dict[tuple[str, int, str], list[int]] = {}
         for row in rows[:count]:
-            file, line = lines.get(row.pc - 1, ("", 0))
+            file, line = sites.get(row.pc) or lines.get(row.pc - 1, ("", 0))
             kind = ("shared " if row.shared else "global ") + ("store" if row.write else "load")
             total = totals.setdefault((file, line, kind), [0, 0, 0])
             for i, number in enumerate((row.accesses, row.actual, row.ideal)):

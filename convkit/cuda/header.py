@@ -83,7 +83,7 @@ class Header:
         Expression: bytes of scratch memory, passed as the last pointer.
     geometry : str
         "argument", or "constexpr": compiled anew for each problem, whose numbers are constants.
-    rank, error, math, layout
+    rank, error, math, truncates, layout
         As in `Implementation`.
     """
 
@@ -103,6 +103,7 @@ class Header:
     rank: int = 0
     error: float = 1e-6
     math: str = "fp32"
+    truncates: bool = False
     layout: str = "NCHW"
 
     @property
@@ -276,6 +277,8 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
             raise unknown("dtype", dtype, ALL_DTYPES)
     if block.get("math", "fp32") not in MATH:
         raise unknown("math", block["math"], MATH)
+    if type(block.get("truncates", False)) is not bool:
+        raise OptionError(f"'truncates' must be true or false, not {block['truncates']!r}")
     if block.get("geometry", "argument") not in ("argument", "constexpr"):
         raise OptionError(f"'geometry' must be 'argument' or 'constexpr', not {block['geometry']!r}")
     header = {k: v for k, v in block.items() if k not in ("launch", "grid", "block", "shared")}

@@ -177,6 +177,7 @@ def implementation(path: Path) -> Implementation:
         rank=header.rank,
         error=header.error,
         math=header.math,
+        truncates=header.truncates,
         when=runner.refusal,
         workspace=runner.workspace if header.workspace else None,
         prepare=runner.prepare,

@@ -47,11 +47,27 @@ enum {
   CKEMU_MAX_U,
   CKEMU_RAND,
   CKEMU_ROR,
-  CKEMU_RXOR
+  CKEMU_RXOR,
+  CKEMU_MMA_F16,  // from here on: of a whole warp, see ckemu_matrix
+  CKEMU_MMA_BF16,
+  CKEMU_LDMATRIX,
+  CKEMU_LDMATRIX_TRANS
 };
 void ckemu_warp(int op, unsigned mask, void* value, unsigned bytes, int operand, int width, const char* file,
                 int line);
 unsigned ckemu_activemask(void);
+
+// Matrix operations of all 32 lanes; `lane` is what this lane brings and gets, one of these two. `count` is
+// that of the matrices to load, 1, 2 or 4.
+struct CkemuProduct {  // sum += a b
+  float sum[4];
+  unsigned a[4], b[2];
+};
+struct CkemuMatrices {
+  const void* row;  // of lane i: row i % 8 of matrix i / 8
+  unsigned to[4];
+};
+void ckemu_matrix(int op, int count, void* lane, const char* file, int line);
 
 // Asynchronous copies to shared memory: `bytes` of which the first `valid` come from `from`, the rest are
 // zeros.

@@ -238,6 +238,12 @@ static void stuck(Worker& w) {
     const uint32_t missing = at_warp->mask & warp.alive & ~warp.waiting;
     const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(missing ? missing : at_warp->mask));
     const Thread& other = w.threads[(at_warp->index & ~31u) + lane];
+    if (of_whole_warp(at_warp->op)) {
+      Report& r = divergent_matrix(w, *at_warp);
+      snprintf(r.text, sizeof(r.text), "lane %u never gets here: it waits elsewhere", lane);
+      name_other(w, r, other);
+      leave(w);
+    }
     const bool mask_is_wrong = missing && at_warp->op != CKEMU_SYNCWARP;
     Report& r = report(w, mask_is_wrong ? "bad mask" : "deadlock", at_warp->file, at_warp->line);
     snprintf(r.text, sizeof(r.text),

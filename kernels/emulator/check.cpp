@@ -27,8 +27,6 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t kSite = 0x80000000u;  // marks a `pc` that is an index of `sites`
-
 uint32_t site_of(Shadow& s, const char* file, int line) {
   for (size_t i = 0; i < s.sites.size(); ++i)
     if (s.sites[i].line == line && s.sites[i].file == file) return kSite | static_cast<uint32_t>(i);
@@ -52,7 +50,7 @@ uint64_t block_of(const Shadow& s, uint32_t epoch) {
 void place(Worker& w, Place& p, uint64_t block, uint32_t thread, uint32_t pc) {
   const Shadow& s = *w.shadow;
   if (pc & kSite) {
-    const Site& site = s.sites[pc & ~kSite];
+    const Site& site = s.sites[site_index(pc)];
     fill_place(p, *w.launch, block, thread, site.file, site.line, 0);
   } else {
     fill_place(p, *w.launch, block, thread, nullptr, 0, w.launch->module_low + pc);
@@ -152,6 +150,10 @@ inline void touch_all(Worker& w, Cell* cells, uint32_t unit, size_t offset, cons
   }
 }
 
+inline bool counts(const Worker& w, const Event& e) {
+  return w.launch->counters && e.how != How::Atomic && !e.counted;
+}
+
 void access_argument(Worker& w, uintptr_t a, const Event& e) {
   const Launch& launch = *w.launch;
   const int index = arena.index(a);
@@ -169,8 +171,7 @@ void access_argument(Worker& w, uintptr_t a, const Event& e) {
     accuse(w, "out of bounds", target, e);
     leave(w);
   }
-  if (launch.counters && e.how <= How::Write)
-    count(w, false, e.how == How::Write, a - slot.data, e.bytes, e.pc);
+  if (counts(w, e)) count(w, false, e.how != How::Read, a - slot.data, e.bytes, e.pc);
   if (slot.writable) {
     touch_all(w, w.shadow->arguments[static_cast<size_t>(nearest)].cells, slot.unit, a - slot.data, target, e,
               false, slot.readable);
@@ -220,15 +221,14 @@ void unmap_cells(Cells& c) {
 void access(Worker& w, uintptr_t a, const Event& e) {
   const size_t fixed = a - reinterpret_cast<uintptr_t>(w.fixed_shared);
   if (fixed < w.fixed_bytes && w.fixed_bytes - fixed >= e.bytes) {
-    if (w.launch->counters && e.how <= How::Write) count(w, true, e.how == How::Write, fixed, e.bytes, e.pc);
+    if (counts(w, e)) count(w, true, e.how != How::Read, fixed, e.bytes, e.pc);
     touch_all(w, w.shadow->fixed.cells, w.launch->unit, fixed, {kFixedShared, static_cast<int64_t>(fixed)}, e,
               true, false);
     return;
   }
   const size_t dynamic = a - reinterpret_cast<uintptr_t>(w.dynamic_shared);
   if (dynamic < w.launch->shared && w.launch->shared - dynamic >= e.bytes) {
-    if (w.launch->counters && e.how <= How::Write)
-      count(w, true, e.how == How::Write, dynamic, e.bytes, e.pc);
+    if (counts(w, e)) count(w, true, e.how != How::Read, dynamic, e.bytes, e.pc);
     touch_all(w, w.shadow->dynamic.cells, w.launch->unit, dynamic,
               {kDynamicShared, static_cast<int64_t>(dynamic)}, e, true, false);
     return;
@@ -254,6 +254,7 @@ void check_begin(Worker& w) {
 
 void check_end(Worker& w) {
   Shadow& s = *w.shadow;
+  if (w.launch->counters) counters_end(w);
   unmap_cells(s.fixed);
   unmap_cells(s.dynamic);
   for (Cells& c : s.arguments) unmap_cells(c);
@@ -303,7 +304,7 @@ void check_syncwarp(Worker& w, uint32_t warp, uint32_t mask) {
 void check_issue(Worker& w, const Copy& copy) {
   const uint32_t site = site_of(*w.shadow, copy.file, copy.line);
   if (copy.valid) access(w, reinterpret_cast<uintptr_t>(copy.from), {How::Read, copy.valid, site});
-  access(w, reinterpret_cast<uintptr_t>(copy.to), {How::Issue, copy.bytes, site});
+  access(w, reinterpret_cast<uintptr_t>(copy.to), {How::Issue, copy.bytes, site | kArrival});
 }
 
 void check_deliver(Worker& w, const Copy& copy) {
@@ -319,6 +320,19 @@ void check_deliver(Worker& w, const Copy& copy) {
     write.clock = w.current->clock[w.current->index & 31];
     write.flags = 0;
   }
+}
+
+// A row of a matrix that ldmatrix takes, told for the lane that has its address: its bounds, and the counters,
+// for which the 8 rows of a matrix are what 8 lanes read at once.
+void check_row(Worker& w, const void* row, const char* file, int line) {
+  constexpr uint32_t bytes = 16;
+  const uint32_t site = site_of(*w.shadow, file, line);
+  access(w, reinterpret_cast<uintptr_t>(row), {How::Read, bytes, site});
+}
+
+// Four bytes of it, told for a lane that gets elements of them: what wrote them is to be ordered before it.
+void check_element(Worker& w, const void* at, const char* file, int line) {
+  access(w, reinterpret_cast<uintptr_t>(at), {How::Read, 4, site_of(*w.shadow, file, line), true});
 }
 
 void check_atomic(Worker& w, const void* at, uint32_t bytes, const char* file, int line) {

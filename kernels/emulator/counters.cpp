@@ -35,6 +35,7 @@ struct Counters {
   std::unordered_map<uint64_t, size_t> open;     // (warp, execution, instruction) -> index of its group
   std::vector<Group> groups;
   std::unordered_map<uint32_t, Row> rows;  // by instruction
+  std::vector<Site> sites;                 // of rows whose pc is none
 };
 
 static Counters totals;  // of the last launch that counted; check mode has one worker
@@ -105,13 +106,23 @@ void counters_flush(Worker&) {
   c.times.clear();
 }
 
+void counters_end(Worker& w) { totals.sites = w.shadow->sites; }
+
 }  // namespace emu
 
 // Copies at most `most` rows of the last launch that counted; returns how many. `pc` is an offset in the
-// library.
+// library, or what ckemu_site knows.
 extern "C" __attribute__((visibility("default"))) int ckemu_counters(emu::Row* rows, int most) {
   int n = 0;
   for (const auto& entry : emu::totals.rows)
     if (n < most) rows[n++] = entry.second;
   return n;
+}
+
+// File and line of a `pc` that stands for a place in the source: the line, or 0 where it is an instruction.
+extern "C" __attribute__((visibility("default"))) int ckemu_site(uint64_t pc, const char** file) {
+  const size_t i = emu::site_index(static_cast<uint32_t>(pc));
+  if (!(pc & emu::kSite) || i >= emu::totals.sites.size()) return 0;
+  *file = emu::totals.sites[i].file;
+  return emu::totals.sites[i].line;
 }

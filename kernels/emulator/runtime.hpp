@@ -165,6 +165,12 @@ void wait(Worker& w, Thread& t);
 // warp.cpp
 void lane_left(Worker& w, const Thread& t);
 
+// matrix.cpp
+inline bool of_whole_warp(int op) { return op >= CKEMU_MMA_F16; }
+void matrix_operation(Worker& w, uint32_t warp, uint32_t group);
+// Starts the report of lanes that do not all come to one matrix operation.
+Report& divergent_matrix(Worker& w, const Thread& t);
+
 // check.cpp
 void check_begin(Worker& w);
 void check_end(Worker& w);
@@ -173,11 +179,14 @@ void check_barrier(Worker& w);
 void check_syncwarp(Worker& w, uint32_t warp, uint32_t mask);
 void check_issue(Worker& w, const Copy& copy);
 void check_deliver(Worker& w, const Copy& copy);
+void check_row(Worker& w, const void* row, const char* file, int line);
+void check_element(Worker& w, const void* at, const char* file, int line);
 void check_atomic(Worker& w, const void* at, uint32_t bytes, const char* file, int line);
 
 // counters.cpp
 void count(Worker& w, bool shared, bool write, uint64_t address, uint32_t bytes, uint32_t pc);
 void counters_begin(Worker& w);
 void counters_flush(Worker& w);
+void counters_end(Worker& w);
 
 }  // namespace emu

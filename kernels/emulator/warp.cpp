@@ -1,4 +1,5 @@
-// What the lanes of a warp do together: __syncwarp, shuffles, votes, reductions. A rendezvous: each lane
+// What the lanes of a warp do together: __syncwarp, shuffles, votes, reductions, and (in matrix.cpp) matrix
+// operations. A rendezvous: each lane
 // leaves its value and waits; the last of the mask to arrive computes for all, so that no lane can
 // overwrite its value before the others have read it. Several groups may wait in one warp at a time. Where
 // their masks overlap, as those of a tile and of its parts do, a lane that one group waits for may first meet
@@ -30,7 +31,7 @@ static void complete(Worker& w, uint32_t warp, uint32_t group, uint32_t mask) {
       name_other(w, r, first);
       leave(w);
     }
-    if (first.op < CKEMU_BALLOT) continue;
+    if (first.op < CKEMU_BALLOT || of_whole_warp(first.op)) continue;
     uint32_t v;
     memcpy(&v, t.value, 4);
     const int32_t s = static_cast<int32_t>(v);
@@ -41,7 +42,8 @@ static void complete(Worker& w, uint32_t warp, uint32_t group, uint32_t mask) {
     if (s > high_s) high_s = s;
     if (v) ballot |= 1u << (t.index & 31);
   }
-  for (uint32_t rest = group; rest; rest &= rest - 1) {
+  if (of_whole_warp(first.op)) matrix_operation(w, warp, group);
+  for (uint32_t rest = group; rest && !of_whole_warp(first.op); rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     Thread& t = lanes[lane];
     uint32_t v = 0;

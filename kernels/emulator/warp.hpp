@@ -52,6 +52,22 @@ CONVKIT_INLINE T shuffle(int op, unsigned mask, T value, int operand, int width,
   ckemu_warp(op, mask, &value, sizeof(T), operand, width, file, line);
   return value;
 }
+
+// The twins of mma.sync and ldmatrix (ptx.cuh).
+CONVKIT_INLINE void multiply(int op, float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                             const char* file, int line) {
+  CkemuProduct lane = {{sum[0], sum[1], sum[2], sum[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  ckemu_matrix(op, 0, &lane, file, line);
+  for (int i = 0; i < 4; ++i) sum[i] = lane.sum[i];
+}
+template <int COUNT>
+CONVKIT_INLINE void load_matrices(int op, unsigned (&to)[COUNT], const void* row, const char* file,
+                                  int line) {
+  static_assert(COUNT == 1 || COUNT == 2 || COUNT == 4, "ldmatrix loads 1, 2 or 4 matrices");
+  CkemuMatrices lane = {row, {}};
+  ckemu_matrix(op, COUNT, &lane, file, line);
+  for (int i = 0; i < COUNT; ++i) to[i] = lane.to[i];
+}
 }  // namespace convkit_emulator
 
 #define CONVKIT_SHUFFLE(name, op, operand_type)                                                        \

@@ -32,12 +32,20 @@ struct Tf32 {
   static f32 element(u32 bits, u32) { return bits_as<f32>(bits & ~0x1fffu); }  // the lowest bits do not count
 };
 
+// Whether all lanes of the warp are at one instruction; they need not have come together.
+bool whole_warp(const Part* parts, size_t count) {
+  u32 lanes = 0;
+  for (size_t k = 0; k < count; ++k)
+    if (parts[k].instr == parts[0].instr) lanes |= parts[k].lanes;
+  return lanes == kEveryLane;
+}
+
 // d = a b + c of 16 x 8 elements, over K. Operands: d, a, b, c in registers, and the lanes.
 template <class E, u32 K>
 void multiply(Warp& w, const Part* parts, size_t count, u32) {
   constexpr u32 kA = 16 * K / kLanes / E::kEach, kB = 8 * K / kLanes / E::kEach;
   const Instr& i = *parts[0].instr;
-  if (count != 1 || parts[0].lanes != kEveryLane)
+  if (!whole_warp(parts, count))
     w.machine->stop(w, i, 0, "divergent matrix product", "each lane of the warp takes part in it");
   f32 a[16][K], b[K][8], c[16][8];
   for (u32 l = 0; l < kLanes; ++l) {
@@ -80,7 +88,7 @@ void add_multiply(Table& t) {
 template <u32 N, bool Transposed>
 void load_matrices(Warp& w, const Part* parts, size_t count, u32) {
   const Instr& i = *parts[0].instr;
-  if (count != 1 || parts[0].lanes != kEveryLane)
+  if (!whole_warp(parts, count))
     w.machine->stop(w, i, 0, "divergent matrix load", "each lane of the warp takes part in it");
   u16 elements[N][8][8];
   const u64* at = row<u64>(w, i.o[N]);

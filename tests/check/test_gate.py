@@ -1191,6 +1191,44 @@ def test_two_gradients_of_one_op_are_held_to_the_bounds_of_each_alone():
             np.testing.assert_array_equal(found.scale, alone.scale)
 
 
+def cut(terms):
+    """A float32 sum, one term after the other, whose last bits are not rounded but lost."""
+    total = np.zeros(terms.shape[:-1], np.float32)
+    for term in np.moveaxis(terms.astype(np.float64), -1, 0):
+        exact = total + term
+        total = exact.astype(np.float32)
+        total = np.where(np.abs(total) > np.abs(exact), np.nextafter(total, np.float32(0)), total)
+    return total
+
+
+@pytest.mark.parametrize("fill", ["normal", "rectified"])
+@pytest.mark.parametrize("L", [363, 2304])
+def test_sums_that_are_cut_pass_where_that_is_declared(L, fill):
+    problem = Linear(8, L, 24)
+    case = check.Case("linear_fprop", problem, "cut", {"relu": False}, fill=fill)
+    question = check.Question.of(case, "float32")
+    x, w, b = question.inputs.values()
+    terms = np.concatenate([x[:, None] * w, np.broadcast_to(b[:, None], (8, 24, 1))], axis=-1)
+    results = [
+        tolerance.compare("y", cut(terms), question.wanted["y"], one, "linear_fprop")
+        for one in (
+            Implementation("linear_fprop", "cut", lambda *a: None, truncates=truncates)
+            for truncates in (True, False)
+        )
+    ]
+    assert not results[0].reason and results[0].ratio < 0.5, results[0]
+    assert results[1].reason
+
+
+@pytest.mark.parametrize("L, caught", [(363, 0.98), (2304, 0.85), (9216, 0.55)])
+def test_a_lost_term_does_not_pass_where_sums_are_cut(L, caught):
+    problem = Linear(32, L, 32)
+    question = check.Question.of(check.Case("linear_fprop", problem, "lost", {"relu": False}), "float32")
+    x, w, _ = question.inputs.values()
+    lost = np.abs(x[:, None, L // 2].astype(np.float64) * w[:, L // 2])
+    assert (lost > question.wanted["y"].bound(truncates=True)).mean() >= caught
+
+
 def test_float16_accumulation_is_far_outside():
     problem = Linear(16, 363, 16)
     question = check.Question.of(check.Case("linear_fprop", problem, "half", {"relu": False}), "float32")

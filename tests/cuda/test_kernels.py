@@ -17,6 +17,7 @@ from convkit.cli import main
 from convkit.cuda import expressions, nvrtc
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import Runner
+from convkit.cuda.prepare import implementation as prepared
 from convkit.cuda.source import translation_unit
 from convkit.op import OPS
 from convkit.ops.channel_sum import ChannelSum
@@ -358,15 +359,15 @@ def test_the_gate(kernel, compiler):
 
 @pytest.mark.parametrize("kernel", SHIPPED, ids=lambda k: k.stem)
 def test_the_same_bits_for_every_schedule(kernel, compiler):
-    (implementation,) = [
-        i for i in ck.implementations(kernel.header.op, device="cuda") if i.name == kernel.name
-    ]
+    implementation, dtype = prepared(kernel.path), kernel.header.dtypes[0]
     cases = [
-        c for c in check.random_cases(kernel.header.op, 12, 5) if implementation.refusal(c.problem) is None
+        c
+        for c in check.random_cases(kernel.header.op, 12, 5)
+        if implementation.refusal(c.of(dtype).problem) is None
     ][:3]
     assert cases
     for case in cases:
-        question = check.Question.of(case, "float32")
+        question = check.Question.of(case, dtype)
         results = []
         for seed in (None, 1, 2, 3, 4):
             with ck.emulate(seed=seed):

@@ -20,6 +20,7 @@ from convkit.cuda import nvrtc
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import implementation
 from convkit.cuda.source import translation_unit
+from convkit.ops.conv2d import Conv2d
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,19 @@ MUTANTS = [
 ]
 
 
+#: Problems in which a kernel goes a way that random ones seldom have: channels that it copies asynchronously.
+ALSO = {
+    "conv2d_fprop_implicit_gemm_mma": [
+        check.Case(
+            "conv2d_fprop",
+            Conv2d.of((1, 40, 12, 12), (136, 40, 3, 3), padding=1),
+            "whole chunks",
+            {"relu": False},
+        )
+    ]
+}
+
+
 def line(file: Path, at: int) -> int:
     return file.read_text()[:at].count("\n") + 1
 
@@ -55,9 +69,14 @@ def line(file: Path, at: int) -> int:
 def cases(kernel: Path) -> list:
     """Small problems, of which the largest have more than one step along the reduction."""
     implemented = implementation(kernel)
-    fitting = [c for c in check.random_cases(implemented.op, 40, 3) if implemented.refusal(c.problem) is None]
+    random = [case.of(implemented.dtypes[0]) for case in check.random_cases(implemented.op, 40, 3)]
+    fitting = [case for case in random if implemented.refusal(case.problem) is None]
     fitting.sort(key=lambda c: -c.problem.reduction(implemented.op) * c.problem.flops(implemented.op))
-    return fitting[:3]
+    return ALSO.get(kernel.stem, []) + fitting[:3]
+
+
+def asked(kernel: Path, cases: list) -> list[check.Question]:
+    return [check.Question.of(case, implementation(kernel).dtypes[0]) for case in cases]
 
 
 def faults(kernel: Path, questions: list) -> list[str]:
@@ -69,7 +88,7 @@ def faults(kernel: Path, questions: list) -> list[str]:
 def machine_code(path: Path) -> bytes:
     need("cuda.core")
     kernel = read(path)
-    unit = translation_unit(kernel, cases(path)[0].of("float32").problem)
+    unit = translation_unit(kernel, cases(path)[0].of(kernel.header.dtypes[0]).problem)
     return nvrtc.compile_cubin(unit, "sm_90a", include=(path.parent,)).code
 
 
@@ -82,10 +101,10 @@ def test_a_barrier_taken_out_is_reported(kernel, file, at, compiler, tmp_path):
     text = file.read_text()
     mutated = text[:at] + BARRIER.sub(r"\1;", text[at:], count=1)
     assert mutated != text
-    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    questions = asked(kernel, cases(kernel))
     (tmp_path / file.name).write_text(mutated)
     found = faults(tmp_path / kernel.name, questions)
-    if not any("race" in f or "uninitialised" in f for f in found):
+    if not any(word in f for f in found for word in ("race", "uninitialised", "in flight")):
         assert file != kernel and machine_code(kernel) == machine_code(tmp_path / kernel.name), found
 
 
@@ -113,7 +132,7 @@ def test_a_barrier_taken_out_of_one_step_of_a_tree_is_reported(kernel, tree, ste
         shutil.copy(path, tmp_path)
     text, at = kernel.read_text(), tree.start("barrier")
     (tmp_path / kernel.name).write_text(f"{text[:at]}if ({tree['name']} != {step}) {text[at:]}")
-    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    questions = asked(kernel, cases(kernel))
     found = faults(tmp_path / kernel.name, questions)
     assert any("race" in f or "uninitialised" in f for f in found), found
 
@@ -124,8 +143,9 @@ def test_there_is_a_tree_with_steps():
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
 def test_check_mode_finds_nothing_in_what_ships(kernel, compiler):
-    questions = [check.Question.of(case, "float32") for case in cases(kernel)]
+    questions = asked(kernel, cases(kernel))
     edges = [c for c in check.cases(implementation(kernel).op) if not c.heavy and c.fill == "normal"]
-    fitting = [c for c in edges if implementation(kernel).refusal(c.problem) is None and not c.problem.empty]
-    questions += [check.Question.of(case, "float32") for case in fitting[:12]]
+    edges = [case.of(implementation(kernel).dtypes[0]) for case in edges if not case.problem.empty]
+    fitting = [case for case in edges if implementation(kernel).refusal(case.problem) is None]
+    questions += asked(kernel, fitting[:12])
     assert faults(kernel, questions) == [""] * len(questions)

@@ -144,10 +144,11 @@ def test_random_geometries(path, dtype):
 # ---------------------------------------------------------------------------------------------------
 # Barriers that are not there
 # ---------------------------------------------------------------------------------------------------
-#: The kernels with `bar.sync`, and how many they have in float32.
+#: The kernels with `bar.sync`, and how many they have in the first dtype that they take.
 BARRIERS = {
     "conv2d_bgrad_reduce": 1, "conv2d_dgrad_implicit_gemm": 3, "conv2d_dgrad_relu_implicit_gemm": 3,
-    "conv2d_fprop_implicit_gemm": 3, "conv2d_wgrad_bgrad_implicit_gemm": 4, "conv2d_wgrad_implicit_gemm": 3,
+    "conv2d_fprop_implicit_gemm": 3, "conv2d_fprop_implicit_gemm_mma": 3,
+    "conv2d_wgrad_bgrad_implicit_gemm": 4, "conv2d_wgrad_implicit_gemm": 3,
     "label_rank_row": 1, "linear_bgrad_reduce": 3, "linear_dgrad_gemm": 3, "linear_dgrad_wgrad_sgd_gemm": 6,
     "linear_fprop_gemm": 3, "linear_wgrad_gemm": 3, "linear_wgrad_sgd_gemm": 3, "loss_summary_block": 3,
     "lrn_maxpool2d_fprop_band": 1, "softmax_xent_fprop_row": 2,
@@ -175,7 +176,7 @@ def goes_wrong(path: Path) -> str:
     """Why the kernel does not pass, in some order of warps and lanes; or nothing."""
     one = implementation(path)
     for case in reversed(small(one.op)):
-        asked = Question.of(case, "float32")
+        asked = Question.of(case, one.dtypes[0])
         for seed in (None, 1, 2, 3):
             with ck.emulate(engine="ptx", seed=seed) as runner:
                 runner.steps = 1 << 20
@@ -205,10 +206,9 @@ def test_a_barrier_that_is_not_there_shows(stem, number, monkeypatch):
 
 def test_the_barriers_are_counted():
     for path in builtin_files():
-        text = nvrtc.cached_ptx(
-            translation_unit(read(path), _sample(read(path), "float32")), "sm_80", include=(path.parent,),
-            name=path.stem,
-        )  # fmt: skip
+        kernel = read(path)
+        source = translation_unit(kernel, _sample(kernel, kernel.header.dtypes[0]))
+        text = nvrtc.cached_ptx(source, "sm_80", include=(path.parent,), name=path.stem)
         assert len(re.findall(r"\bbar\.sync", text)) == BARRIERS.get(path.stem, 0), path.stem
 
 

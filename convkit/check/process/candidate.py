@@ -48,6 +48,7 @@ DECLARED: tuple[str, ...] = (
     "rank",
     "error",
     "math",
+    "truncates",
     "flags",
     "compiled",
     "source",

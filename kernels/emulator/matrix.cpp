@@ -1,0 +1,204 @@
+// Matrix operations of a warp: mma.sync and ldmatrix. All 32 lanes meet (warp.cpp); the last one to arrive
+// computes for all, in what the others have left on their stacks.
+//
+// Which lane has which element, is asked here the other way round from how the ISA's tables say it: given an
+// element, `in_a`, `in_b`, `in_c` tell the lane, the register, and the half of it.
+//
+// Rounding. The ISA promises no more than single precision, in no particular order. Measured on tensor cores
+// (Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330,
+// 2021): exact products are shifted to the exponent of the largest addend, what is shifted out is lost, and so
+// are the last bits of their sum. How many products meet at once, and how many more bits there are than the
+// sum's 24, depends on the chip. Here 4 meet with the sum so far, and there are none, as on the oldest one: no
+// later one is coarser. An error is toward zero, and so does not average out.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "memory.hpp"
+
+namespace emu {
+namespace {
+
+constexpr uint32_t kM = 16, kN = 8, kK = 16;
+constexpr uint32_t kTogether = 4;  // products that are added to a sum at once
+
+struct Held {
+  uint32_t lane, reg, half;
+};
+constexpr Held in_a(uint32_t m, uint32_t k) { return {m % 8 * 4 + k % 8 / 2, m / 8 + k / 8 * 2, k % 2}; }
+constexpr Held in_b(uint32_t k, uint32_t n) { return {n * 4 + k % 8 / 2, k / 8, k % 2}; }
+constexpr Held in_c(uint32_t m, uint32_t n) { return {m % 8 * 4 + n / 2, m / 8 * 2 + n % 2, 0}; }
+
+float of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+uint64_t bits_of(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+double of_bits(uint64_t bits) {
+  double value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+float of_half(uint32_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
+  if (magnitude >= 0x7c00u << 13) return of_bits(sign | 0x7f800000u | magnitude);
+  return of_bits(sign | magnitude) * 0x1p112f;  // from one bias of the exponent to the other; exact
+}
+float element(const unsigned* registers, const Held& held, bool bfloat) {
+  const uint32_t bits = registers[held.reg] >> 16 * held.half & 0xffffu;
+  return bfloat ? of_bits(bits << 16) : of_half(bits);
+}
+
+// What is left of a number in single precision.
+float toward_zero(double value) {
+  const auto near = static_cast<float>(value);
+  if (std::isinf(near) || std::fabs(static_cast<double>(near)) <= std::fabs(value)) return near;
+  return std::nextafterf(near, 0.0f);
+}
+
+// sum + products, as above.
+float add_products(float sum, const double* products) {
+  constexpr int exponent_at = 52, bias = 1023, kept = 23;
+  const double first = sum;
+  double plain = first;
+  uint64_t largest = bits_of(std::fabs(first));
+  for (uint32_t i = 0; i < kTogether; ++i) {
+    plain += products[i];
+    const uint64_t magnitude = bits_of(std::fabs(products[i]));
+    if (magnitude > largest) largest = magnitude;
+  }
+  if (plain - plain != 0) return plain == plain ? static_cast<float>(plain) : of_bits(0x7fffffffu);
+  if (largest == 0) return 0;
+  const int exponent = static_cast<int>(largest >> exponent_at) - bias;
+  const double scale = of_bits(static_cast<uint64_t>(bias + kept - exponent) << exponent_at),
+               unit = of_bits(static_cast<uint64_t>(bias + exponent - kept) << exponent_at);
+  auto units = static_cast<int32_t>(first * scale);
+  for (uint32_t i = 0; i < kTogether; ++i) units += static_cast<int32_t>(products[i] * scale);
+  return toward_zero(units * unit);
+}
+
+void multiply(Thread* lanes, bool bfloat) {
+  CkemuProduct* at[32];
+  for (int l = 0; l < 32; ++l) memcpy(&at[l], lanes[l].value, sizeof(at[l]));
+  double a[kM][kK], b[kN][kK];
+  for (uint32_t m = 0; m < kM; ++m)
+    for (uint32_t k = 0; k < kK; ++k) {
+      const Held held = in_a(m, k);
+      a[m][k] = element(at[held.lane]->a, held, bfloat);
+    }
+  for (uint32_t n = 0; n < kN; ++n)
+    for (uint32_t k = 0; k < kK; ++k) {
+      const Held held = in_b(k, n);
+      b[n][k] = element(at[held.lane]->b, held, bfloat);
+    }
+  for (uint32_t m = 0; m < kM; ++m)
+    for (uint32_t n = 0; n < kN; ++n) {
+      const Held held = in_c(m, n);
+      float& sum = at[held.lane]->sum[held.reg];
+      double products[kK];
+      for (uint32_t k = 0; k < kK; ++k) products[k] = a[m][k] * b[n][k];
+      for (uint32_t k = 0; k < kK; k += kTogether) sum = add_products(sum, products + k);
+    }
+}
+
+// Whether an access is inside a block's shared memory; and whether it is beside, which is an index gone wrong.
+bool in_shared(const Worker& w, uintptr_t a, size_t bytes, bool beside = false) {
+  const size_t margin = beside ? 256 * 1024 : 0;
+  const auto inside = [&](const unsigned char* first, size_t size) {
+    const size_t offset = a - reinterpret_cast<uintptr_t>(first) + margin;
+    return offset < size + 2 * margin && size + 2 * margin - offset >= bytes;
+  };
+  return inside(w.fixed_shared, w.fixed_bytes) || inside(w.dynamic_shared, w.launch->shared);
+}
+
+// A row of a matrix, by the lane that has its address.
+const unsigned char* row_of(Worker& w, Thread& t) {
+  constexpr size_t bytes = 16;
+  const CkemuMatrices* lane;
+  memcpy(&lane, t.value, sizeof(lane));
+  const auto a = reinterpret_cast<uintptr_t>(lane->row);
+  w.current = &t;
+  if (a % bytes) {
+    Report& r = report(w, "misaligned access", t.file, t.line);
+    snprintf(r.text, sizeof(r.text), "ldmatrix takes a row from %p, which is no multiple of 16", lane->row);
+    leave(w);
+  }
+  if (w.launch->check && !arena.holds(a)) check_row(w, lane->row, t.file, t.line);
+  if (!in_shared(w, a, bytes)) {
+    Report& r = report(w, in_shared(w, a, bytes, true) ? "array overrun" : "wild access", t.file, t.line);
+    snprintf(r.text, sizeof(r.text), "ldmatrix takes a row of 16 bytes from %p, not in shared memory",
+             lane->row);
+    leave(w);
+  }
+  return static_cast<const unsigned char*>(lane->row);
+}
+
+// Element (r, c) of matrix m: lane 8 m + r has the address of its row. A lane gets two elements, neighbours in
+// a row; or, transposed, in a column.
+void load(Worker& w, Thread* lanes, uint32_t count, bool transposed) {
+  Thread* const running = w.current;
+  CkemuMatrices* at[32];
+  for (int l = 0; l < 32; ++l) memcpy(&at[l], lanes[l].value, sizeof(at[l]));
+  for (uint32_t m = 0; m < count; ++m) {
+    const unsigned char* rows[8];
+    for (uint32_t r = 0; r < 8; ++r) rows[r] = row_of(w, lanes[m * 8 + r]);
+    for (uint32_t l = 0; l < 32; ++l) {
+      uint16_t two[2];
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t along = l % 4 * 2 + i, r = transposed ? along : l / 4, c = transposed ? l / 4 : along;
+        const unsigned char* from = rows[r] + c * sizeof(two[i]);
+        if (w.launch->check && (transposed || i == 0)) {
+          w.current = &lanes[l];
+          check_element(w, rows[r] + c / 2 * 4, lanes[l].file, lanes[l].line);
+        }
+        memcpy(&two[i], from, sizeof(two[i]));
+      }
+      at[l]->to[m] = two[0] | static_cast<uint32_t>(two[1]) << 16;
+    }
+  }
+  w.current = running;
+}
+
+}  // namespace
+
+Report& divergent_matrix(Worker& w, const Thread& t) {
+  w.current = const_cast<Thread*>(&t);
+  return report(w, "divergent matrix operation", t.file, t.line);
+}
+
+void matrix_operation(Worker& w, uint32_t warp, uint32_t group) {
+  Thread* lanes = &w.threads[warp * 32];
+  const Thread& first = lanes[__builtin_ctz(group)];
+  if (group != ~0u) {
+    Report& r = divergent_matrix(w, first);
+    snprintf(r.text, sizeof(r.text), "the warp has no lane %d here: it has left the kernel, or never was",
+             __builtin_ctz(~group));
+    leave(w);
+  }
+  for (int l = 1; l < 32; ++l) {
+    const Thread& t = lanes[l];
+    if (t.operand == first.operand && t.line == first.line &&
+        (t.file == first.file || !strcmp(t.file, first.file)))
+      continue;
+    Report& r = divergent_matrix(w, t);
+    snprintf(r.text, sizeof(r.text), "lanes of one warp come to different places");
+    name_other(w, r, first);
+    leave(w);
+  }
+  if (first.op <= CKEMU_MMA_BF16)
+    multiply(lanes, first.op == CKEMU_MMA_BF16);
+  else
+    load(w, lanes, static_cast<uint32_t>(first.operand), first.op == CKEMU_LDMATRIX_TRANS);
+}
+
+}  // namespace emu
+
+void ckemu_matrix(int op, int count, void* lane, const char* file, int line) {
+  ckemu_warp(op, ~0u, &lane, sizeof(lane), count, 32, file, line);
+}
