@@ -26,6 +26,7 @@ VARIABLES = {
     "CONVKIT_NUM_THREADS": "threads of the CPU backend",
     "CONVKIT_REQUIRE_NATIVE": "an install fails where the C++ extension does",
     "CONVKIT_SANITIZE": "sanitizers that an install compiles with",
+    "CONVKIT_TUNED": "file of what `convkit tune` has chosen, or off",
 }
 
 

@@ -30,7 +30,7 @@ def row(call: Call) -> Row:
     return Row(
         call.layer,
         op.name,
-        implementation.name,
+        implementation.name_and_tile,
         implementation.layout,
         "x".join(map(str, problem.shape(op.outputs[0]))),
         problem.bytes(*present, *op.outputs) / 1e6,

@@ -1,0 +1,206 @@
+"""What could run a job, and what of it need not be tried: by the header and the problem, before it compiles.
+
+A kernel file's tiles are those of `tile` and `tiles`, and every combination of `tune`. Most combinations
+cannot launch, or are clearly worse than others:
+
+- a block has more threads than it may, or no whole number of warps;
+- its dynamic shared memory is more than a block may have;
+- its sums alone need more registers than a thread can have, or than `PER_SM` blocks leave it;
+- its grid leaves SMs idle that another tile keeps busy; or the model of waves (`cuda.heuristics`) predicts
+  less than `WORTH` of the best one's efficiency.
+
+What is known only of machine code (registers, spills, static shared memory) is looked at when it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ..cuda.header import MODELLED, Header
+from ..cuda.heuristics import fitted, predict
+from ..cuda.nvrtc import Resources
+from ..cuda.prepare import Runner
+from ..errors import ConvkitError
+from ..op import Problem
+from ..registry import Implementation
+from ..tuned import with_tile
+from .gpus import GRAIN, H200, MOST_REGISTERS, MOST_THREADS, Gpu
+from .jobs import Job
+
+#: Share of the best tile's predicted efficiency, or of its busy SMs, below which a tile is not tried.
+WORTH = 0.6
+#: Tiles of one kernel file that are tried at the most: those of the highest prediction.
+MOST_TILES = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation, with its tile, for one job.
+
+    Attributes
+    ----------
+    implementation : Implementation
+    reason : str
+        Why it is not tried; empty where it is.
+    predicted : float
+        What orders the tiles of a file: the model's efficiency, or the share of SMs that its grid keeps busy.
+    default : bool
+        Whether it runs where nothing was tuned.
+    """
+
+    implementation: Implementation
+    reason: str = ""
+    predicted: float = 1.0
+    default: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.implementation.name_and_tile
+
+
+def of_job(job: Job, gpu: Gpu = H200) -> list[Candidate]:
+    """Every candidate of a job: implementations, and for kernel files also each of their tiles.
+
+    An implementation without a tile of its own takes the one that the model of waves chooses.
+    """
+    default = job.default()
+    found: list[Candidate] = []
+    for implementation in job.candidates():
+        found.append(Candidate(implementation, default=implementation is default))
+        if isinstance(implementation.run, Runner):
+            found += _tiles_of(implementation, implementation.run, job.question.problem, gpu)
+    return found
+
+
+def tiles(header: Header) -> list[dict[str, int]]:
+    """Every tile that a header names, whole, each once; its first one first."""
+    values = product(*header.tune.values())
+    named = [{}, *header.tiles, *(dict(zip(header.tune, combination)) for combination in values)]
+    return list({tuple(tile.items()): tile for one in named if (tile := {**header.tile, **one})}.values())
+
+
+def _tiles_of(implementation: Implementation, runner: Runner, problem: Problem, gpu: Gpu) -> list[Candidate]:
+    kernel = runner.kernel
+    chosen = fitted(kernel, problem).header.tile
+    varied = {
+        name
+        for tile in tiles(kernel.header)
+        for name, value in tile.items()
+        if value != kernel.header.tile[name]
+    }
+    found = []
+    for tile in tiles(kernel.header):
+        if tile == chosen:  # the implementation itself runs it
+            continue
+        one = with_tile(implementation, {name: tile[name] for name in tile if name in varied})
+        assert one is not None
+        tiled: Any = one.run
+        try:
+            reason = refused(tiled, runner, problem, gpu)
+            predicted = prediction(tiled, problem, gpu) if not reason else 0.0
+        except (ConvkitError, ArithmeticError) as error:  # expressions of the header that have no value here
+            reason, predicted = f"its header has no value: {error}", 0.0
+        found.append(Candidate(one, reason, predicted))
+    return _worth(found, prediction(Runner(kernel.tiled(chosen)), problem, gpu))
+
+
+def _worth(found: Sequence[Candidate], default: float) -> list[Candidate]:
+    """The same, but those far below the best, and those beyond the number that is tried, have a reason."""
+    best = max([default, *(one.predicted for one in found if not one.reason)])
+    kept = sorted((one.predicted for one in found if not one.reason), reverse=True)[:MOST_TILES]
+    judged = []
+    for one in found:
+        if not one.reason and one.predicted < WORTH * best:
+            one = replace(one, reason=f"waves: {one.predicted / best:.0%} of the best tile's use of the GPU")
+        elif not one.reason and one.predicted < kept[-1]:
+            one = replace(one, reason=f"waves: {MOST_TILES} tiles are predicted to be better")
+        judged.append(one)
+    count = 0
+    for index, one in enumerate(judged):  # ties at the end of the list
+        count += not one.reason
+        if not one.reason and count > MOST_TILES:
+            judged[index] = replace(one, reason=f"waves: {MOST_TILES} tiles are tried, and it is no better")
+    return judged
+
+
+# ---------------------------------------------------------------------------------------------------
+# Before it compiles
+# ---------------------------------------------------------------------------------------------------
+def refused(runner: Runner, plain: Runner, problem: Problem, gpu: Gpu) -> str:
+    """Why a tile cannot run a problem on a GPU, or an empty string; `plain` is the file as it is."""
+    if (reason := runner.refusal(problem)) is not None:
+        return reason
+    tile = runner.kernel.header.tile
+    whole_warps = all(_count(block) % 32 == 0 for _, _, block, _ in plain.ready(problem).launches)
+    for entry, _, block, shared in runner.ready(problem).launches:
+        threads = _count(block)
+        if not 0 < threads <= MOST_THREADS:
+            return f"threads: {threads} in a block of {entry}, of 1 to {MOST_THREADS}"
+        if threads % 32 and whole_warps:
+            return f"threads: {threads} in a block of {entry}, which is no number of warps"
+        if shared > gpu.shared:
+            return f"shared memory: {shared:,} bytes in a block of {entry}, of {gpu.shared:,}"
+    if (needed := sums(tile)) is None:
+        return ""
+    threads, per_sm = _threads(runner, problem), tile.get("PER_SM", 1)
+    left = min(MOST_REGISTERS, gpu.registers_sm // (threads * per_sm) // GRAIN * GRAIN)
+    if needed > left:
+        blocks = f"{per_sm} block{'s' * (per_sm > 1)} of {threads} threads"
+        return f"registers: {needed} for a thread's sums and factors alone, of {left} with {blocks} on an SM"
+    return ""
+
+
+def sums(tile: Mapping[str, int]) -> int | None:
+    """Registers that a thread of a GEMM needs at the least, for sums and factors; None for other kernels."""
+    if {"THREAD_M", "THREAD_N"} <= set(tile):
+        m, n = tile["THREAD_M"], tile["THREAD_N"]
+        return m * n + m + n
+    if {"WARP_M", "WARP_N"} <= set(tile):  # a warp's fp32 sums, and 16-bit factors of 16 terms
+        m, n = tile["WARP_M"], tile["WARP_N"]
+        return m * n // 32 + (m + n) * 16 // 2 // 32
+    return None
+
+
+def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
+    """What orders the tiles of a file: `Candidate.predicted`."""
+    header = runner.kernel.header
+    if {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*header.tile, *header.let}:
+        return predict(header, problem).efficiency
+    blocks = max((_count(grid) for _, grid, _, _ in runner.ready(problem).launches), default=0)
+    if not blocks:
+        return 0.0
+    rounds = -(-blocks // gpu.sms)
+    return blocks / (rounds * gpu.sms)
+
+
+def _threads(runner: Runner, problem: Problem) -> int:
+    return max(_count(block) for _, _, block, _ in runner.ready(problem).launches)
+
+
+def _count(extent: Sequence[int]) -> int:
+    x, y, z = extent
+    return x * y * z
+
+
+# ---------------------------------------------------------------------------------------------------
+# When it is compiled
+# ---------------------------------------------------------------------------------------------------
+def unfit(runner: Runner, problem: Problem, resources: Mapping[str, Resources], gpu: Gpu) -> str:
+    """Why machine code is not worth a try, or cannot be launched; or an empty string."""
+    for entry, _, block, dynamic in runner.ready(problem).launches:
+        used = resources.get(entry)
+        if used is None:
+            continue
+        if used.spill_bytes:
+            return f"registers: {entry} spills {used.spill_bytes} bytes of them"
+        if used.stack_bytes:
+            return f"registers: {entry} keeps {used.stack_bytes} bytes on a stack"
+        if (shared := used.shared_bytes + dynamic) > gpu.shared:
+            return f"shared memory: {shared:,} bytes in a block of {entry}, of {gpu.shared:,}"
+        threads = _count(block)
+        if (taken := -(-used.registers // GRAIN) * GRAIN * threads) > gpu.registers_sm:
+            return f"registers: {taken:,} in a block of {entry}, of {gpu.registers_sm:,}"
+    return ""
