@@ -45,15 +45,16 @@ class Candidate:
     implementation : Implementation
     reason : str
         Why it is not tried; empty where it is.
-    predicted : float
+    predicted : float, optional
         What orders the tiles of a file: the model's efficiency, or the share of SMs that its grid keeps busy.
+        None where there are no tiles.
     default : bool
         Whether it runs where nothing was tuned.
     """
 
     implementation: Implementation
     reason: str = ""
-    predicted: float = 1.0
+    predicted: float | None = None
     default: bool = False
 
     @property
@@ -69,9 +70,13 @@ def of_job(job: Job, gpu: Gpu = H200) -> list[Candidate]:
     default = job.default()
     found: list[Candidate] = []
     for implementation in job.candidates():
-        found.append(Candidate(implementation, default=implementation is default))
-        if isinstance(implementation.run, Runner):
-            found += _tiles_of(implementation, implementation.run, job.question.problem, gpu)
+        whole = Candidate(implementation, default=implementation is default)
+        run, problem = implementation.run, job.question.problem
+        if isinstance(run, Runner):
+            whole = replace(whole, predicted=prediction(Runner(run.fitted(problem)), problem, gpu))
+            found += [whole, *_tiles_of(whole, run, problem, gpu)]
+        else:
+            found.append(whole)
     return found
 
 
@@ -82,7 +87,8 @@ def tiles(header: Header) -> list[dict[str, int]]:
     return list({tuple(tile.items()): tile for one in named if (tile := {**header.tile, **one})}.values())
 
 
-def _tiles_of(implementation: Implementation, runner: Runner, problem: Problem, gpu: Gpu) -> list[Candidate]:
+def _tiles_of(whole: Candidate, runner: Runner, problem: Problem, gpu: Gpu) -> list[Candidate]:
+    """The tiles of a kernel file that is a candidate already, with the tile that the model chooses."""
     kernel = runner.kernel
     chosen = fitted(kernel, problem).header.tile
     varied = {
@@ -95,7 +101,7 @@ def _tiles_of(implementation: Implementation, runner: Runner, problem: Problem, 
     for tile in tiles(kernel.header):
         if tile == chosen:  # the implementation itself runs it
             continue
-        one = with_tile(implementation, {name: tile[name] for name in tile if name in varied})
+        one = with_tile(whole.implementation, {name: tile[name] for name in tile if name in varied})
         assert one is not None
         tiled: Any = one.run
         try:
@@ -104,25 +110,22 @@ def _tiles_of(implementation: Implementation, runner: Runner, problem: Problem, 
         except (ConvkitError, ArithmeticError) as error:  # expressions of the header that have no value here
             reason, predicted = f"its header has no value: {error}", 0.0
         found.append(Candidate(one, reason, predicted))
-    return _worth(found, prediction(Runner(kernel.tiled(chosen)), problem, gpu))
+    return _worth(found, whole.predicted or 0.0)
 
 
 def _worth(found: Sequence[Candidate], default: float) -> list[Candidate]:
     """The same, but those far below the best, and those beyond the number that is tried, have a reason."""
-    best = max([default, *(one.predicted for one in found if not one.reason)])
-    kept = sorted((one.predicted for one in found if not one.reason), reverse=True)[:MOST_TILES]
+    possible = [(one.predicted or 0.0, -index) for index, one in enumerate(found) if not one.reason]
+    best = max([default, *(predicted for predicted, _ in possible)])
+    tried = {-index for _, index in sorted(possible, reverse=True)[:MOST_TILES]}
     judged = []
-    for one in found:
-        if not one.reason and one.predicted < WORTH * best:
-            one = replace(one, reason=f"waves: {one.predicted / best:.0%} of the best tile's use of the GPU")
-        elif not one.reason and one.predicted < kept[-1]:
-            one = replace(one, reason=f"waves: {MOST_TILES} tiles are predicted to be better")
-        judged.append(one)
-    count = 0
-    for index, one in enumerate(judged):  # ties at the end of the list
-        count += not one.reason
-        if not one.reason and count > MOST_TILES:
-            judged[index] = replace(one, reason=f"waves: {MOST_TILES} tiles are tried, and it is no better")
+    for index, one in enumerate(found):
+        predicted, reason = one.predicted or 0.0, one.reason
+        if not reason and predicted < WORTH * best:
+            reason = f"waves: {predicted / best:.0%} of the best tile's predicted use of the GPU"
+        elif not reason and index not in tried:
+            reason = f"waves: {MOST_TILES} tiles are tried, and none of them is predicted to be worse"
+        judged.append(replace(one, reason=reason))
     return judged
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
 from ..bench.work import DIRECTIONS, Item, identity
 from ..errors import NoImplementation, OptionError, unknown
 from ..network.plan.graph import VIEW, Node
@@ -28,11 +26,11 @@ class Job:
     Attributes
     ----------
     item : Item
-        What is timed; its layer is all the places of the call, "conv3.dgrad".
+        What is timed.
     question : Question
         What is chosen for.
     places : tuple of str
-        "conv3.dgrad", "relu3.dgrad": layers, each with the direction.
+        Where it is: "conv3+relu3.fwd", layers and the direction.
     """
 
     item: Item
@@ -80,7 +78,7 @@ def of_network(name: str, batch: int, dtype: str, math: str, device: str) -> lis
 def _of_node(node: Node, layout: str, net: str, batch: int, dtype: str, math: str, device: str) -> Job:
     op = OPS[node.op]
     absent = tuple(name for name in op.optional if name not in node.tensors)
-    places = tuple(f"{layer}.{op.direction}" for layer in node.layers)
+    places = (f"{node.layer}.{op.direction}",)
     options = {name: _RATES.get(name, value) for name, value in node.options.items()}
     own = getattr(node.problem, "dtype", dtype)
     item = Item(
@@ -153,8 +151,9 @@ def only(
 
 def _split(job: Job) -> Iterator[tuple[str, str]]:
     for place in job.places:
-        layer, _, direction = place.rpartition(".")
-        yield layer, direction
+        layers, _, direction = place.rpartition(".")
+        for layer in layers.split("+"):
+            yield layer, direction
 
 
 def at(jobs: Iterable[Job], place: str) -> list[Job]:
@@ -167,9 +166,9 @@ def at(jobs: Iterable[Job], place: str) -> list[Job]:
     """
     jobs = list(jobs)
     layer, _, direction = place.rpartition(".")
-    wanted = f"{layer}.{_ALSO.get(direction, direction)}"
-    found = [job for job in jobs if wanted in job.places or job.item.op == place]
+    wanted = layer, _ALSO.get(direction, direction)
+    found = [job for job in jobs if wanted in _split(job) or job.item.op == place]
     if not found:
-        known: dict[str, Any] = dict.fromkeys(p for job in jobs for p in job.places)
-        raise unknown("call", place, (*known, *(job.item.op for job in jobs)))
+        known = {".".join(parts) for job in jobs for parts in _split(job)}
+        raise unknown("call", place, {*known, *(job.item.op for job in jobs)})
     return found

@@ -37,9 +37,10 @@ class Outcome:
     ----------
     chosen : Candidate
         The default, or what is faster.
+    rival : Candidate, optional
+        What is chosen, where that is not the default; else the best of the others.
     ratio : stats.Ratio, optional
-        How many times longer the default takes than what is chosen; where that is the default, than the best
-        of the others. None where it was alone.
+        How many times longer the default takes than the rival. None where it was alone.
     rounds : dict of str to list of float
         By the candidate's label, milliseconds: a figure for each round, of the last race that it was in.
     refused : dict of str to str
@@ -49,6 +50,7 @@ class Outcome:
     """
 
     chosen: Candidate
+    rival: Candidate | None = None
     ratio: stats.Ratio | None = None
     rounds: dict[str, list[float]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -136,6 +138,7 @@ def _decide(
     ratios = {n: result.ratio(own_name, n, confidence) for n in times if n != own_name}
     faster = [name for name, ratio in ratios.items() if ratio.verdict == stats.WIN]
     best = min(faster or ratios, key=lambda name: times[name])
+    outcome.rival = next(c for c in candidates if c.implementation.label == best)
     outcome.ratio = ratios[best]
     if faster:
-        outcome.chosen = next(c for c in candidates if c.implementation.label == best)
+        outcome.chosen = outcome.rival

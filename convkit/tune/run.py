@@ -139,6 +139,7 @@ class Tuner:
             "machine": machine(self.device),
             "default": named(_default(candidates).implementation),
             "chosen": named(outcome.chosen.implementation),
+            "rival": outcome.rival.name if outcome.rival else "",
             "state": state,
             "ratio": outcome.ratio.as_dict() if outcome.ratio else None,
             "confidence": self.settings.confidence,

@@ -7,20 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..bench.measure import stats
+from ..cuda.prepare import Runner
+from ..op import Problem
 from .candidates import Candidate
 from .jobs import Job
-from .run import FASTER, times
+from .run import times
 
-HEADS = ("call", "op", "tried", "left out", "default", "ms", "chosen", "ms", "ratio", "interval", "")
+HEADS = (
+    "call", "op", "tried", "left out", "default", "ms", "best other", "ms", "ratio", "interval", "verdict",
+)  # fmt: skip
 #: Of names and reasons in a table.
 _SHORT = 60
 
 
-def _table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
+def _table(
+    rows: Sequence[Sequence[Any]],
+    heads: Sequence[str],
+    numbers: Sequence[str] = ("ms", "ratio", "predicted", "rounds"),
+) -> str:
     from tabulate import tabulate
 
-    right = {"tried", "left out", "ms", "ratio", "predicted", "rounds"}
-    align = ["right" if head in right else "left" for head in heads]
+    align = ["right" if head in numbers else "left" for head in heads]
     return tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=align)
 
 
@@ -32,7 +39,7 @@ def place(places: Sequence[str]) -> str:
 
 def line(entry: Mapping[str, Any]) -> list[str]:
     """A job's row of the table of results."""
-    ms, default, best = times(entry), _name(entry["default"]), _name(entry["chosen"])
+    ms, default, rival = times(entry), _name(entry["default"]), entry["rival"]
     left_out = sum(not c["ms"] for c in entry["candidates"])
     return [
         place(entry["places"]),
@@ -41,9 +48,9 @@ def line(entry: Mapping[str, Any]) -> list[str]:
         str(left_out),
         _short(default),
         _number(ms.get(default)),
-        _short(best) if best != default else "-",
-        _number(ms.get(best)) if best != default else "",
-        *(_ratio(entry) if best != default else ("", "")),
+        _short(rival),
+        _number(ms.get(rival)),
+        *(_ratio(entry) if entry["ratio"] else ("", "")),
         entry["state"] + (f": {entry['failure']}" if "failure" in entry else ""),
     ]
 
@@ -54,14 +61,14 @@ def results(entries: Sequence[Mapping[str, Any]]) -> str:
     counts = Counter(entry["state"] for entry in entries)
     words = ", ".join(f"{count} {state}" for state, count in counts.items())
     notes = [f"\n{len(entries)} calls: {words}"]
-    if any(entry["state"] == FASTER for entry in entries):
-        notes.append("ratio   how many times longer the default takes, with its interval")
+    if any(entry["ratio"] for entry in entries):
+        notes.append("ratio   how many times longer the default takes than the best other, with its interval")
     if any(entry.get("disturbed") for entry in entries):
         share = max(entry.get("disturbed") or 0 for entry in entries)
         notes.append(
             f"note    other programs took up to {share:.0%} of the CPUs: the figures are worse for it"
         )
-    return _table(rows, HEADS) + "\n" + "\n".join(notes)
+    return _table(rows, HEADS, ("tried", "left out", "ms", "ratio")) + "\n" + "\n".join(notes)
 
 
 def plan(job: Job, candidates: Sequence[Candidate], every: bool = False) -> str:
@@ -69,7 +76,8 @@ def plan(job: Job, candidates: Sequence[Candidate], every: bool = False) -> str:
     tried = [c for c in candidates if not c.reason]
     out = [c for c in candidates if c.reason]
     head = f"{place(job.places)}: {job.item.op}, {job.item.text}, {job.question.layout}, {job.item.dtype}"
-    rows = [[c.name, f"{c.predicted:.0%}" if c.implementation.tile else "", _mark(c)] for c in tried]
+    problem = job.question.problem
+    rows = [[c.name, _predicted(c), _mark(c, problem)] for c in tried]
     lines = [head, _indented(_table(rows, ("tried", "predicted", "")).replace("\n\n", "\n"))]
     if out and every:
         lines += [_indented(_table([[c.name, c.reason] for c in out], ("left out", "why")))]
@@ -79,8 +87,17 @@ def plan(job: Job, candidates: Sequence[Candidate], every: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _mark(candidate: Candidate) -> str:
-    return "the default" if candidate.default else ""
+def _predicted(candidate: Candidate) -> str:
+    return "" if candidate.predicted is None else f"{candidate.predicted:.0%}"
+
+
+def _mark(candidate: Candidate, problem: Problem) -> str:
+    words = ["the default"] if candidate.default else []
+    run = candidate.implementation.run
+    if isinstance(run, Runner) and not candidate.implementation.tile and run.kernel.header.tile:
+        tile = run.fitted(problem).header.tile
+        words += ["with " + ", ".join(f"{name}={value}" for name, value in tile.items())]
+    return ", ".join(words)
 
 
 def why(entry: Mapping[str, Any]) -> str:
@@ -121,7 +138,7 @@ def _verdict(entry: Mapping[str, Any], default: str, best: str) -> str:
     ratio, interval = _ratio(entry)
     if best != default:
         return f"{best} is chosen: {default} takes {ratio} x its time {interval}"
-    how = f"it takes {ratio} x the time of the best of the others {interval}"
+    how = f"it takes {ratio} x the time of {entry['rival']} {interval}"
     if entry["state"] == "tie":
         return f"{default} stays: no other is known to be faster; {how}"
     return f"{default} stays: {how}"
