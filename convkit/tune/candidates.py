@@ -72,7 +72,7 @@ def of_job(job: Job, gpu: Gpu = H200) -> list[Candidate]:
     for implementation in job.candidates():
         whole = Candidate(implementation, default=implementation is default)
         run, problem = implementation.run, job.question.problem
-        if isinstance(run, Runner):
+        if isinstance(run, Runner) and len(tiles(run.kernel.header)) > 1:
             whole = replace(whole, predicted=prediction(Runner(run.fitted(problem)), problem, gpu))
             found += [whole, *_tiles_of(whole, run, problem, gpu)]
         else:

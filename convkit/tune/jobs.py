@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+
 from ..bench.work import DIRECTIONS, Item, identity
 from ..errors import NoImplementation, OptionError, unknown
 from ..network.plan.graph import VIEW, Node

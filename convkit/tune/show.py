@@ -94,7 +94,7 @@ def _predicted(candidate: Candidate) -> str:
 def _mark(candidate: Candidate, problem: Problem) -> str:
     words = ["the default"] if candidate.default else []
     run = candidate.implementation.run
-    if isinstance(run, Runner) and not candidate.implementation.tile and run.kernel.header.tile:
+    if isinstance(run, Runner) and not candidate.implementation.tile and candidate.predicted is not None:
         tile = run.fitted(problem).header.tile
         words += ["with " + ", ".join(f"{name}={value}" for name, value in tile.items())]
     return ", ".join(words)

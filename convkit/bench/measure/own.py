@@ -190,6 +190,7 @@ def entries(
         if (implementation.name != "reference" or reference)
         and implementation.refusal(item.problem, item.math) is None
     ]
+    found += [pick for pick in picks.values() if pick is not None and pick.tile]  # as it was tuned
     usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)} | _innermost(found, item.problem)
     return [entry(one, item, picks, empty) for one in found if every_layout or one.layout in usual]
 
