@@ -1,9 +1,9 @@
 """The gate, and turns under the bench's clock: which candidate is faster than the default, if any.
 
-Two races. In a short first one all candidates take part; the default and the best `FINALISTS` go on to a
-longer one, on new rounds: the best of many would look better than it is on the rounds that chose it. There
-each finalist is held against the default, round by round, with an interval; what is tried several times is
-to be right as often as one try (Bonferroni). A tie keeps the default.
+Two races. In a short first one all candidates take part. The default and the best `FINALISTS`, as far as they
+are anywhere near it, go on to a longer one, on new rounds: the best of many would look better than it is on
+the rounds that chose it. There each finalist is held against the default, round by round, with an interval;
+what is tried several times is to be right as often as one try (Bonferroni). A tie keeps the default.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from .candidates import Candidate
 FINALISTS, FIRST = 3, 3
 #: Rounds of the second race.
 ROUNDS = 12
+#: How many times longer than the default one may take in the first race, and go on.
+HOPELESS = 2.0
+#: What came of a job.
+FASTER, TIE, ALONE, SLOWER = "faster", "tie", "alone", "default is best"
 #: How often a choice may be wrong where all are equal.
 WRONG = 0.05
 
@@ -37,10 +41,13 @@ class Outcome:
     ----------
     chosen : Candidate
         The default, or what is faster.
+    state : str
+        `FASTER`: another one than the default is; `TIE`, `SLOWER`: it is not known to be, or known not to be;
+        `ALONE`: there was none.
     rival : Candidate, optional
         What is chosen, where that is not the default; else the best of the others.
     ratio : stats.Ratio, optional
-        How many times longer the default takes than the rival. None where it was alone.
+        How many times longer the default takes than the rival, in the last race. None where it was alone.
     rounds : dict of str to list of float
         By the candidate's label, milliseconds: a figure for each round, of the last race that it was in.
     refused : dict of str to str
@@ -50,6 +57,7 @@ class Outcome:
     """
 
     chosen: Candidate
+    state: str = ALONE
     rival: Candidate | None = None
     ratio: stats.Ratio | None = None
     rounds: dict[str, list[float]] = field(default_factory=dict)
@@ -90,55 +98,80 @@ def measure(
 ) -> Outcome:
     """Let candidates take turns that have passed the gate; one of them is the default."""
     default = next(c for c in candidates if c.default)
-    if len(candidates) == 1:
-        return Outcome(default)
     outcome = Outcome(default)
-    entries = {c.implementation.label: _entry(c, item) for c in candidates}
-    if len(candidates) > FINALISTS + 1:
-        first = replace(settings, rounds=FIRST, turn_s=settings.turn_s / 2)
-        result = race(item, list(entries.values()), clock, first, say)
-        _note(outcome, result)
-        entries = {name: entries[name] for name in _finalists(result, default, entries)}
-    own_name = default.implementation.label
-    if not outcome.interrupted and own_name in entries and len(entries) > 1:
-        result = race(item, list(entries.values()), clock, settings, say)
-        _note(outcome, result)
-        _decide(outcome, result, default, candidates, settings.confidence)
+    if len(candidates) == 1:
+        return outcome
+    first = replace(settings, rounds=FIRST, turn_s=settings.turn_s / 2)
+    result = _race(outcome, item, [_entry(c, item, c.default) for c in candidates], clock, first, say)
+    finalists = _finalists(result, default, candidates)
+    if len(finalists) > 1 and not outcome.interrupted:
+        # Each is in every round: with fewer it could not win.
+        result = _race(outcome, item, [_entry(c, item, True) for c in finalists], clock, settings, say)
+    if not outcome.interrupted:
+        _decide(
+            outcome, result, default, finalists if len(finalists) > 1 else candidates, settings.confidence
+        )
     return outcome
 
 
-def _entry(candidate: Candidate, item: Item) -> Entry:
+def _entry(candidate: Candidate, item: Item, every_round: bool) -> Entry:
     implementation = candidate.implementation
-    # "picked": it is in every round that any other is in.
-    return own.entry(implementation, item, {PICKED: implementation if candidate.default else None})
+    # The mark "picked" puts it into every round that any other is in.
+    return own.entry(implementation, item, {PICKED: implementation if every_round else None})
 
 
-def _note(outcome: Outcome, result: Result) -> None:
+def _race(
+    outcome: Outcome,
+    item: Item,
+    entries: list[Entry],
+    clock: Clock,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> Result:
+    result = race(item, entries, clock, settings, say)
     outcome.rounds |= {name: result.rounds(name) for name in result.samples}
     outcome.refused |= result.refused
     outcome.interrupted = outcome.interrupted or result.interrupted
     outcome.disturbed = max(outcome.disturbed, conditions.disturbance(result.conditions))
+    return result
 
 
-def _finalists(result: Result, default: Candidate, names: dict[str, Entry]) -> list[str]:
-    """The default, and the fastest of the others."""
-    own_name = default.implementation.label
-    timed = [name for name in names if result.rounds(name) and name not in result.refused]
-    others = sorted((n for n in timed if n != own_name), key=lambda n: stats.median(result.rounds(n)))
-    return [name for name in timed if name == own_name] + others[:FINALISTS]
+def _times(result: Result, candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Milliseconds by label, of those that were timed and not refused."""
+    labels = [c.implementation.label for c in candidates]
+    return {
+        name: stats.median(rounds)
+        for name in labels
+        if name not in result.refused and (rounds := result.rounds(name))
+    }
+
+
+def _finalists(result: Result, default: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The default and the fastest of the others, as far as they are anywhere near it."""
+    times, name = _times(result, candidates), default.implementation.label
+    if name not in times:
+        return []
+    others = [c for c in candidates if not c.default and c.implementation.label in times]
+    others.sort(key=lambda c: times[c.implementation.label])
+    near = [c for c in others if times[c.implementation.label] < HOPELESS * times[name]]
+    return [default, *near[:FINALISTS]]
 
 
 def _decide(
     outcome: Outcome, result: Result, default: Candidate, candidates: Sequence[Candidate], confidence: float
 ) -> None:
-    own_name = default.implementation.label
-    times = {n: stats.median(result.rounds(n)) for n in result.samples if n not in result.refused}
-    if own_name not in times or len(times) == 1:
+    """Choose by the last race: what is faster than the default beyond doubt, else the default."""
+    times, name = _times(result, candidates), default.implementation.label
+    others = {c.implementation.label: c for c in candidates if not c.default}
+    ratios = {n: result.ratio(name, n, confidence) for n in times if n in others and name in times}
+    if not ratios:
         return
-    ratios = {n: result.ratio(own_name, n, confidence) for n in times if n != own_name}
-    faster = [name for name, ratio in ratios.items() if ratio.verdict == stats.WIN]
-    best = min(faster or ratios, key=lambda name: times[name])
-    outcome.rival = next(c for c in candidates if c.implementation.label == best)
-    outcome.ratio = ratios[best]
+    faster = [n for n, ratio in ratios.items() if ratio.verdict == stats.WIN]
+    best = min(faster or ratios, key=lambda n: times[n])
+    outcome.rival, outcome.ratio = others[best], ratios[best]
     if faster:
-        outcome.chosen = outcome.rival
+        outcome.chosen, outcome.state = outcome.rival, FASTER
+    elif outcome.ratio.verdict == stats.LOSS or times[best] >= HOPELESS * times[name]:
+        outcome.state = SLOWER
+    else:
+        outcome.state = TIE

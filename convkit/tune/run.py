@@ -27,8 +27,8 @@ from .compiling import compiled
 from .gpus import H200, Gpu
 from .jobs import Job
 
-#: What a line of the table says.
-FASTER, TIE, ALONE, SLOWER, FAILED = "faster", "tie", "alone", "default is best", "failed"
+#: The state of a job of which nothing came: it is tried again.
+FAILED = "failed"
 #: Significant digits that a time is kept with.
 DIGITS = 5
 
@@ -81,8 +81,8 @@ class Tuner:
         try:
             entry = self._tune(job, candidates)
         except ConvkitError as error:  # no memory for it, say: the others go on
-            entry = self._entry(job, candidates, measure.Outcome(_default(candidates)), FAILED)
-            entry["failure"] = str(error)
+            nothing = measure.Outcome(_default(candidates), FAILED)
+            entry = {**self._entry(job, candidates, nothing), "failure": str(error)}
         self.store.put({self.key(job): entry})
         return entry, True
 
@@ -100,7 +100,7 @@ class Tuner:
             outcome.refused |= {label: reason for label, reason in refused.items() if reason}
         if outcome.interrupted:
             raise KeyboardInterrupt
-        return self._entry(job, candidates, outcome, _state(outcome))
+        return self._entry(job, candidates, outcome)
 
     def _compile(self, job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The same, with reasons for those that do not compile, or to what is not worth a try."""
@@ -128,9 +128,7 @@ class Tuner:
             self.store.put(gates={key: measure.gate(implementation, dtype)})
         return self.store.gates[key]
 
-    def _entry(
-        self, job: Job, candidates: Sequence[Candidate], outcome: measure.Outcome, state: str
-    ) -> dict[str, Any]:
+    def _entry(self, job: Job, candidates: Sequence[Candidate], outcome: measure.Outcome) -> dict[str, Any]:
         """What the file keeps of a job."""
         return {
             **job.question.as_dict(),
@@ -140,7 +138,7 @@ class Tuner:
             "default": named(_default(candidates).implementation),
             "chosen": named(outcome.chosen.implementation),
             "rival": outcome.rival.name if outcome.rival else "",
-            "state": state,
+            "state": outcome.state,
             "ratio": outcome.ratio.as_dict() if outcome.ratio else None,
             "confidence": self.settings.confidence,
             "disturbed": round(outcome.disturbed, 3),
@@ -153,14 +151,6 @@ class Tuner:
 
 def _default(candidates: Sequence[Candidate]) -> Candidate:
     return next(c for c in candidates if c.default)
-
-
-def _state(outcome: measure.Outcome) -> str:
-    if not outcome.chosen.default:
-        return FASTER
-    if outcome.ratio is None:
-        return ALONE
-    return SLOWER if outcome.ratio.verdict == stats.LOSS else TIE
 
 
 def _row(candidate: Candidate, outcome: measure.Outcome) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def test_what_is_faster_is_chosen_and_runs(tuner):
     plant("quick")
     times = {**dict.fromkeys(names(), 2.0), "quick": 1.0}
     entry, now = tuner(times).tune(relu())
-    assert now and entry["state"] == run.FASTER and entry["chosen"]["implementation"] == "quick"
+    assert now and entry["state"] == measure.FASTER and entry["chosen"]["implementation"] == "quick"
     assert entry["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0, "rounds": 7}
     store = Store.read(tuner({}).store.path)
     assert list(store.choices.values()) == [json.loads(json.dumps(entry))]
@@ -275,7 +275,7 @@ def test_a_tie_keeps_the_default(tuner):
     default, *_ = names()
     times = {**dict.fromkeys(names(), 2.0), "noisy": lambda n: (1.0, 1.1, 1.2, 1.3, 1.2, 1.1, 2.1)[n % 7]}
     entry, _ = tuner(times).tune(relu())
-    assert entry["state"] == run.TIE and entry["rival"] == "noisy" and entry["ratio"]["low"] < 1
+    assert entry["state"] == measure.TIE and entry["rival"] == "noisy" and entry["ratio"]["low"] < 1
     assert entry["chosen"] == entry["default"] and entry["default"]["implementation"] == default
     with tuned.using(tuner({}).store):
         assert select("relu_fprop", Elementwise((1000,))).name == default
@@ -284,7 +284,7 @@ def test_a_tie_keeps_the_default(tuner):
 def test_a_default_that_is_best_is_said_to_be(tuner):
     default, *_ = names()
     entry, _ = tuner({**dict.fromkeys(names(), 3.0), default: 1.0}).tune(relu())
-    assert entry["state"] == run.SLOWER and entry["chosen"] == entry["default"]
+    assert entry["state"] == measure.SLOWER and entry["chosen"] == entry["default"]
 
 
 def test_one_that_is_alone_is_neither_checked_nor_timed(tuner):
@@ -294,7 +294,7 @@ def test_one_that_is_alone_is_neither_checked_nor_timed(tuner):
     registry.changed()
     asked = []
     entry, _ = tuner({}, asked=asked).tune(relu())
-    assert entry["state"] == run.ALONE and not asked and entry["ratio"] is None
+    assert entry["state"] == measure.ALONE and not asked and entry["ratio"] is None
 
 
 def test_the_best_go_on_to_rounds_of_their_own(tuner):
@@ -310,6 +310,18 @@ def test_the_best_go_on_to_rounds_of_their_own(tuner):
     rows = {c["name"]: len(c["ms"]) for c in entry["candidates"]}
     assert rows["p0"] == rows[default] == 7 and rows["p5"] == measure.FIRST
     assert entry["chosen"]["implementation"] == "p0"
+
+
+def test_what_is_far_behind_does_not_go_on(tuner):
+    """And one that nothing comes near is the best, without a longer race."""
+    plant("slow")
+    default, *others = names()
+    seen = []
+    times = {default: 1.0, **dict.fromkeys(others, 1.5), "slow": 2.0}
+    tuner(times, seen=seen).tune(relu())
+    assert sorted(seen[0]) == sorted(names()) and sorted(seen[1]) == sorted(set(names()) - {"slow"})
+    entry, _ = tuner({default: 1.0, **dict.fromkeys(others, 9.0)}, Store(), seen=seen).tune(relu())
+    assert len(seen) == 3 and entry["state"] == measure.SLOWER and entry["ratio"]["rounds"] == measure.FIRST
 
 
 def test_several_tries_are_as_often_wrong_as_one():
@@ -341,17 +353,17 @@ def test_the_gate_itself_refuses_what_is_wrong():
 class Decree:
     """A clock by which an implementation takes what a table says; it runs it all the same."""
 
-    name, device, slack_ms = "decree", "cpu", 0.0
+    name, slack_ms = "decree", 0.0
 
-    def __init__(self, times):
-        self.times = times
+    def __init__(self, times, device="cpu"):
+        self.times, self.device = times, device
 
     def cold(self):
         pass
 
     def time(self, call):
         call()
-        return self.times[call.__self__.implementation.name]
+        return self.times[call.__self__.implementation.label]
 
     def synchronize(self):
         pass
@@ -394,7 +406,7 @@ def test_a_run_that_was_killed_goes_on(tuner, monkeypatch):
     again = tuner(times, store=Store.read(made.store.path), asked=asked, seen=seen)
     assert again.tune(first)[1] is False and again.tune(second)[1] is True
     assert len(asked) == gates == len(names())  # what the gate said is kept too
-    assert len(seen) == 2 - (len(names()) <= measure.FINALISTS + 1)
+    assert len(seen) == 2  # the races of the second job
 
 
 def test_what_is_kept_is_measured_again_where_something_is_new(tuner, monkeypatch):
@@ -466,6 +478,23 @@ def test_on_a_gpu_tiles_are_compiled_and_the_best_runs(
         tuned._gpu.cache_clear()
         tuned._faster.cache_clear()
         assert select("relu_fprop", problem, device="cuda").name_and_tile == "vectorized"
+
+
+def test_a_race_takes_a_kernel_in_nhwc_on_a_gpu(gpu, compiler):
+    """Its tensors lie on the GPU in its own layout, and what it wrote is compared in NCHW."""
+    problem = Conv2d.of((1, 8, 6, 5), (16, 8, 3, 3), padding=1, dtype="bfloat16")
+    item = work.Item(
+        "c", "conv2d_fprop", problem, "bfloat16", layer="c", options={"relu": True}, absent=("b",)
+    )
+    found = implementations("conv2d_fprop", device="cuda", layout="NHWC, KRSC")
+    one = next(i for i in found if i.name == "implicit_gemm_mma")
+    small = tuned.with_tile(one, {"TILE_M": 64, "TILE_N": 64, "STAGES": 3})
+    few = [candidates.Candidate(one, default=True), candidates.Candidate(small)]
+    settings = replace(measure.settings_of(True, 7, 0.0), pause_s=0.0, turn_s=0.0)
+    clock = Decree({one.label: 2.0, small.label: 1.0}, "cuda")
+    outcome = measure.measure(item, few, clock, settings)
+    assert not outcome.refused
+    assert outcome.chosen is few[1] and outcome.ratio.middle == 2.0
 
 
 class _Best:
