@@ -245,7 +245,7 @@ def _tune(tuner: Tuner, jobs: list[Job]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
         progress.close()
-        pass
+        tuned.reload()
     if entries:
         print(show.results(entries))
     if kept:

@@ -20,6 +20,10 @@ from ..op import Problem
 
 #: What a candidate compiles to: by entry point; or why it does not compile.
 Compiled = Mapping[str, Resources] | str
+#: Source, architecture, folders of headers, name.
+_Unit = tuple[str, str, tuple[Path, ...], str]
+#: What this process knows: layers of other sizes are the same source.
+_known: dict[_Unit, Compiled] = {}
 
 
 def compiled(
@@ -41,19 +45,25 @@ def compiled(
     (int, Compiled)
         The number of a runner, and what it compiles to; in the order in which they are done.
     """
-    units = []
-    for runner in runners:
+    units: dict[_Unit, list[int]] = {}
+    for index, runner in enumerate(runners):
         kernel = runner.fitted(problem)
-        source = translation_unit(kernel, problem)
-        units.append((source, arch, (kernel.path.parent,), kernel.stem))
-    workers = min(workers or os.cpu_count() or 1, len(units))
+        unit: _Unit = (translation_unit(kernel, problem), arch, (kernel.path.parent,), kernel.stem)
+        units.setdefault(unit, []).append(index)
+    for unit in [unit for unit in units if unit in _known]:
+        yield from ((index, _known[unit]) for index in units.pop(unit))
+    for unit, what in _parallel(list(units), min(workers or os.cpu_count() or 1, len(units))):
+        _known[unit] = what
+        yield from ((index, what) for index in units[unit])
+
+
+def _parallel(units: Sequence[_Unit], workers: int) -> Iterator[tuple[_Unit, Compiled]]:
     if workers <= 1:
-        for index, unit in enumerate(units):
-            yield index, _one(*unit)
+        yield from ((unit, _one(*unit)) for unit in units)
         return
     # Fresh processes: a fork would share this one's CUDA context, and its threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_one, *unit): index for index, unit in enumerate(units)}
+        waiting = {pool.submit(_one, *unit): unit for unit in units}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
 

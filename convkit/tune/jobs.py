@@ -64,9 +64,8 @@ def of_network(name: str, batch: int, dtype: str, math: str, device: str) -> lis
     """The calls of a training step of a preset's network, as its plan makes them, each question once."""
     chosen = preset(name)
     images = (batch, 3, chosen.image_size, chosen.image_size)
-    with use(tuned=False):
-        program = Program(chosen.layers, images, chosen.num_classes, dtype, device, math)
-        step = program.step(program.graph.parameters)
+    program = Program(chosen.layers, images, chosen.num_classes, dtype, device, math)
+    step = program.step(program.graph.parameters)
     nodes = (*program.forward, *program.loss, *step.backward, *step.update)
     found = []
     for node in program.runs(nodes):

@@ -195,9 +195,14 @@ def test_candidates_are_compiled_into_the_cache(kernel, cuda_compiler, tmp_path,
     done = dict(compiling.compiled(runners, problem, "sm_90a", workers=workers))
     assert done[0]["relu_fprop_mine"].registers > 0 and "not ninety-six" in done[1]
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *given, **more: pytest.fail("compiled again"))
+    assert dict(compiling.compiled(runners, Elementwise((7,)), "sm_90a", workers=workers)) == done
+    compiling._known.clear()
     unit = compiling.translation_unit(runners[0].kernel, problem)
     assert nvrtc.cached_cubin(unit, "sm_90a", include=(tmp_path,), name="relu_fprop_mine")
-    assert dict(compiling.compiled(runners[:1], problem, "sm_90a", workers=1)) == {0: done[0]}
+    assert dict(compiling.compiled([runners[0]] * 2, problem, "sm_90a", workers=1)) == {
+        0: done[0],
+        1: done[0],
+    }
 
 
 def test_machine_code_that_is_not_worth_a_try_has_a_reason(kernel):
@@ -409,6 +414,20 @@ def test_a_run_that_was_killed_goes_on(tuner, monkeypatch):
     assert len(seen) == 2  # the races of the second job
 
 
+def test_a_race_that_was_interrupted_decides_nothing(tuner, monkeypatch):
+    made = tuner({})
+
+    def race(item, entries, clock, settings, say):
+        result = racing({e.name: 1.0 for e in entries})(item, entries, clock, settings, say)
+        result.interrupted = True
+        return result
+
+    monkeypatch.setattr(measure, "race", race)
+    with pytest.raises(KeyboardInterrupt):
+        made.tune(relu())
+    assert not Store.read(made.store.path).choices
+
+
 def test_what_is_kept_is_measured_again_where_something_is_new(tuner, monkeypatch):
     times = {**dict.fromkeys(names(), 1.0), "new": 0.5}
     made = tuner(times)
@@ -570,6 +589,19 @@ def test_the_command_tunes_explains_and_forgets(command, tmp_path):
     assert "nothing was tuned for this call" in command("--conv", CONV, "--why", place)
     assert "2 choices forgotten" in command("--forget")
     assert not Store.read(tmp_path / "t.json").choices
+
+
+def test_what_was_chosen_runs_in_the_same_process(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVKIT_TUNED", str(tmp_path / "t.json"))
+    tuned.reload()
+    before = select("conv2d_fprop", work.convolution(CONV)).name
+    command("--conv", CONV)
+    assert before != "direct" and select("conv2d_fprop", work.convolution(CONV)).name == "direct"
+
+
+def test_an_op_that_no_network_has_is_tuned_on_its_own_cases(command):
+    out = command("--op", "avgpool2d_fprop", "--batch", "2", "--dry-run")
+    assert "avgpool2d_fprop" in out and "the default" in out
 
 
 def test_a_network_is_tuned_call_by_call(command):

@@ -14,6 +14,7 @@ import pytest
 
 import convkit as ck
 from convkit import registry, tuned
+from convkit.checked import Sources
 from convkit.cuda import emulate
 from convkit.cuda.null import nulled
 from convkit.errors import ConvkitWarning, OptionError
@@ -144,6 +145,14 @@ def test_what_a_call_asks_for_still_holds(low):
 def test_a_choice_that_does_not_hold_any_more_is_ignored(low, parts):
     with tuned.using(changed(kept(QUESTION, low), **parts)):
         assert ck.relu_fprop(X)[0] == 0
+
+
+def test_what_has_no_file_is_not_kept(low):
+    """Its text is not known, so nothing tells whether it is the same."""
+    registry._IMPLEMENTATIONS.pop(("relu_fprop", "cpu", LOW, "NCHW"))
+    one = registry.add(replace(low, sources=Sources((), "")))
+    with tuned.using(kept(QUESTION, one)):
+        assert tuned.digest(one) == "" and select("relu_fprop", RELU).name != LOW
 
 
 @pytest.mark.parametrize("part", ["device", "name", "driver"])
