@@ -51,6 +51,8 @@ def add(commands: Any) -> None:
     what.add_argument("--batch", default="16", metavar="N,M", help="images (default: 16)")
     what.add_argument("--dtype", default="float32", metavar="A,B", help="storage (default: float32)")
     what.add_argument("--math", default="fp32", help="coarsest float32 arithmetic (default: fp32)")
+    what.add_argument("--layout", default="NCHW", metavar="LAYOUT",
+                      help='with --conv: of its tensors, such as "NHWC, KRSC" (default: NCHW)')  # fmt: skip
     what.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where a GPU is found)")
     what.add_argument("--kernel", action="append", default=[], metavar="FILE",
                       help="a CUDA kernel file of your own, among the candidates; repeatable")  # fmt: skip
@@ -175,7 +177,9 @@ def _jobs(device: str, args: argparse.Namespace) -> list[Job]:
         if layers or args.op:
             raise OptionError("--conv stands in the place of the network: it takes neither --layers nor --op")
         wanted = work.Wanted(directions=directions, convs=tuple(args.conv), dtypes=dtypes, math=args.math)
-        return _possible(jobs.of_items(work.items(wanted), device))
+        return _possible(jobs.of_items(work.items(wanted), device, args.layout))
+    if args.layout != "NCHW":
+        raise OptionError("--layout is for --conv: a network's layouts are those of its plan")
     found: list[Job] = []
     for dtype in dtypes:
         for batch in batches:
@@ -189,11 +193,11 @@ def _jobs(device: str, args: argparse.Namespace) -> list[Job]:
         rest = [op for op in args.op if op in inside]
         found = (jobs.only(found, (), directions, rest) if rest else []) + jobs.of_items(more, device)
         return _possible(found)
-    return jobs.only(found, layers, directions, args.op)
+    return _possible(jobs.only(found, layers, directions, args.op))
 
 
 def _possible(found: list[Job]) -> list[Job]:
-    """Those that something runs."""
+    """Those that something runs: a network in 16 bits may lack a kernel here and there."""
     possible = [job for job in found if job.default() is not None]
     if not possible:
         raise OptionError(f"nothing to tune: no implementation takes {found[0].item.text}")

@@ -6,8 +6,8 @@ cannot launch, or are clearly worse than others:
 - a block has more threads than it may, or no whole number of warps;
 - its dynamic shared memory is more than a block may have;
 - its sums alone need more registers than a thread can have, or than `PER_SM` blocks leave it;
-- its grid leaves SMs idle that another tile keeps busy; or the model of waves (`cuda.heuristics`) predicts
-  less than `WORTH` of the best one's efficiency.
+- its grid leaves SMs idle that another tile keeps busy, or the model of waves (`cuda.heuristics`) predicts a
+  low efficiency: less than `WORTH` of the best one's; or so many others are better.
 
 What is known only of machine code (registers, spills, static shared memory) is looked at when it is there.
 """
@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 from ..cuda.header import MODELLED, Header
-from ..cuda.heuristics import fitted, predict
+from ..cuda.heuristics import density, fitted, predict
 from ..cuda.nvrtc import Resources
 from ..cuda.prepare import Runner
 from ..errors import ConvkitError
@@ -30,8 +30,11 @@ from ..tuned import with_tile
 from .gpus import GRAIN, H200, MOST_REGISTERS, MOST_THREADS, Gpu
 from .jobs import Job
 
-#: Share of the best tile's predicted efficiency, or of its busy SMs, below which a tile is not tried.
+#: Share of the best tile's prediction below which a tile is not tried.
 WORTH = 0.6
+#: Multiply-adds of tensor cores in the time in which one element of a factor reaches an SM from L2, of which
+#: half is hidden: 1024 in a cycle, against 64 bytes.
+COPIED = 16
 #: Tiles of one kernel file that are tried at the most: those of the highest prediction.
 MOST_TILES = 16
 
@@ -46,8 +49,7 @@ class Candidate:
     reason : str
         Why it is not tried; empty where it is.
     predicted : float, optional
-        What orders the tiles of a file: the model's efficiency, or the share of SMs that its grid keeps busy.
-        None where there are no tiles.
+        What orders the tiles of a file: see `prediction`. None where there are no tiles.
     default : bool
         Whether it runs where nothing was tuned.
     """
@@ -110,23 +112,29 @@ def _tiles_of(whole: Candidate, runner: Runner, problem: Problem, gpu: Gpu) -> l
         except (ConvkitError, ArithmeticError) as error:  # expressions of the header that have no value here
             reason, predicted = f"its header has no value: {error}", 0.0
         found.append(Candidate(one, reason, predicted))
-    return _worth(found, whole.predicted or 0.0)
+    return _worth(found, whole.predicted or 0.0, kernel.header.tile)
 
 
-def _worth(found: Sequence[Candidate], default: float) -> list[Candidate]:
+def _worth(found: Sequence[Candidate], default: float, plain: Mapping[str, int]) -> list[Candidate]:
     """The same, but those far below the best, and those beyond the number that is tried, have a reason."""
-    possible = [(one.predicted or 0.0, -index) for index, one in enumerate(found) if not one.reason]
-    best = max([default, *(predicted for predicted, _ in possible)])
-    tried = {-index for _, index in sorted(possible, reverse=True)[:MOST_TILES]}
+    possible = [one for one in found if not one.reason]
+    best = max([default, *(one.predicted or 0.0 for one in possible)])
+    # Of those that are predicted to be alike, the ones that differ least from the file's own tile.
+    possible.sort(key=lambda one: (-round(one.predicted or 0.0, 2), _differences(one, plain)))
+    tried = [one.name for one in possible[:MOST_TILES]]
     judged = []
-    for index, one in enumerate(found):
+    for one in found:
         predicted, reason = one.predicted or 0.0, one.reason
         if not reason and predicted < WORTH * best:
             reason = f"waves: {predicted / best:.0%} of the best tile's predicted use of the GPU"
-        elif not reason and index not in tried:
+        elif not reason and one.name not in tried:
             reason = f"waves: {MOST_TILES} tiles are tried, and none of them is predicted to be worse"
         judged.append(replace(one, reason=reason))
     return judged
+
+
+def _differences(candidate: Candidate, plain: Mapping[str, int]) -> int:
+    return sum(plain[name] != value for name, value in candidate.implementation.tile)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -168,15 +176,26 @@ def sums(tile: Mapping[str, int]) -> int | None:
 
 
 def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
-    """What orders the tiles of a file: `Candidate.predicted`."""
+    """What orders the tiles of a file: `Candidate.predicted`.
+
+    The model of waves where the header says enough for it. Else the share of the SMs' time in which blocks
+    work, and of a GEMM's tile the share of that which is multiplication, and of use.
+    """
     header = runner.kernel.header
     if {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*header.tile, *header.let}:
         return predict(header, problem).efficiency
-    blocks = max((_count(grid) for _, grid, _, _ in runner.ready(problem).launches), default=0)
-    if not blocks:
+    launches = runner.ready(problem).launches
+    if not launches:
         return 0.0
-    rounds = -(-blocks // gpu.sms)
-    return blocks / (rounds * gpu.sms)
+    blocks = _count(launches[0][1])  # what follows adds up slices
+    places = -(-blocks // gpu.sms) * gpu.sms
+    if not {"TILE_M", "TILE_N"} <= set(header.tile):
+        return blocks / places
+    m, n = header.tile["TILE_M"], header.tile["TILE_N"]
+    terms = problem.reduction(header.op) / header.scope(problem).get("SLICES", 1)
+    use = problem.flops(header.op) / 2 / (places * m * n * terms)
+    threads_known = {"THREAD_M", "THREAD_N", "TILE_K"} <= set(header.tile)
+    return min(1.0, use) * (density(header.tile) if threads_known else m * n / (m * n + COPIED * (m + n)))
 
 
 def _threads(runner: Runner, problem: Problem) -> int:

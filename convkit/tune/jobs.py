@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from .. import layouts
 from ..bench.work import DIRECTIONS, Item, identity
 from ..errors import NoImplementation, OptionError, unknown
 from ..network.plan.graph import VIEW, Node
@@ -88,10 +89,11 @@ def _of_node(node: Node, layout: str, net: str, batch: int, dtype: str, math: st
     return Job(item, Question(node.op, node.problem, device, layout, math, node.flags), places)
 
 
-def of_items(items: Iterable[Item], device: str) -> list[Job]:
-    """Single calls of public ops, on arrays in the users' own layout."""
+def of_items(items: Iterable[Item], device: str, layout: str = "NCHW") -> list[Job]:
+    """Single calls of public ops, on tensors in a layout: by default, the users' own."""
+    layout = str(layouts.declared(layout))
     return _merged(
-        Job(item, Question(item.op, item.problem, device, "NCHW", item.math), (_place(item),))
+        Job(item, Question(item.op, item.problem, device, layout, item.math), (_place(item),))
         for item in items
     )
 

@@ -24,6 +24,7 @@ from convkit.cuda.prepare import Runner
 from convkit.errors import OptionError
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.elementwise import Elementwise
+from convkit.ops.linear import Linear
 from convkit.registry import implementations, select
 from convkit.tune import candidates, compiling, jobs, measure, run
 from convkit.tune.gpus import H200
@@ -177,6 +178,39 @@ def test_the_tiles_of_a_gemm_are_ordered_by_the_model_of_waves():
     assert reasons == {"threads", "registers", "waves"}
     tried = [c.predicted for c in found.values() if not c.reason]
     assert min(tried) >= candidates.WORTH * max(tried) and len(tried) == candidates.MOST_TILES + 1
+
+
+def test_of_tiles_that_are_alike_those_nearest_to_the_file_s_own_are_tried(kernel):
+    values = list(range(1, 8))
+    found = kernel(header({"A": 4, "B": 4}, {"A": values, "B": values}, grid="132"))
+    tried = {name for name, c in found.items() if not c.reason}
+    near = {f"mine[A={a}, B={b}]" for a in values for b in values if (a == 4) != (b == 4)}
+    assert len(near) < candidates.MOST_TILES and near < tried
+
+
+def test_large_tiles_of_tensor_cores_are_tried_where_the_grid_is_large():
+    """They copy less for what they multiply; where the grid is small, they leave SMs idle."""
+
+    def tried(batch):
+        problem = Conv2d.of((batch, 96, 27, 27), (256, 48, 5, 5), padding=2, groups=2, dtype="bfloat16")
+        item = work.Item("c", "conv2d_fprop", problem, "bfloat16", layer="c")
+        (job,) = jobs.of_items([item], "cuda", "NHWC, KRSC")
+        found = [c for c in candidates.of_job(job) if c.name.startswith("implicit_gemm_mma[")]
+        tiles = [dict(c.implementation.tile) for c in found if not c.reason]
+        return {(tile["TILE_M"], tile["TILE_N"]) for tile in tiles}
+
+    assert {(128, 128), (256, 128)} <= tried(128)
+    assert (64, 64) in tried(1) and (256, 128) not in tried(1)
+
+
+def test_a_second_launch_is_not_what_a_tile_is_chosen_by():
+    """Of the sums over slices: a thousand blocks, whatever the tile."""
+    item = work.Item("fc", "linear_fprop", Linear.of((128, 9216), (4096, 9216)), layer="fc")
+    (job,) = jobs.of_items([item], "cuda")
+    found = {c.name: c.predicted for c in candidates.of_job(job) if c.name.startswith("gemm")}
+    like = "gemm[DEPTH=128, PER_SM={}, THREAD_N=8, TILE_K=8, TILE_M=128]"
+    one, two, three = (found[like.format(n)] for n in (1, 2, 3))
+    assert max(one, two, three) < 1.2 * min(one, two, three)
 
 
 # ---- compiling ------------------------------------------------------------------------------------------
@@ -626,6 +660,10 @@ def test_without_a_gpu_it_says_so_in_a_line(command, capsys, tmp_path, monkeypat
     out = capsys.readouterr().out
     assert out.startswith("no GPU was found: what follows is for an H200\n")
     assert "implicit_gemm[" in out and "registers: " in out and "is no number of warps" in out
+    argv = ["--conv", "128,96,27,27,256,5,5,pad=2,groups=2", "--directions", "fwd", "--dtype", "bfloat16"]
+    assert main(["tune", "--device", "cuda", "--dry-run", *argv, "--layout", "NHWC, KRSC"]) == 0
+    out = capsys.readouterr().out
+    assert "NHWC, KRSC, bfloat16" in out and "STAGES=4" in out
 
 
 @pytest.mark.parametrize(
@@ -638,6 +676,8 @@ def test_without_a_gpu_it_says_so_in_a_line(command, capsys, tmp_path, monkeypat
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--math", "fp8"], "unknown math 'fp8'"),
         (["--op", "conv"], "unknown op 'conv'"),
+        (["--layout", "NHWC"], "--layout is for --conv"),
+        (["--conv", CONV, "--layout", "NHCW"], "unknown layout 'NHCW'"),
         (["--kernel", "mine.py"], "--kernel takes CUDA kernel files"),
         (["--conv", CONV, "--layers", "conv1"], "--conv stands in the place of the network"),
         (["--device", "emulator"], "the emulator gives no times"),
