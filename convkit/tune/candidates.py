@@ -154,9 +154,9 @@ def refused(runner: Runner, plain: Runner, problem: Problem, gpu: Gpu) -> str:
             return f"threads: {threads} in a block of {entry}, which is no number of warps"
         if shared > gpu.shared:
             return f"shared memory: {shared:,} bytes in a block of {entry}, of {gpu.shared:,}"
-    if (needed := sums(tile)) is None:
+    if (needed := sums(tile)) is None or not runner.ready(problem).launches:
         return ""
-    threads, per_sm = _threads(runner, problem), tile.get("PER_SM", 1)
+    threads, per_sm = _count(runner.ready(problem).launches[0][2]), tile.get("PER_SM", 1)
     left = min(MOST_REGISTERS, gpu.registers_sm // (threads * per_sm) // GRAIN * GRAIN)
     if needed > left:
         blocks = f"{per_sm} block{'s' * (per_sm > 1)} of {threads} threads"
@@ -196,10 +196,6 @@ def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
     use = problem.flops(header.op) / 2 / (places * m * n * terms)
     threads_known = {"THREAD_M", "THREAD_N", "TILE_K"} <= set(header.tile)
     return min(1.0, use) * (density(header.tile) if threads_known else m * n / (m * n + COPIED * (m + n)))
-
-
-def _threads(runner: Runner, problem: Problem) -> int:
-    return max(_count(block) for _, _, block, _ in runner.ready(problem).launches)
 
 
 def _count(extent: Sequence[int]) -> int:
