@@ -5,7 +5,7 @@ cannot launch, or are clearly worse than others:
 
 - a block has more threads than it may, or no whole number of warps;
 - its dynamic shared memory is more than a block may have;
-- its sums alone need more registers than a thread can have, or than `PER_SM` blocks leave it;
+- it needs more registers than a thread can have, or than `PER_SM` blocks leave it;
 - its grid leaves SMs idle that another tile keeps busy, or the model of waves (`cuda.heuristics`) predicts a
   low efficiency: less than `WORTH` of the best one's; or so many others are better.
 
@@ -35,8 +35,12 @@ WORTH = 0.6
 #: Multiply-adds of tensor cores in the time in which one element of a factor reaches an SM from L2, of which
 #: half is hidden: 1024 in a cycle, against 64 bytes.
 COPIED = 16
-#: Tiles of one kernel file that are tried at the most: those of the highest prediction.
-MOST_TILES = 16
+#: Tiles of one kernel file that are compiled at the most, and that are timed, of those which launch: by the
+#: highest prediction.
+MOST_COMPILED, MOST_TILES = 32, 16
+#: Registers that a GEMM's loads and addresses take at the least. In machine code for sm_90a 96 sums fit into
+#: 168 registers, with 20 for factors, and 128 with 24 do not.
+OVERHEAD = 48
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,15 @@ class Candidate:
         What orders the tiles of a file: see `prediction`. None where there are no tiles.
     default : bool
         Whether it runs where nothing was tuned.
+    order : tuple
+        Of the tiles of a file: the smallest comes first.
     """
 
     implementation: Implementation
     reason: str = ""
     predicted: float | None = None
     default: bool = False
+    order: tuple[float, int] = (0.0, 0)
 
     @property
     def name(self) -> str:
@@ -117,24 +124,27 @@ def _tiles_of(whole: Candidate, runner: Runner, problem: Problem, gpu: Gpu) -> l
 
 def _worth(found: Sequence[Candidate], default: float, plain: Mapping[str, int]) -> list[Candidate]:
     """The same, but those far below the best, and those beyond the number that is tried, have a reason."""
-    possible = [one for one in found if not one.reason]
-    best = max([default, *(one.predicted or 0.0 for one in possible)])
-    # Of those that are predicted to be alike, the ones that differ least from the file's own tile.
-    possible.sort(key=lambda one: (-round(one.predicted or 0.0, 2), _differences(one, plain)))
-    tried = [one.name for one in possible[:MOST_TILES]]
+    best = max([default, *(one.predicted or 0.0 for one in found if not one.reason)])
     judged = []
     for one in found:
         predicted, reason = one.predicted or 0.0, one.reason
         if not reason and predicted < WORTH * best:
             reason = f"waves: {predicted / best:.0%} of the best tile's predicted use of the GPU"
-        elif not reason and one.name not in tried:
-            reason = f"waves: {MOST_TILES} tiles are tried, and none of them is predicted to be worse"
-        judged.append(replace(one, reason=reason))
-    return judged
+        # Of those that are predicted to be alike, the ones first that differ least from the file's own tile.
+        unlike = sum(plain[name] != value for name, value in one.implementation.tile)
+        judged.append(replace(one, reason=reason, order=(-round(predicted, 2), unlike)))
+    return first(judged, MOST_COMPILED, "compiled")
 
 
-def _differences(candidate: Candidate, plain: Mapping[str, int]) -> int:
-    return sum(plain[name] != value for name, value in candidate.implementation.tile)
+def first(candidates: Sequence[Candidate], most: int, what: str) -> list[Candidate]:
+    """The same, but of each file's tiles those beyond a number have a reason; what is left is `what`."""
+    left: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if one.implementation.tile and not one.reason:
+            left.setdefault(one.implementation.name, []).append(one)
+    last = {id(one) for tiled in left.values() for one in sorted(tiled, key=lambda c: c.order)[most:]}
+    reason = f"waves: {most} tiles are {what}, and none of them is predicted to be worse"
+    return [replace(one, reason=reason) if id(one) in last else one for one in candidates]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -160,18 +170,18 @@ def refused(runner: Runner, plain: Runner, problem: Problem, gpu: Gpu) -> str:
     left = min(MOST_REGISTERS, gpu.registers_sm // (threads * per_sm) // GRAIN * GRAIN)
     if needed > left:
         blocks = f"{per_sm} block{'s' * (per_sm > 1)} of {threads} threads"
-        return f"registers: {needed} for a thread's sums and factors alone, of {left} with {blocks} on an SM"
+        return f"registers: {needed} of a thread at the least, of {left} with {blocks} on an SM"
     return ""
 
 
 def sums(tile: Mapping[str, int]) -> int | None:
-    """Registers that a thread of a GEMM needs at the least, for sums and factors; None for other kernels."""
+    """Registers that a thread of a GEMM needs at the least; None for other kernels."""
     if {"THREAD_M", "THREAD_N"} <= set(tile):
         m, n = tile["THREAD_M"], tile["THREAD_N"]
-        return m * n + m + n
+        return m * n + m + n + OVERHEAD
     if {"WARP_M", "WARP_N"} <= set(tile):  # a warp's fp32 sums, and 16-bit factors of 16 terms
         m, n = tile["WARP_M"], tile["WARP_N"]
-        return m * n // 32 + (m + n) * 16 // 2 // 32
+        return m * n // 32 + (m + n) * 16 // 2 // 32 + OVERHEAD
     return None
 
 

@@ -22,7 +22,7 @@ from ..errors import ConvkitError
 from ..tuned import Store, digest, key_of, machine, named
 from ..version import __version__
 from . import measure
-from .candidates import Candidate, of_job, unfit
+from .candidates import MOST_TILES, Candidate, first, of_job, unfit
 from .compiling import compiled
 from .gpus import H200, Gpu
 from .jobs import Job
@@ -113,7 +113,7 @@ class Tuner:
             reason = what if isinstance(what, str) else unfit(runners[index], problem, what, self.gpu)
             if reason:
                 found[chosen[index]] = replace(found[chosen[index]], reason=reason)
-        return found
+        return first(found, MOST_TILES, "timed")
 
     def _gate(self, candidate: Candidate, dtype: str) -> str:
         """What the gate says of a candidate, as it was kept, or now."""

@@ -125,13 +125,13 @@ GEMM = {"THREAD_M": 8, "THREAD_N": 8}
         ),
         (
             header(GEMM, {"THREAD_N": [16, 32]}), "THREAD_N=32",
-            "registers: 296 for a thread's sums and factors alone, of 255 with 1 block of 64 threads",
+            "registers: 344 of a thread at the least, of 255 with 1 block of 64 threads on an SM",
         ),
         (
-            header({**GEMM, "PER_SM": 1}, {"PER_SM": [3, 4]}, block="256"), "PER_SM=4",
-            "registers: 80 for a thread's sums and factors alone, of 64 with 4 blocks of 256 threads",
+            header({**GEMM, "PER_SM": 1}, {"PER_SM": [2, 3]}, block="256"), "PER_SM=3",
+            "registers: 128 of a thread at the least, of 80 with 3 blocks of 256 threads on an SM",
         ),
-        (header({"WARP_M": 64, "WARP_N": 64}, {"WARP_N": [128]}), "WARP_N=128", "registers: 304 for a"),
+        (header({"WARP_M": 64, "WARP_N": 64}, {"WARP_N": [128]}), "WARP_N=128", "registers: 352 of a"),
         (header({"WIDE": 1}, {"WIDE": [2]}, grid="132//WIDE"), "WIDE=2", "waves: 50% of the best tile's"),
         (header({"WIDE": 1}, {"WIDE": [4]}, when="WIDE < 3"), "WIDE=4", "needs WIDE < 3; here WIDE = 4"),
         (header({"WIDE": 1}, {"WIDE": [0]}, grid="132//WIDE"), "WIDE=0", "its header has no value"),
@@ -153,10 +153,12 @@ def test_only_what_the_gpu_at_hand_has_no_room_for_is_left_out(kernel):
 
 
 def test_of_many_tiles_those_of_the_best_prediction_are_tried(kernel):
-    found = kernel(header({"A": 1}, {"A": list(range(100, 132))}, grid="A"))
+    found = kernel(header({"A": 1}, {"A": list(range(90, 132))}, grid="A"))
     tried = {name for name, c in found.items() if not c.reason}
-    assert tried == {"mine", *(f"mine[A={n}]" for n in range(132 - candidates.MOST_TILES, 132))}
-    assert all("16 tiles are tried" in c.reason for name, c in found.items() if name not in tried)
+    assert tried == {"mine", *(f"mine[A={n}]" for n in range(132 - candidates.MOST_COMPILED, 132))}
+    assert all("32 tiles are compiled" in c.reason for name, c in found.items() if name not in tried)
+    timed = candidates.first(list(found.values()), candidates.MOST_TILES, "timed")
+    assert [c.name for c in timed if not c.reason] == ["mine", *(f"mine[A={n}]" for n in range(116, 132))]
 
 
 def test_the_tiles_of_a_gemm_are_ordered_by_the_model_of_waves():
@@ -177,7 +179,7 @@ def test_the_tiles_of_a_gemm_are_ordered_by_the_model_of_waves():
     reasons = {c.reason.partition(":")[0] for c in found.values() if c.reason}
     assert reasons == {"threads", "registers", "waves"}
     tried = [c.predicted for c in found.values() if not c.reason]
-    assert min(tried) >= candidates.WORTH * max(tried) and len(tried) == candidates.MOST_TILES + 1
+    assert min(tried) >= candidates.WORTH * max(tried) and len(tried) <= candidates.MOST_COMPILED + 1
 
 
 def test_of_tiles_that_are_alike_those_nearest_to_the_file_s_own_are_tried(kernel):
@@ -185,7 +187,7 @@ def test_of_tiles_that_are_alike_those_nearest_to_the_file_s_own_are_tried(kerne
     found = kernel(header({"A": 4, "B": 4}, {"A": values, "B": values}, grid="132"))
     tried = {name for name, c in found.items() if not c.reason}
     near = {f"mine[A={a}, B={b}]" for a in values for b in values if (a == 4) != (b == 4)}
-    assert len(near) < candidates.MOST_TILES and near < tried
+    assert len(near) < candidates.MOST_COMPILED < len(found) and near < tried
 
 
 def test_large_tiles_of_tensor_cores_are_tried_where_the_grid_is_large():
@@ -211,8 +213,8 @@ def test_a_second_launch_is_not_what_a_tile_is_chosen_by():
     assert not every["gemm[DEPTH=64, PER_SM=2, THREAD_N=16, TILE_K=8, TILE_M=128]"].reason
     found = {name: c.predicted for name, c in every.items()}
     like = "gemm[DEPTH=128, PER_SM={}, THREAD_N=8, TILE_K=8, TILE_M=128]"
-    one, two, three = (found[like.format(n)] for n in (1, 2, 3))
-    assert max(one, two, three) < 1.2 * min(one, two, three)
+    one, two = (found[like.format(n)] for n in (1, 2))
+    assert max(one, two) < 1.2 * min(one, two)
 
 
 # ---- compiling ------------------------------------------------------------------------------------------
