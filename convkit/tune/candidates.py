@@ -64,7 +64,7 @@ class Candidate:
     reason: str = ""
     predicted: float | None = None
     default: bool = False
-    order: tuple[float, int] = (0.0, 0)
+    order: tuple[bool, float, int] = (False, 0.0, 0)
 
     @property
     def name(self) -> str:
@@ -119,20 +119,23 @@ def _tiles_of(whole: Candidate, runner: Runner, problem: Problem, gpu: Gpu) -> l
         except (ConvkitError, ArithmeticError) as error:  # expressions of the header that have no value here
             reason, predicted = f"its header has no value: {error}", 0.0
         found.append(Candidate(one, reason, predicted))
-    return _worth(found, whole.predicted or 0.0, kernel.header.tile)
+    return _worth(found, whole.predicted or 0.0, kernel.header)
 
 
-def _worth(found: Sequence[Candidate], default: float, plain: Mapping[str, int]) -> list[Candidate]:
+def _worth(found: Sequence[Candidate], default: float, header: Header) -> list[Candidate]:
     """The same, but those far below the best, and those beyond the number that is tried, have a reason."""
     best = max([default, *(one.predicted or 0.0 for one in found if not one.reason)])
+    offered = [{**header.tile, **one} for one in ({}, *header.tiles)]
     judged = []
     for one in found:
         predicted, reason = one.predicted or 0.0, one.reason
         if not reason and predicted < WORTH * best:
             reason = f"waves: {predicted / best:.0%} of the best tile's predicted use of the GPU"
-        # Of those that are predicted to be alike, the ones first that differ least from the file's own tile.
-        unlike = sum(plain[name] != value for name, value in one.implementation.tile)
-        judged.append(replace(one, reason=reason, order=(-round(predicted, 2), unlike)))
+        # First those that the file itself offers. Of others that are predicted to be alike, those that differ
+        # least from its first tile.
+        tile = {**header.tile, **dict(one.implementation.tile)}
+        unlike = sum(tile[name] != value for name, value in header.tile.items())
+        judged.append(replace(one, reason=reason, order=(tile not in offered, -round(predicted, 2), unlike)))
     return first(judged, MOST_COMPILED, "compiled")
 
 

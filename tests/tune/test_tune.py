@@ -178,6 +178,8 @@ def test_the_tiles_of_a_gemm_are_ordered_by_the_model_of_waves():
     )
     reasons = {c.reason.partition(":")[0] for c in found.values() if c.reason}
     assert reasons == {"threads", "registers", "waves"}
+    offered = [c.order[0] for c in sorted(found.values(), key=lambda c: c.order) if c.implementation.tile]
+    assert offered == sorted(offered) and offered.count(False) == 2  # those of `tile` and `tiles` come first
     tried = [c.predicted for c in found.values() if not c.reason]
     assert min(tried) >= candidates.WORTH * max(tried) and len(tried) <= candidates.MOST_COMPILED + 1
 
