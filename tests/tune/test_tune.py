@@ -50,7 +50,7 @@ def apart():
 def kernel(tmp_path):
     """Registers a ReLU kernel with a header of the test's, above all others; returns its candidates."""
 
-    def register(header, body="", problem=THOUSAND, gpu=H200):
+    def register(header, body="", problem=THOUSAND, gpu=H200, wrong=""):
         path = tmp_path / "relu_fprop_mine.cu"
         lines = ['op = "relu_fprop"', "rank = 1000", *header.strip().splitlines()]
         head = "\n".join(["// /// kernel", *(f"// {line.strip()}" for line in lines), "// ///"])
@@ -58,7 +58,7 @@ def kernel(tmp_path):
             f'{body}\nextern "C" __global__ void relu_fprop_mine('
             "GEOMETRY(Elementwise), const float* x, float* y) {\n"
             "  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;\n"
-            "  if (i < g.size) y[i] = x[i] < 0 ? 0 : x[i];\n}\n"
+            f"  if (i >= g.size) return;\n  y[i] = x[i] < 0 ? 0 : x[i];\n  {wrong}\n}}\n"
         )
         path.write_text(f"{head}\n{code}")
         registry._IMPLEMENTATIONS.pop(("relu_fprop", "cuda", "mine", "NCHW"), None)
@@ -393,6 +393,15 @@ def test_the_gate_itself_refuses_what_is_wrong():
     found = {i.name: i for i in implementations("relu_fprop", device="cpu")}
     assert measure.gate(found["wrong"], "float32").startswith("fails convkit.check, ")
     assert measure.gate(found["right"], "float32") == ""
+
+
+@pytest.mark.slow
+def test_the_gate_is_put_to_the_tile_itself(kernel, compiler):
+    """Under the emulator: one of the tiles is wrong."""
+    text = header({"T": 64}, {"T": [32, 96]}, grid="ceil_div(size, T)", block="T")
+    found = kernel(text, wrong="if (T == 96) y[i] = 7;")
+    assert measure.gate(found["mine[T=32]"].implementation, "float32") == ""
+    assert measure.gate(found["mine[T=96]"].implementation, "float32").startswith("fails convkit.check, ")
 
 
 class Decree:
