@@ -14,6 +14,8 @@ import pytest
 
 import convkit as ck
 from convkit import registry, tuned
+from convkit.bench import work
+from convkit.bench.measure import own
 from convkit.checked import Sources
 from convkit.cuda import emulate
 from convkit.cuda.null import nulled
@@ -241,6 +243,15 @@ def test_a_tile_is_part_of_a_choice():
             with ck.use(lrn_fprop="sliding"):
                 ck.lrn_fprop(x)
     assert [block[0] for block in blocks] == [256, 128, 256, 256]
+
+
+def test_the_bench_times_the_tile_that_runs():
+    """Beside the implementation as it is, and as the one that is picked."""
+    question, chosen = lrn_tile()
+    item = work.Item("norm", "lrn_fprop", question.problem, layer="norm", batch=2)
+    with nulled(), tuned.using(kept(question, chosen)):
+        marks = {entry.name: entry.marks for entry in own.entries(item, "cuda")}
+    assert "picked" in marks[chosen.label] and "picked" not in marks["sliding"]
 
 
 def test_the_same_tile_is_the_same_implementation():
