@@ -26,7 +26,7 @@ from ..cuda.prepare import Runner
 from ..errors import ConvkitError
 from ..op import Problem
 from ..registry import Implementation
-from ..tuned import with_tile
+from ..tuned import digest, with_tile
 from .gpus import GRAIN, H200, MOST_REGISTERS, MOST_THREADS, Gpu
 from .jobs import Job
 
@@ -79,7 +79,8 @@ def of_job(job: Job, gpu: Gpu = H200) -> list[Candidate]:
     default = job.default()
     found: list[Candidate] = []
     for implementation in job.candidates():
-        whole = Candidate(implementation, default=implementation is default)
+        reason = "" if digest(implementation) else "no file: a choice could not be kept"
+        whole = Candidate(implementation, reason, default=implementation is default)
         run, problem = implementation.run, job.question.problem
         if isinstance(run, Runner) and len(tiles(run.kernel.header)) > 1:
             whole = replace(whole, predicted=prediction(Runner(run.fitted(problem)), problem, gpu))

@@ -89,7 +89,7 @@ class Tuner:
     def _tune(self, job: Job, candidates: list[Candidate]) -> dict[str, Any]:
         if self.device == "cuda":
             candidates = self._compile(job, candidates)
-        tried = [c for c in candidates if not c.reason and digest(c.implementation)]
+        tried = [c for c in candidates if not c.reason]
         outcome = measure.Outcome(_default(candidates))
         if len(tried) > 1:
             refused = {c.implementation.label: self._gate(c, job.item.dtype) for c in tried}

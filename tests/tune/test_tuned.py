@@ -152,7 +152,7 @@ def test_a_choice_that_does_not_hold_any_more_is_ignored(low, parts):
 def test_what_has_no_file_is_not_kept(low):
     """Its text is not known, so nothing tells whether it is the same."""
     registry._IMPLEMENTATIONS.pop(("relu_fprop", "cpu", LOW, "NCHW"))
-    one = registry.add(replace(low, sources=Sources((), "")))
+    one = registry.add(replace(low, rank=-999, sources=Sources((), "")))
     with tuned.using(kept(QUESTION, one)):
         assert tuned.digest(one) == "" and select("relu_fprop", RELU).name != LOW
 
