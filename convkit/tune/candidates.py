@@ -196,7 +196,8 @@ def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
     work, and of a GEMM's tile the share of that which is multiplication, and of use.
     """
     header = runner.kernel.header
-    if {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*header.tile, *header.let}:
+    modelled = {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*header.tile, *header.let}
+    if modelled and {"THREAD_M", "WARP_M"}.intersection(header.tile):
         return predict(header, problem).efficiency
     launches = runner.ready(problem).launches
     if not launches:

@@ -193,19 +193,17 @@ def test_of_tiles_that_are_alike_those_nearest_to_the_file_s_own_are_tried(kerne
     assert len(near) < candidates.MOST_COMPILED < len(found) and near < tried
 
 
-def test_large_tiles_of_tensor_cores_are_tried_where_the_grid_is_large():
+def test_large_tiles_of_tensor_cores_are_tried_where_the_grid_is_large(kernel):
     """They copy less for what they multiply; where the grid is small, they leave SMs idle."""
+    tile = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32}
+    text = header(tile, {"TILE_M": [128, 256]}, grid="ceil_div(size, TILE_M*TILE_N)")
 
-    def tried(batch):
-        problem = Conv2d.of((batch, 96, 27, 27), (256, 48, 5, 5), padding=2, groups=2, dtype="bfloat16")
-        item = work.Item("c", "conv2d_fprop", problem, "bfloat16", layer="c")
-        (job,) = jobs.of_items([item], "cuda", "NHWC, KRSC")
-        found = [c for c in candidates.of_job(job) if c.name.startswith("implicit_gemm_mma[")]
-        tiles = [dict(c.implementation.tile) for c in found]
-        predicted = {(tile["TILE_M"], tile["TILE_N"]): c.predicted for tile, c in zip(tiles, found)}
-        return sorted(predicted, key=lambda tile: -predicted[tile])
+    def order(size):
+        found = kernel(text, problem=Elementwise((size,)))
+        return sorted(found, key=lambda name: -found[name].predicted)
 
-    assert tried(128)[:2] == [(256, 128), (128, 128)] and tried(1)[0] == (64, 64)
+    assert order(10**9) == ["mine[TILE_M=256]", "mine[TILE_M=128]", "mine"]
+    assert order(50 * 64 * 64)[0] == "mine"
 
 
 def test_a_second_launch_is_not_what_a_tile_is_chosen_by():
