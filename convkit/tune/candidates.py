@@ -3,6 +3,7 @@
 A kernel file's tiles are those of `tile` and `tiles`, and every combination of `tune`. Most combinations
 cannot launch, or are clearly worse than others:
 
+- a tile is no whole number of its warps' tiles, or of its threads';
 - a block has more threads than it may, or no whole number of warps;
 - its dynamic shared memory is more than a block may have;
 - it needs more registers than a thread can have, or than `PER_SM` blocks leave it;
@@ -21,6 +22,7 @@ from typing import Any
 
 from ..cuda.header import MODELLED, Header
 from ..cuda.heuristics import density, fitted, predict
+from ..cuda.launch import Extent
 from ..cuda.nvrtc import Resources
 from ..cuda.prepare import Runner
 from ..errors import ConvkitError
@@ -38,6 +40,8 @@ COPIED = 16
 #: Tiles of one kernel file that are compiled at the most, and that are timed, of those which launch: by the
 #: highest prediction.
 MOST_COMPILED, MOST_TILES = 32, 16
+#: What a GEMM's tile is cut into.
+PARTS = (("TILE_M", "WARP_M"), ("TILE_N", "WARP_N"), ("TILE_M", "THREAD_M"), ("TILE_N", "THREAD_N"))
 #: Registers that a GEMM's loads and addresses take at the least. In machine code for sm_90a 96 sums fit into
 #: 168 registers, with 20 for factors, and 128 with 24 do not.
 OVERHEAD = 48
@@ -159,6 +163,9 @@ def refused(runner: Runner, plain: Runner, problem: Problem, gpu: Gpu) -> str:
     if (reason := runner.refusal(problem)) is not None:
         return reason
     tile = runner.kernel.header.tile
+    for whole, part in PARTS:
+        if whole in tile and part in tile and tile[whole] % max(1, tile[part]):
+            return f"tile: {whole} = {tile[whole]} is no multiple of {part} = {tile[part]}"
     whole_warps = all(_count(block) % 32 == 0 for _, _, block, _ in plain.ready(problem).launches)
     for entry, _, block, shared in runner.ready(problem).launches:
         threads = _count(block)
@@ -168,9 +175,9 @@ def refused(runner: Runner, plain: Runner, problem: Problem, gpu: Gpu) -> str:
             return f"threads: {threads} in a block of {entry}, which is no number of warps"
         if shared > gpu.shared:
             return f"shared memory: {shared:,} bytes in a block of {entry}, of {gpu.shared:,}"
-    if (needed := sums(tile)) is None or not runner.ready(problem).launches:
+    if (needed := sums(tile)) is None or (main := _main(runner, problem)) is None:
         return ""
-    threads, per_sm = _count(runner.ready(problem).launches[0][2]), tile.get("PER_SM", 1)
+    threads, per_sm = _count(main[2]), tile.get("PER_SM", 1)
     left = min(MOST_REGISTERS, gpu.registers_sm // (threads * per_sm) // GRAIN * GRAIN)
     if needed > left:
         blocks = f"{per_sm} block{'s' * (per_sm > 1)} of {threads} threads"
@@ -199,10 +206,10 @@ def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
     modelled = {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*header.tile, *header.let}
     if modelled and {"THREAD_M", "WARP_M"}.intersection(header.tile):
         return predict(header, problem).efficiency
-    launches = runner.ready(problem).launches
-    if not launches:
+    main = _main(runner, problem)
+    if main is None:
         return 0.0
-    blocks = _count(launches[0][1])  # what follows adds up slices
+    blocks = _count(main[1])
     places = -(-blocks // gpu.sms) * gpu.sms
     if not {"TILE_M", "TILE_N"} <= set(header.tile):
         return blocks / places
@@ -211,6 +218,12 @@ def prediction(runner: Runner, problem: Problem, gpu: Gpu) -> float:
     use = problem.flops(header.op) / 2 / (places * m * n * terms)
     threads_known = {"THREAD_M", "THREAD_N", "TILE_K"} <= set(header.tile)
     return min(1.0, use) * (density(header.tile) if threads_known else m * n / (m * n + COPIED * (m + n)))
+
+
+def _main(runner: Runner, problem: Problem) -> tuple[str, Extent, Extent, int] | None:
+    """The launch that is called as the file is: others bring data into order, or add up slices."""
+    launches = runner.ready(problem).launches
+    return next((one for one in launches if one[0] == runner.kernel.stem), (*launches, None)[0])
 
 
 def _count(extent: Sequence[int]) -> int:
