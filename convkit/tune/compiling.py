@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def compiled(
     workers : int, optional
         Processes; by default as many as there are CPUs. One: this process compiles.
 
+    Raises
+    ------
+    CompileError
+        If one of the processes died.
+
     Yields
     ------
     (int, Compiled)
@@ -64,8 +70,13 @@ def _parallel(units: Sequence[_Unit], workers: int) -> Iterator[tuple[_Unit, Com
     # Fresh processes: a fork would share this one's CUDA context, and its threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(_one, *unit): unit for unit in units}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BrokenProcessPool:  # for want of memory, as a rule
+            raise nvrtc.CompileError(
+                f"one of {workers} processes that compile died; --jobs makes fewer"
+            ) from None
 
 
 def _one(source: str, arch: str, include: tuple[Path, ...], name: str) -> Compiled:

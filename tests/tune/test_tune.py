@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -265,6 +266,20 @@ def test_candidates_are_compiled_into_the_cache(kernel, cuda_compiler, tmp_path,
         0: done[0],
         1: done[0],
     }
+
+
+def test_a_process_that_dies_is_an_error(kernel, cuda_compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("CONVKIT_CACHE", str(tmp_path / "cache"))
+    found = kernel(header({"T": 64}, {"T": [32, 128]}, grid="ceil_div(size, T)", block="T"))
+    runners = [c.implementation.run for c in found.values() if c.implementation.tile]
+    monkeypatch.setattr(compiling, "_one", die)
+    with pytest.raises(nvrtc.CompileError, match="one of 2 processes that compile died"):
+        list(compiling.compiled(runners, Elementwise((1000,)), "sm_90a", workers=2))
+
+
+def die(*unit):
+    """In a process that compiles."""
+    os._exit(1)
 
 
 def test_machine_code_that_is_not_worth_a_try_has_a_reason(kernel):
