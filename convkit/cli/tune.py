@@ -60,7 +60,6 @@ def add(commands: Any) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--quick", action="store_true", help="few rounds and short turns")
     how.add_argument("--rounds", type=int, help="turns of the default and its best rivals (default: 12)")
-    how.add_argument("--budget", type=float, metavar="SECONDS", help="of one candidate in one race")
     how.add_argument("--threads", type=int, help="of the CPU's kernels (default: the CPUs of this process)")
     how.add_argument("--jobs", type=int, help="processes that compile (default: one for each CPU)")
     how.add_argument("--again", action="store_true", help="measure anew what is kept")
@@ -131,9 +130,7 @@ def _run_on(device: str, args: argparse.Namespace, gpu: Gpu) -> int:
         return 0
     if args.rounds is not None and not 1 <= args.rounds < 10**6:
         raise OptionError(f"--rounds must be at least 1 and below 1e6, not {args.rounds}")
-    if args.budget is not None and not 0 <= args.budget < 1e6:
-        raise OptionError(f"--budget must be at least 0 and below 1e6, not {args.budget}")
-    settings = settings_of(args.quick, args.rounds, args.budget)
+    settings = settings_of(args.quick, args.rounds)
     tuner = Tuner(store, settings, device, gpu, args.again, args.jobs)
     if args.why:
         return _why(tuner, jobs)

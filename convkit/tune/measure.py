@@ -66,7 +66,7 @@ class Outcome:
     interrupted: bool = False
 
 
-def settings_of(quick: bool, rounds: int | None, budget_s: float | None) -> Settings:
+def settings_of(quick: bool, rounds: int | None = None) -> Settings:
     """Of the second race."""
     confidence = 1 - WRONG / FINALISTS
     given: dict[str, Any] = {
@@ -74,8 +74,6 @@ def settings_of(quick: bool, rounds: int | None, budget_s: float | None) -> Sett
         "confidence": confidence,
         "gate": False,  # which is asked before
     }
-    if budget_s is not None:
-        given["budget_s"] = budget_s
     return Settings.quickly(**given) if quick else Settings(**given)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tuning
 
 import convkit as ck
 from convkit import registry, tuned
@@ -33,14 +34,8 @@ LOW = "low"
 
 @pytest.fixture(autouse=True)
 def apart():
-    """No choices to begin with, and a registry of its own."""
-    ck.implementations()
-    before = dict(registry._IMPLEMENTATIONS)
-    with tuned.using(Store()):
+    with tuning.apart():
         yield
-        registry._IMPLEMENTATIONS.clear()
-        registry._IMPLEMENTATIONS.update(before)
-        registry.changed()
 
 
 @pytest.fixture
