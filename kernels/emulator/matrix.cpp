@@ -19,14 +19,19 @@
 namespace emu {
 namespace {
 
-constexpr uint32_t kM = 16, kN = 8, kK = 16;
+constexpr uint32_t kM = 16, kN = 8;
 constexpr uint32_t kTogether = 4;  // products that are added to a sum at once
 
 struct Held {
   uint32_t lane, reg, half;
 };
-constexpr Held in_a(uint32_t m, uint32_t k) { return {m % 8 * 4 + k % 8 / 2, m / 8 + k / 8 * 2, k % 2}; }
-constexpr Held in_b(uint32_t k, uint32_t n) { return {n * 4 + k % 8 / 2, k / 8, k % 2}; }
+// Of elements of which a register holds `each`: 2, or 1.
+constexpr Held in_a(uint32_t m, uint32_t k, uint32_t each) {
+  return {m % 8 * 4 + k % (4 * each) / each, m / 8 + k / (4 * each) * 2, k % each};
+}
+constexpr Held in_b(uint32_t k, uint32_t n, uint32_t each) {
+  return {n * 4 + k % (4 * each) / each, k / (4 * each), k % each};
+}
 constexpr Held in_c(uint32_t m, uint32_t n) { return {m % 8 * 4 + n / 2, m / 8 * 2 + n % 2, 0}; }
 
 float of_bits(uint32_t bits) {
@@ -50,10 +55,21 @@ float of_half(uint32_t half) {
   if (magnitude >= 0x7c00u << 13) return of_bits(sign | 0x7f800000u | magnitude);
   return of_bits(sign | magnitude) * 0x1p112f;  // from one bias of the exponent to the other; exact
 }
-float element(const unsigned* registers, const Held& held, bool bfloat) {
-  const uint32_t bits = registers[held.reg] >> 16 * held.half & 0xffffu;
-  return bfloat ? of_bits(bits << 16) : of_half(bits);
-}
+// What the elements of an operand are.
+struct Half {
+  static constexpr uint32_t kEach = 2;
+  static float element(uint32_t word, uint32_t half) { return of_half(word >> 16 * half & 0xffffu); }
+};
+struct Bfloat {
+  static constexpr uint32_t kEach = 2;
+  static float element(uint32_t word, uint32_t half) { return of_bits(word >> 16 * half << 16); }
+};
+struct Tf32 {
+  static constexpr uint32_t kEach = 1;
+  static float element(uint32_t word, uint32_t) { return of_bits(word); }
+};
+// Whether a word is a tf32 number: its last 13 bits are zeros, unless it is not finite.
+bool is_tf32(uint32_t word) { return !(word & 0x1fffu) || (word & 0x7f800000u) == 0x7f800000u; }
 
 // What is left of a number in single precision.
 float toward_zero(double value) {
@@ -83,19 +99,38 @@ float add_products(float sum, const double* products) {
   return toward_zero(units * unit);
 }
 
-void multiply(Thread* lanes, bool bfloat) {
+void require_tf32(Worker& w, Thread* lanes, CkemuProduct* const* at) {
+  for (uint32_t l = 0; l < 32; ++l) {
+    const unsigned* const words[] = {at[l]->a,     at[l]->a + 1, at[l]->a + 2,
+                                     at[l]->a + 3, at[l]->b,     at[l]->b + 1};
+    for (const unsigned* word : words) {
+      if (is_tf32(*word)) continue;
+      w.current = &lanes[l];
+      Report& r = report(w, "unrounded operand", lanes[l].file, lanes[l].line);
+      snprintf(r.text, sizeof(r.text), "mma takes %s[%d] = %.9g, which is no tf32 number: to_tf32 rounds it",
+               word < at[l]->b ? "a" : "b", static_cast<int>(word - (word < at[l]->b ? at[l]->a : at[l]->b)),
+               static_cast<double>(of_bits(*word)));
+      leave(w);
+    }
+  }
+}
+
+template <class Type>
+void multiply(Worker& w, Thread* lanes) {
+  constexpr uint32_t kK = 8 * Type::kEach;
   CkemuProduct* at[32];
   for (int l = 0; l < 32; ++l) memcpy(&at[l], lanes[l].value, sizeof(at[l]));
+  if (Type::kEach == 1) require_tf32(w, lanes, at);
   double a[kM][kK], b[kN][kK];
   for (uint32_t m = 0; m < kM; ++m)
     for (uint32_t k = 0; k < kK; ++k) {
-      const Held held = in_a(m, k);
-      a[m][k] = element(at[held.lane]->a, held, bfloat);
+      const Held held = in_a(m, k, Type::kEach);
+      a[m][k] = Type::element(at[held.lane]->a[held.reg], held.half);
     }
   for (uint32_t n = 0; n < kN; ++n)
     for (uint32_t k = 0; k < kK; ++k) {
-      const Held held = in_b(k, n);
-      b[n][k] = element(at[held.lane]->b, held, bfloat);
+      const Held held = in_b(k, n, Type::kEach);
+      b[n][k] = Type::element(at[held.lane]->b[held.reg], held.half);
     }
   for (uint32_t m = 0; m < kM; ++m)
     for (uint32_t n = 0; n < kN; ++n) {
@@ -191,8 +226,12 @@ void matrix_operation(Worker& w, uint32_t warp, uint32_t group) {
     name_other(w, r, first);
     leave(w);
   }
-  if (first.op <= CKEMU_MMA_BF16)
-    multiply(lanes, first.op == CKEMU_MMA_BF16);
+  if (first.op == CKEMU_MMA_F16)
+    multiply<Half>(w, lanes);
+  else if (first.op == CKEMU_MMA_BF16)
+    multiply<Bfloat>(w, lanes);
+  else if (first.op == CKEMU_MMA_TF32)
+    multiply<Tf32>(w, lanes);
   else
     load(w, lanes, static_cast<uint32_t>(first.operand), first.op == CKEMU_LDMATRIX_TRANS);
 }
