@@ -12,6 +12,10 @@
 // dtypes  = ["bfloat16", "float16"]
 // layout  = "NHWC, KRSC"
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tiles   = [
+//     { TILE_M = 192, TILE_N = 96, WARP_M = 96, WARP_N = 48 },
+//     { TILE_M = 192, TILE_N = 48, WARP_M = 96, WARP_N = 48, PER_SM = 3 },
+// ]
 // rank    = 20
 // truncates = true
 // workspace = "4*N*H*W*PITCH*SLICES if SLICES > 1 else 0"

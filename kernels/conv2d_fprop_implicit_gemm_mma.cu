@@ -47,6 +47,9 @@
 // layout  = "NHWC, KRSC"
 // options = { relu = "int" }
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tiles   = [
+//     { TILE_M = 192, TILE_N = 96, WARP_M = 96, WARP_N = 48 },
+// ]
 // rank    = 20
 // truncates = true
 // workspace = "4*N*P*Q*PITCH*SLICES if SLICES > 1 else 0"
@@ -58,19 +61,20 @@
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
 // FILL     = "132*PER_SM"
-// PIECES_K = "ceil_div(C//groups, TILE_K)"
+// PIECES_C = "ceil_div(C//groups, 8)"
+// ALL_STEPS = "ceil_div(R*S*PIECES_C, TILE_K//8)"
 // TILES_N  = "ceil_div(K//groups, TILE_N)"
 // PITCH    = "groups*ceil_div(K//groups, 8)*8"
 // BLOCKS   = "TILES_N * groups * ceil_div(N*P*Q, TILE_M)"
-// SLICES   = "max(1, min(R*S*PIECES_K//DEPTH, FILL//max(1, BLOCKS)))"
-// STEPS    = "ceil_div(R*S*PIECES_K, SLICES)"
+// SLICES   = "max(1, min(ALL_STEPS//DEPTH, FILL//max(1, BLOCKS)))"
+// STEPS    = "ceil_div(ALL_STEPS, SLICES)"
 // [dividers]
 // by_tiles_n = "TILES_N"
 // by_groups  = "groups"
 // by_pixels  = "P*Q"
 // by_Q       = "Q"
 // by_S       = "S"
-// by_pieces_k = "max(1, PIECES_K)"
+// by_pieces_c = "max(1, PIECES_C)"
 // by_quads   = "PITCH//4"
 // by_slices  = "SLICES"
 // [[launch]]
@@ -105,11 +109,12 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const int first_n = static_cast<int>(blockIdx.x % g.by_tiles_n) * TILE_N;
   const long long first_m = static_cast<long long>(rest / g.by_groups) * TILE_M;
   const long long pixels = g.by_pixels.divisor * g.N;
-  const Steps range = steps_of_slice(g.R * g.S * static_cast<int>(g.by_pieces_k.divisor), g.by_slices);
+  const Steps range = steps_of_slice(
+      (g.R * g.S * static_cast<int>(g.by_pieces_c.divisor) + A::CHUNKS - 1) / A::CHUNKS, g.by_slices);
 
-  // ---- Copying a step: TILE_K channels that a tap meets at each pixel, and has in each filter ----
+  // ---- Copying a step: pieces of taps, as each pixel meets them, and as each filter has them ----
   const bool vector = channels % PACK == 0 && aligned(x) && aligned(w);
-  const int chunk = A::chunk(0);
+  const int chunk = A::chunk(0), filled = static_cast<int>(g.by_pieces_c.divisor) * PACK;
   long long corners[A::COPIES];  // of the filter at this pixel, in x
   unsigned top[A::COPIES], left[A::COPIES];
 #pragma unroll
@@ -124,31 +129,30 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
   const storage_t* const first_filter = w + (first_k + first_n + B::row(0)) * taps;
 
-  // Of the step that is copied next.
-  int c = range.first % g.by_pieces_k * TILE_K;
-  int s = range.first / g.by_pieces_k % g.by_S, r = range.first / g.by_pieces_k / g.by_S;
+  // What this thread copies next: a piece of a tap (r, s), channels c to c + 7.
+  int c, s, r;
+  {
+    const int piece = range.first * A::CHUNKS + chunk, tap = piece / g.by_pieces_c;
+    c = piece % g.by_pieces_c * PACK, s = tap % g.by_S, r = tap / g.by_S;
+  }
   const auto copy_step = [&](storage_t* slot) {
-    const int channel = c + chunk * PACK, valid = channels - channel;
+    const int valid = r < g.R ? channels - c : 0;
     const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
-    const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + channel;
+    const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + c;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
       const bool inside = top[i] + down < g.H && left[i] + across < g.W;
       copy_piece(slot + A::at(A::row(i), chunk), tap + corners[i], inside ? valid : 0, vector);
     }
-    const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + channel;
+    const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + c;
 #pragma unroll
     for (int i = 0; i < B::COPIES; ++i) {
       const bool exists = first_n + B::row(i) < filters;
       copy_piece(slot + A::SIZE + B::at(B::row(i), chunk), filter + (B::row(i) - B::row(0)) * taps,
                  exists ? valid : 0, vector);
     }
-    c += TILE_K;
-    if (c < channels) return;
-    c = 0;
-    if (++s < g.S) return;
-    s = 0;
-    ++r;
+    for (c += TILE_K; c >= filled; c -= filled)
+      if (++s == g.S) s = 0, ++r;
   };
 
   // ---- The main loop ----
@@ -170,9 +174,9 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
 
   // ---- Writing: a slice; or bias, ReLU, and y ----
   if (gridDim.z > 1) {
-    const long long pitch = 4 * g.by_quads.divisor, filled = filled_up(filters);
-    float* const slice = workspace + (blockIdx.z * pixels + first_m) * pitch + group * filled + first_n;
-    write_slice(sum, filled - first_n,
+    const long long pitch = 4 * g.by_quads.divisor, filled_n = filled_up(filters);
+    float* const slice = workspace + (blockIdx.z * pixels + first_m) * pitch + group * filled_n + first_n;
+    write_slice(sum, filled_n - first_n,
                 [&](int m) { return first_m + m < pixels ? slice + m * pitch : nullptr; });
     return;
   }

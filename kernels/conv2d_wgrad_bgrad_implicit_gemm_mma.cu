@@ -12,6 +12,9 @@
 // dtypes  = ["bfloat16", "float16"]
 // layout  = "NHWC"
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tiles   = [
+//     { TILE_M = 64, TILE_N = 256 },
+// ]
 // rank    = 20
 // truncates = true
 // workspace = "4*K*PITCH*SLICES"

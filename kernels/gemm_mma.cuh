@@ -222,7 +222,7 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
   const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (long long i = first; i < quads; i += static_cast<long long>(gridDim.x) * blockDim.x) {
     float4 v = slices[i];
-#pragma unroll 4
+#pragma unroll 2
     for (long long slice = 1; slice < by_slices.divisor; ++slice) {
       const float4 other = slices[quads * slice + i];
       v.x += other.x, v.y += other.y, v.z += other.z, v.w += other.w;
