@@ -39,17 +39,6 @@ float of_bits(uint32_t bits) {
   memcpy(&value, &bits, sizeof(value));
   return value;
 }
-uint64_t bits_of(double value) {
-  uint64_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-double of_bits(uint64_t bits) {
-  double value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 float of_half(uint32_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
   if (magnitude >= 0x7c00u << 13) return of_bits(sign | 0x7f800000u | magnitude);
@@ -71,32 +60,50 @@ struct Tf32 {
 // Whether a word is a tf32 number: its last 13 bits are zeros, unless it is not finite.
 bool is_tf32(uint32_t word) { return !(word & 0x1fffu) || (word & 0x7f800000u) == 0x7f800000u; }
 
-// What is left of a number in single precision.
-float toward_zero(double value) {
-  const auto near = static_cast<float>(value);
-  if (std::isinf(near) || std::fabs(static_cast<double>(near)) <= std::fabs(value)) return near;
-  return std::nextafterf(near, 0.0f);
+// The 8 columns of a row of sums, side by side.
+using Doubles = double __attribute__((vector_size(8 * sizeof(double))));
+using Bits = int64_t __attribute__((vector_size(8 * sizeof(int64_t))));
+using Floats = float __attribute__((vector_size(8 * sizeof(float))));
+using Ints = int32_t __attribute__((vector_size(8 * sizeof(int32_t))));
+
+constexpr int kExponentAt = 52, kBias = 1023, kKept = 23;
+constexpr int64_t kMagnitude = INT64_MAX;
+
+Doubles widened(Floats values) { return __builtin_convertvector(values, Doubles); }
+
+// What is left of numbers in single precision.
+Floats toward_zero(Doubles values) {
+  const Floats near = __builtin_convertvector(values, Floats);
+  const Bits size = reinterpret_cast<Bits>(widened(near)) & kMagnitude,
+             exact = reinterpret_cast<Bits>(values) & kMagnitude;
+  constexpr int64_t infinite = 0x7ffll << kExponentAt;
+  // Of a float, the neighbour that is nearer to zero has the bits before it.
+  const Bits beyond = (size > exact) & (size != infinite);
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(near) + __builtin_convertvector(beyond, Ints));
 }
 
-// sum + products, as above.
-float add_products(float sum, const double* products) {
-  constexpr int exponent_at = 52, bias = 1023, kept = 23;
-  const double first = sum;
-  double plain = first;
-  uint64_t largest = bits_of(std::fabs(first));
+// sums + products, as above.
+Floats add_products(Floats sums, const Doubles* products) {
+  const Doubles first = widened(sums);
+  Doubles plain = first;
+  Bits largest = reinterpret_cast<Bits>(first) & kMagnitude;
   for (uint32_t i = 0; i < kTogether; ++i) {
     plain += products[i];
-    const uint64_t magnitude = bits_of(std::fabs(products[i]));
-    if (magnitude > largest) largest = magnitude;
+    const Bits magnitude = reinterpret_cast<Bits>(products[i]) & kMagnitude;
+    largest = magnitude > largest ? magnitude : largest;
   }
-  if (plain - plain != 0) return plain == plain ? static_cast<float>(plain) : of_bits(0x7fffffffu);
-  if (largest == 0) return 0;
-  const int exponent = static_cast<int>(largest >> exponent_at) - bias;
-  const double scale = of_bits(static_cast<uint64_t>(bias + kept - exponent) << exponent_at),
-               unit = of_bits(static_cast<uint64_t>(bias + exponent - kept) << exponent_at);
-  auto units = static_cast<int32_t>(first * scale);
-  for (uint32_t i = 0; i < kTogether; ++i) units += static_cast<int32_t>(products[i] * scale);
-  return toward_zero(units * unit);
+  // 2^(kKept - exponent) and its inverse. Where all addends are zeros, so is the scale.
+  const Bits exponent = largest >> kExponentAt;
+  const Bits scale_bits = (2 * kBias + kKept - exponent) << kExponentAt & (largest != 0);
+  const Bits unit_bits = (exponent - kKept) << kExponentAt & (largest != 0);
+  const auto scale = reinterpret_cast<Doubles>(scale_bits), unit = reinterpret_cast<Doubles>(unit_bits);
+  Ints units = __builtin_convertvector(first * scale, Ints);
+  for (uint32_t i = 0; i < kTogether; ++i) units += __builtin_convertvector(products[i] * scale, Ints);
+  Floats found = toward_zero(__builtin_convertvector(units, Doubles) * unit);
+  for (uint32_t n = 0; n < kN; ++n)
+    if (plain[n] - plain[n] != 0)  // an infinity, or a NaN
+      found[n] = plain[n] == plain[n] ? static_cast<float>(plain[n]) : of_bits(0x7fffffffu);
+  return found;
 }
 
 void require_tf32(Worker& w, Thread* lanes, CkemuProduct* const* at) {
@@ -121,7 +128,8 @@ void multiply(Worker& w, Thread* lanes) {
   CkemuProduct* at[32];
   for (int l = 0; l < 32; ++l) memcpy(&at[l], lanes[l].value, sizeof(at[l]));
   if (Type::kEach == 1) require_tf32(w, lanes, at);
-  double a[kM][kK], b[kN][kK];
+  double a[kM][kK];
+  Doubles b[kK];
   for (uint32_t m = 0; m < kM; ++m)
     for (uint32_t k = 0; k < kK; ++k) {
       const Held held = in_a(m, k, Type::kEach);
@@ -130,16 +138,18 @@ void multiply(Worker& w, Thread* lanes) {
   for (uint32_t n = 0; n < kN; ++n)
     for (uint32_t k = 0; k < kK; ++k) {
       const Held held = in_b(k, n, Type::kEach);
-      b[n][k] = Type::element(at[held.lane]->b[held.reg], held.half);
+      b[k][n] = Type::element(at[held.lane]->b[held.reg], held.half);
     }
-  for (uint32_t m = 0; m < kM; ++m)
-    for (uint32_t n = 0; n < kN; ++n) {
-      const Held held = in_c(m, n);
-      float& sum = at[held.lane]->sum[held.reg];
-      double products[kK];
-      for (uint32_t k = 0; k < kK; ++k) products[k] = a[m][k] * b[n][k];
-      for (uint32_t k = 0; k < kK; k += kTogether) sum = add_products(sum, products + k);
+  for (uint32_t m = 0; m < kM; ++m) {
+    Floats sums;
+    for (uint32_t n = 0; n < kN; ++n) sums[n] = at[in_c(m, n).lane]->sum[in_c(m, n).reg];
+    for (uint32_t k = 0; k < kK; k += kTogether) {
+      Doubles products[kTogether];
+      for (uint32_t i = 0; i < kTogether; ++i) products[i] = a[m][k + i] * b[k + i];
+      sums = add_products(sums, products);
     }
+    for (uint32_t n = 0; n < kN; ++n) at[in_c(m, n).lane]->sum[in_c(m, n).reg] = sums[n];
+  }
 }
 
 // Whether an access is inside a block's shared memory; and whether it is beside, which is an index gone wrong.
