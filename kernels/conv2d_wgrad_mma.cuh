@@ -141,20 +141,20 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
 
 // The second launch: adds up the slices, and writes dw, KCRS, and db.
 template <bool WITH_DB, class Geometry>
-__device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, storage_t* __restrict__ dw,
-                                                    storage_t* __restrict__ db,
+__device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, param_t* __restrict__ dw,
+                                                    param_t* __restrict__ db,
                                                     const float* __restrict__ workspace) {
   const int channels = g.C / g.by_groups, taps = g.R * g.S;
   add_slices(workspace, g.K, g.by_quads, g.by_slices,
              [&](long long k, long long column, const float (&v)[4]) {
                const int piece = static_cast<int>(column / PACK), tap = piece / g.by_pieces_c;
                if (WITH_DB && tap == taps) {
-                 if (column % PACK == 0) db[k] = from_float(v[0]);
+                 if (column % PACK == 0) db[k] = to_param(v[0]);
                  return;
                }
                const int c = piece % g.by_pieces_c * PACK + static_cast<int>(column % PACK);
 #pragma unroll
                for (int e = 0; e < 4; ++e)
-                 if (c + e < channels) dw[(k * channels + c + e) * taps + tap] = from_float(v[e]);
+                 if (c + e < channels) dw[(k * channels + c + e) * taps + tap] = to_param(v[e]);
              });
 }

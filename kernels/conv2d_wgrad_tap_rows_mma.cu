@@ -18,7 +18,7 @@
 //
 // /// kernel
 // op      = "conv2d_wgrad"
-// dtypes  = ["bfloat16", "float16"]
+// dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
 // tile    = { TILE_M = 96, TILE_N = 192, TILE_K = 32, WARP_M = 96, WARP_N = 48, STAGES = 4, PER_SM = 2, DEPTH = 8 }
 // tiles   = [
@@ -64,14 +64,14 @@
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_tap_rows_mma(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                   const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                   const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                    float* __restrict__ workspace) {
   conv2d_wgrad<false>(g, x, dy, workspace);
 }
 
 extern "C" __launch_bounds__(256) __global__
     void conv2d_wgrad_tap_rows_mma_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                          const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                          const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                           float* __restrict__ workspace) {
   conv2d_wgrad_reduce<false>(g, dw, nullptr, workspace);
 }

@@ -27,6 +27,7 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
                                              float* __restrict__ workspace) {
   DYN_SMEM(storage_t, ring);
   __shared__ Corner corners[2 * CHUNK];
+  __shared__ TapPair taps[PAIRS];
 
   // ---- The tile of this block: filter tiles are neighbours, then taps ----
   const int first_m = static_cast<int>(blockIdx.x % g.by_tiles_m) * TILE_M;
@@ -40,22 +41,22 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
           corner_of(g, first_pixel + static_cast<long long>(number) * CHUNK + i);
   };
 
-  // ---- Copying a step: TILE_K pixels. A thread keeps its pairs ----
-  const bool words = pairs_aligned(g, x), vector = g.K % PACK == 0 && aligned(dy);
-  TapPair taps[COMMON];
-#pragma unroll
-  for (int i = 0; i < COMMON; ++i) {
-    const int column = (threadIdx.x + i * THREADS) % PAIRS, pair = first_n / 2 + column;
-    taps[i] = tap_pair(g, pair);
-    if (taps[i].count) continue;
-    // No tap's: zeros in every slot, or the ones of db, that no copy overwrites. Beyond the last pixel these are
-    // ones too, and dy is zero.
+  // ---- The taps of the tile's pairs ----
+  // What is of no tap gets its zeros here, or the ones of db, in every slot; no copy overwrites them. Beyond the last
+  // pixel these are ones too, and dy is zero.
+  for (int column = threadIdx.x; column < PAIRS; column += THREADS) {
+    const int pair = first_n / 2 + column;
+    taps[column] = tap_pair(g, pair);
+    if (taps[column].count) continue;
     const bool ones = WITH_DB && pair == g.R * static_cast<int>(g.by_pairs.divisor);
-    for (int row = (threadIdx.x + i * THREADS) / PAIRS; row < TILE_K; row += ROWS_APART)
-      for (int slot = 0; slot < STAGES; ++slot)
+    for (int slot = 0; slot < STAGES; ++slot)
+      for (int row = 0; row < TILE_K; ++row)
         *reinterpret_cast<Pair*>(ring + slot * SLOT + A::SIZE + pair_at<B>(row, column)) = {
             from_float(ones ? 1.0f : 0.0f), from_float(0.0f)};
   }
+
+  // ---- Copying a step: TILE_K pixels ----
+  const bool words = pairs_aligned(g, x), vector = g.K % PACK == 0 && aligned(dy);
   const auto copy_step = [&](storage_t* slot, int step) {
     const long long from = first_pixel + static_cast<long long>(step) * TILE_K;
     const Corner* const table = corners + step % (2 * CHUNK_STEPS) * TILE_K;
@@ -66,19 +67,20 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
       const int k = first_m + A::chunk(i) * PACK;
       copy_piece(slot + A::at(A::row(i), A::chunk(i)), dy + j * g.K + k, j < pixels ? g.K - k : 0, vector);
     }
-#pragma unroll
-    for (int i = 0; i < COMMON; ++i) {
-      const int number = threadIdx.x + i * THREADS, column = number % PAIRS, row = number / PAIRS;
-      if (!taps[i].count) continue;
+#pragma unroll 1
+    for (int number = threadIdx.x; number < COMMON * THREADS; number += THREADS) {
+      const int column = number % PAIRS, row = number / PAIRS;
+      const TapPair pair = taps[column];
+      if (!pair.count) continue;
       storage_t* const to = slot + A::SIZE;
       if (words) {
 #pragma unroll
         for (int k = row; k < row + TILE_K; k += ROWS_APART)
-          copy_word(g, to + pair_at<B>(k, column), x, table[k], taps[i]);
+          copy_word(g, to + pair_at<B>(k, column), x, table[k], pair);
       } else {
 #pragma unroll 1
         for (int k = row; k < TILE_K; k += ROWS_APART)
-          copy_elements(g, to + pair_at<B>(k, column), x, table[k], taps[i]);
+          copy_elements(g, to + pair_at<B>(k, column), x, table[k], pair);
       }
     }
   };
@@ -86,7 +88,7 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   // ---- The main loop ----
   Sums sum = {};
   make_corners(0);
-  __syncthreads();
+  __syncthreads();  // the tables
 #pragma unroll
   for (int step = 0; step < STAGES - 1; ++step) {
     if (step < range.count) copy_step(ring + step * SLOT, step);
@@ -114,8 +116,8 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
 
 // The second launch: adds up the slices, and writes dw, KCRS, and db.
 template <bool WITH_DB, class Geometry>
-__device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, storage_t* __restrict__ dw,
-                                                    storage_t* __restrict__ db,
+__device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, param_t* __restrict__ dw,
+                                                    param_t* __restrict__ db,
                                                     const float* __restrict__ workspace) {
   add_slices(workspace, g.K, g.by_quads, g.by_slices,
              [&](long long k, long long column, const float (&v)[4]) {
@@ -124,9 +126,9 @@ __device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, storage_t
                  const int number = static_cast<int>(column) + e, r = number / 2 / g.by_pairs;
                  const int j = number / 2 % g.by_pairs * 2 + number % 2;
                  if (r < g.R && j < g.S * g.C)
-                   dw[((k * g.C + j % g.by_C) * g.R + r) * g.S + j / g.by_C] = from_float(v[e]);
+                   dw[((k * g.C + j % g.by_C) * g.R + r) * g.S + j / g.by_C] = to_param(v[e]);
                  else if (WITH_DB && r == g.R && j == 0)
-                   db[k] = from_float(v[e]);
+                   db[k] = to_param(v[e]);
                }
              });
 }

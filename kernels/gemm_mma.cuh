@@ -192,10 +192,11 @@ __device__ __forceinline__ long long filled_up(int columns) {
   return (static_cast<long long>(columns) + PACK - 1) / PACK * PACK;
 }
 
-// Writes the tile into a slice: row_of(m) is where row m of the tile begins, or null where there is none. Of
-// its columns, `columns` exist: this is a multiple of 2.
+// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of its
+// columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8 bytes.
 template <class RowOf>
-__device__ __forceinline__ void write_slice(const Sums& sum, long long columns, const RowOf& row_of) {
+__device__ __forceinline__ void write_floats(const Sums& sum, long long columns, bool pairs,
+                                             const RowOf& row_of) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < PRODUCTS_M; ++i)
@@ -206,10 +207,21 @@ __device__ __forceinline__ void write_slice(const Sums& sum, long long columns, 
 #pragma unroll
       for (int j = 0; j < PRODUCTS_N; ++j) {
         const int n = warp_n() + j * 8 + lane % 4 * 2;
-        if (n < columns)
+        if (n >= columns) continue;
+        if (pairs) {
           *reinterpret_cast<float2*>(row + n) = make_float2(sum[i][j][half * 2], sum[i][j][half * 2 + 1]);
+        } else {
+          row[n] = sum[i][j][half * 2];
+          if (n + 1 < columns) row[n + 1] = sum[i][j][half * 2 + 1];
+        }
       }
     }
+}
+
+// The same into a slice, whose rows have whole pieces.
+template <class RowOf>
+__device__ __forceinline__ void write_slice(const Sums& sum, long long columns, const RowOf& row_of) {
+  write_floats(sum, columns, true, row_of);
 }
 
 // The launch behind: use(row, column, v) gets the sums of four columns from `column` on, a multiple of 4.

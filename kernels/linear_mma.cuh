@@ -88,7 +88,14 @@ __device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, f
               [&](int m) { return tile.first_m + m < tile.rows ? slice + m * pitch : nullptr; });
 }
 
-// The output itself.
+// The output itself; as float32, from where the sums are.
+__device__ __forceinline__ void write_tile(storage_t*, const Sums& sum, const Tile& tile, float* out) {
+  const bool pairs = tile.columns % 2 == 0 && reinterpret_cast<unsigned long long>(out) % 8 == 0;
+  float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
+  write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
+    return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
+  });
+}
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile,
                                            storage_t* out) {
   const bool whole = tile.columns % PACK == 0 && aligned(out);
@@ -100,12 +107,13 @@ __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, con
 }
 
 // The second launch, where the output has nothing but the sums: adds up the slices, if there are several.
-__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, storage_t* __restrict__ out,
+// `out` is a gradient of parameters, or of the one type that there is.
+__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, param_t* __restrict__ out,
                                            int rows, int columns, const Divider& by_quads,
                                            const Divider& by_slices) {
   add_slices(workspace, rows, by_quads, by_slices, [&](long long row, long long column, const float (&v)[4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      if (column + e < columns) out[row * columns + column + e] = from_float(v[e]);
+      if (column + e < columns) out[row * columns + column + e] = to_param(v[e]);
   });
 }
