@@ -135,41 +135,44 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     const int piece = range.first * A::CHUNKS + chunk, tap = piece / g.by_pieces_c;
     c = piece % g.by_pieces_c * PACK, s = tap % g.by_S, r = tap / g.by_S;
   }
-  const auto copy_step = [&](storage_t* slot) {
+  const auto copy_next = [&](storage_t* slot, const auto& copy) {
     const int valid = r < g.R ? channels - c : 0;
     const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
     const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + c;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
       const bool inside = top[i] + down < g.H && left[i] + across < g.W;
-      copy_piece(slot + A::at(A::row(i), chunk), tap + corners[i], inside ? valid : 0, vector);
+      copy(slot + A::place(i), tap + corners[i], inside ? valid : 0);
     }
     const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + c;
 #pragma unroll
     for (int i = 0; i < B::COPIES; ++i) {
       const bool exists = first_n + B::row(i) < filters;
-      copy_piece(slot + A::SIZE + B::at(B::row(i), chunk), filter + (B::row(i) - B::row(0)) * taps,
-                 exists ? valid : 0, vector);
+      copy(slot + A::SIZE + B::place(i), filter + (B::row(i) - B::row(0)) * taps, exists ? valid : 0);
     }
     for (c += TILE_K; c >= filled; c -= filled)
       if (++s == g.S) s = 0, ++r;
   };
 
+  const auto copy_step = [&](storage_t* slot) {
+    if (vector)
+      copy_next(slot, Async());
+    else
+      copy_next(slot, Elements());
+  };
+
   // ---- The main loop ----
   Sums sum = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     if (step + STAGES - 1 < range.count) copy_step(ring + write * SLOT);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: a slice; or bias, ReLU, and y ----

@@ -121,26 +121,23 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
 #pragma unroll
     for (int i = 0; i < B::COPIES; ++i) {
       const bool exists = first_n + B::row(i) < g.K;
-      cp_async_16(slot + A::SIZE + B::at(B::row(i), B::chunk(0)),
+      cp_async_16(slot + A::SIZE + B::place(i),
                   filter + (B::row(i) - B::row(0)) * g.by_pitch.divisor + step * TILE_K, exists ? 16 : 0);
     }
   };
 
   // ---- The main loop ----
   Sums sum = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < steps) copy_step(ring + step * SLOT, step);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < steps; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < steps; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     if (step + STAGES - 1 < steps) copy_step(ring + write * SLOT, step + STAGES - 1);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: bias, ReLU, and y ----

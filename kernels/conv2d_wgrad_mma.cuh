@@ -70,7 +70,7 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   };
 
   // ---- Copying a step: TILE_K pixels. A thread keeps its columns ----
-  const bool vector_x = channels % PACK == 0 && aligned(x), vector_dy = filters % PACK == 0 && aligned(dy);
+  const bool vector = channels % PACK == 0 && filters % PACK == 0 && aligned(x) && aligned(dy);
   const int chunk_a = A::chunk(0), chunk_b = B::chunk(0);
   const int filters_left = filters - first_m - chunk_a * PACK;
   const storage_t* const gradients = dy + first_k + chunk_a * PACK;
@@ -83,19 +83,18 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   const int channels_left = piece < taps_end ? channels - c : 0;
   const bool ones = WITH_DB && piece == taps_end;
 
-  const auto copy_step = [&](storage_t* slot, int step) {
+  const auto copy_pieces = [&](storage_t* slot, int step, const auto& copy) {
     const long long from = first_pixel + static_cast<long long>(step) * TILE_K;
     const Place* const table = places + step % (2 * CHUNK_STEPS) * TILE_K;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
       const long long j = from + A::row(i);
-      copy_piece(slot + A::at(A::row(i), chunk_a), gradients + j * g.K, j < pixels ? filters_left : 0,
-                 vector_dy);
+      copy(slot + A::place(i), gradients + j * g.K, j < pixels ? filters_left : 0);
     }
 #pragma unroll
     for (int i = 0; i < B::COPIES; ++i) {
       const Place place = table[B::row(i)];
-      storage_t* const to = slot + A::SIZE + B::at(B::row(i), chunk_b);
+      storage_t* const to = slot + A::SIZE + B::place(i);
       if (ones) {
         // dy is zero where there is no pixel: so it does no harm that these are ones there too.
         Pack pack = {};
@@ -103,22 +102,24 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
         *reinterpret_cast<uint4*>(to) = pack.words;
       } else {
         const bool inside = place.row + down < g.H && place.column + across < g.W;
-        copy_piece(to, corner + place.offset, inside ? channels_left : 0, vector_x);
+        copy(to, corner + place.offset, inside ? channels_left : 0);
       }
     }
+  };
+
+  const auto copy_step = [&](storage_t* slot, int step) {
+    if (vector)
+      copy_pieces(slot, step, Async());
+    else
+      copy_pieces(slot, step, Elements());
   };
 
   // ---- The main loop ----
   Sums sum = {};
   make_places(0);
   __syncthreads();
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT, step);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     // The half of the table that this overwrites was last read before this barrier, and what it writes is first
@@ -127,8 +128,10 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
     if (ahead % CHUNK_STEPS == CHUNK_STEPS - 1) make_places(ahead / CHUNK_STEPS + 1);
     if (ahead < range.count) copy_step(ring + write * SLOT, ahead);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: a slice ----

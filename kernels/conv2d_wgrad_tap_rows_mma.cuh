@@ -65,7 +65,12 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
       if (!A::has(i)) break;
       const long long j = from + A::row(i);
       const int k = first_m + A::chunk(i) * PACK;
-      copy_piece(slot + A::at(A::row(i), A::chunk(i)), dy + j * g.K + k, j < pixels ? g.K - k : 0, vector);
+      const storage_t* const from_dy = dy + j * g.K + k;
+      const int left = j < pixels ? g.K - k : 0;
+      if (vector)
+        Async()(slot + A::place(i), from_dy, left);
+      else
+        Elements()(slot + A::place(i), from_dy, left);
     }
 #pragma unroll 1
     for (int number = threadIdx.x; number < COMMON * THREADS; number += THREADS) {
@@ -89,13 +94,8 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   Sums sum = {};
   make_corners(0);
   __syncthreads();  // the tables
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT, step);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     // The half of the table that this overwrites was last read before this barrier, and what it writes is first
@@ -104,8 +104,10 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
     if (ahead % CHUNK_STEPS == CHUNK_STEPS - 1) make_corners(ahead / CHUNK_STEPS + 1);
     if (ahead < range.count) copy_step(ring + write * SLOT, ahead);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: a slice ----

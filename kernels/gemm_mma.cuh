@@ -10,11 +10,11 @@
 // Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies of
 //          the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
 //
-//              copy steps 0 to STAGES - 2, each a group of copies
-//              for each step:  wait for its group, barrier, copy step + STAGES - 1, multiply
+//              for each step from 1 - STAGES on:
+//                wait for the step's copies, barrier, copy step + STAGES - 1, multiply what has arrived
 //
-//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group, an
-//          empty one at the end, so that the groups in flight are always counted from the same one.
+//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group of copies,
+//          an empty one at the end, so that the groups in flight are always counted from the same one.
 //
 // Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of ldmatrix
 //          takes are of eight rows, one below the other; those that eight lanes copy are neighbours in a row or
@@ -91,47 +91,57 @@ struct Slab {
     return (threadIdx.x + i * THREADS) % CHUNKS;
   }
   static __device__ __forceinline__ bool has(int i) { return ROWS * CHUNKS % THREADS == 0 || row(i) < ROWS; }
+  // Where it stands. Eight rows on the permutation is the same: then the i-th is a constant behind the first.
+  static __device__ __forceinline__ int place(int i) {
+    if constexpr (THREADS % CHUNKS == 0 && THREADS / CHUNKS % 8 == 0)
+      return at(row(0), chunk(0)) + i * (THREADS / CHUNKS) * PANEL * PACK;
+    return at(row(i), chunk(i));
+  }
 };
 
 // LENGTH of m or n. load_a: the registers of a for m to m + 15, k to k + 15; load_b: those of b for n to n + 15,
-// b0 and b1 of the first 8, then of the others.
+// b0 and b1 of the first 8, then of the others. m, n and k are multiples of 16; what depends on the lane is the same
+// for all of them, or for all k.
 template <int LENGTH>
 struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   using Slab<LENGTH, TILE_K / PACK>::at;
   static __device__ __forceinline__ void load_a(unsigned (&a)[4], const storage_t* slab, int m, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix(a, slab + at(m + lane % 16, k / PACK + lane / 16));
+    ldmatrix(a, slab + at(lane % 16, k / PACK + lane / 16) + m * TILE_K);
   }
   static __device__ __forceinline__ void load_b(unsigned (&b)[4], const storage_t* slab, int n, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix(b, slab + at(n + lane / 16 * 8 + lane % 8, k / PACK + lane / 8 % 2));
+    ldmatrix(b, slab + at(lane / 16 * 8 + lane % 8, k / PACK + lane / 8 % 2) + n * TILE_K);
   }
 };
 template <int LENGTH>
 struct AcrossK : Slab<TILE_K, LENGTH / PACK> {
-  using Slab<TILE_K, LENGTH / PACK>::at;
+  using Base = Slab<TILE_K, LENGTH / PACK>;
   static __device__ __forceinline__ void load_a(unsigned (&a)[4], const storage_t* slab, int m, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix_trans(a, slab + at(k + lane / 16 * 8 + lane % 8, m / PACK + lane / 8 % 2));
+    ldmatrix_trans(
+        a, slab + Base::at(lane / 16 * 8 + lane % 8, m / PACK + lane / 8 % 2) + k * Base::PANEL * PACK);
   }
   static __device__ __forceinline__ void load_b(unsigned (&b)[4], const storage_t* slab, int n, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix_trans(b, slab + at(k + lane % 16, n / PACK + lane / 16));
+    ldmatrix_trans(b, slab + Base::at(lane % 16, n / PACK + lane / 16) + k * Base::PANEL * PACK);
   }
 };
 
-// Copies a piece, of which the first `valid` elements exist and the others are zeros: 16 bytes that arrive
-// later, all of them or none; or else element by element, at once.
-__device__ __forceinline__ void copy_piece(storage_t* to, const storage_t* from, int valid, bool vector) {
-  if (vector) {
+// How a kernel copies a piece, of which the first `valid` elements exist and the others are zeros.
+struct Async {  // 16 bytes that arrive later, all of them or none
+  __device__ __forceinline__ void operator()(storage_t* to, const storage_t* from, int valid) const {
     cp_async_16(to, from, valid > 0 ? 16 : 0);
-    return;
   }
-  Pack pack;
+};
+struct Elements {  // one by one, at once
+  __device__ __forceinline__ void operator()(storage_t* to, const storage_t* from, int valid) const {
+    Pack pack;
 #pragma unroll
-  for (int i = 0; i < PACK; ++i) pack[i] = i < valid ? from[i] : from_float(0.0f);
-  *reinterpret_cast<uint4*>(to) = pack.words;
-}
+    for (int i = 0; i < PACK; ++i) pack[i] = i < valid ? from[i] : from_float(0.0f);
+    *reinterpret_cast<uint4*>(to) = pack.words;
+  }
+};
 
 // -----------------------------------------------------------------------------------------------------------
 // One step: sum += a b, for TILE_K of k
