@@ -88,6 +88,7 @@
 // block   = ["256"]
 // ///
 
+#include "conv2d_corner.cuh"
 #include "gemm_mma.cuh"
 
 using A = AlongK<TILE_M>;  // pixels
@@ -99,6 +100,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
                                         storage_t* __restrict__ y, float* __restrict__ workspace,
                                         const int with_relu) {
   DYN_SMEM(storage_t, ring);
+  __shared__ Corner corners[TILE_M];
 
   // ---- The tile of this block ----
   // Filter tiles are neighbours, then groups, then pixels.
@@ -112,20 +114,12 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const Steps range = steps_of_slice(
       (g.R * g.S * static_cast<int>(g.by_pieces_c.divisor) + A::CHUNKS - 1) / A::CHUNKS, g.by_slices);
 
+  for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_of(g, first_m + i);
+  __syncthreads();
+
   // ---- Copying a step: pieces of taps, as each pixel meets them, and as each filter has them ----
   const bool vector = channels % PACK == 0 && aligned(x) && aligned(w);
   const int chunk = A::chunk(0), filled = static_cast<int>(g.by_pieces_c.divisor) * PACK;
-  long long corners[A::COPIES];  // of the filter at this pixel, in x
-  unsigned top[A::COPIES], left[A::COPIES];
-#pragma unroll
-  for (int i = 0; i < A::COPIES; ++i) {
-    const long long m = first_m + A::row(i), n = m / g.by_pixels, pixel = m % g.by_pixels;
-    const int p = static_cast<int>(pixel / g.by_Q), q = static_cast<int>(pixel % g.by_Q);
-    const int h = p * g.stride_h - g.pad_top, column = q * g.stride_w - g.pad_left;
-    corners[i] = ((n * g.H + h) * g.W + column) * g.C + group * channels;
-    top[i] = m < pixels ? static_cast<unsigned>(h) : OUTSIDE;
-    left[i] = static_cast<unsigned>(column);
-  }
   const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
   const storage_t* const first_filter = w + (first_k + first_n + B::row(0)) * taps;
 
@@ -138,11 +132,13 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const auto copy_next = [&](storage_t* slot, const auto& copy) {
     const int valid = r < g.R ? channels - c : 0;
     const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
-    const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + c;
+    const storage_t* const tap =
+        x + group * channels + (static_cast<long long>(down) * g.W + across) * g.C + c;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
-      const bool inside = top[i] + down < g.H && left[i] + across < g.W;
-      copy(slot + A::place(i), tap + corners[i], inside ? valid : 0);
+      const Corner pixel = corners[A::row(i)];
+      const bool inside = pixel.row + down < g.H && pixel.column + across < g.W;
+      copy(slot + A::place(i), tap + pixel.offset, inside ? valid : 0);
     }
     const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + c;
 #pragma unroll

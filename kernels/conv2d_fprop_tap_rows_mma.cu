@@ -100,7 +100,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const long long first_m = static_cast<long long>(blockIdx.x / g.by_tiles_n) * TILE_M;
   const long long pixels = g.by_pixels.divisor * g.N;
   const int steps = static_cast<int>(g.by_pitch.divisor) / TILE_K;
-  for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_of(g, first_m + i);
+  for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_in_elements(g, first_m + i);
   __syncthreads();
 
   // ---- Copying a step: pairs of what the taps meet at each pixel, pieces of each filter ----

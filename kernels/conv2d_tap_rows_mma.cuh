@@ -7,24 +7,15 @@
 // (an odd stride, padding or row, times an odd C), elements are copied one by one.
 #pragma once
 
+#include "conv2d_corner.cuh"
 #include "gemm_mma.cuh"
 
-// The corner of a filter at a pixel of y: where it is in x, its row, and its column times C. `row` and `column` are
-// unsigned, so that what is above the image or left of it becomes a huge number, and one comparison covers both ends.
-struct alignas(16) Corner {
-  long long offset;  // in elements
-  unsigned row, column;
-};
-
-// Of pixel j of all images; one beyond the last is outside.
+// The corner of the filter at pixel j, its column in elements.
 template <class Geometry>
-__device__ __forceinline__ Corner corner_of(const Geometry& g, long long j) {
-  if (j >= g.by_pixels.divisor * g.N) return {0, OUTSIDE, 0};
-  const long long n = j / g.by_pixels, pixel = j % g.by_pixels;
-  const int p = static_cast<int>(pixel / g.by_Q), q = static_cast<int>(pixel % g.by_Q);
-  const int row = p * g.stride_h - g.pad_top, column = q * g.stride_w - g.pad_left;
-  return {((n * g.H + row) * g.W + column) * g.C, static_cast<unsigned>(row),
-          static_cast<unsigned>(column * g.C)};
+__device__ __forceinline__ Corner corner_in_elements(const Geometry& g, long long j) {
+  Corner corner = corner_of(g, j);
+  corner.column *= g.C;
+  return corner;
 }
 
 // A pair of a row of taps, relative to the corner: elements j and j + 1 of row r, of which `count` exist.

@@ -38,7 +38,7 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   const auto make_corners = [&](int number) {
     for (int i = threadIdx.x; i < CHUNK; i += THREADS)
       corners[number % 2 * CHUNK + i] =
-          corner_of(g, first_pixel + static_cast<long long>(number) * CHUNK + i);
+          corner_in_elements(g, first_pixel + static_cast<long long>(number) * CHUNK + i);
   };
 
   // ---- The taps of the tile's pairs ----

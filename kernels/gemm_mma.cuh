@@ -62,9 +62,6 @@ static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "a warp's tile has whole pro
 static_assert(TILE_K == 16 || TILE_K == 32 || TILE_K == 64, "TILE_K: 16, 32 or 64");
 static_assert(STAGES >= 2 && STAGES * SLOT >= TILE_M * TILE_N, "the ring holds the tile of the result");
 
-// A row that is in no image, whatever is added to it, so long as it is compared as an unsigned number.
-constexpr unsigned OUTSIDE = 0x80000000u;
-
 // -----------------------------------------------------------------------------------------------------------
 // Slabs. Places are in elements.
 // -----------------------------------------------------------------------------------------------------------
