@@ -84,11 +84,11 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
     corners[i] = {((of.n * g.P + p) * g.Q + q) * g.K, j < hits ? static_cast<unsigned>(p) : OUTSIDE,
                   static_cast<unsigned>(q)};
   }
-  __syncthreads();
 
   // ---- Copying a step: TILE_K filters of a tap ----
   const bool vector = filters % PACK == 0 && channels % PACK == 0 && aligned(dy) && aligned(w);
   const int chunk = A::chunk(0);
+
   // Of the step that is copied next. A class that no tap hits has no steps.
   int k = range.first % g.by_pieces_k * TILE_K;
   int ts = 0, tr = 0;

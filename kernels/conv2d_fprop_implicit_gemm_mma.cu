@@ -115,7 +115,6 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
       (g.R * g.S * static_cast<int>(g.by_pieces_c.divisor) + A::CHUNKS - 1) / A::CHUNKS, g.by_slices);
 
   for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_of(g, first_m + i);
-  __syncthreads();
 
   // ---- Copying a step: pieces of taps, as each pixel meets them, and as each filter has them ----
   const bool vector = channels % PACK == 0 && aligned(x) && aligned(w);

@@ -101,7 +101,6 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const long long pixels = g.by_pixels.divisor * g.N;
   const int steps = static_cast<int>(g.by_pitch.divisor) / TILE_K;
   for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_in_elements(g, first_m + i);
-  __syncthreads();
 
   // ---- Copying a step: pairs of what the taps meet at each pixel, pieces of each filter ----
   const bool words = pairs_aligned(g, x);

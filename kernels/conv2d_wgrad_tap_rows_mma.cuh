@@ -93,7 +93,6 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   // ---- The main loop ----
   Sums sum = {};
   make_corners(0);
-  __syncthreads();  // the tables
 #pragma unroll 1
   for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();

@@ -14,7 +14,8 @@
 //                wait for the step's copies, barrier, copy step + STAGES - 1, multiply what has arrived
 //
 //          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group of copies,
-//          an empty one at the end, so that the groups in flight are always counted from the same one.
+//          an empty one at the end, so that the groups in flight are always counted from the same one. The first
+//          barrier stands before the first copy: tables in shared memory need none of their own.
 //
 // Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of ldmatrix
 //          takes are of eight rows, one below the other; those that eight lanes copy are neighbours in a row or
