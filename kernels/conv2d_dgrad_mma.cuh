@@ -2,6 +2,7 @@
 // the argument; conv2d_dgrad_relu_implicit_gemm_mma.cu takes the gradient of the ReLU below as well.
 #pragma once
 
+#include "conv2d_corner.cuh"
 #include "gemm_mma.cuh"
 #include "residue_class.cuh"
 
@@ -67,6 +68,7 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
                                              storage_t* __restrict__ dx, float* __restrict__ workspace) {
   DYN_SMEM(storage_t, ring);
   __shared__ Block block;
+  __shared__ Corner corners[TILE_M];  // in dy, of the tap that is not shifted
   if (threadIdx.x == 0) block.set(g);
   __syncthreads();
   const long long hits = block.hits(g.N);
@@ -75,20 +77,17 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
   const Steps range =
       steps_of_slice(block.v.taps * block.u.taps * static_cast<int>(g.by_pieces_k.divisor), g.by_slices);
 
-  // ---- Copying a step: TILE_K filters of a tap ----
-  const bool vector_dy = filters % PACK == 0 && aligned(dy), vector_w = channels % PACK == 0 && aligned(w);
-  const int chunk = A::chunk(0);
-  long long corners[A::COPIES];  // in dy, of the tap that is not shifted
-  unsigned row[A::COPIES], column[A::COPIES];
-#pragma unroll
-  for (int i = 0; i < A::COPIES; ++i) {
-    const long long j = block.first_m + A::row(i);
+  for (int i = threadIdx.x; i < TILE_M; i += THREADS) {
+    const long long j = block.first_m + i;
     const Block::Pixel of = block.pixel(j);
     const int p = block.v.origin + of.i, q = block.u.origin + of.column;
-    corners[i] = ((of.n * g.P + p) * g.Q + q) * g.K + block.group * filters;
-    row[i] = j < hits ? static_cast<unsigned>(p) : OUTSIDE;
-    column[i] = static_cast<unsigned>(q);
+    corners[i] = {((of.n * g.P + p) * g.Q + q) * g.K, j < hits ? static_cast<unsigned>(p) : OUTSIDE,
+                  static_cast<unsigned>(q)};
   }
+
+  // ---- Copying a step: TILE_K filters of a tap ----
+  const bool vector = filters % PACK == 0 && channels % PACK == 0 && aligned(dy) && aligned(w);
+  const int chunk = A::chunk(0);
 
   // Of the step that is copied next. A class that no tap hits has no steps.
   int k = range.first % g.by_pieces_k * TILE_K;
@@ -97,14 +96,16 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
     const int tap = range.first / g.by_pieces_k;
     ts = tap % block.u.taps, tr = tap / block.u.taps;
   }
-  const auto copy_step = [&](storage_t* slot) {
+  const auto copy_next = [&](storage_t* slot, const auto& copy) {
     const unsigned up = block.v.shift(tr), left = block.u.shift(ts);
-    const storage_t* const tap = dy - (static_cast<long long>(up) * g.Q + left) * g.K + k + chunk * PACK;
+    const storage_t* const tap =
+        dy - (static_cast<long long>(up) * g.Q + left) * g.K + block.group * filters + k + chunk * PACK;
     const int valid = filters - k - chunk * PACK;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
-      const bool inside = row[i] - up < g.P && column[i] - left < g.Q;
-      copy_piece(slot + A::at(A::row(i), chunk), tap + corners[i], inside ? valid : 0, vector_dy);
+      const Corner pixel = corners[A::row(i)];
+      const bool inside = pixel.row - up < g.P && pixel.column - left < g.Q;
+      copy(slot + A::place(i), tap + pixel.offset, inside ? valid : 0);
     }
     const long long window = static_cast<long long>(g.R) * g.S,
                     in_window = block.v.nth(tr) * g.S + block.u.nth(ts);
@@ -113,9 +114,8 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
     for (int i = 0; i < B::COPIES; ++i) {
       if (!B::has(i)) break;
       const int c = block.first_n + B::chunk(i) * PACK;
-      copy_piece(slot + A::SIZE + B::at(B::row(i), B::chunk(i)),
-                 w + ((first_k + B::row(i)) * window + in_window) * channels + c,
-                 k + B::row(i) < filters ? channels - c : 0, vector_w);
+      copy(slot + A::SIZE + B::place(i), w + ((first_k + B::row(i)) * window + in_window) * channels + c,
+           k + B::row(i) < filters ? channels - c : 0);
     }
     k += TILE_K;
     if (k < filters) return;
@@ -125,21 +125,25 @@ __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t*
     ++tr;
   };
 
+  const auto copy_step = [&](storage_t* slot) {
+    if (vector)
+      copy_next(slot, Async());
+    else
+      copy_next(slot, Elements());
+  };
+
   // ---- The main loop ----
   Sums sum = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     if (step + STAGES - 1 < range.count) copy_step(ring + write * SLOT);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: a slice; or the mask of the ReLU, and dx ----

@@ -2,6 +2,7 @@
 // conv2d_fprop_implicit_gemm_tf32.cu takes elements of 32 bits.
 #pragma once
 
+#include "conv2d_corner.cuh"
 #include "gemm_mma.cuh"
 
 using A = AlongK<TILE_M>;  // pixels
@@ -14,6 +15,7 @@ __device__ __forceinline__ void conv2d_fprop(const Geometry& g, const storage_t*
                                              storage_t* __restrict__ y, float* __restrict__ workspace,
                                              const int with_relu) {
   DYN_SMEM(storage_t, ring);
+  __shared__ Corner corners[TILE_M];
 
   // ---- The tile of this block ----
   // Filter tiles are neighbours, then groups, then pixels.
@@ -27,20 +29,11 @@ __device__ __forceinline__ void conv2d_fprop(const Geometry& g, const storage_t*
   const Steps range = steps_of_slice(
       (g.R * g.S * static_cast<int>(g.by_pieces_c.divisor) + A::CHUNKS - 1) / A::CHUNKS, g.by_slices);
 
+  for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_of(g, first_m + i);
+
   // ---- Copying a step: pieces of taps, as each pixel meets them, and as each filter has them ----
   const bool vector = channels % PACK == 0 && aligned(x) && aligned(w);
   const int chunk = A::chunk(0), filled = static_cast<int>(g.by_pieces_c.divisor) * PACK;
-  long long corners[A::COPIES];  // of the filter at this pixel, in x
-  unsigned top[A::COPIES], left[A::COPIES];
-#pragma unroll
-  for (int i = 0; i < A::COPIES; ++i) {
-    const long long m = first_m + A::row(i), n = m / g.by_pixels, pixel = m % g.by_pixels;
-    const int p = static_cast<int>(pixel / g.by_Q), q = static_cast<int>(pixel % g.by_Q);
-    const int h = p * g.stride_h - g.pad_top, column = q * g.stride_w - g.pad_left;
-    corners[i] = ((n * g.H + h) * g.W + column) * g.C + group * channels;
-    top[i] = m < pixels ? static_cast<unsigned>(h) : OUTSIDE;
-    left[i] = static_cast<unsigned>(column);
-  }
   const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
   const storage_t* const first_filter = w + (first_k + first_n + B::row(0)) * taps;
 
@@ -50,41 +43,46 @@ __device__ __forceinline__ void conv2d_fprop(const Geometry& g, const storage_t*
     const int piece = range.first * A::CHUNKS + chunk, tap = piece / g.by_pieces_c;
     c = piece % g.by_pieces_c * PACK, s = tap % g.by_S, r = tap / g.by_S;
   }
-  const auto copy_step = [&](storage_t* slot) {
+  const auto copy_next = [&](storage_t* slot, const auto& copy) {
     const int valid = r < g.R ? channels - c : 0;
     const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
-    const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + c;
+    const storage_t* const tap =
+        x + group * channels + (static_cast<long long>(down) * g.W + across) * g.C + c;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
-      const bool inside = top[i] + down < g.H && left[i] + across < g.W;
-      copy_piece(slot + A::at(A::row(i), chunk), tap + corners[i], inside ? valid : 0, vector);
+      const Corner pixel = corners[A::row(i)];
+      const bool inside = pixel.row + down < g.H && pixel.column + across < g.W;
+      copy(slot + A::place(i), tap + pixel.offset, inside ? valid : 0);
     }
     const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + c;
 #pragma unroll
     for (int i = 0; i < B::COPIES; ++i) {
       const bool exists = first_n + B::row(i) < filters;
-      copy_piece(slot + A::SIZE + B::at(B::row(i), chunk), filter + (B::row(i) - B::row(0)) * taps,
-                 exists ? valid : 0, vector);
+      copy(slot + A::SIZE + B::place(i), filter + (B::row(i) - B::row(0)) * taps, exists ? valid : 0);
     }
     for (c += TILE_K; c >= filled; c -= filled)
       if (++s == g.S) s = 0, ++r;
   };
 
+  const auto copy_step = [&](storage_t* slot) {
+    if (vector)
+      copy_next(slot, Async());
+    else
+      copy_next(slot, Elements());
+  };
+
   // ---- The main loop ----
   Sums sum = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT);
-    cp_async_commit();
-  }
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     if (step + STAGES - 1 < range.count) copy_step(ring + write * SLOT);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 
   // ---- Writing: a slice; or bias, ReLU, and y ----

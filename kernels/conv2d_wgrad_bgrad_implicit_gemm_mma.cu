@@ -9,7 +9,7 @@
 //
 // /// kernel
 // op      = "conv2d_wgrad_bgrad"
-// dtypes  = ["bfloat16", "float16"]
+// dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
 // tiles   = [
@@ -59,15 +59,15 @@
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_bgrad_implicit_gemm_mma(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                              const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
-                                              storage_t* __restrict__ db, float* __restrict__ workspace) {
+                                              const storage_t* __restrict__ dy, param_t* __restrict__ dw,
+                                              param_t* __restrict__ db, float* __restrict__ workspace) {
   conv2d_wgrad<true>(g, x, dy, workspace);
 }
 
 extern "C" __launch_bounds__(256) __global__
     void conv2d_wgrad_bgrad_implicit_gemm_mma_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
                                                      const storage_t* __restrict__ dy,
-                                                     storage_t* __restrict__ dw, storage_t* __restrict__ db,
+                                                     param_t* __restrict__ dw, param_t* __restrict__ db,
                                                      float* __restrict__ workspace) {
   conv2d_wgrad_reduce<true>(g, dw, db, workspace);
 }

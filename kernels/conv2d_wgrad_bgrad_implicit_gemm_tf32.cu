@@ -63,15 +63,15 @@
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_bgrad_implicit_gemm_tf32(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                               const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
-                                               storage_t* __restrict__ db, float* __restrict__ workspace) {
+                                               const storage_t* __restrict__ dy, param_t* __restrict__ dw,
+                                               param_t* __restrict__ db, float* __restrict__ workspace) {
   conv2d_wgrad<true>(g, x, dy, workspace);
 }
 
 extern "C" __launch_bounds__(256) __global__
     void conv2d_wgrad_bgrad_implicit_gemm_tf32_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
                                                       const storage_t* __restrict__ dy,
-                                                      storage_t* __restrict__ dw, storage_t* __restrict__ db,
+                                                      param_t* __restrict__ dw, param_t* __restrict__ db,
                                                       float* __restrict__ workspace) {
   conv2d_wgrad_reduce<true>(g, dw, db, workspace);
 }

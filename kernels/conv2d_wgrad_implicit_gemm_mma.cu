@@ -19,7 +19,7 @@
 //
 // /// kernel
 // op      = "conv2d_wgrad"
-// dtypes  = ["bfloat16", "float16"]
+// dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
 // tiles   = [
@@ -69,14 +69,14 @@
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_implicit_gemm_mma(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                        const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                        const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                         float* __restrict__ workspace) {
   conv2d_wgrad<false>(g, x, dy, workspace);
 }
 
 extern "C" __launch_bounds__(256) __global__
     void conv2d_wgrad_implicit_gemm_mma_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                               const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                               const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                                float* __restrict__ workspace) {
   conv2d_wgrad_reduce<false>(g, dw, nullptr, workspace);
 }

@@ -65,14 +65,14 @@
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_wgrad_implicit_gemm_tf32(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                         const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                         const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                          float* __restrict__ workspace) {
   conv2d_wgrad<false>(g, x, dy, workspace);
 }
 
 extern "C" __launch_bounds__(256) __global__
     void conv2d_wgrad_implicit_gemm_tf32_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
-                                                const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                                const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                                 float* __restrict__ workspace) {
   conv2d_wgrad_reduce<false>(g, dw, nullptr, workspace);
 }

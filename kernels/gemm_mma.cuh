@@ -11,11 +11,12 @@
 // Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies of
 //          the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
 //
-//              copy steps 0 to STAGES - 2, each a group of copies
-//              for each step:  wait for its group, barrier, copy step + STAGES - 1, multiply
+//              for each step from 1 - STAGES on:
+//                wait for the step's copies, barrier, copy step + STAGES - 1, multiply what has arrived
 //
-//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group, an
-//          empty one at the end, so that the groups in flight are always counted from the same one.
+//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group of copies,
+//          an empty one at the end, so that the groups in flight are always counted from the same one. The first
+//          barrier stands before the first copy: tables in shared memory need none of their own.
 //
 // Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of ldmatrix
 //          takes are of eight rows, one below the other; those that eight lanes copy are neighbours in a row or
@@ -68,9 +69,6 @@ static_assert(TILE_K == 16 || TILE_K == 32 || TILE_K == 64, "TILE_K: 16, 32 or 6
 static_assert(!IS_TF32 || TILE_K <= 32, "TILE_K: 16 or 32 of 32 bits");
 static_assert(STAGES >= 2 && STAGES * SLOT >= TILE_M * TILE_N, "the ring holds the tile of the result");
 
-// A row that is in no image, whatever is added to it, so long as it is compared as an unsigned number.
-constexpr unsigned OUTSIDE = 0x80000000u;
-
 // -----------------------------------------------------------------------------------------------------------
 // Slabs. Places are in elements.
 // -----------------------------------------------------------------------------------------------------------
@@ -99,25 +97,33 @@ struct Slab {
     return (threadIdx.x + i * THREADS) % CHUNKS;
   }
   static __device__ __forceinline__ bool has(int i) { return ROWS * CHUNKS % THREADS == 0 || row(i) < ROWS; }
+  // Where it stands. Eight rows on the permutation is the same, or four: then the i-th is a constant behind the
+  // first.
+  static __device__ __forceinline__ int place(int i) {
+    if constexpr (THREADS % CHUNKS == 0 && THREADS / CHUNKS % (BY_WORDS ? 4 : 8) == 0)
+      return at(row(0), chunk(0)) + i * (THREADS / CHUNKS) * PANEL * PACK;
+    return at(row(i), chunk(i));
+  }
 };
 
 // LENGTH of m or n. load_a: the registers of a for m to m + 15 and PRODUCT_K k; load_b: those of b for n to n + 15,
-// b0 and b1 of the first 8, then of the others.
+// b0 and b1 of the first 8, then of the others. m and n are multiples of 16, k of PRODUCT_K; what depends on the lane
+// is the same for all of them, or for all k.
 template <int LENGTH>
 struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   using Slab<LENGTH, TILE_K / PACK>::at;
   static __device__ __forceinline__ void load_a(unsigned (&a)[4], const storage_t* slab, int m, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix(a, slab + at(m + lane % 16, k / PACK + lane / 16));
+    ldmatrix(a, slab + at(lane % 16, k / PACK + lane / 16) + m * TILE_K);
   }
   static __device__ __forceinline__ void load_b(unsigned (&b)[4], const storage_t* slab, int n, int k) {
     const int lane = threadIdx.x % 32;
-    ldmatrix(b, slab + at(n + lane / 16 * 8 + lane % 8, k / PACK + lane / 8 % 2));
+    ldmatrix(b, slab + at(lane / 16 * 8 + lane % 8, k / PACK + lane / 8 % 2) + n * TILE_K);
   }
 };
 template <int LENGTH>
 struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
-  using Slab<TILE_K, LENGTH / PACK, IS_TF32>::at;
+  using Base = Slab<TILE_K, LENGTH / PACK, IS_TF32>;
   static __device__ __forceinline__ void load_a(unsigned (&a)[4], const storage_t* slab, int m, int k) {
     const int lane = threadIdx.x % 32;
     if constexpr (IS_TF32) {
@@ -125,7 +131,8 @@ struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
       for (int e = 0; e < 4; ++e) a[e] = word(slab, k + e / 2 * 4, m + e % 2 * 8);
       return;
     }
-    ldmatrix_trans(a, slab + at(k + lane / 16 * 8 + lane % 8, m / PACK + lane / 8 % 2));
+    ldmatrix_trans(
+        a, slab + Base::at(lane / 16 * 8 + lane % 8, m / PACK + lane / 8 % 2) + k * Base::PANEL * PACK);
   }
   static __device__ __forceinline__ void load_b(unsigned (&b)[4], const storage_t* slab, int n, int k) {
     const int lane = threadIdx.x % 32;
@@ -134,7 +141,7 @@ struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
       for (int e = 0; e < 4; ++e) b[e] = word(slab, k + e % 2 * 4, n + e / 2 * 8);
       return;
     }
-    ldmatrix_trans(b, slab + at(k + lane % 16, n / PACK + lane / 16));
+    ldmatrix_trans(b, slab + Base::at(lane % 16, n / PACK + lane / 16) + k * Base::PANEL * PACK);
   }
   // Element (row + lane % 4, column + lane / 4), where row is a multiple of 4 and column one of 8. at() would say
   // the same; here the part that differs between lanes has four values in all, which stay in registers.
@@ -145,18 +152,20 @@ struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
   }
 };
 
-// Copies a piece, of which the first `valid` elements exist and the others are zeros: 16 bytes that arrive
-// later, all of them or none; or else element by element, at once.
-__device__ __forceinline__ void copy_piece(storage_t* to, const storage_t* from, int valid, bool vector) {
-  if (vector) {
+// How a kernel copies a piece, of which the first `valid` elements exist and the others are zeros.
+struct Async {  // 16 bytes that arrive later, all of them or none
+  __device__ __forceinline__ void operator()(storage_t* to, const storage_t* from, int valid) const {
     cp_async_16(to, from, valid > 0 ? 16 : 0);
-    return;
   }
-  Pack pack;
+};
+struct Elements {  // one by one, at once
+  __device__ __forceinline__ void operator()(storage_t* to, const storage_t* from, int valid) const {
+    Pack pack;
 #pragma unroll
-  for (int i = 0; i < PACK; ++i) pack[i] = i < valid ? from[i] : from_float(0.0f);
-  *reinterpret_cast<uint4*>(to) = pack.words;
-}
+    for (int i = 0; i < PACK; ++i) pack[i] = i < valid ? from[i] : from_float(0.0f);
+    *reinterpret_cast<uint4*>(to) = pack.words;
+  }
+};
 
 // -----------------------------------------------------------------------------------------------------------
 // One step: sum += a b, for TILE_K of k
@@ -233,10 +242,11 @@ __device__ __forceinline__ long long filled_up(int columns) {
   return (static_cast<long long>(columns) + PACK - 1) / PACK * PACK;
 }
 
-// Writes the tile into a slice: row_of(m) is where row m of the tile begins, or null where there is none. Of
-// its columns, `columns` exist: this is a multiple of 2.
+// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of its
+// columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8 bytes.
 template <class RowOf>
-__device__ __forceinline__ void write_slice(const Sums& sum, long long columns, const RowOf& row_of) {
+__device__ __forceinline__ void write_floats(const Sums& sum, long long columns, bool pairs,
+                                             const RowOf& row_of) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < PRODUCTS_M; ++i)
@@ -247,10 +257,21 @@ __device__ __forceinline__ void write_slice(const Sums& sum, long long columns, 
 #pragma unroll
       for (int j = 0; j < PRODUCTS_N; ++j) {
         const int n = warp_n() + j * 8 + lane % 4 * 2;
-        if (n < columns)
+        if (n >= columns) continue;
+        if (pairs) {
           *reinterpret_cast<float2*>(row + n) = make_float2(sum[i][j][half * 2], sum[i][j][half * 2 + 1]);
+        } else {
+          row[n] = sum[i][j][half * 2];
+          if (n + 1 < columns) row[n + 1] = sum[i][j][half * 2 + 1];
+        }
       }
     }
+}
+
+// The same into a slice, whose rows have whole pieces.
+template <class RowOf>
+__device__ __forceinline__ void write_slice(const Sums& sum, long long columns, const RowOf& row_of) {
+  write_floats(sum, columns, true, row_of);
 }
 
 // The launch behind: use(row, column, v) gets the sums of four columns from `column` on, a multiple of 4.

@@ -16,27 +16,25 @@ struct Matrix {
 };
 
 // Copies a step's part of a factor: its m (or n) are rows of the matrix from `first` on, k its columns.
-template <int LENGTH>
+template <int LENGTH, class Copy>
 __device__ __forceinline__ void copy_part(AlongK<LENGTH> slab_of, storage_t* slab, const Matrix& from,
-                                          int first, int k, bool vector) {
+                                          int first, int k, const Copy& copy) {
 #pragma unroll
   for (int i = 0; i < slab_of.COPIES; ++i) {
     if (!slab_of.has(i)) break;
     const int row = first + slab_of.row(i), column = k + slab_of.chunk(i) * PACK;
-    copy_piece(slab + slab_of.at(slab_of.row(i), slab_of.chunk(i)), from.at(row, column),
-               row < from.rows ? from.columns - column : 0, vector);
+    copy(slab + slab_of.place(i), from.at(row, column), row < from.rows ? from.columns - column : 0);
   }
 }
 // The same where k are rows, and m (or n) columns from `first` on.
-template <int LENGTH>
+template <int LENGTH, class Copy>
 __device__ __forceinline__ void copy_part(AcrossK<LENGTH> slab_of, storage_t* slab, const Matrix& from,
-                                          int first, int k, bool vector) {
+                                          int first, int k, const Copy& copy) {
 #pragma unroll
   for (int i = 0; i < slab_of.COPIES; ++i) {
     if (!slab_of.has(i)) break;
     const int row = k + slab_of.row(i), column = first + slab_of.chunk(i) * PACK;
-    copy_piece(slab + slab_of.at(slab_of.row(i), slab_of.chunk(i)), from.at(row, column),
-               row < from.rows ? from.columns - column : 0, vector);
+    copy(slab + slab_of.place(i), from.at(row, column), row < from.rows ? from.columns - column : 0);
   }
 }
 
@@ -56,25 +54,28 @@ template <class A, class B>
 __device__ __forceinline__ void multiply(storage_t* ring, const Tile& tile, const Matrix& a, const Matrix& b,
                                          int steps, const Divider& by_slices, Sums& sum) {
   const Steps range = steps_of_slice(steps, by_slices);
-  const bool vector_a = a.vector(), vector_b = b.vector();
-  const auto copy_step = [&](storage_t* slot, int step) {
+  const bool vector = a.vector() && b.vector();
+  const auto copy_pieces = [&](storage_t* slot, int step, const auto& copy) {
     const int k = (range.first + step) * TILE_K;
-    copy_part(A(), slot, a, tile.first_m, k, vector_a);
-    copy_part(B(), slot + A::SIZE, b, tile.first_n, k, vector_b);
+    copy_part(A(), slot, a, tile.first_m, k, copy);
+    copy_part(B(), slot + A::SIZE, b, tile.first_n, k, copy);
   };
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < range.count) copy_step(ring + step * SLOT, step);
-    cp_async_commit();
-  }
+  const auto copy_step = [&](storage_t* slot, int step) {
+    if (vector)
+      copy_pieces(slot, step, Async());
+    else
+      copy_pieces(slot, step, Elements());
+  };
 #pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < range.count; ++step) {
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     if (step + STAGES - 1 < range.count) copy_step(ring + write * SLOT, step + STAGES - 1);
     cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
     multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read), write = next_slot(write);
+    read = next_slot(read);
   }
 }
 
@@ -88,7 +89,14 @@ __device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, f
               [&](int m) { return tile.first_m + m < tile.rows ? slice + m * pitch : nullptr; });
 }
 
-// The output itself.
+// The output itself; as float32, from where the sums are.
+__device__ __forceinline__ void write_tile(storage_t*, const Sums& sum, const Tile& tile, float* out) {
+  const bool pairs = tile.columns % 2 == 0 && reinterpret_cast<unsigned long long>(out) % 8 == 0;
+  float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
+  write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
+    return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
+  });
+}
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile,
                                            storage_t* out) {
   const bool whole = tile.columns % PACK == 0 && aligned(out);
@@ -100,12 +108,13 @@ __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, con
 }
 
 // The second launch, where the output has nothing but the sums: adds up the slices, if there are several.
-__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, storage_t* __restrict__ out,
+// `out` is a gradient of parameters, or of the one type that there is.
+__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, param_t* __restrict__ out,
                                            int rows, int columns, const Divider& by_quads,
                                            const Divider& by_slices) {
   add_slices(workspace, rows, by_quads, by_slices, [&](long long row, long long column, const float (&v)[4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      if (column + e < columns) out[row * columns + column + e] = from_float(v[e]);
+      if (column + e < columns) out[row * columns + column + e] = to_param(v[e]);
   });
 }

@@ -12,7 +12,7 @@
 //
 // /// kernel
 // op      = "linear_wgrad"
-// dtypes  = ["bfloat16", "float16"]
+// dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
 // rank    = 20
 // truncates = true
@@ -53,7 +53,7 @@ using B = AcrossK<TILE_N>;  // columns of x
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void linear_wgrad_gemm_mma(GEOMETRY(Linear), const storage_t* __restrict__ x,
-                               const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                               const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                float* __restrict__ workspace) {
   DYN_SMEM(storage_t, ring);
   const Tile tile(g.by_tiles_m, g.K, g.C);
@@ -68,7 +68,7 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
 // Adds up the slices, if there are several.
 extern "C" __launch_bounds__(256) __global__
     void linear_wgrad_gemm_mma_reduce(GEOMETRY(Linear), const storage_t* __restrict__ x,
-                                      const storage_t* __restrict__ dy, storage_t* __restrict__ dw,
+                                      const storage_t* __restrict__ dy, param_t* __restrict__ dw,
                                       float* __restrict__ workspace) {
   add_slices(workspace, dw, g.K, g.C, g.by_quads, g.by_slices);
 }

@@ -32,8 +32,8 @@ FIXED = 6
 HIDDEN = 0.95
 #: Share of a full set's time that a set of blocks takes however small it is.
 ALONE = 0.4
-#: Of the kernels on tensor cores, to an SM and cycle: multiply-adds of `mma.sync` (what an H200 is reported to
-#: reach with it, 62 % of its tensor cores' rate), and bytes that go through shared memory.
+#: Of the kernels on tensor cores, to an SM and cycle: multiply-adds of `mma.sync` (62 % of the tensor cores'
+#: rate, which is what an H200 is reported to reach with it), and bytes that go through shared memory.
 MULTIPLIED, BANKS = 1270, 128
 #: Share of a step's time in shared memory that does not hide behind its multiplications.
 EXPOSED = 0.25
