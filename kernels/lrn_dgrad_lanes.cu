@@ -1,0 +1,86 @@
+// lrn_dgrad_lanes
+//   dx[c] = dy[c] * d[c]^-beta - 2*alpha*beta/size * x[c] * sum of t[j] over j in [c - ahead, c + behind]
+//   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/size * sum of x[i]^2 over i in [j - behind, j +
+//   ahead], all at one pixel, as far as i and j are in c's group of channels; in NHWC
+//
+// Tiling   as lrn_fprop_lanes: a lane has CHANNELS neighbouring channels of a pixel. Shuffles bring it the x beside
+//          its own, of which it makes d and t of its own channels, and then the t beside its own, which the
+//          neighbours have made: no t is made twice. d is made again from x rather than kept by the forward pass:
+//          that would cost a write there and a read here. No shared memory, no barrier.
+// Traffic  dy and x once, dx once: 6 bytes for each element in 16 bits, 12 in fp32; 16 bytes to a lane and access.
+//          Where the runs of a row do not divide 32, 1 of 15 runs is read twice, from L1 or L2.
+// Bound    DRAM bandwidth: for size 5, beta 0.75 and k >= 1 about 25 instructions for each element, 2 of them
+//          roots, against 41 that fit into its time in 16 bits and 82 in fp32. Predicted: 80 % of the copy rate.
+//
+// /// kernel
+// op     = "lrn_dgrad"
+// dtypes = ["float32", "float16", "bfloat16"]
+// layout = "NHWC"
+// tile   = { THREADS = 256, CHANNELS = 8 }
+// tune   = { THREADS = [128, 256] }
+// grid   = ["blocks"]
+// block  = ["THREADS"]
+// when   = "within == 0 and (size == 3 or size == 5 or size == 7) and blocks < 2147483648"
+// rank   = 20
+// [let]
+// runs   = "ceil_div(C // groups, CHANNELS)"
+// step   = "32 if 32 % runs == 0 else 30"
+// blocks = "ceil_div(N*H*W*groups * runs, step * THREADS // 32)"
+// [dividers]
+// by_channels = "C // groups"
+// by_runs     = "runs"
+// by_step     = "step"
+// ///
+
+#include "lanes.cuh"
+
+template <int SIZE, bool NORMAL, class Geometry>
+__device__ __forceinline__ void differentiate(const Geometry& g, const storage_t* __restrict__ dy,
+                                              const storage_t* __restrict__ x, storage_t* __restrict__ dx) {
+  constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
+  static_assert(SIZE - 1 <= CHANNELS, "a lane that lends t has all x that these need");
+  const int channels = static_cast<int>(g.by_channels.divisor);
+  const long long rows = static_cast<long long>(g.N) * g.H * g.W * g.groups;
+  const Lane lane = lane_of_thread(g, rows, blockIdx.x);
+  const long long row = lane.row * channels, end = lane.any ? row + channels : 0;
+  Run run = load_run(x, row + lane.first, end, vectored(channels, x));
+  Run gradients = load_run(dy, row + lane.first, end, vectored(channels, dy));
+  // xs[j] is channel j - BEHIND of the run, ts[j] is t of channel j - AHEAD.
+  float xs[SIZE - 1 + CHANNELS], ts[SIZE - 1 + CHANNELS], made[CHANNELS];
+  see<BEHIND, AHEAD>(run, lane, xs);
+#pragma unroll
+  for (int c = 0; c < CHANNELS; ++c) {
+    const Powers power = powers_of<NORMAL>(divisor<SIZE>(g, xs, c), g.beta);
+    const float gradient = to_float(gradients[c]);
+    // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN anyway.
+    ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
+    made[c] = gradient * power.of_d;
+  }
+  beside<AHEAD, BEHIND>(lane, ts);
+  const float factor = 2.0f * (g.alpha / g.taps) * g.beta;
+#pragma unroll
+  for (int c = 0; c < CHANNELS; ++c) {
+    float total = 0.0f;
+#pragma unroll
+    for (int j = 0; j < SIZE; ++j) total += ts[c + j];
+    made[c] = fmaf(-factor * xs[BEHIND + c], total, made[c]);
+  }
+  if (lane.stores) store_run(dx, row + lane.first, row + channels, vectored(channels, dx), made);
+}
+
+template <int SIZE, class Geometry>
+__device__ __forceinline__ void differentiate(const Geometry& g, const storage_t* __restrict__ dy,
+                                              const storage_t* __restrict__ x, storage_t* __restrict__ dx) {
+  if (g.beta == 0.75f && g.k >= 1.0f)
+    differentiate<SIZE, true>(g, dy, x, dx);
+  else
+    differentiate<SIZE, false>(g, dy, x, dx);
+}
+
+extern "C" __launch_bounds__(THREADS) __global__
+    void lrn_dgrad_lanes(GEOMETRY(LRN), const storage_t* __restrict__ dy, const storage_t* __restrict__ x,
+                         storage_t* __restrict__ dx) {
+  if (g.size == 3) differentiate<3>(g, dy, x, dx);
+  if (g.size == 5) differentiate<5>(g, dy, x, dx);
+  if (g.size == 7) differentiate<7>(g, dy, x, dx);
+}
