@@ -3,8 +3,8 @@
 // A row is the channels of one group at one pixel, which lie side by side. It is cut into runs of CHANNELS of
 // them, the last of which may be shorter; a lane has one run: 16 bytes of 16-bit elements, 32 of float32.
 //   Run               a run as it is stored: elements by index, and words of 32 bits
-//   load_run          from element i on; elements at or beyond `end`, where the row ends, come as zeros
-//   store_run         rounds to storage; none at or beyond `end` is written
+//   load_run          the run at `from`; of it the first `count` elements exist, and the others come as zeros
+//   store_run         rounds to storage, and writes the first `count`
 //   vectored(g, p)    whether runs of p may be moved 128 bits at a time: rows of whole packs, and p aligned. It
 //                     never changes a result.
 //   positions         8 bits of each of CHANNELS channels, as argmax has them, in two words
@@ -31,10 +31,10 @@ __device__ __forceinline__ bool vectored(int row, const T* p) {
   return row % PACK == 0 && aligned(p);
 }
 
-__device__ __forceinline__ Run load_run(const storage_t* from, long long i, long long end, bool vector) {
+__device__ __forceinline__ Run load_run(const storage_t* from, int count, bool vector) {
   Run run;
 #pragma unroll
-  for (int j = 0; j < PACKS; ++j) run.packs[j] = load_pack(from, i + j * PACK, end, vector);
+  for (int j = 0; j < PACKS; ++j) run.packs[j] = load_pack(from, j * PACK, count, vector);
   return run;
 }
 
@@ -64,11 +64,11 @@ __device__ __forceinline__ Run rounded(const float (&values)[CHANNELS]) {
   return run;
 }
 
-__device__ __forceinline__ void store_run(storage_t* to, long long i, long long end, bool vector,
+__device__ __forceinline__ void store_run(storage_t* to, int count, bool vector,
                                           const float (&values)[CHANNELS]) {
   Run run = rounded(values);
 #pragma unroll
-  for (int j = 0; j < PACKS; ++j) store_pack(to, i + j * PACK, end, vector, run.packs[j]);
+  for (int j = 0; j < PACKS; ++j) store_pack(to, j * PACK, count, vector, run.packs[j]);
 }
 
 struct Positions {
@@ -80,28 +80,27 @@ __device__ __forceinline__ bool vectored_bytes(int row, const void* p) {
   return row % CHANNELS == 0 && reinterpret_cast<unsigned long long>(p) % CHANNELS == 0;
 }
 
-__device__ __forceinline__ Positions load_positions(const unsigned char* from, long long i, long long end,
-                                                    bool vector) {
+__device__ __forceinline__ Positions load_positions(const unsigned char* from, int count, bool vector) {
   if (vector) {
-    const uint2 both = *reinterpret_cast<const uint2*>(from + i);
+    const uint2 both = *reinterpret_cast<const uint2*>(from);
     return {{both.x, both.y}};
   }
   Positions found = {};
 #pragma unroll
-  for (int j = 0; j < CHANNELS; ++j) found.words[j / 4] |= (i + j < end ? from[i + j] : 0u) << j % 4 * 8;
+  for (int j = 0; j < CHANNELS; ++j) found.words[j / 4] |= (j < count ? from[j] : 0u) << j % 4 * 8;
   return found;
 }
 
-__device__ __forceinline__ void store_positions(unsigned char* to, long long i, long long end, bool vector,
+__device__ __forceinline__ void store_positions(unsigned char* to, int count, bool vector,
                                                 const unsigned (&positions)[CHANNELS]) {
   if (vector) {
     unsigned words[CHANNELS / 4] = {};
 #pragma unroll
     for (int j = 0; j < CHANNELS; ++j) words[j / 4] |= positions[j] << j % 4 * 8;
-    *reinterpret_cast<uint2*>(to + i) = make_uint2(words[0], words[1]);
+    *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
     return;
   }
 #pragma unroll
   for (int j = 0; j < CHANNELS; ++j)
-    if (i + j < end) to[i + j] = static_cast<unsigned char>(positions[j]);
+    if (j < count) to[j] = static_cast<unsigned char>(positions[j]);
 }

@@ -50,10 +50,12 @@
 
 constexpr int WARPS = THREADS / 32,
               PARTS = 8;  // PARTS: loads of the second launch that are under way at once
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 64.
+constexpr int RESIDENT = 1024;
 static_assert(THREADS % 32 == 0, "whole warps");
 
 // workspace[split*K + k]: the sum of a run of rows of column k.
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void conv2d_bgrad_columns_parts(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
                                     storage_t* __restrict__ db, float* __restrict__ workspace) {
   DYN_SMEM(float, partial);
@@ -71,8 +73,7 @@ extern "C" __launch_bounds__(THREADS) __global__
     Run runs[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
-      const long long first = (row + u * deep) * g.K;
-      runs[u] = load_run(dy, first + k, row + u * deep < end ? first + g.K : 0, vector);
+      runs[u] = load_run(dy + (row + u * deep) * g.K + k, row + u * deep < end ? g.K - k : 0, vector);
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u)

@@ -18,27 +18,30 @@
 constexpr unsigned WARP = 0xffffffffu;
 
 struct Lane {
-  long long row;     // (n, h, w) and the group, the group innermost
+  int row;           // (n, h, w) and the group, the group innermost
   int first;         // channel of the run in its row
+  int count;         // channels from there to the row's end; 0 where there is no run
   bool left, right;  // whether there are runs of the same row beside it
-  bool any;          // false for lanes before the first run and behind the last one: such a run is all zeros
   bool stores;       // whether it is this lane's to store
 };
 
-// Run of this thread, of which there are `rows` * by_runs, in the `chunk`-th set of warps' runs. by_step is the
-// number of runs that a warp stores.
+// by_channels is the length of a row. Run of this thread, in the `chunk`-th set of a block's runs; there are `rows` * by_runs in all. by_step is the
+// number of runs that a warp stores. Runs are counted in 32 bits (`when` sees to that): a division is then three
+// instructions.
 template <class Geometry>
-__device__ __forceinline__ Lane lane_of_thread(const Geometry& g, long long rows, long long chunk) {
+__device__ __forceinline__ Lane lane_of_thread(const Geometry& g, int rows, int chunk) {
   const int in_warp = threadIdx.x % 32, step = static_cast<int>(g.by_step.divisor), lent = (32 - step) / 2;
-  const long long i = (chunk * (THREADS / 32) + threadIdx.x / 32) * step + in_warp - lent;
-  const int runs = static_cast<int>(g.by_runs.divisor), run = static_cast<int>(max(i, 0LL) % g.by_runs);
+  const int i = (chunk * (THREADS / 32) + static_cast<int>(threadIdx.x) / 32) * step + in_warp - lent;
+  const int runs = static_cast<int>(g.by_runs.divisor), channels = static_cast<int>(g.by_channels.divisor);
+  const int held = max(i, 0);
   Lane lane;
-  lane.row = max(i, 0LL) / g.by_runs;
+  lane.row = held / g.by_runs;
+  const int run = held - lane.row * runs;
   lane.first = run * CHANNELS;
   lane.left = run > 0;
   lane.right = run + 1 < runs;
-  lane.any = i >= 0 && lane.row < rows;
-  lane.stores = lane.any && in_warp >= lent && in_warp < step + lent;
+  lane.count = i >= 0 && lane.row < rows ? channels - lane.first : 0;
+  lane.stores = lane.count > 0 && in_warp >= lent && in_warp < step + lent;
   return lane;
 }
 
@@ -84,11 +87,12 @@ __device__ __forceinline__ Powers powers_of(float d, float beta) {
   return {power, power * (root * root)};
 }
 
-// d of element c of a run.
-template <int SIZE, class Geometry>
-__device__ __forceinline__ float divisor(const Geometry& g, const float (&seen)[SIZE - 1 + CHANNELS], int c) {
+// d of element c of a run; `scale` is alpha/size.
+template <int SIZE>
+__device__ __forceinline__ float divisor(const float (&seen)[SIZE - 1 + CHANNELS], int c, float scale,
+                                         float k) {
   float sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < SIZE; ++j) sum = fmaf(seen[c + j], seen[c + j], sum);
-  return fmaf(g.alpha / g.taps, sum, g.k);
+  return fmaf(scale, sum, k);
 }

@@ -20,12 +20,13 @@
 // tune   = { THREADS = [128, 256] }
 // grid   = ["blocks"]
 // block  = ["THREADS"]
-// when   = "within == 0 and (size == 3 or size == 5 or size == 7) and blocks < 2147483648"
+// when   = "within == 0 and (size == 3 or size == 5 or size == 7) and counted < 2147400000"
 // rank   = 20
 // [let]
-// runs   = "ceil_div(C // groups, CHANNELS)"
-// step   = "32 if 32 % runs == 0 else 30"
-// blocks = "ceil_div(N*H*W*groups * runs, step * THREADS // 32)"
+// runs    = "ceil_div(C // groups, CHANNELS)"
+// step    = "32 if 32 % runs == 0 else 30"
+// counted = "N*H*W*groups * runs"
+// blocks  = "ceil_div(counted, step * THREADS // 32)"
 // [dividers]
 // by_channels = "C // groups"
 // by_runs     = "runs"
@@ -40,32 +41,31 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   static_assert(SIZE - 1 <= CHANNELS, "a lane that lends t has all x that these need");
   const int channels = static_cast<int>(g.by_channels.divisor);
-  const long long rows = static_cast<long long>(g.N) * g.H * g.W * g.groups;
-  const Lane lane = lane_of_thread(g, rows, blockIdx.x);
-  const long long row = lane.row * channels, end = lane.any ? row + channels : 0;
-  Run run = load_run(x, row + lane.first, end, vectored(channels, x));
-  Run gradients = load_run(dy, row + lane.first, end, vectored(channels, dy));
+  const Lane lane = lane_of_thread(g, g.N * g.H * g.W * g.groups, static_cast<int>(blockIdx.x));
+  const long long at = static_cast<long long>(lane.row) * channels + lane.first;
+  Run run = load_run(x + at, lane.count, vectored(channels, x));
+  Run gradients = load_run(dy + at, lane.count, vectored(channels, dy));
   // xs[j] is channel j - BEHIND of the run, ts[j] is t of channel j - AHEAD.
   float xs[SIZE - 1 + CHANNELS], ts[SIZE - 1 + CHANNELS], made[CHANNELS];
+  const float scale = g.alpha / g.taps, factor = 2.0f * scale * g.beta;
   see<BEHIND, AHEAD>(run, lane, xs);
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) {
-    const Powers power = powers_of<NORMAL>(divisor<SIZE>(g, xs, c), g.beta);
+    const Powers power = powers_of<NORMAL>(divisor<SIZE>(xs, c, scale, g.k), g.beta);
     const float gradient = to_float(gradients[c]);
     // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN anyway.
     ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
     made[c] = gradient * power.of_d;
   }
   beside<AHEAD, BEHIND>(lane, ts);
-  const float factor = 2.0f * (g.alpha / g.taps) * g.beta;
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) {
-    float total = 0.0f;
+    float total = ts[c];
 #pragma unroll
-    for (int j = 0; j < SIZE; ++j) total += ts[c + j];
+    for (int j = 1; j < SIZE; ++j) total += ts[c + j];
     made[c] = fmaf(-factor * xs[BEHIND + c], total, made[c]);
   }
-  if (lane.stores) store_run(dx, row + lane.first, row + channels, vectored(channels, dx), made);
+  if (lane.stores) store_run(dx + at, lane.count, vectored(channels, dx), made);
 }
 
 template <int SIZE, class Geometry>

@@ -19,12 +19,13 @@
 // tune   = { THREADS = [128, 256], RUNS = [1, 2, 4] }
 // grid   = ["blocks"]
 // block  = ["THREADS"]
-// when   = "within == 0 and (size == 3 or size == 5 or size == 7) and blocks < 2147483648"
+// when   = "within == 0 and (size == 3 or size == 5 or size == 7) and counted < 2147400000"
 // rank   = 20
 // [let]
-// runs   = "ceil_div(C // groups, CHANNELS)"
-// step   = "32 if 32 % runs == 0 else 30"
-// blocks = "ceil_div(N*H*W*groups * runs, step * THREADS // 32 * RUNS)"
+// runs    = "ceil_div(C // groups, CHANNELS)"
+// step    = "32 if 32 % runs == 0 else 30"
+// counted = "N*H*W*groups * runs"
+// blocks  = "ceil_div(counted, step * THREADS // 32 * RUNS)"
 // [dividers]
 // by_channels = "C // groups"
 // by_runs     = "runs"
@@ -38,25 +39,26 @@ __device__ __forceinline__ void normalise(const Geometry& g, const storage_t* __
                                           storage_t* __restrict__ y) {
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   const int channels = static_cast<int>(g.by_channels.divisor);
-  const long long rows = static_cast<long long>(g.N) * g.H * g.W * g.groups;
+  const int rows = g.N * g.H * g.W * g.groups;
+  const float scale = g.alpha / g.taps;
   const bool vector_x = vectored(channels, x), vector_y = vectored(channels, y);
   Run runs[RUNS];
+  Lane lanes[RUNS];
+  long long at[RUNS];
 #pragma unroll
   for (int u = 0; u < RUNS; ++u) {
-    const Lane lane = lane_of_thread(g, rows, static_cast<long long>(blockIdx.x) * RUNS + u);
-    const long long row = lane.row * channels;
-    runs[u] = load_run(x, row + lane.first, lane.any ? row + channels : 0, vector_x);
+    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + u);
+    at[u] = static_cast<long long>(lanes[u].row) * channels + lanes[u].first;
+    runs[u] = load_run(x + at[u], lanes[u].count, vector_x);
   }
 #pragma unroll
   for (int u = 0; u < RUNS; ++u) {
-    const Lane lane = lane_of_thread(g, rows, static_cast<long long>(blockIdx.x) * RUNS + u);
-    const long long row = lane.row * channels;
     float seen[SIZE - 1 + CHANNELS], made[CHANNELS];
-    see<BEHIND, AHEAD>(runs[u], lane, seen);
+    see<BEHIND, AHEAD>(runs[u], lanes[u], seen);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c)
-      made[c] = seen[BEHIND + c] * powers_of<NORMAL>(divisor<SIZE>(g, seen, c), g.beta).of_d;
-    if (lane.stores) store_run(y, row + lane.first, row + channels, vector_y, made);
+      made[c] = seen[BEHIND + c] * powers_of<NORMAL>(divisor<SIZE>(seen, c, scale, g.k), g.beta).of_d;
+    if (lanes[u].stores) store_run(y + at[u], lanes[u].count, vector_y, made);
   }
 }
 

@@ -23,7 +23,7 @@
 // tune    = { THREADS = [64, 128, 256] }
 // when    = """within == 0 and (size == 3 or size == 5) and 4*beta == 3 and k >= 1 and R == 3 and S == 3 \
 //           and stride_h == 2 and stride_w == 2 and dilation_h == 1 and dilation_w == 1 \
-//           and blocks < 2147483648"""
+//           and counted < 2147400000"""
 // grid    = ["blocks"]
 // block   = ["THREADS"]
 // rank    = 20
@@ -33,7 +33,8 @@
 // step    = "32 if 32 % runs == 0 else 30"
 // bands   = "(pad_top + H - 1) // 2 - pad_top // 2 + 1"
 // columns = "(pad_left + W - 1) // 2 - pad_left // 2 + 1"
-// blocks  = "ceil_div(N * bands * columns * groups * runs, step * THREADS // 32)"
+// counted = "N * bands * columns * groups * runs"
+// blocks  = "ceil_div(counted, step * THREADS // 32)"
 // [dividers]
 // by_channels = "C // groups"
 // by_groups   = "groups"
@@ -57,17 +58,16 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   static_assert(SIZE - 1 <= CHANNELS, "a lane that lends t has all x that these need");
   const int channels = static_cast<int>(g.by_channels.divisor);
-  const long long rows = static_cast<long long>(g.N) * g.by_bands.divisor * g.by_columns.divisor * g.groups;
-  const Lane lane = lane_of_thread(g, rows, blockIdx.x);
+  const int patches = g.N * static_cast<int>(g.by_bands.divisor * g.by_columns.divisor);
+  const Lane lane = lane_of_thread(g, patches * g.groups, static_cast<int>(blockIdx.x));
   const Patch patch = patch_at(g, lane.row / g.by_groups);
-  const int group = static_cast<int>(lane.row % g.by_groups) * channels;
-  const int channel = group + lane.first, end = group + channels;
+  const int channel = lane.row % g.by_groups * channels + lane.first;
 
   Windows windows;
-  windows.load(g, patch, channel, end, dy, argmax, vectored(channels, dy), vectored_bytes(channels, argmax),
-               lane.any);
+  windows.load(g, patch, channel, lane.count, dy, argmax, vectored(channels, dy),
+               vectored_bytes(channels, argmax));
   const bool vector_x = vectored(channels, x), vector_dx = vectored(channels, dx);
-  const long long first = ((patch.n * g.H + patch.row) * g.W + patch.column) * g.C;
+  const long long first = ((patch.n * g.H + patch.row) * g.W + patch.column) * g.C + channel;
   Run of_x[2][2];
   bool inside[2][2];
 #pragma unroll
@@ -75,12 +75,12 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const int row = patch.row + r, column = patch.column + s;
-      inside[r][s] = lane.any && row >= 0 && row < g.H && column >= 0 && column < g.W;
+      inside[r][s] = row >= 0 && row < g.H && column >= 0 && column < g.W;
       const long long pixel = first + (static_cast<long long>(r) * g.W + s) * g.C;
-      of_x[r][s] = load_run(x, pixel + channel, inside[r][s] ? pixel + end : 0, vector_x);
+      of_x[r][s] = load_run(x + pixel, inside[r][s] ? lane.count : 0, vector_x);
     }
 
-  const float factor = 2.0f * (g.alpha / g.taps) * g.beta;
+  const float scale = g.alpha / g.taps, factor = 2.0f * scale * g.beta;
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -90,24 +90,23 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
       see<BEHIND, AHEAD>(of_x[r][s], lane, xs);
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {
-        const Powers power = powers_of<true>(divisor<SIZE>(g, xs, c), g.beta);
-        const float gradient = windows.gradient(r, s, c);
+        const float root = rsqrt_normal(divisor<SIZE>(xs, c, scale, g.k));
+        made[c] = windows.gradient(r, s, c) * (root * sqrt_normal(root));  // d^-3/4 = d^-1/2 * (d^-1/2)^1/2
         // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN
         // anyway.
-        ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
-        made[c] = gradient * power.of_d;
+        ts[AHEAD + c] = made[c] * xs[BEHIND + c] * (root * root);
       }
       beside<AHEAD, BEHIND>(lane, ts);
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {
-        float total = 0.0f;
+        float total = ts[c];
 #pragma unroll
-        for (int j = 0; j < SIZE; ++j) total += ts[c + j];
+        for (int j = 1; j < SIZE; ++j) total += ts[c + j];
         made[c] = fmaf(-factor * xs[BEHIND + c], total, made[c]);
         if (xs[BEHIND + c] <= limit) made[c] = 0.0f;
       }
       const long long pixel = first + (static_cast<long long>(r) * g.W + s) * g.C;
-      if (lane.stores && inside[r][s]) store_run(dx, pixel + channel, pixel + end, vector_dx, made);
+      if (lane.stores && inside[r][s]) store_run(dx + pixel, lane.count, vector_dx, made);
     }
 }
 

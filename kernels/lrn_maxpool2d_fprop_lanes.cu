@@ -25,7 +25,7 @@
 // tune   = { THREADS = [64, 128], WIDE = [1, 2], ROWS = [3, 5, 7, 14] }
 // when   = """within == 0 and (size == 3 or size == 5) and 4*beta == 3 and k >= 1 and R == 3 and S == 3 \
 //          and stride_h == 2 and stride_w == 2 and dilation_h == 1 and dilation_w == 1 \
-//          and blocks < 2147483648"""
+//          and counted < 2147400000"""
 // grid   = ["blocks"]
 // block  = ["THREADS"]
 // rank   = 20
@@ -35,7 +35,8 @@
 // step    = "32 if 32 % runs == 0 else 30"
 // bands   = "ceil_div(P, ROWS)"
 // columns = "ceil_div(Q, WIDE)"
-// blocks  = "ceil_div(N * bands * columns * groups * runs, step * THREADS // 32)"
+// counted = "N * bands * columns * groups * runs"
+// blocks  = "ceil_div(counted, step * THREADS // 32)"
 // [dividers]
 // by_channels = "C // groups"
 // by_groups   = "groups"
@@ -86,19 +87,18 @@ __device__ __forceinline__ void walk(const Geometry& g, const storage_t* __restr
                                      storage_t* __restrict__ y, unsigned char* __restrict__ argmax) {
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   const int channels = static_cast<int>(g.by_channels.divisor), each = static_cast<int>(g.by_each.divisor);
-  const long long rows = static_cast<long long>(g.N) * g.by_bands.divisor * g.by_columns.divisor * g.groups;
-  const Lane lane = lane_of_thread(g, rows, blockIdx.x);
-  const long long place = lane.row / g.by_groups, line = place / g.by_columns;
-  // A lane that has no run reads what the first one does, and stores nothing.
-  const long long n = lane.any ? line / g.by_bands : 0;
-  const int group = static_cast<int>(lane.row % g.by_groups) * channels, end = group + channels;
-  const int channel = group + lane.first;
-  const int p = static_cast<int>(line % g.by_bands) * each, q = static_cast<int>(place % g.by_columns) * WIDE;
+  const int patches = g.N * static_cast<int>(g.by_bands.divisor * g.by_columns.divisor);
+  const Lane lane = lane_of_thread(g, patches * g.groups, static_cast<int>(blockIdx.x));
+  const int place = lane.row / g.by_groups, line = place / g.by_columns;
+  const long long n = line / g.by_bands;
+  const int channel = lane.row % g.by_groups * channels + lane.first;
+  const int p = line % g.by_bands * each, q = place % g.by_columns * WIDE;
   const int top = 2 * p - g.pad_top, left = 2 * q - g.pad_left;
+  const float scale = g.alpha / g.taps;
   const bool vector_x = vectored(channels, x), vector_y = vectored(channels, y);
   const bool vector_argmax = vectored_bytes(channels, argmax);
 
-  const storage_t* const image = x + n * g.H * g.W * g.C;
+  const storage_t* const image = x + n * g.H * g.W * g.C + channel;
   int at[COLUMNS];  // columns of pixels
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i) at[i] = min(max(left + i, 0), g.W - 1);
@@ -114,7 +114,7 @@ __device__ __forceinline__ void walk(const Geometry& g, const storage_t* __restr
 #pragma unroll
     for (int j = 0; j < COLUMNS; ++j) {
       const long long pixel = (start + at[j]) * g.C;
-      runs[j] = load_run(image, pixel + channel, lane.any ? pixel + end : 0, vector_x);
+      runs[j] = load_run(image + pixel, lane.count, vector_x);
     }
     Best row[WIDE];
 #pragma unroll
@@ -123,7 +123,7 @@ __device__ __forceinline__ void walk(const Geometry& g, const storage_t* __restr
       see<BEHIND, AHEAD>(runs[j], lane, seen);
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c)
-        normal[c] = seen[BEHIND + c] * powers_of<true>(divisor<SIZE>(g, seen, c), g.beta).of_d;
+        normal[c] = seen[BEHIND + c] * powers_of<true>(divisor<SIZE>(seen, c, scale, g.k), g.beta).of_d;
 #pragma unroll
       for (int t = 0; t < WIDE; ++t) {
         if (j == 2 * t) row[t].begin(normal, first_s[t]);
@@ -141,9 +141,9 @@ __device__ __forceinline__ void walk(const Geometry& g, const storage_t* __restr
         window[t].meet(row[t], 6);
         const int made = p + i / 2 - 1;
         if (lane.stores && made < g.P && q + t < g.Q) {
-          const long long to = ((n * g.P + made) * g.Q + q + t) * g.C;
-          store_run(y, to + channel, to + end, vector_y, window[t].values);
-          store_positions(argmax, to + channel, to + end, vector_argmax, window[t].positions);
+          const long long to = ((n * g.P + made) * g.Q + q + t) * g.C + channel;
+          store_run(y + to, lane.count, vector_y, window[t].values);
+          store_positions(argmax + to, lane.count, vector_argmax, window[t].positions);
         }
       }
       // The first row of the next window, or a repeated one above the image.

@@ -19,7 +19,7 @@
 // layout = "NHWC"
 // tile   = { THREADS = 256, CHANNELS = 8 }
 // tune   = { THREADS = [128, 256] }
-// when   = "patches < 2147483648 and pixels < 2147483648"
+// when   = "max(bands * columns, H*W) * N * runs < 2147400000"
 // rank   = 10
 //
 // [let]
@@ -54,16 +54,20 @@
 #include "maxpool2d.cuh"
 #include "patch.cuh"
 
-extern "C" __launch_bounds__(THREADS) __global__
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 80. Without a figure the
+// compiler spills.
+constexpr int RESIDENT = 768;
+
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_dgrad_channels(GEOMETRY(Pool2d), const storage_t* __restrict__ dy,
                                   const void* __restrict__ argmax, storage_t* __restrict__ dx) {
-  const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
+  const int i = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
   const Patch patch = patch_at(g, i / g.by_runs);
   if (patch.n >= g.N) return;
-  const int channel = static_cast<int>(i % g.by_runs) * CHANNELS, end = min(channel + CHANNELS, g.C);
+  const int channel = i % g.by_runs * CHANNELS, count = min(g.C - channel, CHANNELS);
   Windows windows;
-  windows.load(g, patch, channel, end, dy, static_cast<const unsigned char*>(argmax), vectored(g.C, dy),
-               vectored_bytes(g.C, argmax), true);
+  windows.load(g, patch, channel, count, dy, static_cast<const unsigned char*>(argmax), vectored(g.C, dy),
+               vectored_bytes(g.C, argmax));
   const bool vector = vectored(g.C, dx);
 #pragma unroll
   for (int r = 0; r < 2; ++r)
@@ -74,27 +78,28 @@ extern "C" __launch_bounds__(THREADS) __global__
       float made[CHANNELS];
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) made[c] = windows.gradient(r, s, c);
-      const long long pixel = ((patch.n * g.H + row) * g.W + column) * g.C;
-      store_run(dx, pixel + channel, pixel + end, vector, made);
+      const long long pixel = ((patch.n * g.H + row) * g.W + column) * g.C + channel;
+      store_run(dx + pixel, count, vector, made);
     }
 }
 
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_dgrad_channels_any(GEOMETRY(Pool2d), const storage_t* __restrict__ dy,
                                       const void* __restrict__ argmax, storage_t* __restrict__ dx) {
-  const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x, pixel = i / g.by_runs;
-  const long long line = pixel / g.by_W, n = line / g.by_H;
+  const int i = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x), pixel = i / g.by_runs;
+  const int line = pixel / g.by_W;
+  const long long n = line / g.by_H;
   if (n >= g.N) return;
-  const int channel = static_cast<int>(i % g.by_runs) * CHANNELS, count = min(g.C - channel, CHANNELS);
+  const int channel = i % g.by_runs * CHANNELS, count = min(g.C - channel, CHANNELS);
   const bool bytes = window_taps(g) <= 1 << 8, vector_argmax = bytes && vectored_bytes(g.C, argmax);
   const bool vector_dy = vectored(g.C, dy);
 
   // The pixel's distance from the edge of the padded image, as windows * stride + rest. Window q begins
   // `rest` before the pixel, window q - 1 `rest + stride` before it, and so on, as far as a window spans.
   const int span_h = (g.R - 1) * g.dilation_h, span_w = (g.S - 1) * g.dilation_w;
-  const int from_left = static_cast<int>(pixel % g.by_W) + g.pad_left;
+  const int from_left = pixel % g.by_W + g.pad_left;
   const int last_q = min(from_left / g.by_stride_w, g.Q - 1), rest_w = from_left - last_q * g.stride_w;
-  const int from_top = static_cast<int>(line % g.by_H) + g.pad_top;
+  const int from_top = line % g.by_H + g.pad_top;
   const int last_p = min(from_top / g.by_stride_h, g.P - 1), rest_h = from_top - last_p * g.stride_h;
 
   float sums[CHANNELS] = {};
@@ -105,10 +110,10 @@ extern "C" __launch_bounds__(THREADS) __global__
       if (at_w % g.by_dilation_w) continue;
       const unsigned position = static_cast<unsigned>(r * g.S + at_w / g.by_dilation_w);
       const long long window = ((n * g.P + p) * g.Q + q) * g.C + channel;
-      Run gradient = load_run(dy, window, window + count, vector_dy);
+      Run gradient = load_run(dy + window, count, vector_dy);
       if (bytes) {
         const Positions winners =
-            load_positions(static_cast<const unsigned char*>(argmax), window, window + count, vector_argmax);
+            load_positions(static_cast<const unsigned char*>(argmax) + window, count, vector_argmax);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c)
           if (winners[c] == position) sums[c] += to_float(gradient[c]);
@@ -119,6 +124,6 @@ extern "C" __launch_bounds__(THREADS) __global__
       }
     }
   }
-  const long long to = i % g.by_runs * CHANNELS + pixel * g.C;
-  store_run(dx, to, to + count, vectored(g.C, dx), sums);
+  const long long to = static_cast<long long>(pixel) * g.C + channel;
+  store_run(dx + to, count, vectored(g.C, dx), sums);
 }

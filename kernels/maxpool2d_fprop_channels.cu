@@ -19,7 +19,7 @@
 // tune   = { THREADS = [128, 256], ROWS = [1, 2, 4, 8] }
 // grid   = ["blocks"]
 // block  = ["THREADS"]
-// when   = "blocks < 2147483648"
+// when   = "N * ceil_div(P, ROWS) * Q * runs < 2147400000"
 // rank   = 10
 //
 // [let]
@@ -33,6 +33,10 @@
 
 #include "channels.cuh"
 #include "maxpool2d.cuh"
+
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 128. Without a figure the
+// compiler spills.
+constexpr int RESIDENT = 512;
 
 // The maxima so far of a window, and where they are; 0 where the window has seen no pixel.
 struct Best {
@@ -77,8 +81,7 @@ __device__ __forceinline__ Best best_of_window(const Pool2d& g, const storage_t*
     for (int s = 0; s < S; ++s) {
       const int across = s * dilation_w;
       if (!INSIDE && (left + across < 0 || left + across >= g.W)) continue;
-      Run run = load_run(pixels, static_cast<long long>(across) * g.C,
-                         static_cast<long long>(across) * g.C + count, vector);
+      Run run = load_run(pixels + static_cast<long long>(across) * g.C, count, vector);
       best.meet(run, static_cast<unsigned>(r * S + s));
     }
   }
@@ -108,9 +111,9 @@ __device__ __forceinline__ void pool(const Pool2d& g, const Lane& lane, const st
     const Best best = columns_inside && top >= 0 && top + span_h < g.H
                           ? best_of_window<true, WINDOW>(g, column, top, left, count, vector_x)
                           : best_of_window<false, WINDOW>(g, column, top, left, count, vector_x);
-    store_run(y, i, i + count, vector_y, best.values);
+    store_run(y + i, count, vector_y, best.values);
     if (bytes) {
-      store_positions(static_cast<unsigned char*>(argmax), i, i + count, vector_argmax, best.positions);
+      store_positions(static_cast<unsigned char*>(argmax) + i, count, vector_argmax, best.positions);
     } else {
 #pragma unroll
       for (int j = 0; j < CHANNELS; ++j)
@@ -119,15 +122,16 @@ __device__ __forceinline__ void pool(const Pool2d& g, const Lane& lane, const st
   }
 }
 
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void maxpool2d_fprop_channels(GEOMETRY(Pool2d), const storage_t* __restrict__ x,
                                   storage_t* __restrict__ y, void* __restrict__ argmax) {
-  const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x, output = i / g.by_runs;
-  const long long line = output / g.by_Q;
+  const int i = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x),
+            output = i / g.by_runs;
+  const int line = output / g.by_Q;
   Lane lane;
-  lane.channel = static_cast<int>(i % g.by_runs) * CHANNELS;
-  lane.column = static_cast<int>(output % g.by_Q);
-  lane.row = static_cast<int>(line % g.by_strips) * ROWS;
+  lane.channel = i % g.by_runs * CHANNELS;
+  lane.column = output % g.by_Q;
+  lane.row = line % g.by_strips * ROWS;
   lane.n = line / g.by_strips;
   if (lane.n >= g.N) return;
   if (g.R == 3 && g.S == 3 && g.dilation_h == 1 && g.dilation_w == 1)

@@ -26,62 +26,63 @@ struct Patch {
 
 // Patches are numbered along the columns, then along the rows, then along the images.
 template <class Geometry>
-__device__ __forceinline__ Patch patch_at(const Geometry& g, long long i) {
-  const long long line = i / g.by_columns;
+__device__ __forceinline__ Patch patch_at(const Geometry& g, int i) {
+  const int line = i / g.by_columns;
   Patch patch;
   patch.n = line / g.by_bands;
-  patch.p = g.pad_top / 2 + static_cast<int>(line % g.by_bands);
-  patch.q = g.pad_left / 2 + static_cast<int>(i % g.by_columns);
+  patch.p = g.pad_top / 2 + line % g.by_bands;
+  patch.q = g.pad_left / 2 + i % g.by_columns;
   patch.row = 2 * patch.p - g.pad_top;
   patch.column = 2 * patch.q - g.pad_left;
   return patch;
 }
 
 struct Window {
-  Run gradient;
+  float gradients[CHANNELS];
   Positions winners;
 };
 
-// Gradients of channels [channel, end) of the windows [p - 1, p] x [q - 1, q] of a patch.
+// Gradients of the `count` channels from `channel` on, of the windows [p - 1, p] x [q - 1, q] of a patch.
 struct Windows {
   Window at[2][2];
 
   template <class Geometry>
-  __device__ __forceinline__ void load(const Geometry& g, const Patch& patch, int channel, int end,
+  __device__ __forceinline__ void load(const Geometry& g, const Patch& patch, int channel, int count,
                                        const storage_t* __restrict__ dy,
                                        const unsigned char* __restrict__ argmax, bool vector_dy,
-                                       bool vector_argmax, bool any) {
+                                       bool vector_argmax) {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int p = patch.p - 1 + i, q = patch.q - 1 + j;
-        if (any && p >= 0 && p < g.P && q >= 0 && q < g.Q) {
-          const long long pixel = ((patch.n * g.P + p) * g.Q + q) * g.C;
-          at[i][j].gradient = load_run(dy, pixel + channel, pixel + end, vector_dy);
-          at[i][j].winners = load_positions(argmax, pixel + channel, pixel + end, vector_argmax);
+        if (count > 0 && p >= 0 && p < g.P && q >= 0 && q < g.Q) {
+          const long long window = ((patch.n * g.P + p) * g.Q + q) * g.C + channel;
+          Run gradients = load_run(dy + window, count, vector_dy);
+#pragma unroll
+          for (int c = 0; c < CHANNELS; ++c) at[i][j].gradients[c] = to_float(gradients[c]);
+          at[i][j].winners = load_positions(argmax + window, count, vector_argmax);
         } else {
-          at[i][j].gradient = {};
+#pragma unroll
+          for (int c = 0; c < CHANNELS; ++c) at[i][j].gradients[c] = 0.0f;
           at[i][j].winners = {{0xffffffffu, 0xffffffffu}};
         }
       }
   }
 
-  // What window (i, j) gives to the pixel at this position in it.
-  __device__ __forceinline__ float won(int i, int j, unsigned position, int c) {
-    return at[i][j].winners[c] == position ? to_float(at[i][j].gradient[c]) : 0.0f;
+  // Adds what window (i, j) gives to the pixel at this position in it.
+  __device__ __forceinline__ void add(float& sum, int i, int j, unsigned position, int c) {
+    if (at[i][j].winners[c] == position) sum += at[i][j].gradients[c];
   }
 
   // The gradient of pixel (r, s) of the patch, in channel c of the run.
   __device__ __forceinline__ float gradient(int r, int s, int c) {
     const unsigned position = 3 * r + s;
-    float sum = won(1, 1, position, c);
-    if (s == 0) sum += won(1, 0, position + 2, c);
-    if (r == 0) {
-      float above = won(0, 1, position + 6, c);
-      if (s == 0) above += won(0, 0, position + 8, c);
-      sum += above;
-    }
+    float sum = 0.0f;
+    add(sum, 1, 1, position, c);
+    if (s == 0) add(sum, 1, 0, position + 2, c);
+    if (r == 0) add(sum, 0, 1, position + 6, c);
+    if (r == 0 && s == 0) add(sum, 0, 0, position + 8, c);
     return sum;
   }
 };
