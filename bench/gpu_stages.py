@@ -139,7 +139,7 @@ def _arch() -> str:
 
 def compile_kernel(key: str) -> Record:
     """A kernel file in one dtype, into the cache of machine code."""
-    stem, dtype = key.split("/")
+    stem, dtype = key.split("/", 1)  # a pair has a slash of its own
     (kernel,) = (read(path) for path in _stems() if path.stem == stem)
     accepted = (c.of(dtype).problem for c in cases(kernel.header.op))
     problem = next(p for p in accepted if Runner(kernel).refusal(p) is None)
@@ -166,7 +166,7 @@ def _is_asked(dtype: str) -> bool:
 
 def gate(key: str) -> Record:
     """An implementation in one dtype on the gate's quick cases."""
-    op, name, dtype, _ = key.split("/")
+    op, name, dtype = key.rpartition("/")[0].split("/", 2)
     chosen = [
         replace(i, dtypes=(dtype,)) for i in implementations(op, device="cuda", layout=None) if i.name == name
     ]

@@ -16,9 +16,9 @@ import numpy as np
 from . import arrays, bound, checked, devices, layouts
 from .arrays import Array
 from .call import Call
-from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError
+from .errors import ConvkitError, DtypeError, OptionError, OutOfMemory, ShapeError, unknown
 from .layouts import Tensor
-from .op import OPS, Problem
+from .op import OPS, Problem, pair_dtype
 from .registry import select
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,6 +121,14 @@ class Arguments:
                 + ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             )
         self.dtype = next(iter(dtypes.values()), "")  # "" where the op names the dtype of each input
+
+    def with_parameters(self, dtype: Any) -> str:
+        """A problem's dtype where the gradients of parameters are to be of `dtype`; None: as the arrays."""
+        if dtype is None:
+            return self.dtype
+        if not isinstance(dtype, str) or dtype not in arrays.DTYPES:
+            raise unknown("dtype", dtype, arrays.DTYPES)
+        return pair_dtype(self.dtype, dtype)
 
     def __getattr__(self, name: str) -> np.ndarray:
         try:

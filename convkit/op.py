@@ -14,19 +14,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .arrays import np_dtype
-from .errors import ConvkitError, ShapeError
+from .errors import ConvkitError, DtypeError, ShapeError
 
 Shape = tuple[int, ...]
 #: The largest byte count that an index of an array can reach.
 MAX_BYTES = 2**63 - 1
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+#: Pair dtypes of mixed precision, "storage/parameters", for ops that meet both: activations of the first, and
+#: parameters or their gradients of the second.
+PAIRS = ("bfloat16/float32", "float16/float32")
 #: Types of the fields of a C struct.
 _FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.float32}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Dtypes
+# ---------------------------------------------------------------------------------------------------
+def np_itemsize(dtype: str) -> int:
+    return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
+
+
+def storage_dtype(dtype: str) -> str:
+    """What activations are stored in: the first of a pair; a plain dtype is its own."""
+    return dtype.partition("/")[0]
+
+
+def param_dtype(dtype: str) -> str:
+    """What parameters and their gradients are stored in: the second of a pair; a plain dtype is its own."""
+    return dtype.rpartition("/")[2]
+
+
+def pair_dtype(storage: str, parameters: str) -> str:
+    """The dtype of a problem of activations and parameters: a pair, or plain where both are the same.
+
+    Raises
+    ------
+    DtypeError
+        If there is no such pair.
+    """
+    if storage == parameters:
+        return storage
+    if (pair := f"{storage}/{parameters}") not in PAIRS:
+        fitting = [storage, *(param_dtype(known) for known in PAIRS if storage_dtype(known) == storage)]
+        raise DtypeError(
+            f"beside {storage} arrays, those of parameters must be {' or '.join(fitting)}, not {parameters}"
+        )
+    return pair
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -36,8 +74,11 @@ _FIELDS: dict[str, Any] = {"int": np.int32, "long long": np.int64, "float": np.f
 class Problem:
     """Base of the problem descriptions.
 
-    A subclass has `shapes`: the shape of every tensor that any of its ops reads or writes, by name.
+    A subclass has `shapes`: the shape of every tensor that any of its ops reads or writes, by name; and
+    `of_parameters`: which of them are of the second dtype, where its dtype is a pair.
     """
+
+    of_parameters: ClassVar[frozenset[str]] = frozenset()
 
     def __str__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
@@ -48,8 +89,9 @@ class Problem:
         raise NotImplementedError
 
     def dtype_of(self, tensor: str) -> str:
-        """Storage dtype of a tensor; all are of the problem's own dtype unless a subclass differs."""
-        return self.dtype  # type: ignore[attr-defined]
+        """Storage dtype of a tensor: the problem's own, or of its pair the one that the tensor is of."""
+        dtype: str = self.dtype  # type: ignore[attr-defined]
+        return param_dtype(dtype) if tensor in self.of_parameters else storage_dtype(dtype)
 
     def shape(self, tensor: str) -> Shape:
         """Shape of the tensor of that name."""
@@ -106,10 +148,6 @@ class Problem:
         """The declaration of that struct in C, so that its layout has one home."""
         members = (f"{self.c_type(k)} {k};" for k in self.scalars())
         return f"struct {type(self).__name__} {{ {' '.join(members)} }};"
-
-
-def np_itemsize(dtype: str) -> int:
-    return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -308,6 +346,11 @@ class Op:
         if not self.direction:
             last = self.name.removesuffix("_relu").rpartition("_")[2]
             object.__setattr__(self, "direction", "fwd" if last == "fprop" else last)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pair dtypes that its problems may have: all where one of its tensors is of parameters."""
+        return PAIRS if self.problem.of_parameters.intersection((*self.inputs, *self.outputs)) else ()
 
     @property
     def updates(self) -> dict[str, str]:

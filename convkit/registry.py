@@ -18,7 +18,7 @@ from typing import Any
 from . import adapters, layouts
 from . import checked as gate
 from .errors import NoImplementation, NotChecked, OptionError, unknown
-from .op import OPS, Problem
+from .op import OPS, PAIRS, Problem
 from .options import finite
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
@@ -39,7 +39,7 @@ class Implementation:
         `run(problem, *inputs, *outputs, **options)` fills the outputs, which hold anything at first.
         Inputs and outputs are contiguous arrays; an optional input may be None.
     dtypes : tuple of str
-        Storage dtypes that it accepts.
+        Storage dtypes that it accepts; also pairs, "bfloat16/float32", of an op that takes them (`op.PAIRS`).
     layout : str
         Layout that it reads and writes: "NCHW", "nChw16c", of its input's and its output's side
         "NCHW>nChw16c", with that of its weights "NHWC, KRSC"; see `layouts.declared`. Part of the key: a name
@@ -185,6 +185,14 @@ def changed() -> None:
         _counted = len(_IMPLEMENTATIONS)
 
 
+def require_dtype(op: str, dtype: str) -> None:
+    """Refuse a dtype that no problem of the op can have."""
+    if dtype not in (known := (*ALL_DTYPES, *OPS[op].pairs)):
+        if dtype in PAIRS:
+            raise OptionError(f"{op} has no tensors of a second dtype: it takes no pair such as {dtype!r}")
+        raise unknown("dtype", dtype, known)
+
+
 def add(implementation: Implementation) -> Implementation:
     """Register one implementation. A name that is taken by another file is an error."""
     if implementation.op not in OPS:
@@ -195,8 +203,7 @@ def add(implementation: Implementation) -> Implementation:
     if not implementation.dtypes:
         raise OptionError(f"{implementation.op}, {name}: dtypes must name one dtype at least")
     for dtype in implementation.dtypes:
-        if dtype not in ALL_DTYPES:
-            raise unknown("dtype", dtype, ALL_DTYPES)
+        require_dtype(implementation.op, dtype)
     finite("error", implementation.error, 0)
     if implementation.math not in MATH:
         raise unknown("math", implementation.math, MATH)

@@ -15,7 +15,7 @@
 //
 // /// kernel
 // op        = "conv2d_bgrad"
-// dtypes    = ["float32", "float16", "bfloat16"]
+// dtypes    = ["float32", "float16", "bfloat16", "bfloat16/float32", "float16/float32"]
 // tile      = { THREADS = 256, SPLITS = 16, UNROLL = 4 }
 // tune      = { THREADS = [128, 256, 512], SPLITS = [4, 8, 16, 32], UNROLL = [4, 8] }
 // workspace = "4 * K * SPLITS"
@@ -37,7 +37,7 @@ static_assert(THREADS % 32 == 0, "whole warps reduce");
 // workspace[k*SPLITS + split]: the sum of a run of channel k.
 extern "C" __launch_bounds__(THREADS) __global__
     void conv2d_bgrad_reduce_parts(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                                   storage_t* __restrict__ db, float* __restrict__ workspace) {
+                                   param_t* __restrict__ db, float* __restrict__ workspace) {
   __shared__ float partial[THREADS / 32];
   const int k = static_cast<int>(blockIdx.x / SPLITS), split = static_cast<int>(blockIdx.x % SPLITS);
   const unsigned pixels = static_cast<unsigned>(g.P) * g.Q;
@@ -80,11 +80,11 @@ extern "C" __launch_bounds__(THREADS) __global__
 
 extern "C" __launch_bounds__(THREADS) __global__
     void conv2d_bgrad_reduce(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                             storage_t* __restrict__ db, float* __restrict__ workspace) {
+                             param_t* __restrict__ db, float* __restrict__ workspace) {
   const int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (k >= g.K) return;
   float sum = 0.0f;
 #pragma unroll
   for (int split = 0; split < SPLITS; ++split) sum += workspace[static_cast<long long>(k) * SPLITS + split];
-  db[k] = from_float(sum);
+  db[k] = to_param(sum);
 }

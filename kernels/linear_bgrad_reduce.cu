@@ -11,7 +11,7 @@
 //
 // /// kernel
 // op     = "linear_bgrad"
-// dtypes = ["float32", "float16", "bfloat16"]
+// dtypes = ["float32", "float16", "bfloat16", "bfloat16/float32", "float16/float32"]
 // tile   = { WARPS = 8, UNROLL = 4 }
 // tune   = { WARPS = [4, 8, 16, 32], UNROLL = [2, 4, 8] }
 // grid   = ["ceil_div(K, 32)"]
@@ -25,7 +25,7 @@ static_assert((WARPS & (WARPS - 1)) == 0, "the tree halves the warps");
 
 extern "C" __launch_bounds__(32 * WARPS) __global__
     void linear_bgrad_reduce(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                             storage_t* __restrict__ db) {
+                             param_t* __restrict__ db) {
   __shared__ float partial[WARPS][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const long long k = static_cast<long long>(blockIdx.x) * 32 + lane;
@@ -50,5 +50,5 @@ extern "C" __launch_bounds__(32 * WARPS) __global__
     __syncthreads();
     if (warp < warps) partial[warp][lane] += partial[warp + warps][lane];
   }
-  if (warp == 0 && k < g.K) db[k] = from_float(partial[0][lane]);
+  if (warp == 0 && k < g.K) db[k] = to_param(partial[0][lane]);
 }

@@ -1,12 +1,15 @@
 // storage.cuh: how arrays are stored. Kernels compute in float and round once, on the way out.
 //
 //   storage_t                   float, __half or __nv_bfloat16, as the translation unit defines
-//   CONVKIT_STORAGE_... to_float, from_float        conversions; from_float rounds to nearest, ties to even
-//   Pack, PACK                  16 bytes of elements, what a thread moves at once: 4 floats or 8 of the
-//   others load_pack, store_pack       a pack at element i, where i is a multiple of PACK. One 128-bit access
-//   where the
-//                               array is aligned and the pack is whole; else element by element, none at or
-//                               beyond `size`. Which of the two never changes a result, only its speed.
+//                               CONVKIT_STORAGE_...
+//   param_t                     of the parameters and their gradients, where the dtype is a pair: as it
+//                               defines CONVKIT_PARAM_...; else it is storage_t
+//   to_float, from_float        conversions; from_float rounds to nearest, ties to even
+//   to_param                    from float to param_t, in the same way
+//   Pack, PACK                  16 bytes of elements, what a thread moves at once: 4 floats or 8 of the others
+//   load_pack, store_pack       a pack at element i, where i is a multiple of PACK. One 128-bit access where
+//                               the array is aligned and the pack is whole; else element by element, none at
+//                               or beyond `size`. Which of the two never changes a result, only its speed.
 //   aligned(p)                  whether 128-bit accesses to p are allowed
 #pragma once
 
@@ -26,6 +29,14 @@ __device__ __forceinline__ float to_float(storage_t value) { return value; }
 __device__ __forceinline__ storage_t from_float(float value) { return value; }
 #else
 #error "the translation unit must define CONVKIT_STORAGE_float32, _float16 or _bfloat16"
+#endif
+
+#if defined(CONVKIT_PARAM_float32)
+using param_t = float;
+__device__ __forceinline__ param_t to_param(float value) { return value; }
+#else
+using param_t = storage_t;
+__device__ __forceinline__ param_t to_param(float value) { return from_float(value); }
 #endif
 
 constexpr int PACK = 16 / sizeof(storage_t);

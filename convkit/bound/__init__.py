@@ -24,7 +24,7 @@ to build the key in a loop over the arguments takes twice as long as all the res
 from __future__ import annotations
 
 from .function import bindable, quick
-from .kept import FEW, MISS, Bound, OnGpu, caches, clear, leave, ranged
+from .kept import FEW, MISS, Bound, OnGpu, caches, clear, leave, ranged, unkeyed
 from .keys import Unusual, typed
 
 __all__ = [
@@ -40,4 +40,5 @@ __all__ = [
     "quick",
     "ranged",
     "typed",
+    "unkeyed",
 ]

@@ -301,6 +301,7 @@ class Trace:
     def __init__(self) -> None:
         self.call: Call | None = None
         self.ranges: list[tuple[str, int]] = []
+        self.unkeyed = False
 
 
 class _Local(threading.local):
@@ -330,6 +331,12 @@ def ranged(name: str, end: int) -> None:
     """`dispatch` has found the values of this array in [0, end)."""
     if _local.trace is not None:
         _local.trace.ranges.append((name, end))
+
+
+def unkeyed() -> None:
+    """Something decides how this call is carried out that is in no key, such as the dtype of `out`."""
+    if _local.trace is not None:
+        _local.trace.unkeyed = True
 
 
 def clear() -> None:
@@ -370,6 +377,8 @@ def first(
         result = run()
     call = trace.call
     if call is None or call.problem.empty or devices.emulating() or (device == "cpu" and not usual(out)):
+        return result
+    if trace.unkeyed:
         return result
     if before != (registry.generation(), devices.cpu_kernels):
         return result  # worked out while something changed, and so for one or for the other

@@ -65,6 +65,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import np_dtype
 from ..op import OPS, Problem, Tensors
 from ..ops.rounding import sums
 from ..ops.sgd import forbidden
@@ -163,7 +164,9 @@ def expected(op: str, problem: Problem, inputs: Tensors, options: dict[str, Any]
         for name, value in values.items():
             relative, least = _STORAGE.get(problem.dtype_of(name), (0.0, 0.0))
             weight, scale = arithmetic[name]
-            if weight is None:  # nothing to round
+            if weight is None:  # nothing to round, but where a cast is all there is
+                if value.dtype.kind == "f":
+                    value = value.astype(np_dtype(problem.dtype_of(name))).astype(np.float64)
                 rounding, storage = np.zeros(value.shape), np.zeros(value.shape)
                 if not (finite := np.isfinite(value)).all():
                     rounding[~finite] = np.nan

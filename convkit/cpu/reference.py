@@ -11,7 +11,7 @@ from ..registry import ALL_DTYPES, Implementation, add
 for _op in OPS.values():
     add(
         Implementation(
-            _op.name, "reference", _op.define, dtypes=ALL_DTYPES, rank=-100, error=0.0,
+            _op.name, "reference", _op.define, dtypes=(*ALL_DTYPES, *_op.pairs), rank=-100, error=0.0,
             source=_op.define.__code__.co_filename,
         )
     )  # fmt: skip

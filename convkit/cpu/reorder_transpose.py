@@ -1,4 +1,7 @@
-"""Between layouts: NCHW and nChw16c in C++ (native/kernels/reorder.cpp), NCHW and NHWC by NumPy."""
+"""Between layouts: NCHW and nChw16c in C++ (native/kernels/reorder.cpp), NCHW and NHWC by NumPy.
+
+NumPy also casts, from float32 to a 16-bit type; in NCHW it does nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..layouts import NHWC
+from ..op import PAIRS
 from ..ops.reorder import Reorder
 from ..registry import ALL_DTYPES, implements
 from .native_call import compiled, kernel
@@ -25,11 +29,16 @@ def reorder_unblock(g: Reorder) -> Launch:
     return kernel("reorder_transpose_unblock", g.N, g.C, g.H * g.W)
 
 
-@implements("reorder", name="numpy", layout="NCHW>NHWC", dtypes=ALL_DTYPES)
+@implements("reorder", name="numpy", layout="NCHW>NHWC", dtypes=(*ALL_DTYPES, *PAIRS))
 def reorder_to_nhwc(g: Reorder, x: Array, y: Array) -> None:
     NHWC.pack(x, y)
 
 
-@implements("reorder", name="numpy", layout="NHWC>NCHW", dtypes=ALL_DTYPES)
+@implements("reorder", name="numpy", layout="NHWC>NCHW", dtypes=(*ALL_DTYPES, *PAIRS))
 def reorder_from_nhwc(g: Reorder, x: Array, y: Array) -> None:
     y[...] = x.transpose(0, 3, 1, 2)
+
+
+@implements("reorder", name="numpy", dtypes=PAIRS)
+def reorder_cast(g: Reorder, x: Array, y: Array) -> None:
+    y[...] = x

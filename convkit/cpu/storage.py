@@ -2,7 +2,8 @@
 
 `accelerates(op, name=...)` registers a function that is written for float32 and float64, and adds
 
-- the 16-bit types: stored narrow, widened to float32 on the way in, rounded once on the way out;
+- the 16-bit types: stored narrow, widened to float32 on the way in, rounded once on the way out; and pairs
+  with them, whose gradients of parameters are not rounded;
 - read-only inputs: no implementation can modify one, and Numba sees one signature;
 - aligned inputs;
 - the flag `finite` of an op that only updates: where it holds 0, the function is not called.
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import np_dtype
-from ..op import OPS, Problem
+from ..op import OPS, Problem, storage_dtype
 from ..ops.sgd import forbidden, keep
 from ..registry import ALL_DTYPES, Implementation, add
 
@@ -86,7 +87,8 @@ def _add(
     old_of = [declared_op.inputs.index(name) for name in declared_op.updates.values()]
     # What makes more than new values (a dx beside them) has to look at the flag itself.
     flags = declared_op.flags if len(old_of) == len(declared_op.outputs) else ()
-    dtypes = ALL_DTYPES if float64 else tuple(d for d in ALL_DTYPES if d != "float64")
+    plain = ALL_DTYPES if float64 else tuple(d for d in ALL_DTYPES if d != "float64")
+    dtypes = (*plain, *declared_op.pairs)
 
     def prepare(problem: Any) -> Run:
         if problem.dtype in ("float32", "float64"):
@@ -98,7 +100,7 @@ def _add(
                 run(*map(_read_only, arrays[:arity]), *arrays[arity:], **options)
 
             return protected
-        narrow, wide = np_dtype(problem.dtype), bind(replace(problem, dtype="float32"))
+        narrow, wide = np_dtype(storage_dtype(problem.dtype)), bind(replace(problem, dtype="float32"))
 
         def widened(*arrays: Any, **options: Any) -> None:
             outputs = arrays[arity:]

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import OptionError, unknown
 from ..op import OPS, Op, Problem
 from ..paths import kernels_dir
-from ..registry import ALL_DTYPES, MATH
+from ..registry import MATH, require_dtype
 from . import expressions
 
 if sys.version_info >= (3, 11):
@@ -59,6 +59,7 @@ class Header:
     ----------
     op : str
     dtypes : tuple of str
+        Also pairs, "bfloat16/float32": see `storage.cuh`.
     tile : dict of str to int
         Reach the source as `constexpr int`.
     tiles : tuple of dict of str to int
@@ -273,8 +274,7 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
     for text in (*named, block.get("when") or "0", block.get("workspace") or "0"):
         expressions.parse(text)
     for dtype in block.get("dtypes", ()):
-        if dtype not in ALL_DTYPES:
-            raise unknown("dtype", dtype, ALL_DTYPES)
+        require_dtype(op, dtype)
     if block.get("math", "fp32") not in MATH:
         raise unknown("math", block["math"], MATH)
     if type(block.get("truncates", False)) is not bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..op import Problem
+from ..op import Problem, param_dtype, storage_dtype
 from . import dividers
 from .header import KernelFile
 
@@ -15,16 +15,20 @@ STORAGE = {"float32": "float", "float64": "double", "float16": "__half", "bfloat
 def translation_unit(kernel: KernelFile, problem: Problem, tile: Mapping[str, int] | None = None) -> str:
     """The whole source that is compiled, for NVRTC, nvcc and the emulator alike.
 
-    In front of the file stand the problem's struct, `storage_t` (the type of the arrays), the tile, and
+    In front of the file stand the problem's struct, the dtype of the arrays, and of parameters where that is
+    another one (storage.cuh makes `storage_t` and `param_t` of them), the tile, and
     `GEOMETRY(type)`, the kernel's first parameter: it declares `g`, at run time or, where the header says
     `geometry = "constexpr"`, as a constant. `#line` makes messages name the file's own lines.
     """
     kind = type(problem).__name__
     values = {**kernel.header.tile, **(tile or {})}
+    dtype: str = problem.dtype  # type: ignore[attr-defined]
+    storage, parameters = storage_dtype(dtype), param_dtype(dtype)
     lines = [
         f"// {kernel.stem}: what convkit declares in front of the file",
         problem.c_struct(),
-        f"#define CONVKIT_STORAGE_{problem.dtype} 1",  # type: ignore[attr-defined]
+        f"#define CONVKIT_STORAGE_{storage} 1",
+        *([f"#define CONVKIT_PARAM_{parameters} 1"] if parameters != storage else []),
     ]
     lines += [f"[[maybe_unused]] constexpr int {name} = {value};" for name, value in values.items()]
     header, name = kernel.header, "type"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from ..options import shape_of
 @dataclass(frozen=True)
 class ChannelSum(Problem):
     """The gradient of a bias: dy of shape (N, K, ...) summed over all but K."""
+
+    of_parameters: ClassVar[frozenset[str]] = frozenset(("db",))
 
     N: int
     K: int

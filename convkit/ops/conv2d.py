@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ Array = np.ndarray
 @dataclass(frozen=True)
 class Conv2d(Problem):
     """A 2-D convolution (cross-correlation, as in every deep-learning library), for all its passes."""
+
+    of_parameters: ClassVar[frozenset[str]] = frozenset(("dw", "db"))
 
     N: int
     C: int
@@ -499,6 +501,7 @@ def conv2d_wgrad(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    dtype: str | None = None,
     math: str | None = None,
     impl: str | None = None,
     out: A | None = None,
@@ -512,6 +515,9 @@ def conv2d_wgrad(
     w_shape : (K, C/groups, R, S)
     stride, padding, dilation, groups, math
         As in `conv2d_fprop`.
+    dtype : str, optional
+        Of the gradient: by default that of x and dy. Of 16-bit arrays it may be "float32": the sum, which is
+        in float32 anyhow, is then not rounded.
 
     Returns
     -------
@@ -520,18 +526,26 @@ def conv2d_wgrad(
     """
     a = Arguments("conv2d_wgrad", x=x, dy=dy)
     problem = Conv2d.of(
-        a.x.shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=a.dtype
+        a.x.shape,
+        w_shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=a.with_parameters(dtype),
     )
     return a.run(problem, out=out, impl=impl, math=math)
 
 
 @operation
-def conv2d_bgrad(dy: A, *, impl: str | None = None, out: A | None = None) -> A:
+def conv2d_bgrad(dy: A, *, dtype: str | None = None, impl: str | None = None, out: A | None = None) -> A:
     """2-D convolution: gradient with respect to its bias.
 
     Parameters
     ----------
     dy : array, (N, K, P, Q)
+    dtype : str, optional
+        As in `conv2d_wgrad`.
 
     Returns
     -------
@@ -539,7 +553,7 @@ def conv2d_bgrad(dy: A, *, impl: str | None = None, out: A | None = None) -> A:
         dy summed over images and pixels.
     """
     a = Arguments("conv2d_bgrad", dy=dy)
-    return a.run(ChannelSum.of(a.dy.shape, 4, a.dtype), out=out, impl=impl)
+    return a.run(ChannelSum.of(a.dy.shape, 4, a.with_parameters(dtype)), out=out, impl=impl)
 
 
 @operation
@@ -589,6 +603,7 @@ def conv2d_wgrad_bgrad(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    dtype: str | None = None,
     math: str | None = None,
     impl: str | None = None,
     out: tuple[A, A] | None = None,
@@ -605,6 +620,8 @@ def conv2d_wgrad_bgrad(
     w_shape : (K, C/groups, R, S)
     stride, padding, dilation, groups, math
         As in `convkit.conv2d_fprop`.
+    dtype : str, optional
+        Of both gradients, as in `convkit.conv2d_wgrad`.
 
     Returns
     -------
@@ -615,6 +632,12 @@ def conv2d_wgrad_bgrad(
     """
     a = Arguments("conv2d_wgrad_bgrad", x=x, dy=dy)
     problem = Conv2d.of(
-        a.x.shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=a.dtype
+        a.x.shape,
+        w_shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=a.with_parameters(dtype),
     )
     return a.run(problem, out=out, impl=impl, math=math)

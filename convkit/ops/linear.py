@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ Array = np.ndarray
 @dataclass(frozen=True)
 class Linear(Problem):
     """y = x w^T + b: N rows of C inputs to K outputs."""
+
+    of_parameters: ClassVar[frozenset[str]] = frozenset(("dw",))
 
     N: int
     C: int
@@ -52,7 +54,7 @@ class Linear(Problem):
         return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights, "finite": (1,)}
 
     def dtype_of(self, tensor: str) -> str:
-        return "int32" if tensor == "finite" else self.dtype
+        return "int32" if tensor == "finite" else super().dtype_of(tensor)
 
     def flops(self, op: str) -> int:
         return 2 * self.N * self.C * self.K * (2 if op == "linear_dgrad_wgrad_sgd" else 1)
@@ -276,13 +278,23 @@ def linear_dgrad(dy: A, w: A, *, math: str | None = None, impl: str | None = Non
 
 
 @operation
-def linear_wgrad(x: A, dy: A, *, math: str | None = None, impl: str | None = None, out: A | None = None) -> A:
+def linear_wgrad(
+    x: A,
+    dy: A,
+    *,
+    dtype: str | None = None,
+    math: str | None = None,
+    impl: str | None = None,
+    out: A | None = None,
+) -> A:
     """Fully connected layer: gradient with respect to its weights, ``dw = dy^T x``.
 
     Parameters
     ----------
     x : array, (N, C)
     dy : array, (N, K)
+    dtype : str, optional
+        As in `conv2d_wgrad`.
 
     Returns
     -------
@@ -292,24 +304,26 @@ def linear_wgrad(x: A, dy: A, *, math: str | None = None, impl: str | None = Non
     a = Arguments("linear_wgrad", x=x, dy=dy)
     if a.x.ndim != 2 or a.dy.ndim != 2:
         raise ShapeError(f"x must be (N, C) and dy (N, K), not {a.x.shape} and {a.dy.shape}")
-    problem = Linear.of(a.x.shape, (a.dy.shape[1], a.x.shape[1]), a.dtype)
+    problem = Linear.of(a.x.shape, (a.dy.shape[1], a.x.shape[1]), a.with_parameters(dtype))
     return a.run(problem, out=out, impl=impl, math=math)
 
 
 @operation
-def linear_bgrad(dy: A, *, impl: str | None = None, out: A | None = None) -> A:
+def linear_bgrad(dy: A, *, dtype: str | None = None, impl: str | None = None, out: A | None = None) -> A:
     """Fully connected layer: gradient with respect to its bias, dy summed over the batch.
 
     Parameters
     ----------
     dy : array, (N, K)
+    dtype : str, optional
+        As in `conv2d_wgrad`.
 
     Returns
     -------
     db : array, (K,)
     """
     a = Arguments("linear_bgrad", dy=dy)
-    return a.run(ChannelSum.of(a.dy.shape, 2, a.dtype), out=out, impl=impl)
+    return a.run(ChannelSum.of(a.dy.shape, 2, a.with_parameters(dtype)), out=out, impl=impl)
 
 
 @operation

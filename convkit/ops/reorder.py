@@ -1,16 +1,19 @@
-"""The same tensor in another layout: `reorder`. A plan places it where two layouts meet."""
+"""The same tensor in another layout or dtype: `reorder`. A plan places it where two of them meet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..arrays import A
+from ..arrays import A, dtype_name, view
+from ..bound import unkeyed
 from ..dispatch import Arguments, operation
-from ..op import Cases, Problem, Shape, defines, draw, extent
+from ..layouts import Tensor
+from ..op import PAIRS, Cases, Problem, Shape, defines, draw, extent
 from ..options import shape_of
 from .rounding import exact
 
@@ -19,7 +22,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Reorder(Problem):
-    """The same tensor in another layout."""
+    """The same tensor in another layout; of a pair dtype, x is of the second, and y of the first.
+
+    Weights are such a tensor too: (K, C/groups, R, S) for (N, C, H, W).
+    """
+
+    of_parameters: ClassVar[frozenset[str]] = frozenset(("x",))
 
     N: int
     C: int
@@ -84,6 +92,8 @@ def reorder(x: A, *, impl: str | None = None, out: A | None = None) -> A:
     Parameters
     ----------
     x : array or `convkit.layouts.Tensor`, (N, C, H, W)
+    out : array or `convkit.layouts.Tensor`, (N, C, H, W), optional
+        Where x is float32, it may be float16 or bfloat16: each element is rounded to nearest, ties to even.
 
     Returns
     -------
@@ -91,4 +101,15 @@ def reorder(x: A, *, impl: str | None = None, out: A | None = None) -> A:
     """
     a = Arguments("reorder", x=x)
     N, C, H, W = shape_of("x", tuple(a.x.shape), 4, "(N, C, H, W)")
-    return a.run(Reorder(N, C, H, W, a.dtype), out=out, impl=impl)
+    return a.run(Reorder(N, C, H, W, _with(a.dtype, out)), out=out, impl=impl)
+
+
+def _with(dtype: str, out: Any) -> str:
+    """The problem's dtype for an x of this one: a pair where `out` is of another one that fits."""
+    if out is None:
+        return dtype
+    array = out.data if isinstance(out, Tensor) else view("out (y)", out, write=True)
+    if (pair := f"{dtype_name('out (y)', array)}/{dtype}") not in PAIRS:
+        return dtype
+    unkeyed()
+    return pair

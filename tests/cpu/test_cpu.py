@@ -72,6 +72,7 @@ CASES = [
     ("conv2d_dgrad_relu", SHALLOW, {}),
     ("conv2d_dgrad_relu", MAPS, {}),
     ("reorder", Reorder(3, 20, 15, 14), {}),
+    ("reorder", Reorder(3, 20, 15, 14, "bfloat16/float32"), {}),
     ("crop_images", CropImages(5, 40, 37, 3, 33, "image", reverse=True), {}),
     ("crop_images", CropImages(7, 28, 28, 1, 28, "crop"), {}),
     ("lrn_maxpool2d_fprop", NORM_POOL, {}),
@@ -106,7 +107,7 @@ CASES = [
     ("loss_summary", LossSummary(1000), {}),
     ("sgd_momentum", FLAT, SGD),
 ]
-#: A plan's alone: no implementation but the reference takes users' arrays.
+#: Without a cast no implementation but the reference takes users' arrays.
 BLOCKED_ONLY = {"reorder"}
 IDS = [f"{i}-{op}" for i, (op, _, _) in enumerate(CASES)]
 
