@@ -15,7 +15,7 @@
 //
 // /// kernel
 // op        = "conv2d_bgrad"
-// dtypes    = ["float32", "float16", "bfloat16"]
+// dtypes    = ["float32", "float16", "bfloat16", "float16/float32", "bfloat16/float32"]
 // layout    = "NHWC"
 // tile      = { THREADS = 256, SPLITS = 528, UNROLL = 4, CHANNELS = 8 }
 // tune      = { THREADS = [128, 256, 512], SPLITS = [132, 264, 528, 1056], UNROLL = [2, 4, 8] }
@@ -57,7 +57,7 @@ static_assert(THREADS % 32 == 0, "whole warps");
 // workspace[split*K + k]: the sum of a run of rows of column k.
 extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void conv2d_bgrad_columns_parts(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                                    storage_t* __restrict__ db, float* __restrict__ workspace) {
+                                    param_t* __restrict__ db, float* __restrict__ workspace) {
   DYN_SMEM(float, partial);
   const int width = static_cast<int>(g.by_width.divisor), deep = THREADS / g.by_width;
   const int lane = static_cast<int>(threadIdx.x) % g.by_width,
@@ -93,7 +93,7 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
 
 extern "C" __launch_bounds__(THREADS) __global__
     void conv2d_bgrad_columns(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                              storage_t* __restrict__ db, float* __restrict__ workspace) {
+                              param_t* __restrict__ db, float* __restrict__ workspace) {
   __shared__ float partial[WARPS][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = static_cast<int>(g.by_splits.divisor);
   const int k = static_cast<int>(blockIdx.x) * 32 + lane;
@@ -116,5 +116,5 @@ extern "C" __launch_bounds__(THREADS) __global__
   sum = 0.0f;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) sum += partial[w][lane];
-  db[k] = from_float(sum);
+  db[k] = to_param(sum);
 }

@@ -6,7 +6,7 @@
 //          are swizzled: no bank conflict. Else, as for images of 3 channels, weights of 3 x 3 taps or maps of
 //          6 x 6 pixels, it takes all of the short side and a piece of the long one: on one of both sides that is
 //          one piece of memory. Where an extent is 1 nothing changes its place, and all images are one copy.
-// Traffic  x once, y once: 4 bytes for each element of 16 bits, 8 of float32. 128-bit accesses where they are
+// Traffic  x once, y once: 4 bytes for each element of 16 bits, 8 of float32, 6 where float32 is cast to 16 bits. 128-bit accesses where they are
 //          aligned; else each lane moves an element, so that a warp's access is 64 or 128 bytes.
 // Bound    memory. In 16 bits a block of 64 x 64 moves 16 KB, with 64 of the 256 threads' bytes under way in each
 //          warp-wide access; its one barrier stands between loads and stores, and 6 blocks on an SM keep both
@@ -14,7 +14,7 @@
 //
 // /// kernel
 // op     = "reorder"
-// dtypes = ["float32", "float16", "bfloat16"]
+// dtypes = ["float32", "float16", "bfloat16", "float16/float32", "bfloat16/float32"]
 // layout = "NHWC>NCHW"
 // tile   = { THREADS = 256, TILE = 64, THIN = 64, PIECE = 4096 }
 // tune   = { PIECE = [2048, 4096, 8192] }
@@ -52,7 +52,7 @@
 #include "transpose.cuh"
 
 extern "C" __launch_bounds__(THREADS) __global__
-    void reorder_deinterleave(GEOMETRY(Reorder), const storage_t* __restrict__ x, storage_t* __restrict__ y) {
+    void reorder_deinterleave(GEOMETRY(Reorder), const param_t* __restrict__ x, storage_t* __restrict__ y) {
   const int across = static_cast<int>(blockIdx.x % g.by_across);
   const unsigned rest = blockIdx.x / g.by_across;
   const int down = static_cast<int>(rest % g.by_down);
@@ -61,7 +61,7 @@ extern "C" __launch_bounds__(THREADS) __global__
 }
 
 extern "C" __launch_bounds__(THREADS) __global__
-    void reorder_deinterleave_thin(GEOMETRY(Reorder), const storage_t* __restrict__ x,
+    void reorder_deinterleave_thin(GEOMETRY(Reorder), const param_t* __restrict__ x,
                                    storage_t* __restrict__ y) {
   transpose_piece(g, x, y, g.H * g.W, g.C);
 }
