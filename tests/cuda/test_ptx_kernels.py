@@ -146,12 +146,14 @@ def test_random_geometries(path, dtype):
 # ---------------------------------------------------------------------------------------------------
 #: The kernels with `bar.sync`, and how many they have in the first dtype that they take.
 BARRIERS = {
-    "conv2d_bgrad_reduce": 1, "conv2d_dgrad_implicit_gemm": 3, "conv2d_dgrad_relu_implicit_gemm": 3,
+    "conv2d_bgrad_columns": 2, "conv2d_bgrad_reduce": 1,
+    "conv2d_dgrad_implicit_gemm": 3, "conv2d_dgrad_relu_implicit_gemm": 3,
     "conv2d_fprop_implicit_gemm": 3, "conv2d_fprop_implicit_gemm_mma": 3,
     "conv2d_wgrad_bgrad_implicit_gemm": 4, "conv2d_wgrad_implicit_gemm": 3,
     "label_rank_row": 1, "linear_bgrad_reduce": 3, "linear_dgrad_gemm": 3, "linear_dgrad_wgrad_sgd_gemm": 6,
     "linear_fprop_gemm": 3, "linear_wgrad_gemm": 3, "linear_wgrad_sgd_gemm": 3, "loss_summary_block": 3,
-    "lrn_maxpool2d_fprop_band": 1, "softmax_xent_fprop_row": 2,
+    "lrn_maxpool2d_fprop_band": 1, "reorder_deinterleave": 3, "reorder_interleave": 3,
+    "softmax_xent_fprop_row": 2,
 }  # fmt: skip
 
 
