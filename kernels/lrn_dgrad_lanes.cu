@@ -16,8 +16,8 @@
 // op     = "lrn_dgrad"
 // dtypes = ["float32", "float16", "bfloat16"]
 // layout = "NHWC"
-// tile   = { THREADS = 256, CHANNELS = 8 }
-// tune   = { THREADS = [128, 256] }
+// tile   = { THREADS = 256, RUNS = 2, CHANNELS = 8 }
+// tune   = { THREADS = [128, 256], RUNS = [1, 2, 4] }
 // grid   = ["blocks"]
 // block  = ["THREADS"]
 // when   = "within == 0 and (size == 3 or size == 5 or size == 7) and counted < 2147400000"
@@ -26,7 +26,7 @@
 // runs    = "ceil_div(C // groups, CHANNELS)"
 // step    = "32 if 32 % runs == 0 else 30"
 // counted = "N*H*W*groups * runs"
-// blocks  = "ceil_div(counted, step * THREADS // 32)"
+// blocks  = "ceil_div(counted, step * THREADS // 32 * RUNS)"
 // [dividers]
 // by_channels = "C // groups"
 // by_runs     = "runs"
@@ -41,31 +41,43 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   static_assert(SIZE - 1 <= CHANNELS, "a lane that lends t has all x that these need");
   const int channels = static_cast<int>(g.by_channels.divisor);
-  const Lane lane = lane_of_thread(g, g.N * g.H * g.W * g.groups, static_cast<int>(blockIdx.x));
-  const long long at = static_cast<long long>(lane.row) * channels + lane.first;
-  Run run = load_run(x + at, lane.count, vectored(channels, x));
-  Run gradients = load_run(dy + at, lane.count, vectored(channels, dy));
-  // xs[j] is channel j - BEHIND of the run, ts[j] is t of channel j - AHEAD.
-  float xs[SIZE - 1 + CHANNELS], ts[SIZE - 1 + CHANNELS], made[CHANNELS];
+  const int rows = g.N * g.H * g.W * g.groups;
   const float scale = g.alpha / g.taps, factor = 2.0f * scale * g.beta;
-  see<BEHIND, AHEAD>(run, lane, xs);
+  const bool vector_dy = vectored(channels, dy), vector_x = vectored(channels, x);
+  const bool vector_dx = vectored(channels, dx);
+  Run of_x[RUNS], of_dy[RUNS];
+  Lane lanes[RUNS];
+  long long at[RUNS];
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) {
-    const Powers power = powers_of<NORMAL>(divisor<SIZE>(xs, c, scale, g.k), g.beta);
-    const float gradient = to_float(gradients[c]);
-    // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN anyway.
-    ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
-    made[c] = gradient * power.of_d;
+  for (int u = 0; u < RUNS; ++u) {
+    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + u);
+    at[u] = static_cast<long long>(lanes[u].row) * channels + lanes[u].first;
+    of_x[u] = load_run(x + at[u], lanes[u].count, vector_x);
+    of_dy[u] = load_run(dy + at[u], lanes[u].count, vector_dy);
   }
-  beside<AHEAD, BEHIND>(lane, ts);
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) {
-    float total = ts[c];
+  for (int u = 0; u < RUNS; ++u) {
+    // xs[j] is channel j - BEHIND of the run, ts[j] is t of channel j - AHEAD.
+    float xs[SIZE - 1 + CHANNELS], ts[SIZE - 1 + CHANNELS], made[CHANNELS];
+    see<BEHIND, AHEAD>(of_x[u], lanes[u], xs);
 #pragma unroll
-    for (int j = 1; j < SIZE; ++j) total += ts[c + j];
-    made[c] = fmaf(-factor * xs[BEHIND + c], total, made[c]);
+    for (int c = 0; c < CHANNELS; ++c) {
+      const Powers power = powers_of<NORMAL>(divisor<SIZE>(xs, c, scale, g.k), g.beta);
+      const float gradient = to_float(of_dy[u][c]);
+      // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN anyway.
+      ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
+      made[c] = gradient * power.of_d;
+    }
+    beside<AHEAD, BEHIND>(lanes[u], ts);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+      float total = ts[c];
+#pragma unroll
+      for (int j = 1; j < SIZE; ++j) total += ts[c + j];
+      made[c] = fmaf(-factor * xs[BEHIND + c], total, made[c]);
+    }
+    if (lanes[u].stores) store_run(dx + at[u], lanes[u].count, vector_dx, made);
   }
-  if (lane.stores) store_run(dx + at, lane.count, vectored(channels, dx), made);
 }
 
 template <int SIZE, class Geometry>
