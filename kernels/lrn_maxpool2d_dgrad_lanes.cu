@@ -11,8 +11,9 @@
 //          9.25 in fp32. From L1, each window four times; from L1 or L2, 1 of 15 runs twice where those of a row do
 //          not divide 32. One after the other, the gradients of the pool, of LRN and of the ReLU move 14.75 and
 //          29.25 bytes.
-// Bound    DRAM bandwidth and issue alike in 16 bits: for size 5 about 33 instructions for each element, 2 of them
-//          roots, and 33 fit into its time; 64 in fp32. Predicted: 65 % of the copy rate in 16 bits, 75 % in fp32.
+// Bound    issue in 16 bits: for size 5 some 45 instructions for each element, 2 of them roots (counted in the code
+//          for sm_90a), where 33 fit into its time; in fp32, with 64, DRAM bandwidth. Predicted: 55 % of the copy
+//          rate in 16 bits, 70 % in fp32.
 //
 // /// kernel
 // op      = "lrn_maxpool2d_dgrad"

@@ -12,10 +12,10 @@
 // Traffic  x is read once from DRAM; again, from L1 or L2, 1 of 2 * WIDE columns and 1 of 2 * ROWS rows, and 1 of 15
 //          runs where those of a row do not divide 32. y and argmax are written once: 11 bytes for each output in
 //          16 bits, 21 in fp32. The two kernels apart write z and read it: 27 and 53.
-// Bound    issue and the special function unit in 16 bits: an output takes (1 + 1/(2 WIDE)) (1 + 1/(2 ROWS)) * 4 =
-//          5.4 normalised pixels, of some 12 instructions with 2 roots each, and some 30 for its maximum: 95,
-//          against 76 that fit into the time of its bytes, and 86 cycles of roots. In fp32, DRAM bandwidth: 145
-//          fit. Predicted: 55 % of the copy rate in 16 bits, 75 % in fp32.
+// Bound    issue in 16 bits: an output takes (1 + 1/(2 WIDE)) (1 + 1/(2 ROWS)) * 4 = 5.4 normalised pixels, with 2 roots
+//          each, and the comparisons: for size 5 some 120 instructions (counted in the code for sm_90a), where 76
+//          fit into the time of its bytes. In fp32, where 145 fit, DRAM bandwidth. Predicted: 45 % of the copy rate
+//          in 16 bits, 70 % in fp32.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"

@@ -8,8 +8,9 @@
 //          window is unrolled. Pixels that windows share come from L1: those above from the lane's own loads.
 // Traffic  x is read once from DRAM (3/2 * 3/2 times from L1, for 3 x 3 at stride 2), y and argmax written
 //          once: in 16 bits 2 * stride_h * stride_w + 3 bytes for each output, in fp32 twice that less 1.
-// Bound    DRAM bandwidth: a tap is 5 instructions for each channel, an output some 50 for 3 x 3; 76 fit into the
-//          time of its 11 bytes at stride 2 in 16 bits, 145 in fp32. Predicted: 85 % of the copy rate.
+// Bound    DRAM bandwidth: an output of 3 x 3 inside the image is some 60 instructions for each channel (counted in
+//          16 bits in the code for sm_90a); 76 fit into the time of its 11 bytes at stride 2, and 145 in fp32.
+//          Predicted: 75 % of the copy rate in 16 bits, 85 % in fp32.
 //
 // /// kernel
 // op     = "maxpool2d_fprop"

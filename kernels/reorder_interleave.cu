@@ -8,9 +8,9 @@
 //          one piece of memory. Where an extent is 1 nothing changes its place, and all images are one copy.
 // Traffic  x once, y once: 4 bytes for each element of 16 bits, 8 of float32, 6 where float32 is cast to 16 bits. 128-bit accesses where they are
 //          aligned; else each lane moves an element, so that a warp's access is 64 or 128 bytes.
-// Bound    memory. In 16 bits a block of 64 x 64 moves 16 KB, with 64 of the 256 threads' bytes under way in each
-//          warp-wide access; its one barrier stands between loads and stores, and 6 blocks on an SM keep both
-//          busy. Predicted: 85 % of the copy rate for whole packs, 60 % in 16 bits where planes are odd.
+// Bound    memory. A block of 64 x 64 moves 16 KB in 16 bits, all of which it reads before its one barrier and
+//          writes behind it; other blocks on the SM read meanwhile. Predicted: 80 % of the copy rate where both
+//          sides have whole packs, 55 % in 16 bits where they have not.
 //
 // /// kernel
 // op     = "reorder"
