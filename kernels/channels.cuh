@@ -5,7 +5,7 @@
 //   Run               a run as it is stored: elements by index, and words of 32 bits
 //   load_run          the run at `from`; of it the first `count` elements exist, and the others come as zeros
 //   store_run         rounds to storage, and writes the first `count`
-//   vectored(g, p)    whether runs of p may be moved 128 bits at a time: rows of whole packs, and p aligned. It
+//   vectored(row, p)  whether runs of p may be moved 128 bits at a time: rows of whole packs, and p aligned. It
 //                     never changes a result.
 //   positions         8 bits of each of CHANNELS channels, as argmax has them, in two words
 #pragma once

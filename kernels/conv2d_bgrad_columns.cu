@@ -1,17 +1,19 @@
 // conv2d_bgrad_columns
 //   db[k] = sum over n,p,q of dy[n,p,q,k], in NHWC: the sums of the columns of a matrix of N*P*Q x K
 //
-// Tiling   two levels, each in a fixed order. The first launch cuts the rows into up to SPLITS runs, one block each.
-//          A lane has CHANNELS neighbouring columns; as many lanes as there are runs of them read a row, and the
-//          block's other lanes the next rows: a warp's access is one piece of memory. A lane adds up its columns,
-//          UNROLL rows at a time; then the lanes of a column are added up in order, by way of shared memory. The
-//          second launch adds up the parts of each column: 32 columns to a block, a warp takes every WARPS-th part.
-// Shared   sum j of the lanes' CHANNELS sums is in plane j. Planes are THREADS + width apart, where `width` lanes
-//          read a row, and lane t of row r reads plane r for column t: so that neighbouring lanes always have
-//          neighbouring banks.
-// Traffic  dy once, 16 bytes to a lane and access; 4 bytes of parts for each run and column, written and read.
-// Bound    DRAM bandwidth: 3 instructions for each element in 16 bits, 2 in fp32, of 13 and 27 that fit into its
-//          time. Predicted: 85 % of the read rate where dy is large; at N = 1 the second launch counts.
+// Tiling   two levels, each in a fixed order. The first launch cuts the rows into up to SPLITS runs, one
+//          block each. A lane has CHANNELS neighbouring columns; as many lanes as there are runs of them read
+//          a row, and the block's other lanes the next rows: a warp's access is one piece of memory. A lane
+//          adds up its columns, UNROLL rows at a time; then the lanes of a column are added up in order, by
+//          way of shared memory. The second launch adds up the parts of each column: 32 columns to a block, a
+//          warp takes every WARPS-th part.
+// Shared   sum j of the lanes' CHANNELS sums is in plane j. Planes are THREADS + width apart, where `width`
+//          lanes read a row, and lane t of row r reads plane r for column t: so that neighbouring lanes
+//          always have neighbouring banks.
+// Traffic  dy once, 16 bytes to a lane and access; 4 bytes of parts for each run and column, written and
+//          read.
+// Bound    DRAM bandwidth: 3 instructions for each element in 16 bits, 2 in fp32, of 13 and 27 that fit into
+//          its time. Predicted: 85 % of the read rate where dy is large; at N = 1 the second launch counts.
 //
 // /// kernel
 // op        = "conv2d_bgrad"

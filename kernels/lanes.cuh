@@ -25,9 +25,9 @@ struct Lane {
   bool stores;       // whether it is this lane's to store
 };
 
-// by_channels is the length of a row. Run of this thread, in the `chunk`-th set of a block's runs; there are `rows` * by_runs in all. by_step is the
-// number of runs that a warp stores. Runs are counted in 32 bits (`when` sees to that): a division is then three
-// instructions.
+// Run of this thread, in the `chunk`-th set of a block's runs; there are `rows` * by_runs in all. by_channels is
+// the length of a row, by_step the number of runs that a warp stores. Runs are counted in 32 bits (`when` sees to
+// that): a division is then three instructions.
 template <class Geometry>
 __device__ __forceinline__ Lane lane_of_thread(const Geometry& g, int rows, int chunk) {
   const int in_warp = threadIdx.x % 32, step = static_cast<int>(g.by_step.divisor), lent = (32 - step) / 2;

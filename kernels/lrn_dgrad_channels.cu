@@ -3,14 +3,14 @@
 //   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/size^2 * sum of x^2 over the window of j: size x size
 //   pixels of its map (region "within_channel"); in NHWC
 //
-// Tiling   a lane makes CHANNELS neighbouring channels of a pixel, as in lrn_fprop_channels. The first launch writes
-//          t and dy * d^-beta, as floats, into the workspace, so that d is made once for each element and not
-//          once for each pair; the second one adds up t.
-// Traffic  first launch: x size^2 times, all but once from L1 and L2; dy once; 8 bytes written. Second launch: t
-//          likewise, 4 bytes of dy * d^-beta, x; dx written. In all 26 bytes of DRAM for each element in 16 bits,
-//          36 in fp32, against 6 and 12 that are compulsory.
-// Bound    L1 and issue: some 2.5 instructions for each tap and channel. Predicted: 15 % of the rate of a copy of
-//          the compulsory bytes for 5 x 5 in 16 bits, 20 % in fp32.
+// Tiling   a lane makes CHANNELS neighbouring channels of a pixel, as in lrn_fprop_channels. The first launch
+//          writes t and dy * d^-beta, as floats, into the workspace, so that d is made once for each element
+//          and not once for each pair; the second one adds up t.
+// Traffic  first launch: x size^2 times, all but once from L1 and L2; dy once; 8 bytes written. Second
+//          launch: t likewise, 4 bytes of dy * d^-beta, x; dx written. In all 26 bytes of DRAM for each
+//          element in 16 bits, 36 in fp32, against 6 and 12 that are compulsory.
+// Bound    L1 and issue: some 2.5 instructions for each tap and channel. Predicted: 15 % of the rate of a
+//          copy of the compulsory bytes for 5 x 5 in 16 bits, 20 % in fp32.
 //
 // /// kernel
 // op        = "lrn_dgrad"

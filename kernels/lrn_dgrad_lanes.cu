@@ -3,15 +3,16 @@
 //   t[j] = dy[j] * x[j] * d[j]^(-beta-1),  d[j] = k + alpha/size * sum of x[i]^2 over i in [j - behind, j +
 //   ahead], all at one pixel, as far as i and j are in c's group of channels; in NHWC
 //
-// Tiling   as lrn_fprop_lanes: a lane has CHANNELS neighbouring channels of a pixel. Shuffles bring it the x beside
-//          its own, of which it makes d and t of its own channels, and then the t beside its own, which the
-//          neighbours have made: no t is made twice. It makes RUNS runs, all of which it loads first. d is made again from x rather than kept by the forward pass:
-//          that would cost a write there and a read here. No shared memory, no barrier.
-// Traffic  dy and x once, dx once: 6 bytes for each element in 16 bits, 12 in fp32; 16 bytes to a lane and access.
-//          Where the runs of a row do not divide 32, 1 of 15 runs is read twice, from L1 or L2.
-// Bound    DRAM bandwidth: for size 5, beta 0.75 and k >= 1 some 37 instructions for each element, 2 of them roots
-//          (counted in 16 bits in the code for sm_90a), against 41 that fit into its time in 16 bits and 82 in
-//          fp32. Predicted: 70 % of the copy rate in 16 bits, 80 % in fp32.
+// Tiling   as lrn_fprop_lanes: a lane has CHANNELS neighbouring channels of a pixel. Shuffles bring it the x
+//          beside its own, of which it makes d and t of its own channels, and then the t beside its own,
+//          which the neighbours have made: no t is made twice. It makes RUNS runs, all of which it loads
+//          first. d is made again from x rather than kept by the forward pass: that would cost a write there
+//          and a read here. No shared memory, no barrier.
+// Traffic  dy and x once, dx once: 6 bytes for each element in 16 bits, 12 in fp32; 16 bytes to a lane and
+//          access. Where the runs of a row do not divide 32, 1 of 15 runs is read twice, from L1 or L2.
+// Bound    DRAM bandwidth: for size 5, beta 0.75 and k >= 1 some 37 instructions for each element, 2 of them
+//          roots (counted in 16 bits in the code for sm_90a), against 41 that fit into its time in 16 bits
+//          and 82 in fp32. Predicted: 70 % of the copy rate in 16 bits, 80 % in fp32.
 //
 // /// kernel
 // op     = "lrn_dgrad"

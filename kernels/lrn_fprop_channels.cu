@@ -2,12 +2,12 @@
 //   y[n,h,w,c] = x[n,h,w,c] * d^-beta,  d = k + alpha/size^2 * sum of x[n,i,j,c]^2 over the pixels (i, j) of a
 //   window of size x size around (h, w), as far as they are in the map (region "within_channel"); in NHWC
 //
-// Tiling   a lane makes CHANNELS neighbouring channels of a pixel, for which each pixel of the window is one access
-//          of 16 bytes (of 16-bit elements; two in fp32). A row of the window is added up before it is added to
-//          the others.
+// Tiling   a lane makes CHANNELS neighbouring channels of a pixel, for which each pixel of the window is one
+//          access of 16 bytes (of 16-bit elements; two in fp32). A row of the window is added up before it is
+//          added to the others.
 // Traffic  x once from DRAM, size^2 times from L1 and L2; y once.
-// Bound    L1 and issue: some 2.5 instructions for each tap and channel. Predicted: 35 % of the copy rate for 5 x 5
-//          in 16 bits, 60 % in fp32.
+// Bound    L1 and issue: some 2.5 instructions for each tap and channel. Predicted: 35 % of the copy rate for
+//          5 x 5 in 16 bits, 60 % in fp32.
 //
 // /// kernel
 // op     = "lrn_fprop"

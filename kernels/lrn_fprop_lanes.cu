@@ -2,15 +2,16 @@
 //   y[n,h,w,c] = x[n,h,w,c] * d^-beta,  d = k + alpha/size * sum of x[n,h,w,j]^2 over j in [c - behind, c +
 //   ahead], as far as j is in c's group of channels; in NHWC
 //
-// Tiling   a window lies along memory. A lane has CHANNELS neighbouring channels of a pixel, neighbouring lanes
-//          the next ones, and what a window sees of the runs beside the lane's own comes by shuffles (lanes.cuh).
-//          It makes RUNS runs, all of which it loads before it computes. The squares are added afresh for each
-//          channel: a running sum would keep rounding errors, and a NaN, for good. No shared memory, no barrier.
-// Traffic  x once, y once: 4 bytes for each element in 16 bits, 8 in fp32; 16 bytes to a lane and access. Where the
-//          runs of a row do not divide 32, 1 of 15 runs is read twice, from L1 or L2.
-// Bound    DRAM bandwidth: for size 5, beta 0.75 and k >= 1 some 25 instructions for each element, 2 of them roots
-//          (counted in 16 bits in the code for sm_90a), against 27 that fit into its time in 16 bits and 55 in
-//          fp32. Predicted: 70 % of the copy rate in 16 bits, 85 % in fp32.
+// Tiling   a window lies along memory. A lane has CHANNELS neighbouring channels of a pixel, neighbouring
+//          lanes the next ones, and what a window sees of the runs beside the lane's own comes by shuffles
+//          (lanes.cuh). It makes RUNS runs, all of which it loads before it computes. The squares are added
+//          afresh for each channel: a running sum would keep rounding errors, and a NaN, for good. No shared
+//          memory, no barrier.
+// Traffic  x once, y once: 4 bytes for each element in 16 bits, 8 in fp32; 16 bytes to a lane and access.
+//          Where the runs of a row do not divide 32, 1 of 15 runs is read twice, from L1 or L2.
+// Bound    DRAM bandwidth: for size 5, beta 0.75 and k >= 1 some 25 instructions for each element, 2 of them
+//          roots (counted in 16 bits in the code for sm_90a), against 27 that fit into its time in 16 bits
+//          and 55 in fp32. Predicted: 70 % of the copy rate in 16 bits, 85 % in fp32.
 //
 // /// kernel
 // op     = "lrn_fprop"

@@ -3,17 +3,18 @@
 //   3/2*alpha/size * x[c] * sum of t[j] over j in [c - ahead, c + behind], t[j] = dz[j] * x[j] * d[j]^-7/4, as
 //   lrn_dgrad has it; in NHWC. dz is not stored. With relu, dx is zero where x is not positive.
 //
-// Tiling   a lane makes 2 x 2 pixels of CHANNELS neighbouring channels: it loads the four windows that they lie in,
-//          each once (patch.cuh), and makes dz of them in registers. Along the channels it does as
-//          lrn_dgrad_lanes: shuffles bring the x beside its own, and then the t that its neighbours have made. A
-//          lane's loads are all under way before it computes. No atomics, no shared memory, no barrier.
-// Traffic  x, dy and argmax are read once from DRAM and dx is written once: 4.75 bytes for each pixel in 16 bits,
-//          9.25 in fp32. From L1, each window four times; from L1 or L2, 1 of 15 runs twice where those of a row do
-//          not divide 32. One after the other, the gradients of the pool, of LRN and of the ReLU move 14.75 and
-//          29.25 bytes.
-// Bound    issue in 16 bits: for size 5 some 45 instructions for each element, 2 of them roots (counted in the code
-//          for sm_90a), where 33 fit into its time; in fp32, with 64, DRAM bandwidth. Predicted: 55 % of the copy
-//          rate in 16 bits, 70 % in fp32.
+// Tiling   a lane makes 2 x 2 pixels of CHANNELS neighbouring channels: it loads the four windows that they
+//          lie in, each once (patch.cuh), and makes dz of them in registers. Along the channels it does as
+//          lrn_dgrad_lanes: shuffles bring the x beside its own, and then the t that its neighbours have
+//          made. A lane's loads are all under way before it computes. No atomics, no shared memory, no
+//          barrier.
+// Traffic  x, dy and argmax are read once from DRAM and dx is written once: 4.75 bytes for each pixel in 16
+//          bits, 9.25 in fp32. From L1, each window four times; from L1 or L2, 1 of 15 runs twice where those
+//          of a row do not divide 32. One after the other, the gradients of the pool, of LRN and of the ReLU
+//          move 14.75 and 29.25 bytes.
+// Bound    issue in 16 bits: for size 5 some 45 instructions for each element, 2 of them roots (counted in
+//          the code for sm_90a), where 33 fit into its time; in fp32, with 64, DRAM bandwidth. Predicted: 55
+//          % of the copy rate in 16 bits, 70 % in fp32.
 //
 // /// kernel
 // op      = "lrn_maxpool2d_dgrad"

@@ -2,20 +2,20 @@
 //   z = x * d^-3/4, as lrn_fprop has it; y and argmax = the maximum of z over each window of 3 x 3 at stride 2,
 //   and where it is, as maxpool2d_fprop has them; in NHWC. z is not stored.
 //
-// Tiling   a lane makes WIDE outputs side by side, of CHANNELS neighbouring channels, and walks down up to ROWS
-//          rows of them: of each row of pixels it normalises 2 * WIDE + 1, whose neighbouring channels come by
-//          shuffles (lanes.cuh), takes the maxima of 3 columns, and lets these meet the windows that the row lies
-//          in. So rows and columns are compared in the order of positions, and nothing is kept but one window's
-//          maxima. No shared memory, no barrier. The border of the image is repeated where a window reaches
-//          beyond it: a repeated value comes behind the one that it repeats, which has won by then; at the top
-//          and on the left it comes first, and is given the position of what it repeats.
-// Traffic  x is read once from DRAM; again, from L1 or L2, 1 of 2 * WIDE columns and 1 of 2 * ROWS rows, and 1 of 15
-//          runs where those of a row do not divide 32. y and argmax are written once: 11 bytes for each output in
-//          16 bits, 21 in fp32. The two kernels apart write z and read it: 27 and 53.
-// Bound    issue in 16 bits: an output takes (1 + 1/(2 WIDE)) (1 + 1/(2 ROWS)) * 4 = 5.4 normalised pixels, with 2 roots
-//          each, and the comparisons: for size 5 some 120 instructions (counted in the code for sm_90a), where 76
-//          fit into the time of its bytes. In fp32, where 145 fit, DRAM bandwidth. Predicted: 45 % of the copy rate
-//          in 16 bits, 70 % in fp32.
+// Tiling   a lane makes WIDE outputs side by side, of CHANNELS neighbouring channels, and walks down up to
+//          ROWS rows of them: of each row of pixels it normalises 2 * WIDE + 1, whose neighbouring channels
+//          come by shuffles (lanes.cuh), takes the maxima of 3 columns, and lets these meet the windows that
+//          the row lies in. So rows and columns are compared in the order of positions, and nothing is kept
+//          but one window's maxima. No shared memory, no barrier. The border of the image is repeated where a
+//          window reaches beyond it: a repeated value comes behind the one that it repeats, which has won by
+//          then; at the top and on the left it comes first, and is given the position of what it repeats.
+// Traffic  x is read once from DRAM; again, from L1 or L2, 1 of 2 * WIDE columns and 1 of 2 * ROWS rows, and
+//          1 of 15 runs where those of a row do not divide 32. y and argmax are written once: 11 bytes for
+//          each output in 16 bits, 21 in fp32. The two kernels apart write z and read it: 27 and 53.
+// Bound    issue in 16 bits: an output takes (1 + 1/(2 WIDE)) (1 + 1/(2 ROWS)) * 4 = 5.4 normalised pixels,
+//          with 2 roots each, and the comparisons: for size 5 some 120 instructions (counted in the code for
+//          sm_90a), where 76 fit into the time of its bytes. In fp32, where 145 fit, DRAM bandwidth.
+//          Predicted: 45 % of the copy rate in 16 bits, 70 % in fp32.
 //
 // /// kernel
 // op     = "lrn_maxpool2d_fprop"

@@ -3,15 +3,16 @@
 // argmax is compared, never an index: a window whose argmax is no position in it, or one in the padding,
 // gives its gradient to no pixel.
 //
-// Tiling   gather, in a fixed order: no atomics. 3 x 3 at stride 2, AlexNet's, has an entry of its own, in which a
-//          lane makes 2 x 2 pixels of CHANNELS channels from the four windows that they lie in (patch.cuh). For
-//          other windows a lane makes one pixel of CHANNELS channels, and looks at each window that it lies in.
-// Traffic  argmax and dy are read once from DRAM, dx written once: for each pixel in 16 bits 2 + 3/4 bytes, in
-//          fp32 4 + 5/4. From L1, each window four times. Accesses are 16 bytes to a lane, 8 of argmax.
-// Bound    3 x 3 at stride 2: issue and DRAM bandwidth alike in 16 bits, where a pixel is 18 instructions for each
-//          channel (counted in the code for sm_90a) and 19 fit into the time of its bytes; in fp32, with 36, DRAM
-//          bandwidth. Predicted: 65 % of the copy rate in 16 bits, 80 % in fp32. Other windows: 50 % where a pixel
-//          lies in few of them.
+// Tiling   gather, in a fixed order: no atomics. 3 x 3 at stride 2, AlexNet's, has an entry of its own, in
+//          which a lane makes 2 x 2 pixels of CHANNELS channels from the four windows that they lie in
+//          (patch.cuh). For other windows a lane makes one pixel of CHANNELS channels, and looks at each
+//          window that it lies in.
+// Traffic  argmax and dy are read once from DRAM, dx written once: for each pixel in 16 bits 2 + 3/4 bytes,
+//          in fp32 4 + 5/4. From L1, each window four times. Accesses are 16 bytes to a lane, 8 of argmax.
+// Bound    3 x 3 at stride 2: issue and DRAM bandwidth alike in 16 bits, where a pixel is 18 instructions for
+//          each channel (counted in the code for sm_90a) and 19 fit into the time of its bytes; in fp32, with
+//          36, DRAM bandwidth. Predicted: 65 % of the copy rate in 16 bits, 80 % in fp32. Other windows: 50 %
+//          where a pixel lies in few of them.
 //
 // /// kernel
 // op     = "maxpool2d_dgrad"

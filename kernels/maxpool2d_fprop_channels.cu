@@ -2,15 +2,16 @@
 //   y[n,p,q,c] = max over r,s of x[n, p*stride_h + r*dilation_h - pad_top, q*stride_w + s*dilation_w - pad_left,
 //   c], in NHWC; argmax = r*S + s of the first maximum. Pixels outside the image take no part; the first NaN wins.
 //
-// Tiling   a lane makes ROWS outputs below each other of CHANNELS neighbouring channels; neighbouring lanes have
-//          neighbouring channels, and then neighbouring q. So each tap is one access of 16 bytes (of 16-bit
-//          elements; two in fp32), wherever its pixel lies: odd planes and paddings cost nothing more. The 3 x 3
-//          window is unrolled. Pixels that windows share come from L1: those above from the lane's own loads.
+// Tiling   a lane makes ROWS outputs below each other of CHANNELS neighbouring channels; neighbouring lanes
+//          have neighbouring channels, and then neighbouring q. So each tap is one access of 16 bytes (of
+//          16-bit elements; two in fp32), wherever its pixel lies: odd planes and paddings cost nothing more.
+//          The 3 x 3 window is unrolled. Pixels that windows share come from L1: those above from the lane's
+//          own loads.
 // Traffic  x is read once from DRAM (3/2 * 3/2 times from L1, for 3 x 3 at stride 2), y and argmax written
 //          once: in 16 bits 2 * stride_h * stride_w + 3 bytes for each output, in fp32 twice that less 1.
-// Bound    DRAM bandwidth: an output of 3 x 3 inside the image is some 60 instructions for each channel (counted in
-//          16 bits in the code for sm_90a); 76 fit into the time of its 11 bytes at stride 2, and 145 in fp32.
-//          Predicted: 75 % of the copy rate in 16 bits, 85 % in fp32.
+// Bound    DRAM bandwidth: an output of 3 x 3 inside the image is some 60 instructions for each channel
+//          (counted in 16 bits in the code for sm_90a); 76 fit into the time of its 11 bytes at stride 2, and
+//          145 in fp32. Predicted: 75 % of the copy rate in 16 bits, 85 % in fp32.
 //
 // /// kernel
 // op     = "maxpool2d_fprop"

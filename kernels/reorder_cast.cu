@@ -1,8 +1,8 @@
 // reorder_cast
 //   y = x, rounded to nearest: from float32 to 16 bits, in the order in which it lies
 //
-// Tiling   a thread makes ELEMENTS elements, CHUNKS times 8 of them: two accesses of 16 bytes for x, one for y. All
-//          are read before any is written.
+// Tiling   a thread makes ELEMENTS elements, CHUNKS times 8 of them: two accesses of 16 bytes for x, one for
+//          y. All are read before any is written.
 // Traffic  6 bytes for each element
 // Bound    DRAM bandwidth; predicted 90 % of the copy rate
 //

@@ -2,15 +2,17 @@
 //   y in NCHW = x in NHWC: the pixels of a channel are put together
 //
 // Tiling   of each image, pixels x channels are transposed by way of shared memory, in one of two ways
-//          (transpose.cuh). Where both extents are THIN or more, a block takes 64 x 64 elements, in words that
-//          are swizzled: no bank conflict. Else, as for images of 3 channels, weights of 3 x 3 taps or maps of
-//          6 x 6 pixels, it takes all of the short side and a piece of the long one: on one of both sides that is
-//          one piece of memory. Where an extent is 1 nothing changes its place, and all images are one copy.
-// Traffic  x once, y once: 4 bytes for each element of 16 bits, 8 of float32, 6 where float32 is cast to 16 bits. 128-bit accesses where they are
-//          aligned; else each lane moves an element, so that a warp's access is 64 or 128 bytes.
-// Bound    memory. A block of 64 x 64 moves 16 KB in 16 bits, all of which it reads before its one barrier and
-//          writes behind it; other blocks on the SM read meanwhile. Predicted: 80 % of the copy rate where both
-//          sides have whole packs, 55 % in 16 bits where they have not.
+//          (transpose.cuh). Where both extents are THIN or more, a block takes 64 x 64 elements, in words
+//          that are swizzled: no bank conflict. Else, as for images of 3 channels, weights of 3 x 3 taps or
+//          maps of 6 x 6 pixels, it takes all of the short side and a piece of the long one: on one of both
+//          sides that is one piece of memory. Where an extent is 1 nothing changes its place, and all images
+//          are one copy.
+// Traffic  x once, y once: 4 bytes for each element of 16 bits, 8 of float32, 6 where float32 is cast to 16
+//          bits. 128-bit accesses where they are aligned; else each lane moves an element, so that a warp's
+//          access is 64 or 128 bytes.
+// Bound    memory. A block of 64 x 64 moves 16 KB in 16 bits, all of which it reads before its one barrier
+//          and writes behind it; other blocks on the SM read meanwhile. Predicted: 80 % of the copy rate
+//          where both sides have whole packs, 55 % in 16 bits where they have not.
 //
 // /// kernel
 // op     = "reorder"
