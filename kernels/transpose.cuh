@@ -11,7 +11,8 @@
 // transpose_thin: one of rows and cols is below THIN. A block takes all of the short side and `length` of the
 // long one. In one of x and y that is one piece of memory, which moves 16 bytes at a time; in the other it is a
 // piece of `length` elements for each of the short side's, and neighbouring lanes move neighbouring elements.
-// Shared memory has the order of the first. A warp meets up to a 2-way bank conflict where the short side is odd.
+// Shared memory has the order of the first: there are up to 2-way bank conflicts in 16 bits where the short side is
+// odd, and more where it is even.
 #pragma once
 
 #include "convkit.cuh"

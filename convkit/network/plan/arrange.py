@@ -14,9 +14,9 @@ from . import fusion
 from .choice import Chooser
 from .graph import Graph, Node, Stage, Value, gradient
 
-#: Cost of a change of layout, in passes over a tensor: it is read and written; and so is its gradient, but for
-#: the network's input, which has none in a step. A tensor that stays in NCHW costs one pass: kernels that compute
-#: in another layout pack it themselves.
+#: Cost of a change of layout, in passes over a tensor: it is read and written; and so is its gradient, which
+#: the network's input has none of in a step. A tensor that stays in NCHW costs one pass: kernels that
+#: compute in another layout pack it themselves.
 REORDER = 2
 
 
