@@ -37,8 +37,9 @@
 
 #include "lanes.cuh"
 
-template <int SIZE, bool NORMAL, class Geometry>
-__device__ __forceinline__ void differentiate(const Geometry& g, const storage_t* __restrict__ dy,
+// COUNT runs of a lane, from its run `begin` on.
+template <int SIZE, bool NORMAL, int COUNT, class Geometry>
+__device__ __forceinline__ void differentiate(const Geometry& g, int begin, const storage_t* __restrict__ dy,
                                               const storage_t* __restrict__ x, storage_t* __restrict__ dx) {
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   static_assert(SIZE - 1 <= CHANNELS, "a lane that lends t has all x that these need");
@@ -47,18 +48,18 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
   const float scale = g.alpha / g.taps, factor = 2.0f * scale * g.beta;
   const bool vector_dy = vectored(channels, dy), vector_x = vectored(channels, x);
   const bool vector_dx = vectored(channels, dx);
-  Run of_x[RUNS], of_dy[RUNS];
-  Lane lanes[RUNS];
-  long long at[RUNS];
+  Run of_x[COUNT], of_dy[COUNT];
+  Lane lanes[COUNT];
+  long long at[COUNT];
 #pragma unroll
-  for (int u = 0; u < RUNS; ++u) {
-    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + u);
+  for (int u = 0; u < COUNT; ++u) {
+    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + begin + u);
     at[u] = static_cast<long long>(lanes[u].row) * channels + lanes[u].first;
     of_x[u] = load_run(x + at[u], lanes[u].count, vector_x);
     of_dy[u] = load_run(dy + at[u], lanes[u].count, vector_dy);
   }
 #pragma unroll
-  for (int u = 0; u < RUNS; ++u) {
+  for (int u = 0; u < COUNT; ++u) {
     // xs[j] is channel j - BEHIND of the run, ts[j] is t of channel j - AHEAD.
     float xs[SIZE - 1 + CHANNELS], ts[SIZE - 1 + CHANNELS], made[CHANNELS];
     see<BEHIND, AHEAD>(of_x[u], lanes[u], xs);
@@ -85,10 +86,13 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
 template <int SIZE, class Geometry>
 __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t* __restrict__ dy,
                                               const storage_t* __restrict__ x, storage_t* __restrict__ dx) {
-  if (g.beta == 0.75f && g.k >= 1.0f)
-    differentiate<SIZE, true>(g, dy, x, dx);
-  else
-    differentiate<SIZE, false>(g, dy, x, dx);
+  if (g.beta == 0.75f && g.k >= 1.0f) {
+    differentiate<SIZE, true, RUNS>(g, 0, dy, x, dx);
+    return;
+  }
+  // powf is long: it stands here once for each channel of a run.
+#pragma unroll 1
+  for (int u = 0; u < RUNS; ++u) differentiate<SIZE, false, 1>(g, u, dy, x, dx);
 }
 
 extern "C" __launch_bounds__(THREADS) __global__

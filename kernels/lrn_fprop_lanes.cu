@@ -36,25 +36,26 @@
 
 #include "lanes.cuh"
 
-template <int SIZE, bool NORMAL, class Geometry>
-__device__ __forceinline__ void normalise(const Geometry& g, const storage_t* __restrict__ x,
+// COUNT runs of a lane, from its run `begin` on.
+template <int SIZE, bool NORMAL, int COUNT, class Geometry>
+__device__ __forceinline__ void normalise(const Geometry& g, int begin, const storage_t* __restrict__ x,
                                           storage_t* __restrict__ y) {
   constexpr int BEHIND = (SIZE - 1) / 2, AHEAD = SIZE / 2;
   const int channels = static_cast<int>(g.by_channels.divisor);
   const int rows = g.N * g.H * g.W * g.groups;
   const float scale = g.alpha / g.taps;
   const bool vector_x = vectored(channels, x), vector_y = vectored(channels, y);
-  Run runs[RUNS];
-  Lane lanes[RUNS];
-  long long at[RUNS];
+  Run runs[COUNT];
+  Lane lanes[COUNT];
+  long long at[COUNT];
 #pragma unroll
-  for (int u = 0; u < RUNS; ++u) {
-    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + u);
+  for (int u = 0; u < COUNT; ++u) {
+    lanes[u] = lane_of_thread(g, rows, static_cast<int>(blockIdx.x) * RUNS + begin + u);
     at[u] = static_cast<long long>(lanes[u].row) * channels + lanes[u].first;
     runs[u] = load_run(x + at[u], lanes[u].count, vector_x);
   }
 #pragma unroll
-  for (int u = 0; u < RUNS; ++u) {
+  for (int u = 0; u < COUNT; ++u) {
     float seen[SIZE - 1 + CHANNELS], made[CHANNELS];
     see<BEHIND, AHEAD>(runs[u], lanes[u], seen);
 #pragma unroll
@@ -67,10 +68,13 @@ __device__ __forceinline__ void normalise(const Geometry& g, const storage_t* __
 template <int SIZE, class Geometry>
 __device__ __forceinline__ void normalise(const Geometry& g, const storage_t* __restrict__ x,
                                           storage_t* __restrict__ y) {
-  if (g.beta == 0.75f && g.k >= 1.0f)
-    normalise<SIZE, true>(g, x, y);
-  else
-    normalise<SIZE, false>(g, x, y);
+  if (g.beta == 0.75f && g.k >= 1.0f) {
+    normalise<SIZE, true, RUNS>(g, 0, x, y);
+    return;
+  }
+  // powf is long: it stands here once for each channel of a run.
+#pragma unroll 1
+  for (int u = 0; u < RUNS; ++u) normalise<SIZE, false, 1>(g, u, x, y);
 }
 
 extern "C" __launch_bounds__(THREADS) __global__
