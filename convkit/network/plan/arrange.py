@@ -14,9 +14,10 @@ from . import fusion
 from .choice import Chooser
 from .graph import Graph, Node, Stage, Value, gradient
 
-#: Cost of a change of layout, in passes over a tensor: it is read and written, forward and backward. A tensor
-#: that stays in NCHW costs one pass: kernels that compute in another layout pack it themselves.
-REORDER = 4
+#: Cost of a change of layout, in passes over a tensor: it is read and written; and so is its gradient, which
+#: the network's input has none of in a step. A tensor that stays in NCHW costs one pass: kernels that
+#: compute in another layout pack it themselves.
+REORDER = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
     for i in range(len(stages)):
         for stage, j in _candidates(stages, i, chooser, fuse):
             for x_layout, before in best[i].items():
-                for way, y_layout in _ways(stage, x_layout, before, chooser, rows):
+                reorder = REORDER * (1 if i == 0 else 2) * _elements(chooser.values[stage.x])
+                for way, y_layout in _ways(stage, x_layout, before, chooser, rows, reorder):
                     known = best[j].get(y_layout)
                     if known is None or way.cost < known.cost:
                         best[j][y_layout] = way
@@ -72,9 +74,12 @@ def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -
 
 
 def _ways(
-    stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout]
+    stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout], reorder: int
 ) -> Iterator[tuple[_Way, Layout]]:
-    """Each way extended by a stage, from an input in that layout; with the layout of the output."""
+    """Each way extended by a stage, from an input in that layout; with the layout of the output.
+
+    `reorder` is what it costs to change the input's layout first.
+    """
     x, y = chooser.values[stage.x], chooser.values[stage.y]
     for inner in _possible(x.shape, rows):
         entered = stage if inner == x_layout else _reordered(stage, x_layout, inner, chooser)
@@ -83,7 +88,7 @@ def _ways(
             inside = _fitting(entered, inner, y_layout, chooser)
             if inside is None:
                 continue
-            cost = 0 if entered is stage else REORDER * _elements(x)
+            cost = 0 if entered is stage else reorder
             cost += 0 if y_layout.axes else _elements(y)
             chosen = {**inside, entered.x: inner, stage.x: x_layout, stage.y: y_layout}
             yield (
