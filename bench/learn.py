@@ -217,7 +217,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         "data",
         nargs="?",
         default="digits",
-        help="digits (default; 30 epochs of the recipe small), or a folder",
+        help="digits (default; 22 epochs of the recipe small), or a folder",
     )
     parser.add_argument("--recipe", default="small", help="a name, or a file (default: small)")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",

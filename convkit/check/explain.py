@@ -140,7 +140,7 @@ def block(verdicts: Sequence[Verdict], commands: Commands | None = None) -> str:
     rows += _not_run(verdicts)
     if failed or len(run) < len(verdicts) // 2:
         rows += _declined(verdicts)
-    rows += _sanitizer(verdicts, failed)
+    rows += _sanitizer(verdicts, failed, commands)
     if commands is not None:
         rows += _next(failed, verdicts, commands)
     return _laid_out(title, rows)
@@ -241,11 +241,15 @@ def _declined(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     return [("declined", f"{count} of its cases: {reason}") for reason, count in reasons.most_common(2)]
 
 
-def _sanitizer(verdicts: Sequence[Verdict], failed: list[Verdict]) -> list[tuple[str, str]]:
+def _sanitizer(
+    verdicts: Sequence[Verdict], failed: list[Verdict], commands: Commands | None
+) -> list[tuple[str, str]]:
     """What is known about races and stray accesses, of a CUDA kernel."""
     if verdicts[0].device != "cuda" or _lines(failed):
         return []
     looked = [v for v in verdicts if v.sanitized]
+    if not looked and commands and "--engine ptx" in commands.engine:
+        return [("sanitizer", "not run: bounds were checked, races and uninitialised reads not looked for")]
     if not looked:
         return [("sanitizer", "not run: races, bounds and uninitialised reads were not looked for")]
     if failed and all(not v.ok for v in looked):

@@ -30,6 +30,9 @@ def arguments(parser: Any, *, arch: bool) -> None:
     """Add the arguments that name a kernel, and where it is to be compiled, for what."""
     parser.add_argument("kernel", help="a path to a .cu file, or a kernel file's stem")
     parser.add_argument("--dtype", help="storage (default: the first that the kernel declares)")
+    parser.add_argument(
+        "--tile", metavar="NAME=N,...", help="other values for its tile, such as TILE_M=64,TILE_N=256"
+    )
     if arch:
         parser.add_argument(
             "--arch", default=ARCH, help=f"such as sm_80, sm_90a, sm_100a, sm_120 (default: {ARCH})"
@@ -50,7 +53,22 @@ def unit(args: argparse.Namespace) -> Unit:
     dtype = args.dtype or file.header.dtypes[0]
     if dtype not in file.header.dtypes:
         raise unknown(f"dtype of {file.stem}", dtype, file.header.dtypes)
+    if args.tile is not None:
+        file = file.tiled(_tile(file, args.tile))
     return Unit(file, dtype, translation_unit(file, _sample(file, dtype)))
+
+
+def _tile(file: KernelFile, text: str) -> dict[str, int]:
+    """What `--tile` says, checked against the header."""
+    found = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or not value.strip().isdigit():
+            raise OptionError(f"--tile takes NAME=NUMBER, with commas between, not {part!r}")
+        if name.strip() not in file.header.tile:
+            raise unknown(f"constant in the tile of {file.stem}", name.strip(), file.header.tile)
+        found[name.strip()] = int(value)
+    return found
 
 
 def _sample(file: KernelFile, dtype: str) -> Problem:

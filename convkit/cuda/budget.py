@@ -42,8 +42,13 @@ FORBIDDEN = {
 }
 #: What may not exceed the budget.
 AT_MOST = ("registers", "shared_bytes")
-#: What may not fall below the budget by more than this.
-AT_LEAST = {"ffma_density": 0.02, "lds128_share": 0.02, "ffma_per_lds128": 0.5}
+#: What may not fall below the budget by more than this: of a main loop that multiplies with FFMA, or on
+#: tensor cores. `load_to_use` is in instructions.
+FFMA_LOOP = {"ffma_density": 0.02, "lds128_share": 0.02, "ffma_per_lds128": 0.5, "load_to_use": 16}
+HMMA_LOOP = {"hmma_density": 0.02, "hmma_per_ldsm": 0.1, "async_copies": 0}
+AT_LEAST = {**FFMA_LOOP, **HMMA_LOOP}
+#: On tensor cores, a load of a fragment from shared memory has to feed so many multiplications.
+HMMA_PER_LDSM = 4
 UPDATE = "`make budget` writes what is measured now into kernels/budget.json"
 
 #: Measured: by "ENTRY DTYPE ARCHITECTURE", and behind that another tile's values, the figures above by name.
@@ -130,9 +135,10 @@ def _rows(kernel: KernelFile, build: Build, cubin: nvrtc.Cubin) -> Rows:
     for entry, used in resources.items():
         row = rows[f"{entry} {build.key}"] = dict(vars(used))
         loop = loops.get(entry)
-        if loop and loop.ffma and loop.shared_loads:
+        if loop and (loop.hmma or (loop.ffma and loop.shared_loads)):
             row["local_accesses"] = loop.local_accesses
-            row.update({name: round(getattr(loop, name), 2) for name in AT_LEAST})
+            counted = HMMA_LOOP if loop.hmma else FFMA_LOOP
+            row.update({name: round(getattr(loop, name), 2) for name in counted})
     return rows
 
 
@@ -189,6 +195,12 @@ def broken_limits(rows: Rows) -> list[str]:
         has = [f"{row[name]} {what}" for name, what in FORBIDDEN.items() if row.get(name)]
         if has:
             found.append(f"{key}: has {', '.join(has)}; none is allowed")
+        if row.get("hmma_per_ldsm", HMMA_PER_LDSM) < HMMA_PER_LDSM:
+            found.append(
+                f"{key}: {row['hmma_per_ldsm']} HMMA to an LDSM; at least {HMMA_PER_LDSM} are asked for"
+            )
+        if row.get("async_copies") == 0:
+            found.append(f"{key}: the main loop has no cp.async (LDGSTS)")
     return found
 
 

@@ -32,6 +32,10 @@ _TARGET = re.compile(r"\.L[\w.$]*")
 #: These go to the labels they name. (BSSY names one where threads meet again; BSYNC stands right before it.)
 _JUMPS = {"BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU", "CALL"}
 _ENDS = {"EXIT", "RET", "KILL"}
+#: These only read registers.
+_NO_RESULT = {"ST", "STG", "STS", "STL", "RED", "BAR", *_JUMPS, *_ENDS}
+#: A register among operands; of an address of 64 bits, the lower half of it.
+_REGISTER = re.compile(r"(?<![\w.])R(\d+)(\.64)?(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,29 @@ class Instruction:
     def targets(self) -> list[str]:
         """The labels that it may go to, other than the next instruction."""
         return _TARGET.findall(self.operands) if self.name in _JUMPS else []
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Registers of the first operand, where that is one; the width of a load says how many."""
+        first = _REGISTER.match(self.operands)
+        if first is None or self.name in _NO_RESULT:
+            return frozenset()
+        return frozenset(range(int(first[1]), int(first[1]) + self._width))
+
+    @property
+    def read(self) -> frozenset[int]:
+        """Registers of the operands but the one that is written; of a matrix operation, the first of each."""
+        behind = self.operands if not self.written else self.operands.partition(",")[2]
+        width = self._width if self.name in _NO_RESULT else 1
+        found: set[int] = set()
+        for number, pair in _REGISTER.findall(behind):
+            found.update(range(int(number), int(number) + (2 if pair else width)))
+        return frozenset(found)
+
+    @property
+    def _width(self) -> int:
+        """Registers that a load or store moves."""
+        return 4 if ".128" in self.opcode else 2 if ".64" in self.opcode else 1
 
     @property
     def falls_through(self) -> bool:
@@ -106,6 +133,12 @@ class Facts:
         LDG (and LDGSTS, UBLKCP, UTMALDG); loads and stores of local memory: spills, or indexed arrays.
     inner_loops : int
         Loops inside the main loop.
+    hmma, matrix_loads, async_copies : int
+        HMMA (a multiplication on tensor cores), LDSM (ldmatrix) and LDGSTS (cp.async) of the main loop.
+    load_to_use : int
+        Instructions from a global load of the main loop to the first that reads what it brings, in the order
+        of addresses and around the end of the loop; the shortest such way. What the loop has to hide
+        memory's latency with. 0 where the loop loads nothing into registers.
     """
 
     instructions: int
@@ -117,6 +150,10 @@ class Facts:
     global_loads: int = 0
     local_accesses: int = 0
     inner_loops: int = 0
+    hmma: int = 0
+    matrix_loads: int = 0
+    async_copies: int = 0
+    load_to_use: int = 0
 
     @property
     def ffma_density(self) -> float:
@@ -131,6 +168,15 @@ class Facts:
     @property
     def ffma_per_lds128(self) -> float:
         return self.ffma / max(1, self.shared_loads_128)
+
+    @property
+    def hmma_density(self) -> float:
+        """HMMA among all instructions of the main loop."""
+        return self.hmma / max(1, self.loop_instructions)
+
+    @property
+    def hmma_per_ldsm(self) -> float:
+        return self.hmma / max(1, self.matrix_loads)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -308,7 +354,7 @@ def facts(text: str) -> dict[str, Facts]:
 def _facts(blocks: Sequence[Block]) -> Facts:
     everything = list(_working(blocks, range(len(blocks))))
     loop = main_loop(blocks)
-    own = list(_working(blocks, loop.own)) if loop else []
+    own = list(_working(blocks, sorted(loop.own))) if loop else []
 
     def count(instructions: list[Instruction], *names: str) -> int:
         return sum(i.name in names for i in instructions)
@@ -323,4 +369,25 @@ def _facts(blocks: Sequence[Block]) -> Facts:
         global_loads=count(own, "LDG", "LDGSTS", "UBLKCP", "UTMALDG"),
         local_accesses=count(own, "LDL", "STL"),
         inner_loops=sum(other.header in loop.blocks for other in loops(blocks)) - 1 if loop else 0,
+        hmma=count(own, "HMMA"),
+        matrix_loads=count(own, "LDSM"),
+        async_copies=count(own, "LDGSTS"),
+        load_to_use=min(filter(None, map(functools.partial(_distance, own), range(len(own)))), default=0),
     )
+
+
+def _distance(loop: Sequence[Instruction], i: int) -> int:
+    """Instructions from a global load, the i-th of a loop, to the first use of a register that it fills.
+
+    0 for any other instruction, and for a load whose registers are filled anew before a use is seen.
+    """
+    if loop[i].name != "LDG":
+        return 0
+    filled = loop[i].written
+    for away in range(1, len(loop)):
+        later = loop[(i + away) % len(loop)]
+        if filled & later.read:
+            return away
+        if not later.guard:
+            filled -= later.written
+    return 0

@@ -26,9 +26,10 @@ def named(tile: Mapping[str, int]) -> str:
 def table(batch: int = 128) -> str:
     """For each convolution of the 2012 AlexNet and each kernel with several tiles: the first, and the chosen.
 
-    Registers and the share of FFMA are counted in the machine code for sm_90a (`kernels/budget.json`). MB
-    are those of the op's tensors. The rest is what the model predicts: efficiencies in % of the FP32 peak,
-    without and with the choice, and the time with it in microseconds.
+    Registers, the share of FFMA, and the instructions from a global load to its use are counted in the
+    machine code for sm_90a (`kernels/budget.json`). MB are those of the op's tensors. The rest is what the
+    model predicts: efficiencies in % of the FP32 peak, without and with the choice, and the time with it in
+    microseconds.
     """
     heads = (
         "kernel",
@@ -38,6 +39,7 @@ def table(batch: int = 128) -> str:
         "waves",
         "registers",
         "FFMA, %",
+        "load to use",
         "MB",
         "first",
         "chosen",
@@ -59,6 +61,7 @@ def table(batch: int = 128) -> str:
             lines.append(
                 f"| `{kernel.stem}` | {layer} | {named(chosen.header.tile)} | {100 * after.use:.0f} "
                 f"| {after.waves:.1f} | {row['registers']} | {100 * row['ffma_density']:.0f} "
+                f"| {row['load_to_use']:.0f} "
                 f"| {asked.bytes(*op.inputs, *op.outputs) / 1e6:.0f} | {100 * before.efficiency:.0f} "
                 f"| {100 * after.efficiency:.0f} | {us:,.0f} |"
             )

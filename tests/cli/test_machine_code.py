@@ -24,11 +24,20 @@ def test_ptx(mine, capsys, cuda_compiler):
 def test_sass(mine, capsys, cuda_compiler):
     assert main(["sass", mine]) == 0
     out = capsys.readouterr().out
-    assert "FFMA" in out and "/*0000*/" in out and "mine.cu, float32, sm_90a, NVRTC" in out
+    assert "FFMA" in out and "/*0000*/" in out and "mine.cu, float32" in out and "sm_90a, NVRTC" in out
     row = out.splitlines()[-1].split()
     assert row[0] == "mine" and 16 <= int(row[1]) <= 255 and row[2:5] == ["0", "0", "0"]
     assert main(["sass", mine, "--summary"]) == 0
     assert "/*0000*/" not in capsys.readouterr().out
+
+
+def test_another_tile(capsys, cuda_compiler):
+    assert main(["sass", "conv2d_fprop_implicit_gemm_mma", "--summary"]) == 0
+    whole = capsys.readouterr().out
+    assert "TILE_M = 128" in whole and "64 HMMA of" in whole
+    assert main(["sass", "conv2d_fprop_implicit_gemm_mma", "--summary", "--tile", "TILE_M=64,WARP_M=32"]) == 0
+    half = capsys.readouterr().out
+    assert "TILE_M = 64" in half and "32 HMMA of" in half
 
 
 @pytest.mark.parametrize("command", ["ptx", "sass"])
@@ -49,6 +58,8 @@ def test_an_error_names_the_line(command, mine, capsys, cuda_compiler):
         (["mine.py"], "mine.py is no CUDA kernel"),
         (["relu_fprop_vectorised"], "did you mean 'relu_fprop_vectorized'"),
         (["relu_fprop_vectorized", "--arch", "hopper"], "unknown architecture 'hopper': such as sm_80"),
+        (["conv2d_fprop_implicit_gemm", "--tile", "TILE_M"], "--tile takes NAME=NUMBER"),
+        (["conv2d_fprop_implicit_gemm", "--tile", "TILE_O=8"], "did you mean 'TILE_"),
         (["relu_fprop_vectorized", "--dtype", "float64"], "unknown dtype of relu_fprop_vectorized 'float64'"),
     ],
 )

@@ -37,8 +37,10 @@ BUILD = budget.builds()[0]
 KEY = f"entry {BUILD.dtype} {BUILD.arch}"
 ROW = {
     "registers": 64, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 1024, "local_accesses": 0,
-    "ffma_density": 0.9, "lds128_share": 1.0, "ffma_per_lds128": 16.0,
+    "ffma_density": 0.9, "lds128_share": 1.0, "ffma_per_lds128": 16.0, "load_to_use": 120,
 }  # fmt: skip
+#: On tensor cores.
+HMMA_ROW = {"registers": 240, "hmma_density": 0.5, "hmma_per_ldsm": 4.0, "async_copies": 8}
 
 
 def overruns(**changed: float | None) -> list[str]:
@@ -64,6 +66,7 @@ def test_what_keeps_to_the_budget(changed):
         ({"ffma_density": 0.87}, "ffma_density is 0.87, below the budget's 0.9"),
         ({"lds128_share": 0.5}, "lds128_share is 0.5"),
         ({"ffma_per_lds128": 8.0}, "ffma_per_lds128 is 8.0"),
+        ({"load_to_use": 100}, "load_to_use is 100, below the budget's 120"),
         ({"ffma_density": None}, "only the budget has a main loop"),
     ],
     ids=str,
@@ -89,6 +92,17 @@ def test_limits_hold_whatever_the_budget_says(name):
     assert budget.broken_limits({KEY: ROW}) == []
     (line,) = budget.broken_limits({KEY: {**ROW, name: 4}})
     assert "4 " in line and "none is allowed" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"hmma_per_ldsm": 3.9}, "3.9 HMMA to an LDSM; at least 4"), ({"async_copies": 0}, "no cp.async")],
+    ids=str,
+)
+def test_limits_of_tensor_cores(changed, said):
+    assert budget.broken_limits({KEY: HMMA_ROW}) == []
+    (line,) = budget.broken_limits({KEY: {**HMMA_ROW, **changed}})
+    assert said in line
 
 
 def test_update_writes_a_line_for_each_row_and_nothing_forbidden(cuda_compiler, monkeypatch, tmp_path):

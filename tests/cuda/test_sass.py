@@ -61,6 +61,7 @@ def test_main_loop_is_not_the_innermost():
         global_loads=1,
         local_accesses=0,
         inner_loops=2,
+        load_to_use=1,
     )
     assert facts.ffma_density == 3 / 8
     assert facts.lds128_share == 1 / 2
@@ -89,6 +90,40 @@ def test_tensor_core_loop_outweighs_a_loop_of_ffma():
     )  # fmt: skip
     facts = sass.facts(text)["f"]
     assert (facts.ffma, facts.global_loads) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "away"),
+    [
+        (("LDG.E R4, [R2.64]", "FFMA R0, R1, R2, R3", "STS [R9], R4"), 2),
+        (("LDG.E R4, [R2.64]", "FFMA R0, R1, R2, R3", "FFMA R0, R1, R4.reuse, R3"), 2),
+        # Around the end of the loop: the store comes in the next turn.
+        (("STS [R9], R4", "LDG.E R4, [R2.64]", "FFMA R0, R1, R2, R3"), 4),
+        # Four registers, the last of which is used; a store that reads four of them.
+        (("LDG.E.128 R4, [R2.64]", "FFMA R0, R1, R7, R3"), 1),
+        (("LDG.E R6, [R2.64]", "IADD3 R0, R1, R2, R3", "STS.128 [R9], R4", "FFMA R0, R1, R2, R3"), 2),
+        # The upper half of an address.
+        (("LDG.E R5, [R2.64]", "FFMA R0, R1, R2, R3", "LDG.E R8, [R4.64]", "STS [R9], R8"), 1),
+        # Filled anew before any use; under a guard, only perhaps.
+        (("LDG.E R4, [R2.64]", "IADD3 R4, R1, R2, R3", "FFMA R0, R1, R4, R3"), 0),
+        (("LDG.E R4, [R2.64]", "@P1 IADD3 R4, R1, R2, R3", "FFMA R0, R1, R4, R3"), 2),
+        # Writing is no use; nor is what only looks like the register.
+        (("FFMA R0, R1, R2, R3", "LDG.E R4, [R2.64]", "IADD3 R0, UR4, R44, c[0x0][R1]"), 0),
+    ],
+)
+def test_distance_from_a_load_to_its_use(lines, away):
+    text = listing(".L_0:", *lines, "FFMA R10, R11, R12, R13", "@P0 BRA `(.L_0)", "EXIT")
+    assert sass.facts(text)["f"].load_to_use == away
+
+
+def test_loop_on_tensor_cores():
+    text = listing(
+        ".L_0:", "LDGSTS.E.BYPASS.128.ZFILL [R20], [R2.64], P1", "LDSM.16.M88.4 R4, [R21]",
+        *["HMMA.16816.F32.BF16 R0, R4, R8, R0"] * 6, "@P0 BRA `(.L_0)", "EXIT",
+    )  # fmt: skip
+    facts = sass.facts(text)["f"]
+    assert (facts.hmma, facts.matrix_loads, facts.async_copies, facts.load_to_use) == (6, 1, 1, 0)
+    assert (facts.hmma_per_ldsm, facts.hmma_density) == (6, 6 / 9)
 
 
 def test_no_loop():
