@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ... import layouts
-from ...layouts import NCHW, Layout
+from ...layouts import NCHW, WEIGHTS, Layout
 from ...ops.reorder import Reorder
 from ...registry import implementations
 from . import fusion
@@ -124,7 +124,7 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
         node.renamed(stage.x, copy).renamed(gradient(stage.x), gradient(copy))
         for node in (stage.forward, *stage.backward)
     )
-    return Stage(forward, (*backward, back), copy, stage.y, there)
+    return replace(stage, forward=forward, backward=(*backward, back), x=copy, before=there)
 
 
 def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
@@ -132,13 +132,25 @@ def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser)
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
-    if not chooser.fits(stage.forward):
-        return None
     nodes = [node for node in stage.backward if node.op != "reorder"]
     inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
-    for middle in dict.fromkeys((y_layout, x_layout)):
-        inside = dict.fromkeys(inner, middle)
-        chooser.layouts.update(inside)
-        if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
-            return inside
+    for copies in _copied_as(stage, chooser):
+        chooser.layouts.update(copies)
+        if not all(chooser.fits(node) for node in (*stage.casts, stage.forward)):
+            continue
+        for middle in dict.fromkeys((y_layout, x_layout)):
+            inside = dict.fromkeys(inner, middle)
+            chooser.layouts.update(inside)
+            if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
+                return {**inside, **copies}
     return None
+
+
+def _copied_as(stage: Stage, chooser: Chooser) -> Iterator[dict[str, Layout]]:
+    """The layouts that the working copies of a stage's weights may have; KCRS, as users have it, is last."""
+    copies = [value for node in stage.casts for value in node.writes]
+    maps = [value for value in copies if len(chooser.values[value].shape) == 4]
+    for row in sorted(WEIGHTS.values(), key=lambda row: not row.axes) if maps else ():
+        yield {**dict.fromkeys(copies, NCHW), **(dict.fromkeys(maps, row) if row.axes else {})}
+    if not maps:
+        yield dict.fromkeys(copies, NCHW)

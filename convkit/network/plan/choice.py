@@ -80,6 +80,8 @@ class Chooser:
             rows = set(found.values())
             ordered = node.op == VIEW or "offset" in OPS[node.op].options
             return NCHW.name if len(rows) == 1 and not (ordered and rows != {NCHW}) else None
+        if node.op == "reorder":  # of weights, whose axes have other letters
+            found = {name: _as_maps(row) for name, row in found.items()}
         try:
             return layouts.named(found)
         except OptionError:
@@ -121,3 +123,8 @@ class Chooser:
         except (NoImplementation, OptionError):
             return False
         return found.name != "reference" or self.name(node.layers, node.op) is not None
+
+
+def _as_maps(row: Layout) -> Layout:
+    """The layout of activations with the same order of axes: of KRSC, NHWC."""
+    return next(one for one in layouts.ACTIVATIONS.values() if (one.axes, one.block) == (row.axes, row.block))

@@ -1,0 +1,250 @@
+"""Loss scaling, for gradients in float16: `rescale`, `adjust_loss_scale`.
+
+float16 ends at 6e-8, and gradients of activations are often smaller. So the gradient of the loss is
+multiplied by a scale before the backward pass, and the gradients of the parameters are divided by it
+afterwards. The scale is as large as it can be: it is halved where a gradient is not finite, in a step that
+then changes nothing, and doubled after many steps in which all were. It stays on the device, as the flag does
+by which updates know.
+
+Source
+------
+Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2; the numbers are those of PyTorch's
+`torch.amp.GradScaler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..arrays import A
+from ..dispatch import Arguments, operation
+from ..op import Cases, Op, Problem, Shape, Tensors, Weights, defines
+from ..options import finite as finite_number
+from ..options import flag, integer
+from .elementwise import Elementwise, ElementwiseCases
+from .rounding import exact, f64, few
+
+Array = np.ndarray
+
+#: The scale that a network begins with; what it is multiplied by after so many good steps, and after a bad
+#: one.
+INITIAL, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000
+#: The scale does not fall below this, and does not grow beyond float32.
+LEAST = 1.0
+
+
+# ---------------------------------------------------------------------------------------------------
+# Scaling
+# ---------------------------------------------------------------------------------------------------
+def _rescale_rounding(
+    op: Op, g: Elementwise, inputs: Tensors, options: dict[str, Any], values: dict[str, Array]
+) -> Weights:
+    return {
+        **few(op, g, inputs, options, {"y": values["y"]}),
+        **exact(op, g, inputs, options, {"finite_new": values["finite_new"]}),
+    }
+
+
+class _RescaleCases(ElementwiseCases):
+    options = ({"inverse": False}, {"inverse": True})
+
+    def values(
+        self, tensor: str, problem: Any, rng: np.random.Generator, kind: str, fill: Callable[[Any], None]
+    ) -> Array | None:
+        if tensor == "scale":
+            return rng.choice([1.0, 2.0**16, 2.0**-7, 3.0], (1,))
+        return rng.choice([0, 1, 1, -65536], (1,)) if tensor == "finite" else None
+
+    def plantable(self, op: Op, problem: Any) -> set[str]:
+        return {"x"}
+
+
+@defines(
+    "rescale", Elementwise, ("x", "scale", "finite"), ("y", "finite_new"), options=("inverse",), inplace=True,
+    dtypes={"scale": "float32", "finite": "int32"}, direction="update", cases=_RescaleCases(),
+    rounding=_rescale_rounding,
+)  # fmt: skip
+def _rescale(
+    g: Elementwise, x: Array, scale: Array, finite: Array, y: Array, finite_new: Array, inverse: bool
+) -> None:
+    # The flag is of x: y may be x's own memory.
+    finite_new[...] = bool(finite[0]) and bool(np.isfinite(f64(x)).all())
+    y[...] = f64(x) / f64(scale) if inverse else f64(x) * f64(scale)
+
+
+@operation
+def rescale(
+    x: A,
+    scale: A,
+    finite: A,
+    *,
+    inverse: bool = False,
+    impl: str | None = None,
+    out: tuple[A, A] | None = None,
+) -> tuple[A, A]:
+    """An array times a number that lies on its device, and whether all its elements are finite.
+
+    Parameters
+    ----------
+    x : array, of any shape
+    scale : array of float32, (1,)
+    finite : array of int32, (1,)
+        The flag before.
+    inverse : bool
+        Divide instead.
+    out : (y, finite_new), optional
+        May be x and finite themselves.
+
+    Returns
+    -------
+    y : array
+    finite_new : array of int32, (1,)
+        1 where `finite` is not 0 and every element of x is finite, else 0: the flag of `sgd_momentum`.
+    """
+    a = Arguments("rescale", x=x, scale=scale, finite=finite)
+    return a.run(Elementwise(a.x.shape, a.dtype), out=out, impl=impl, inverse=flag("inverse", inverse))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The scale itself
+# ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LossScale(Problem):
+    """A loss scale, and the steps since it last changed."""
+
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return "a loss scale"
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        return dict.fromkeys(("scale", "steps", "finite", "scale_new", "steps_new"), (1,))
+
+    def dtype_of(self, tensor: str) -> str:
+        return "float32" if tensor in ("scale", "scale_new") else "int32"
+
+    def flops(self, op: str) -> int:
+        return 1
+
+    def scalars(self) -> dict[str, int | float]:
+        return {"size": 1}
+
+
+class _AdjustCases(Cases):
+    fills = ("constant",)
+    options = tuple(
+        {"growth": growth, "backoff": backoff, "interval": interval}
+        for growth, backoff, interval in ((GROWTH, BACKOFF, INTERVAL), (GROWTH, BACKOFF, 7), (1.5, 0.25, 1))
+    )
+
+    def layers(self) -> Iterable[tuple[str, Problem]]:
+        return ()
+
+    def edges(self) -> Iterable[tuple[str, Problem]]:
+        for number in range(12):
+            yield f"scale {number}", LossScale()
+
+    def data(self) -> Iterable[Problem]:
+        return [LossScale()]
+
+    def bases(self) -> list[Problem]:
+        return [LossScale()]
+
+    def random(self, rng: np.random.Generator) -> Problem:
+        return LossScale()
+
+    def tried(self) -> Problem:
+        return LossScale()
+
+    def large(self) -> Iterable[tuple[str, Problem]]:
+        return ()
+
+    def huge(self) -> list[Problem]:
+        return []
+
+    def values(
+        self, tensor: str, problem: Any, rng: np.random.Generator, kind: str, fill: Callable[[Any], None]
+    ) -> Array | None:
+        if tensor == "scale":  # also where it can neither fall nor grow
+            return rng.choice([LEAST, 1.5, 2.0**16, 2.0**127], (1,)).astype(np.float32)
+        return rng.choice([0, 5, 6, 7, INTERVAL - 1] if tensor == "steps" else [0, 1, 1, -65536], (1,))
+
+    def plantable(self, op: Op, problem: Any) -> set[str]:
+        return set()
+
+
+@defines(
+    "adjust_loss_scale", LossScale, ("scale", "steps", "finite"), ("scale_new", "steps_new"),
+    options=("growth", "backoff", "interval"), direction="update",
+    dtypes={"scale": "float32", "steps": "int32", "finite": "int32"}, cases=_AdjustCases(), rounding=few,
+)  # fmt: skip
+def _adjust(
+    g: LossScale,
+    scale: Array,
+    steps: Array,
+    finite: Array,
+    scale_new: Array,
+    steps_new: Array,
+    growth: float,
+    backoff: float,
+    interval: int,
+) -> None:
+    now, good = float(scale[0]), int(steps[0]) + 1 if finite[0] else 0
+    if not finite[0]:
+        now = max(now * backoff, LEAST)
+    elif good >= interval:
+        good = 0
+        if now * growth <= np.finfo(np.float32).max:
+            now *= growth
+    scale_new[...], steps_new[...] = now, good
+
+
+@operation
+def adjust_loss_scale(
+    scale: A,
+    steps: A,
+    finite: A,
+    *,
+    growth: float = GROWTH,
+    backoff: float = BACKOFF,
+    interval: int = INTERVAL,
+    impl: str | None = None,
+    out: tuple[A, A] | None = None,
+) -> tuple[A, A]:
+    """The loss scale of the next step.
+
+    Parameters
+    ----------
+    scale : array of float32, (1,)
+    steps : array of int32, (1,)
+        Good steps in a row at this scale.
+    finite : array of int32, (1,)
+        Whether this step was a good one: not 0.
+    growth : float
+        The scale is multiplied by it after `interval` good steps in a row, unless it would leave float32.
+    backoff : float
+        The scale is multiplied by it after a bad step; it does not fall below 1.
+    interval : int
+    out : (scale, steps), optional
+        May be scale and steps themselves.
+
+    Returns
+    -------
+    scale_new : array of float32, (1,)
+    steps_new : array of int32, (1,)
+    """
+    a = Arguments("adjust_loss_scale", scale=scale, steps=steps, finite=finite)
+    return a.run(
+        LossScale(),
+        out=out,
+        impl=impl,
+        growth=finite_number("growth", growth, 1),
+        backoff=finite_number("backoff", backoff, 0),
+        interval=integer("interval", interval, 1, 2**31 - 1),
+    )
