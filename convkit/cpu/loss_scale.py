@@ -19,9 +19,9 @@ _BLOCK = 1 << 15
 
 @accelerates("rescale", name="blocks")
 def rescale(
-    g: Elementwise, x: Array, scale: Array, finite: Array, y: Array, finite_new: Array, *, inverse: bool
+    g: Elementwise, x: Array, scale: Array, sound: Array, x_new: Array, sound_new: Array, *, inverse: bool
 ) -> None:
-    source, target, factor = x.reshape(-1), y.reshape(-1), x.dtype.type(scale[0])
+    source, target, factor = x.reshape(-1), x_new.reshape(-1), x.dtype.type(scale[0])
     change = np.divide if inverse else np.multiply
     bad: list[int] = []
 
@@ -32,6 +32,6 @@ def rescale(
                 bad.append(first)
             change(block, factor, out=target[first : first + block.size])
 
-    good = bool(finite[0])  # finite_new may be its memory
+    good = bool(sound[0])  # sound_new may be its memory
     threads.split(part, g.size, 0.3 * g.size)
-    finite_new[...] = good and not bad
+    sound_new[...] = good and not bad

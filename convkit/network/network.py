@@ -153,8 +153,8 @@ class Network(Planned):
         """All gradients, after `forward`: fills `grads`.
 
         It runs the plan of that forward pass, so the same `convkit.use` must be in force. In float16 it
-        multiplies dlogits by `loss_scale`, or by less where that does not fit, and divides all gradients by it.
-        One that is not finite is for the caller to find: the scale stays as it is.
+        multiplies dlogits by `loss_scale`, or by less where that does not fit, and divides all gradients by
+        it. One that is not finite is for the caller to find: the scale stays as it is.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class Network(Planned):
                 raise OptionError("forward ran under another `use` or `emulate`: put both calls inside")
             kind = arrays.kind_of("dlogits", dlogits)
             wide = (self._param_dtype,)
-            given = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype, wide)
+            given: Any = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype, wide)
             with self._fitting_scale(given) as scale:
                 with np.errstate(all="ignore"):  # what overflows is an infinity
                     arrays.assign(plan.dlogits, given if scale == 1 else given.astype(np.float32) * scale)

@@ -29,11 +29,11 @@ class Elementwise(Problem):
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
-        return {**same, **dict.fromkeys(("finite", "finite_new", "scale"), (1,))}
+        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new", "x_new"), self.dims)
+        return {**same, **dict.fromkeys(("finite", "sound", "sound_new", "scale"), (1,))}
 
     def dtype_of(self, tensor: str) -> str:
-        if tensor in ("finite", "finite_new"):
+        if tensor in ("finite", "sound", "sound_new"):
             return "int32"
         return "float32" if tensor == "scale" else self.dtype
 

@@ -24,8 +24,7 @@ import numpy as np
 from ..arrays import A
 from ..dispatch import Arguments, operation
 from ..op import Cases, Op, Problem, Shape, Tensors, Weights, defines
-from ..options import finite as finite_number
-from ..options import flag, integer
+from ..options import finite, flag, integer
 from .elementwise import Elementwise, ElementwiseCases
 from .rounding import exact, f64, few
 
@@ -45,8 +44,8 @@ def _rescale_rounding(
     op: Op, g: Elementwise, inputs: Tensors, options: dict[str, Any], values: dict[str, Array]
 ) -> Weights:
     return {
-        **few(op, g, inputs, options, {"y": values["y"]}),
-        **exact(op, g, inputs, options, {"finite_new": values["finite_new"]}),
+        **few(op, g, inputs, options, {"x_new": values["x_new"]}),
+        **exact(op, g, inputs, options, {"sound_new": values["sound_new"]}),
     }
 
 
@@ -58,30 +57,30 @@ class _RescaleCases(ElementwiseCases):
     ) -> Array | None:
         if tensor == "scale":
             return rng.choice([1.0, 2.0**16, 2.0**-7, 3.0], (1,))
-        return rng.choice([0, 1, 1, -65536], (1,)) if tensor == "finite" else None
+        return rng.choice([0, 1, 1, -65536], (1,)) if tensor == "sound" else None
 
     def plantable(self, op: Op, problem: Any) -> set[str]:
         return {"x"}
 
 
 @defines(
-    "rescale", Elementwise, ("x", "scale", "finite"), ("y", "finite_new"), options=("inverse",), inplace=True,
-    dtypes={"scale": "float32", "finite": "int32"}, direction="update", cases=_RescaleCases(),
+    "rescale", Elementwise, ("x", "scale", "sound"), ("x_new", "sound_new"), options=("inverse",),
+    dtypes={"scale": "float32", "sound": "int32"}, direction="update", cases=_RescaleCases(),
     rounding=_rescale_rounding,
 )  # fmt: skip
 def _rescale(
-    g: Elementwise, x: Array, scale: Array, finite: Array, y: Array, finite_new: Array, inverse: bool
+    g: Elementwise, x: Array, scale: Array, sound: Array, x_new: Array, sound_new: Array, inverse: bool
 ) -> None:
-    # The flag is of x: y may be x's own memory.
-    finite_new[...] = bool(finite[0]) and bool(np.isfinite(f64(x)).all())
-    y[...] = f64(x) / f64(scale) if inverse else f64(x) * f64(scale)
+    # The flag first: x_new may be x's own memory.
+    sound_new[...] = bool(sound[0]) and bool(np.isfinite(f64(x)).all())
+    x_new[...] = f64(x) / f64(scale) if inverse else f64(x) * f64(scale)
 
 
 @operation
 def rescale(
     x: A,
     scale: A,
-    finite: A,
+    sound: A,
     *,
     inverse: bool = False,
     impl: str | None = None,
@@ -93,20 +92,20 @@ def rescale(
     ----------
     x : array, of any shape
     scale : array of float32, (1,)
-    finite : array of int32, (1,)
+    sound : array of int32, (1,)
         The flag before.
     inverse : bool
         Divide instead.
-    out : (y, finite_new), optional
-        May be x and finite themselves.
+    out : (x_new, sound_new), optional
+        May be x and sound themselves.
 
     Returns
     -------
-    y : array
-    finite_new : array of int32, (1,)
-        1 where `finite` is not 0 and every element of x is finite, else 0: the flag of `sgd_momentum`.
+    x_new : array
+    sound_new : array of int32, (1,)
+        1 where `sound` is not 0 and every element of x is finite, else 0: the flag of `sgd_momentum`.
     """
-    a = Arguments("rescale", x=x, scale=scale, finite=finite)
+    a = Arguments("rescale", x=x, scale=scale, sound=sound)
     return a.run(Elementwise(a.x.shape, a.dtype), out=out, impl=impl, inverse=flag("inverse", inverse))
 
 
@@ -124,7 +123,7 @@ class LossScale(Problem):
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        return dict.fromkeys(("scale", "steps", "finite", "scale_new", "steps_new"), (1,))
+        return dict.fromkeys(("scale", "steps", "sound", "scale_new", "steps_new"), (1,))
 
     def dtype_of(self, tensor: str) -> str:
         return "float32" if tensor in ("scale", "scale_new") else "int32"
@@ -180,23 +179,23 @@ class _AdjustCases(Cases):
 
 
 @defines(
-    "adjust_loss_scale", LossScale, ("scale", "steps", "finite"), ("scale_new", "steps_new"),
+    "adjust_loss_scale", LossScale, ("scale", "steps", "sound"), ("scale_new", "steps_new"),
     options=("growth", "backoff", "interval"), direction="update",
-    dtypes={"scale": "float32", "steps": "int32", "finite": "int32"}, cases=_AdjustCases(), rounding=few,
+    dtypes={"scale": "float32", "steps": "int32", "sound": "int32"}, cases=_AdjustCases(), rounding=few,
 )  # fmt: skip
 def _adjust(
     g: LossScale,
     scale: Array,
     steps: Array,
-    finite: Array,
+    sound: Array,
     scale_new: Array,
     steps_new: Array,
     growth: float,
     backoff: float,
     interval: int,
 ) -> None:
-    now, good = float(scale[0]), int(steps[0]) + 1 if finite[0] else 0
-    if not finite[0]:
+    now, good = float(scale[0]), int(steps[0]) + 1 if sound[0] else 0
+    if not sound[0]:
         now = max(now * backoff, LEAST)
     elif good >= interval:
         good = 0
@@ -209,7 +208,7 @@ def _adjust(
 def adjust_loss_scale(
     scale: A,
     steps: A,
-    finite: A,
+    sound: A,
     *,
     growth: float = GROWTH,
     backoff: float = BACKOFF,
@@ -224,7 +223,7 @@ def adjust_loss_scale(
     scale : array of float32, (1,)
     steps : array of int32, (1,)
         Good steps in a row at this scale.
-    finite : array of int32, (1,)
+    sound : array of int32, (1,)
         Whether this step was a good one: not 0.
     growth : float
         The scale is multiplied by it after `interval` good steps in a row, unless it would leave float32.
@@ -239,12 +238,12 @@ def adjust_loss_scale(
     scale_new : array of float32, (1,)
     steps_new : array of int32, (1,)
     """
-    a = Arguments("adjust_loss_scale", scale=scale, steps=steps, finite=finite)
+    a = Arguments("adjust_loss_scale", scale=scale, steps=steps, sound=sound)
     return a.run(
         LossScale(),
         out=out,
         impl=impl,
-        growth=finite_number("growth", growth, 1),
-        backoff=finite_number("backoff", backoff, 0),
+        growth=finite("growth", growth, 1),
+        backoff=finite("backoff", backoff, 0),
         interval=integer("interval", interval, 1, 2**31 - 1),
     )

@@ -249,7 +249,7 @@ def _cast(layer: str, parameter: str, copy: str, shape: Shape, dtype: str) -> No
 
 def _rescale(layer: str, x: str, y: str, before: str, shape: Shape, inverse: bool) -> Node:
     """A value times the loss scale, or divided by it; `SOUND` is `before`, and whether it is finite."""
-    tensors = {"x": x, "scale": SCALE, "finite": before, "y": y, "finite_new": SOUND}
+    tensors = {"x": x, "scale": SCALE, "sound": before, "x_new": y, "sound_new": SOUND}
     return Node((layer,), "rescale", Elementwise(shape), tensors, {"inverse": inverse})
 
 
