@@ -7,6 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
+from ..arrays import DTYPES
 from ..errors import OptionError
 
 _DESCRIPTION = """\
@@ -44,6 +45,9 @@ def add(commands: Any) -> None:
         "--workers", type=int, metavar="N", help="processes that decode images (default: one for each CPU)"
     )
     option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    option("--dtype", choices=list(DTYPES),
+           help="of the activations (the recipe's network.dtype): float32, or bfloat16 and float16 for mixed "
+                "precision")  # fmt: skip
     option("--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32")
     option("--register", action="append", default=[], metavar="FILE",
            help="a file of implementations, for --impl; repeatable")  # fmt: skip
@@ -58,6 +62,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or print a recipe."""
+    if args.dtype:
+        args.overrides.append(f'network.dtype="{args.dtype}"')
     if args.print_recipe:
         return _print_recipe(args)
     if args.data is None:

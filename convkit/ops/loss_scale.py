@@ -143,7 +143,7 @@ class _AdjustCases(Cases):
     )
 
     def layers(self) -> Iterable[tuple[str, Problem]]:
-        return ()
+        yield "a step", LossScale()
 
     def edges(self) -> Iterable[tuple[str, Problem]]:
         for number in range(12):

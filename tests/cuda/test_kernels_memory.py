@@ -30,6 +30,7 @@ from convkit.op import OPS, Problem
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.crop_images import CropImages
 from convkit.ops.elementwise import Elementwise
+from convkit.ops.loss_scale import LossScale
 from convkit.ops.loss_summary import LossSummary
 from convkit.ops.lrn import LRN
 from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
@@ -42,6 +43,7 @@ OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
     *("conv2d_bgrad", "linear_bgrad", "lrn_maxpool2d_fprop", "label_rank", "loss_summary"),
+    *("rescale", "adjust_loss_scale"),
     *("crop_images", "lrn_maxpool2d_dgrad"),
 )
 KERNELS = [
@@ -65,6 +67,8 @@ SGD = {
 OPTIONS = {
     "dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25},
     "sgd": SGD,
+    "rescale": {"inverse": True},
+    "adjust_loss_scale": {"growth": 2.0, "backoff": 0.5, "interval": 7},
     "lrn_maxpool2d_dgrad": {"relu": True},
 }
 
@@ -93,6 +97,7 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
     LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
+    LossScale: (LossScale(),),
     CropImages: (
         CropImages(9, 13, 11, 3, 7, "image"),
         CropImages(8, 6, 9, 1, 8, "crop", reverse=True),
@@ -655,6 +660,7 @@ def test_the_layers_of_alexnet(kernel):
         Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
         SoftmaxXent: (SoftmaxXent(128, 1000),),
         LossSummary: (LossSummary(128),),
+        LossScale: (LossScale(),),
         ChannelSum: (ChannelSum(2, 96, 55, 55, 4),),
         LrnMaxPool2d: tuple(
             lrn_pool((2, *shape), {"ceil_mode": True}, groups=groups, k=2.0)

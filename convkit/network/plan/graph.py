@@ -257,7 +257,7 @@ def _adjust(values: dict[str, Value]) -> Node:
     tensors = {
         "scale": SCALE,
         "steps": GOOD_STEPS,
-        "finite": SOUND,
+        "sound": SOUND,
         "scale_new": SCALE,
         "steps_new": GOOD_STEPS,
     }
