@@ -35,7 +35,7 @@ extern "C" __global__ void rescale_vectorized_flag(GEOMETRY(Elementwise), const 
   *sound_new = *sound != 0;
 }
 
-// x_new may be x, and sound_new sound, hence no __restrict__: each thread loads all it needs before it stores.
+// x_new may be x, and sound_new sound, hence no __restrict__: a thread loads all it needs before it stores.
 extern "C" __launch_bounds__(THREADS) __global__
     void rescale_vectorized(GEOMETRY(Elementwise), const storage_t* x, const float* scale, const int* sound,
                             storage_t* x_new, int* sound_new, int inverse) {

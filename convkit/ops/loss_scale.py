@@ -23,8 +23,8 @@ import numpy as np
 
 from ..arrays import A
 from ..dispatch import Arguments, operation
-from ..op import Cases, Op, Problem, Shape, Tensors, Weights, defines
-from ..options import finite, flag, integer
+from ..op import Cases, Op, Problem, Shape, Tensors, Weights, defines, draw, extent
+from ..options import finite, flag, integer, shape_of
 from .elementwise import Elementwise, ElementwiseCases
 from .rounding import exact, f64, few
 
@@ -86,7 +86,7 @@ def rescale(
     impl: str | None = None,
     out: tuple[A, A] | None = None,
 ) -> tuple[A, A]:
-    """An array times a number that lies on its device, and whether all its elements are finite.
+    """An array times a number on its device, and whether all its elements are finite.
 
     Parameters
     ----------
@@ -114,65 +114,68 @@ def rescale(
 # ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class LossScale(Problem):
-    """A loss scale, and the steps since it last changed."""
+    """N loss scales with the steps since each last changed, and their flags. A network has one."""
 
+    N: int = 1
     dtype: str = "float32"
 
-    def __str__(self) -> str:
-        return "a loss scale"
+    @classmethod
+    def of(cls, scale_shape: Any) -> LossScale:
+        (N,) = shape_of("scale", scale_shape, 1, "(N,)")
+        return cls(N)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        return dict.fromkeys(("scale", "steps", "sound", "scale_new", "steps_new"), (1,))
+        return dict.fromkeys(("scale", "steps", "sound", "scale_new", "steps_new"), (self.N,))
 
     def dtype_of(self, tensor: str) -> str:
         return "float32" if tensor in ("scale", "scale_new") else "int32"
 
     def flops(self, op: str) -> int:
-        return 1
-
-    def scalars(self) -> dict[str, int | float]:
-        return {"size": 1}
+        return self.N
 
 
 class _AdjustCases(Cases):
-    fills = ("constant",)
+    extents = {"N": extent("N")}
     options = tuple(
         {"growth": growth, "backoff": backoff, "interval": interval}
         for growth, backoff, interval in ((GROWTH, BACKOFF, INTERVAL), (GROWTH, BACKOFF, 7), (1.5, 0.25, 1))
     )
 
     def layers(self) -> Iterable[tuple[str, Problem]]:
-        yield "a step", LossScale()
+        yield "a network", LossScale()
 
     def edges(self) -> Iterable[tuple[str, Problem]]:
-        for number in range(12):
-            yield f"scale {number}", LossScale()
+        for N in (1, 3, 32, 257, 1025, 0):
+            yield f"{N} scales", LossScale(N)
 
     def data(self) -> Iterable[Problem]:
-        return [LossScale()]
+        return [LossScale(61)]
 
     def bases(self) -> list[Problem]:
-        return [LossScale()]
+        return [LossScale(3)]
 
     def random(self, rng: np.random.Generator) -> Problem:
-        return LossScale()
+        return LossScale(*draw(rng, 1, 3000, 1))
 
     def tried(self) -> Problem:
-        return LossScale()
+        return LossScale(300)
 
     def large(self) -> Iterable[tuple[str, Problem]]:
-        return ()
+        yield "65,537 scales", LossScale(65_537)
 
     def huge(self) -> list[Problem]:
-        return []
+        return [LossScale(2_000_000_000)]
 
     def values(
         self, tensor: str, problem: Any, rng: np.random.Generator, kind: str, fill: Callable[[Any], None]
     ) -> Array | None:
+        shape = problem.shape(tensor)
         if tensor == "scale":  # also where it can neither fall nor grow
-            return rng.choice([LEAST, 1.5, 2.0**16, 2.0**127], (1,)).astype(np.float32)
-        return rng.choice([0, 5, 6, 7, INTERVAL - 1] if tensor == "steps" else [0, 1, 1, -65536], (1,))
+            return rng.choice([LEAST, 1.5, 2.0**16, 2.0**127], shape).astype(np.float32)
+        if tensor == "steps":
+            return rng.choice([0, 5, 6, 7, INTERVAL - 1], shape)
+        return rng.choice([0, 1, 1, -65536], shape)
 
     def plantable(self, op: Op, problem: Any) -> set[str]:
         return set()
@@ -194,14 +197,11 @@ def _adjust(
     backoff: float,
     interval: int,
 ) -> None:
-    now, good = float(scale[0]), int(steps[0]) + 1 if sound[0] else 0
-    if not sound[0]:
-        now = max(now * backoff, LEAST)
-    elif good >= interval:
-        good = 0
-        if now * growth <= np.finfo(np.float32).max:
-            now *= growth
-    scale_new[...], steps_new[...] = now, good
+    now, good = f64(scale), sound != 0
+    grows = good & (steps + 1 >= interval)
+    larger = np.where(now * growth <= np.finfo(np.float32).max, now * growth, now)
+    steps_new[...] = np.where(good & ~grows, steps + 1, 0)
+    scale_new[...] = np.where(grows, larger, np.where(good, now, np.maximum(now * backoff, LEAST)))
 
 
 @operation
@@ -216,14 +216,14 @@ def adjust_loss_scale(
     impl: str | None = None,
     out: tuple[A, A] | None = None,
 ) -> tuple[A, A]:
-    """The loss scale of the next step.
+    """The loss scales of the next step, of N networks or parts of one that each have their own.
 
     Parameters
     ----------
-    scale : array of float32, (1,)
-    steps : array of int32, (1,)
+    scale : array of float32, (N,)
+    steps : array of int32, (N,)
         Good steps in a row at this scale.
-    sound : array of int32, (1,)
+    sound : array of int32, (N,)
         Whether this step was a good one: not 0.
     growth : float
         The scale is multiplied by it after `interval` good steps in a row, unless it would leave float32.
@@ -235,12 +235,12 @@ def adjust_loss_scale(
 
     Returns
     -------
-    scale_new : array of float32, (1,)
-    steps_new : array of int32, (1,)
+    scale_new : array of float32, (N,)
+    steps_new : array of int32, (N,)
     """
     a = Arguments("adjust_loss_scale", scale=scale, steps=steps, sound=sound)
     return a.run(
-        LossScale(),
+        LossScale.of(a.scale.shape),
         out=out,
         impl=impl,
         growth=finite("growth", growth, 1),

@@ -730,18 +730,17 @@ def forgets_the_flag_before(g, x, scale, sound, x_new, sound_new, inverse):
 @bad("adjust_loss_scale", VALUE)
 def falls_below_one(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
     RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval)
-    if not sound[0]:
-        scale_new[...] = scale * backoff
+    scale_new[sound == 0] = scale[sound == 0] * backoff
 
 
-@bad("adjust_loss_scale", r"is inf, expected ")
+@bad("adjust_loss_scale", r"scale_new\[\d+\] is inf, expected ")
 def grows_beyond_float32(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
     RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval)
-    if sound[0] and not steps_new[0]:
-        scale_new[...] = scale * np.float32(growth)
+    grows = (sound != 0) & (steps_new == 0)
+    scale_new[grows] = scale[grows] * np.float32(growth)
 
 
-@bad("adjust_loss_scale", r"steps_new\[0\] is \d+, expected 0; ")
+@bad("adjust_loss_scale", r"steps_new\[\d+\] is \d+, expected 0; ")
 def waits_for_one_step_more(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
     RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval + 1)
 

@@ -97,7 +97,7 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
     LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
-    LossScale: (LossScale(),),
+    LossScale: (LossScale(5), LossScale(64)),
     CropImages: (
         CropImages(9, 13, 11, 3, 7, "image"),
         CropImages(8, 6, 9, 1, 8, "crop", reverse=True),
@@ -236,7 +236,7 @@ def call_wrapped(
     function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
 
 
-ELEMENTWISE = [k for k in KERNELS if k.op.problem is Elementwise]
+ELEMENTWISE = [k for k in KERNELS if OPS[k.header.op].inplace]
 
 
 def shifted(array: np.ndarray) -> np.ndarray:
@@ -300,6 +300,21 @@ def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(got, old, strict=True))
         flag[...] = 1 << 16
         assert np.isnan(ck.sgd_momentum(w, dw, v, **SGD, finite=flag)[0].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("bad", [None, 0, 4098], ids=["sound", "first", "last"])
+def test_rescaling_in_place_under_check_mode(bad):
+    """A whole block, and elements behind it; the flag falls, and does not rise again."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(4099).astype(np.float32)
+    if bad is not None:
+        x[bad] = np.nan if bad else -np.inf
+    wanted, flag, scale = x / np.float32(1024), np.ones(1, np.int32), np.array([1024], np.float32)
+    with ck.emulate(check=True):
+        assert ck.rescale(x, scale, flag, inverse=True, out=(x, flag))[0] is x
+        assert x.tobytes() == wanted.tobytes() and flag[0] == (bad is None)
+        ck.rescale(np.ones(3, np.float32), scale, flag, out=(np.empty(3, np.float32), flag))
+        assert flag[0] == (bad is None)
 
 
 def kernel_named(stem: str) -> KernelFile:

@@ -121,7 +121,7 @@ class Plan:
         given = {name: self._memory.value(value) for name, value in node.tensors.items()}
         if node.op == "reorder":  # of weights and biases with less than four axes
             shape = node.problem.shape("x")
-            given = {name: a if a.ndim == len(shape) else a.reshape(shape) for name, a in given.items()}
+            given = {name: a.reshape(shape) if a.ndim < len(shape) else a for name, a in given.items()}
         inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
         outputs = tuple(given[name] for name in op.outputs)
         options = {**node.options, **{flag: _read_only(given[flag]) for flag in node.flags}}
