@@ -22,7 +22,6 @@ from ..options import flag
 from . import arguments, hooks
 from .loss import Loss, PendingLoss
 from .plan import Plan
-from .plan.graph import GOOD_STEPS
 from .plan.results import Summary
 from .plan_cache import Setting
 from .planned import Planned
@@ -189,15 +188,15 @@ class Network(Planned):
         if not self._scale:
             yield np.float32(1)
             return
-        kept = self._scale_state()
-        scale, largest = kept["scale"], float(abs(dlogits).max()) if dlogits.size else 0.0
+        kept = self.scaling
+        scale, largest = kept[0], float(abs(dlogits).max()) if dlogits.size else 0.0
         while scale > LEAST and _LARGEST < scale * largest < math.inf:
             scale = max(scale / 2, LEAST)
-        self._set_scale(scale, 0)
+        self.scaling = scale, 0
         try:
             yield np.float32(scale)
         finally:
-            self._set_scale(kept["scale"], int(kept["steps"]))
+            self.scaling = kept
 
     def _wide(self, array: Array) -> Any:
         """A copy of an activation, in the parameters' dtype."""
@@ -423,14 +422,9 @@ class Network(Planned):
                 "velocities": copies(self.velocities),
                 "seed": self.seed,
                 "dropout_offset": self.dropout_offset,
-                **({"loss_scale": self._scale_state()} if self._scale else {}),
+                **({"loss_scale": dict(zip(("scale", "steps"), self.scaling))} if self._scale else {}),
                 "plan": copy.deepcopy(self._record.ran),
             }
-
-    def _scale_state(self) -> dict[str, float]:
-        steps = np.empty(1, np.int32)
-        arrays.assign(steps, self._scale[GOOD_STEPS])
-        return {"scale": self.loss_scale, "steps": int(steps[0])}
 
     @operation
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -464,8 +458,7 @@ class Network(Planned):
                 for name, values in part.items():
                     arrays.assign(own[name], values)
             self.seed, self.dropout_offset = loaded.seed, loaded.dropout_offset
-            if self._scale:
-                self._set_scale(*loaded.loss_scale)
+            self.scaling = loaded.loss_scale
             plan = copy.deepcopy(loaded.plan)
             self._record = Record(ran=plan, expected=plan)
             self._last = None

@@ -144,23 +144,30 @@ class Planned:
         A step in which a gradient is not finite halves it, 2000 good steps in a row double it. It can be set.
         On a GPU, reading it waits for the steps that are queued.
         """
-        if not self._scale:
-            return 1.0
-        found = np.empty(1, np.float32)
-        with self._turn:
-            arrays.assign(found, self._scale[SCALE])
-        return float(found[0])
+        return self.scaling[0]
 
     @loss_scale.setter
     def loss_scale(self, value: float) -> None:
         if not self._scale:
             raise OptionError(f"only a network in float16 scales its loss; this one is {self.dtype}")
-        self._set_scale(finite("loss_scale", value, loss_scale.LEAST), 0)
+        self.scaling = finite("loss_scale", value, loss_scale.LEAST), 0
 
-    def _set_scale(self, scale: float, steps: int) -> None:
-        with self._turn, arrays.on(self._scale[SCALE]):
-            self._scale[SCALE].fill(scale)
-            self._scale[GOOD_STEPS].fill(steps)
+    @property
+    def scaling(self) -> tuple[float, int]:
+        """The loss scale, and the good steps in a row at it; (1, 0) where the loss is not scaled."""
+        if not self._scale:
+            return 1.0, 0
+        scale, steps = np.empty(1, np.float32), np.empty(1, np.int32)
+        with self._turn:
+            arrays.assign(scale, self._scale[SCALE])
+            arrays.assign(steps, self._scale[GOOD_STEPS])
+        return float(scale[0]), int(steps[0])
+
+    @scaling.setter
+    def scaling(self, value: tuple[float, int]) -> None:
+        for name, number in zip((SCALE, GOOD_STEPS), value) if self._scale else ():
+            with self._turn, arrays.on(self._scale[name]):
+                self._scale[name].fill(number)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""

@@ -172,7 +172,7 @@ class _AdjustCases(Cases):
     ) -> Array | None:
         shape = problem.shape(tensor)
         if tensor == "scale":  # also where it can neither fall nor grow
-            return rng.choice([LEAST, 1.5, 2.0**16, 2.0**127], shape).astype(np.float32)
+            return rng.choice([LEAST, 1.5, 2.0**16, 2.0**100 if kind == "large" else 2.0**127], shape)
         if tensor == "steps":
             return rng.choice([0, 5, 6, 7, INTERVAL - 1], shape)
         return rng.choice([0, 1, 1, -65536], shape)

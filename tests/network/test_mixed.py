@@ -18,7 +18,7 @@ import convkit as ck
 from convkit import check
 from convkit.arrays import DTYPES
 from convkit.network import layers
-from convkit.network.plan.graph import GOOD_STEPS, SCALE
+from convkit.network.plan.graph import SCALE
 from convkit.ops import loss_scale
 
 torch = pytest.importorskip("torch")
@@ -320,11 +320,11 @@ def _spoiling(gradient):
 
 def test_the_scale_grows_after_good_steps():
     net = tiny("float16")
-    net._set_scale(1024.0, loss_scale.INTERVAL - 2)
+    net.scaling = 1024.0, loss_scale.INTERVAL - 2
     seen = []
     for _ in range(3):
         net.step(X, Y)
-        seen.append((net.loss_scale, int(net._scale[GOOD_STEPS][0])))
+        seen.append(net.scaling)
     assert seen == [(1024.0, loss_scale.INTERVAL - 1), (2048.0, 0), (2048.0, 1)]
 
 
