@@ -36,7 +36,21 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
 
     Dynamic programming along the row: for each activation and each layout of it, the cheapest way there.
     """
-    stages, rows = graph.stages, _computed_in(chooser)
+    # On a GPU, first among layouts in which everything has a kernel. Where there are none, `pick` says why.
+    chooser.strict = chooser.device == "cuda"
+    way = _cheapest(graph.stages, chooser, fuse)
+    if way is None:
+        chooser.strict = False
+        way = _cheapest(graph.stages, chooser, fuse)
+    assert way is not None
+    chooser.layouts.clear()
+    chooser.layouts.update(way.layouts)
+    return way.stages
+
+
+def _cheapest(stages: Sequence[Stage], chooser: Chooser, fuse: bool) -> _Way | None:
+    """The cheapest way from the input to the logits, both in NCHW; None where there is none."""
+    rows = _computed_in(chooser)
     best: list[dict[Layout, _Way]] = [{NCHW: _Way()}, *({} for _ in stages)]
     for i in range(len(stages)):
         for stage, j in _candidates(stages, i, chooser, fuse):
@@ -45,10 +59,7 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
                     known = best[j].get(y_layout)
                     if known is None or way.cost < known.cost:
                         best[j][y_layout] = way
-    way = best[-1][NCHW]
-    chooser.layouts.clear()
-    chooser.layouts.update(way.layouts)
-    return way.stages
+    return best[-1].get(NCHW)
 
 
 def _computed_in(chooser: Chooser) -> list[Layout]:
