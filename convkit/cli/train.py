@@ -7,7 +7,6 @@ import contextlib
 import sys
 from typing import Any
 
-from ..arrays import DTYPES
 from ..errors import OptionError
 
 _DESCRIPTION = """\
@@ -45,9 +44,7 @@ def add(commands: Any) -> None:
         "--workers", type=int, metavar="N", help="processes that decode images (default: one for each CPU)"
     )
     option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    option("--dtype", choices=list(DTYPES),
-           help="of the activations (the recipe's network.dtype): float32, or bfloat16 and float16 for mixed "
-                "precision")  # fmt: skip
+    option("--dtype", help="bfloat16 or float16: mixed precision (network.dtype of the recipe)")
     option("--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32")
     option("--register", action="append", default=[], metavar="FILE",
            help="a file of implementations, for --impl; repeatable")  # fmt: skip

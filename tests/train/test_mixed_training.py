@@ -1,0 +1,75 @@
+"""Training in mixed precision: the loss scale in checkpoints and in the log, its end, and what is learnt."""
+
+from __future__ import annotations
+
+import pytest
+import runs
+from conftest import need
+
+from convkit.network import planned
+from convkit.network.loss import Loss
+from convkit.train.errors import NotFinite
+from convkit.train.exchange.base import Exchange
+from convkit.train.run_folder import RunFolder
+from convkit.train.training import fit
+
+need("safetensors")
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr("convkit.train.loop.curves.draw", lambda *_: None)
+
+
+def test_a_resumed_run_in_float16_has_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch, capsys):
+    """It begins with a loss scale that is far too large, and is killed with a smaller one."""
+    monkeypatch.setattr(planned.loss_scale, "INITIAL", 2.0**22)
+    options = {"recipe": runs.made(network__dtype='"float16"', epochs=2)}
+    runs.run(tmp_path / "whole", quiet=False, **options)
+    said = capsys.readouterr().err
+    assert (
+        "step 1: a gradient is beyond float16, so the step changes nothing; the loss scale is now 2.097" in said
+    )
+    whole = RunFolder.open(tmp_path / "whole").load()
+    skipped = said.count("a gradient is beyond float16")
+    assert whole.state["loss_scale"] == {"scale": 2.0 ** (22 - skipped), "steps": 2 * runs.STEPS - skipped}
+    assert 0 < skipped < runs.STEPS and whole.state["dtype"] == "float32"
+    runs.at_steps(monkeypatch, {skipped + 1: runs.killed})
+    with pytest.raises(runs.Killed):
+        runs.run(tmp_path / "run", checkpoint_steps=skipped, **options)
+    runs.run(tmp_path / "run", checkpoint_steps=skipped, resume=True)
+    runs.assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_gradients_that_overflow_whatever_the_scale_end_the_run(tmp_path, monkeypatch):
+    step = Exchange.step
+
+    def overflowing(self, net, *given, **options):
+        loss = step(self, net, *given, **options)
+        if net.dropout_offset > 1000:  # some steps later
+            net.loss_scale = 1
+            return Loss(loss, loss.errors, loss.top5_errors, loss.images, overflow=True)
+        return loss
+
+    monkeypatch.setattr(Exchange, "step", overflowing)
+    with pytest.raises(
+        NotFinite, match="a gradient of step .* is beyond float16. .* --resume --dtype bfloat16"
+    ):
+        runs.run(tmp_path / "run", recipe=runs.made(network__dtype='"float16"'))
+    assert RunFolder.open(tmp_path / "run").load().position["step"] > 0
+
+
+@pytest.mark.slow
+def test_digits_are_learnt_as_in_float32(tmp_path):
+    """To the same error, within what the seed makes of it: 6 images of 397 are 1.5 %."""
+    need("sklearn")
+    short = ["epochs=10", "schedule=[{epoch=8, lr_factor=0.1}]"]
+
+    def error(dtype: str, seed: int) -> float:
+        run = tmp_path / f"{dtype}{seed}"
+        fit("digits", run, overrides=[*short, f"seed={seed}", f"network.dtype={dtype}"], quiet=True)
+        return float(runs.rows(run, "epochs.csv")[-1]["validation_error"])
+
+    single = [error("float32", seed) for seed in (0, 1)]
+    for dtype in ("bfloat16", "float16"):
+        assert error(dtype, 0) <= max(single) + 0.015 < 0.08, dtype
