@@ -38,7 +38,7 @@ def test_a_resumed_run_in_float16_has_the_bits_of_an_undisturbed_one(tmp_path, m
     runs.at_steps(monkeypatch, {skipped + 1: runs.killed})
     with pytest.raises(runs.Killed):
         runs.run(tmp_path / "run", checkpoint_steps=skipped, **options)
-    runs.run(tmp_path / "run", checkpoint_steps=skipped, resume=True)
+    runs.run(tmp_path / "run", checkpoint_steps=skipped, resume=True, **options)
     runs.assert_same(tmp_path / "run", tmp_path / "whole")
 
 
