@@ -161,7 +161,8 @@ def _copied_as(stage: Stage, chooser: Chooser) -> Iterator[dict[str, Layout]]:
     """The layouts that the working copies of a stage's weights may have; KCRS, as users have it, is last."""
     copies = [value for node in stage.casts for value in node.writes]
     maps = [value for value in copies if len(chooser.values[value].shape) == 4]
-    for row in sorted(WEIGHTS.values(), key=lambda row: not row.axes) if maps else ():
-        yield {**dict.fromkeys(copies, NCHW), **(dict.fromkeys(maps, row) if row.axes else {})}
-    if not maps:
-        yield dict.fromkeys(copies, NCHW)
+    plain = dict.fromkeys(copies, NCHW)
+    for row in WEIGHTS.values() if maps else ():
+        if row.axes:
+            yield {**plain, **dict.fromkeys(maps, row)}
+    yield plain
