@@ -54,8 +54,15 @@ def cupy(monkeypatch, compiler):
     return module
 
 
-@pytest.mark.parametrize("preset", ["small", "paper", "2012"])
-@pytest.mark.parametrize("dtype", SIXTEEN)
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [
+        ("small", "bfloat16"),
+        ("paper", "float16"),
+        pytest.param("2012", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("owt", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_layouts(preset, dtype):
     """Inside, all is NHWC and KRSC; images and rows are packed once each way."""
     net = ck.AlexNet(preset, dtype=dtype)

@@ -28,7 +28,8 @@ def test_a_resumed_run_in_float16_has_the_bits_of_an_undisturbed_one(tmp_path, m
     runs.run(tmp_path / "whole", quiet=False, **options)
     said = capsys.readouterr().err
     assert (
-        "step 1: a gradient is beyond float16, so the step changes nothing; the loss scale is now 2.097" in said
+        "step 1: a gradient is beyond float16, so the step changes nothing; the loss scale is now 2.097"
+        in said
     )
     whole = RunFolder.open(tmp_path / "whole").load()
     skipped = said.count("a gradient is beyond float16")
