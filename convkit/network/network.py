@@ -388,7 +388,8 @@ class Network(Planned):
         mixed = self._param_dtype != self.dtype
         images, kind = arguments.images(x, self.input_shape, self.dtype, mixed)
         plan = self.plan(images.shape[0])
-        self._staged[0].put(plan.x, images)
+        with np.errstate(over="ignore"):  # a float32 beyond float16 is an infinity there
+            self._staged[0].put(plan.x, images)
         return plan, kind
 
     # -- state ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -166,6 +167,9 @@ def test_images_of_several_dtypes(dtype):
     np.testing.assert_array_equal(net.forward(x), wanted)
     tensor = net.forward(torch.from_numpy(pixels))
     assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not net.evaluate(np.full(X.shape, 1e38, np.float32), Y).finite
     with pytest.raises(ck.DtypeError, match=f"the network is {dtype}, which takes float32 and uint8 too"):
         net.forward(pixels.astype(np.float64))
 
