@@ -17,11 +17,12 @@ from ..call import Call
 from ..checked import outside
 from ..dispatch import operation
 from ..errors import ConvkitWarning, OptionError, ShapeError
-from ..ops.loss_scale import LEAST
+from ..ops.loss_scale import LEAST, rescale
 from ..options import flag
 from . import arguments, hooks
 from .loss import Loss, PendingLoss
 from .plan import Plan
+from .plan.graph import SCALE
 from .plan.results import Summary
 from .plan_cache import Setting
 from .planned import Planned
@@ -174,27 +175,32 @@ class Network(Planned):
                 raise OptionError("forward ran under another `use` or `emulate`: put both calls inside")
             kind = arrays.kind_of("dlogits", dlogits)
             wide = (self._param_dtype,)
-            given: Any = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype, wide)
-            with self._fitting_scale(given) as scale:
-                with np.errstate(all="ignore"):  # what overflows is an infinity
-                    arrays.assign(plan.dlogits, given if scale == 1 else given.astype(np.float32) * scale)
+            given = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype, wide)
+            with self._scaled_for_once(given) as scaled:
+                with np.errstate(over="ignore"):  # what is not finite is the caller's
+                    arrays.assign(plan.dlogits, scaled)
                 self._tell(plan.replay(plan.backward, plan.input_gradient))
-            dx = self._wide(plan.dx)
-            return kind.wrap(dx if scale == 1 else dx / scale)
+                dx = self._wide(plan.dx)
+                if self._scale:
+                    flag = arrays.zeros((1,), "int32", arrays.place(dx))
+                    rescale(dx, self._scale[SCALE], flag, inverse=True, out=(dx, flag))
+            return kind.wrap(dx)
 
     @contextlib.contextmanager
-    def _fitting_scale(self, dlogits: Any) -> Iterator[np.float32]:
-        """A block with a loss scale with which these gradients fit float16: halved as often as that takes."""
+    def _scaled_for_once(self, dlogits: Array) -> Iterator[Array]:
+        """A block with gradients of the logits times a scale with which they fit float16, for it alone."""
         if not self._scale:
-            yield np.float32(1)
+            yield dlogits
             return
-        kept = self.scaling
-        scale, largest = kept[0], float(abs(dlogits).max()) if dlogits.size else 0.0
+        values = np.empty(dlogits.shape, dlogits.dtype)
+        arrays.assign(values, dlogits)  # on a GPU, the host waits for them
+        kept, largest = self.scaling, float(np.abs(values).max(initial=0))
+        scale = kept[0]
         while scale > LEAST and _LARGEST < scale * largest < math.inf:
             scale = max(scale / 2, LEAST)
         self.scaling = scale, 0
         try:
-            yield np.float32(scale)
+            yield values.astype(np.float32) * np.float32(scale)
         finally:
             self.scaling = kept
 

@@ -187,9 +187,9 @@ def test_gradients_are_those_of_mixed_precision(dtype):
     unit = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
     assert (found - logits).abs().max() <= 2 * unit * logits.abs().max()
     dlogits = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)) / 100
-    with net._fitting_scale(dlogits.numpy()) as scale:
-        pass
-    (found * dlogits * float(scale)).sum().backward()
+    with net._scaled_for_once(dlogits.numpy()):
+        scale = net.loss_scale
+    (found * dlogits * scale).sum().backward()
     net.backward(dlogits.numpy())
     for name, gradient in net.grads.items():
         wanted = model.params[name].grad.numpy() / scale
