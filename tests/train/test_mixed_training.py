@@ -64,8 +64,8 @@ def test_gradients_that_overflow_whatever_the_scale_end_the_run(tmp_path, monkey
 
 
 def error_on_digits(folder: Path, dtype: str, seed: int) -> float:
-    """The validation error after ten epochs."""
-    changes = ["epochs=10", "schedule=[{epoch=8, lr_factor=0.1}]", f"seed={seed}", f"network.dtype={dtype}"]
+    """The validation error after sixteen epochs."""
+    changes = ["epochs=16", "schedule=[{epoch=12, lr_factor=0.1}]", f"seed={seed}", f"network.dtype={dtype}"]
     fit("digits", folder, overrides=changes, quiet=True)
     return float(runs.rows(folder, "epochs.csv")[-1]["validation_error"])
 
@@ -82,4 +82,4 @@ def single(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.thorough)])
 def test_digits_are_learnt_as_in_float32(dtype, single, tmp_path):
     """To the same error, within what the seed makes of it: 6 images of 397 are 1.5 %."""
-    assert error_on_digits(tmp_path / "run", dtype, 0) <= max(single) + 0.015 < 0.08
+    assert error_on_digits(tmp_path / "run", dtype, 0) <= max(single) + 0.015 < 0.07
