@@ -341,7 +341,7 @@ def test_a_header_that_breaks_at_huge_problems_is_a_fault(tmp_path):
 @pytest.mark.parametrize("kernel", implementations(device="cuda"), ids=lambda i: f"{i.op}-{i.name}")
 def test_shipped_kernels_can_be_launched_at_any_size(kernel):
     verdicts = [
-        check.verdicts.judge_launch(kernel, check.Case(kernel.op, g, "huge", unrun=True).of(kernel.dtypes[0]))
+        check.verdicts.judge_launch(kernel, check.Case(kernel.op, g, "huge", unrun=True))
         for g in OPS[kernel.op].cases.huge()
     ]
     assert not [str(v) for v in verdicts if not v.ok]
