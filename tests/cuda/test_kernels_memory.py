@@ -31,6 +31,7 @@ from convkit.op import OPS, Problem
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.crop_images import CropImages
 from convkit.ops.elementwise import Elementwise
+from convkit.ops.loss_scale import LossScale
 from convkit.ops.loss_summary import LossSummary
 from convkit.ops.lrn import LRN
 from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
@@ -44,7 +45,7 @@ OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
     *("conv2d_bgrad", "linear_bgrad", "lrn_maxpool2d_fprop", "label_rank", "loss_summary"),
-    *("crop_images", "lrn_maxpool2d_dgrad", "reorder"),
+    *("crop_images", "lrn_maxpool2d_dgrad", "reorder", "rescale", "adjust_loss_scale"),
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
@@ -67,6 +68,8 @@ SGD = {
 OPTIONS = {
     "dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25},
     "sgd": SGD,
+    "rescale": {"inverse": True},
+    "adjust_loss_scale": {"growth": 2.0, "backoff": 0.5, "interval": 7},
     "lrn_maxpool2d_dgrad": {"relu": True},
 }
 
@@ -100,6 +103,7 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
     LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
+    LossScale: (LossScale(5), LossScale(64)),
     CropImages: (
         CropImages(9, 13, 11, 3, 7, "image"),
         CropImages(8, 6, 9, 1, 8, "crop", reverse=True),
@@ -258,7 +262,7 @@ def call_wrapped(
     function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
 
 
-ELEMENTWISE = [k for k in KERNELS if k.op.problem is Elementwise]
+ELEMENTWISE = [k for k in KERNELS if OPS[k.header.op].inplace]
 
 
 def shifted(array: np.ndarray) -> np.ndarray:
@@ -322,6 +326,21 @@ def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(got, old, strict=True))
         flag[...] = 1 << 16
         assert np.isnan(ck.sgd_momentum(w, dw, v, **SGD, finite=flag)[0].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("bad", [None, 0, 4098], ids=["sound", "first", "last"])
+def test_rescaling_in_place_under_check_mode(bad):
+    """A whole block, and elements behind it; the flag falls, and does not rise again."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(4099).astype(np.float32)
+    if bad is not None:
+        x[bad] = np.nan if bad else -np.inf
+    wanted, flag, scale = x / np.float32(1024), np.ones(1, np.int32), np.array([1024], np.float32)
+    with ck.emulate(check=True):
+        assert ck.rescale(x, scale, flag, inverse=True, out=(x, flag))[0] is x
+        assert x.tobytes() == wanted.tobytes() and flag[0] == (bad is None)
+        ck.rescale(np.ones(3, np.float32), scale, flag, out=(np.empty(3, np.float32), flag))
+        assert flag[0] == (bad is None)
 
 
 def kernel_named(stem: str) -> KernelFile:
@@ -696,6 +715,7 @@ def test_the_layers_of_alexnet(kernel):
         Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
         SoftmaxXent: (SoftmaxXent(128, 1000),),
         LossSummary: (LossSummary(128),),
+        LossScale: (LossScale(),),
         ChannelSum: (ChannelSum(2, 96, 55, 55, 4),),
         LrnMaxPool2d: tuple(
             lrn_pool((2, *shape), {"ceil_mode": True}, groups=groups, k=2.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ... import layouts
-from ...layouts import NCHW, Layout
+from ...layouts import NCHW, WEIGHTS, Layout
 from ...ops.reorder import Reorder
 from ...registry import implementations
 from . import fusion
@@ -37,7 +37,21 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
 
     Dynamic programming along the row: for each activation and each layout of it, the cheapest way there.
     """
-    stages, rows = graph.stages, _computed_in(chooser)
+    # On a GPU, first among layouts in which everything has a kernel. Where there are none, `pick` says why.
+    chooser.strict = chooser.device == "cuda"
+    way = _cheapest(graph.stages, chooser, fuse)
+    if way is None:
+        chooser.strict = False
+        way = _cheapest(graph.stages, chooser, fuse)
+    assert way is not None
+    chooser.layouts.clear()
+    chooser.layouts.update(way.layouts)
+    return way.stages
+
+
+def _cheapest(stages: Sequence[Stage], chooser: Chooser, fuse: bool) -> _Way | None:
+    """The cheapest way from the input to the logits, both in NCHW; None where there is none."""
+    rows = _computed_in(chooser)
     best: list[dict[Layout, _Way]] = [{NCHW: _Way()}, *({} for _ in stages)]
     for i in range(len(stages)):
         for stage, j in _candidates(stages, i, chooser, fuse):
@@ -47,10 +61,7 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
                     known = best[j].get(y_layout)
                     if known is None or way.cost < known.cost:
                         best[j][y_layout] = way
-    way = best[-1][NCHW]
-    chooser.layouts.clear()
-    chooser.layouts.update(way.layouts)
-    return way.stages
+    return best[-1].get(NCHW)
 
 
 def _computed_in(chooser: Chooser) -> list[Layout]:
@@ -129,7 +140,7 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
         node.renamed(stage.x, copy).renamed(gradient(stage.x), gradient(copy))
         for node in (stage.forward, *stage.backward)
     )
-    return Stage(forward, (*backward, back), copy, stage.y, there)
+    return replace(stage, forward=forward, backward=(*backward, back), x=copy, before=there)
 
 
 def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
@@ -137,13 +148,26 @@ def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser)
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
-    if not chooser.fits(stage.forward):
-        return None
     nodes = [node for node in stage.backward if node.op != "reorder"]
     inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
-    for middle in dict.fromkeys((y_layout, x_layout)):
-        inside = dict.fromkeys(inner, middle)
-        chooser.layouts.update(inside)
-        if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
-            return inside
+    for copies in _copied_as(stage, chooser):
+        chooser.layouts.update(copies)
+        if not all(chooser.fits(node) for node in (*stage.casts, stage.forward)):
+            continue
+        for middle in dict.fromkeys((y_layout, x_layout)):
+            inside = dict.fromkeys(inner, middle)
+            chooser.layouts.update(inside)
+            if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
+                return {**inside, **copies}
     return None
+
+
+def _copied_as(stage: Stage, chooser: Chooser) -> Iterator[dict[str, Layout]]:
+    """The layouts that the working copies of a stage's weights may have; KCRS, as users have it, is last."""
+    copies = [value for node in stage.casts for value in node.writes]
+    maps = [value for value in copies if len(chooser.values[value].shape) == 4]
+    plain = dict.fromkeys(copies, NCHW)
+    for row in WEIGHTS.values() if maps else ():
+        if row.axes:
+            yield {**plain, **dict.fromkeys(maps, row)}
+    yield plain
