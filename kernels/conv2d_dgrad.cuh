@@ -6,6 +6,7 @@
 #pragma once
 
 #include "gemm_tile.cuh"
+#include "residue_class.cuh"
 
 // A tap (k, r, s), relative to the element of dy that the first pixel's first tap would meet. `row` and
 // `column` are unsigned, so that what is above the map or left of it becomes a huge number, and one
@@ -29,35 +30,6 @@ constexpr int PIXELS = TILE_N > THREADS ? TILE_N / THREADS : 1;
 constexpr int TAPS_APART = TILE_N > THREADS ? 1 : THREADS / TILE_N, TAP_PASSES = TILE_K / TAPS_APART;
 static_assert(TILE_N % THREADS == 0 || THREADS % TILE_N == 0, "TILE_N and THREADS: one divides the other");
 static_assert(TILE_K % TAPS_APART == 0, "THREADS: at most TILE_K * TILE_N");
-
-// One axis of a residue class: the pixels first, first + stride, ... of dx, and the taps that hit them, which
-// are tap, tap + apart, ... Pixel number i of them meets tap number t at row origin + i - shift(t) of dy.
-struct Axis {
-  int first, count;      // pixels
-  int tap, apart, taps;  // taps
-  int origin;            // (first + pad) / stride
-  int shift_0, shift_apart;
-
-  __device__ __forceinline__ void set(int index, int pad, const Divider& by_stride, int pixels, int window,
-                                      int dilation) {
-    first = index;
-    count = pixels;
-    origin = (index + pad) / by_stride;
-    const int residue = (index + pad) % by_stride;
-    // The taps with r * dilation = residue modulo stride: the first two say all.
-    tap = 0, apart = 1, taps = 0;
-    for (int r = 0; r < window; ++r) {
-      if (static_cast<long long>(r) * dilation % by_stride != residue) continue;
-      if (taps == 0) tap = r;
-      if (taps == 1) apart = r - tap;
-      ++taps;
-    }
-    shift_0 = taps ? (tap * dilation - residue) / by_stride : 0;
-    shift_apart = apart * dilation / by_stride;
-  }
-  __device__ __forceinline__ int nth(int t) const { return tap + t * apart; }
-  __device__ __forceinline__ int shift(int t) const { return shift_0 + t * shift_apart; }
-};
 
 // Where this block is. In shared memory, so that what the loop has no use for takes no registers in it.
 struct Block {

@@ -46,211 +46,62 @@
 // dtypes  = ["bfloat16", "float16"]
 // layout  = "NHWC, KRSC"
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4 }
-// grid    = ["TILES_N * groups * ceil_div(N*P*Q, TILE_M)"]
-// block   = ["32 * (TILE_M//WARP_M) * (TILE_N//WARP_N)"]
-// shared  = "2 * STAGES * (TILE_M + TILE_N) * TILE_K"
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tiles   = [
+//     { TILE_M = 192, TILE_N = 96, WARP_M = 96, WARP_N = 48 },
+// ]
 // rank    = 20
 // truncates = true
+// workspace = "4*N*P*Q*PITCH*SLICES if SLICES > 1 else 0"
 // [tune]
 // TILE_M = [64, 128, 256]
 // TILE_N = [64, 128]
 // TILE_K = [32, 64]
 // STAGES = [3, 4]
+// # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
-// TILES_N = "ceil_div(K//groups, TILE_N)"
+// FILL     = "132*PER_SM"
+// PIECES_C = "ceil_div(C//groups, 8)"
+// ALL_STEPS = "ceil_div(R*S*PIECES_C, TILE_K//8)"
+// TILES_N  = "ceil_div(K//groups, TILE_N)"
+// PITCH    = "groups*ceil_div(K//groups, 8)*8"
+// BLOCKS   = "TILES_N * groups * ceil_div(N*P*Q, TILE_M)"
+// SLICES   = "max(1, min(ALL_STEPS//DEPTH, FILL//max(1, BLOCKS)))"
+// STEPS    = "ceil_div(ALL_STEPS, SLICES)"
 // [dividers]
 // by_tiles_n = "TILES_N"
 // by_groups  = "groups"
 // by_pixels  = "P*Q"
 // by_Q       = "Q"
+// by_S       = "S"
+// by_pieces_c = "max(1, PIECES_C)"
+// by_quads   = "PITCH//4"
+// by_slices  = "SLICES"
+// [[launch]]
+// entry   = "conv2d_fprop_implicit_gemm_mma"
+// grid    = ["BLOCKS", "1", "SLICES"]
+// block   = ["32 * (TILE_M//WARP_M) * (TILE_N//WARP_N)"]
+// shared  = "2 * STAGES * (TILE_M + TILE_N) * TILE_K"
+// [[launch]]
+// entry   = "conv2d_fprop_implicit_gemm_mma_reduce"
+// grid    = ["min(ceil_div(N*P*Q*PITCH//4, 256), 1056) if SLICES > 1 else 0"]
+// block   = ["256"]
 // ///
 
-#include "convkit.cuh"
-#include "divider.cuh"
-#include "storage.cuh"
+#include "conv2d_fprop_mma.cuh"
 
-constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
-constexpr int PRODUCTS_M = WARP_M / 16, PRODUCTS_N = WARP_N / 8;  // of a warp
-constexpr int CHUNKS = TILE_K / PACK;                             // of 16 bytes, to a row of a slot
-constexpr int SLOT = (TILE_M + TILE_N) * TILE_K;                  // elements of a slot
-constexpr int ROWS_APART = THREADS / CHUNKS;                      // rows that the block copies at once
-constexpr int PIXELS = TILE_M / ROWS_APART, FILTERS = TILE_N / ROWS_APART;  // that a thread copies
-
-static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0, "a tile has whole warps' tiles");
-static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "a warp's tile has whole products, filters in pairs");
-static_assert(TILE_K == 16 || TILE_K == 32 || TILE_K == 64, "TILE_K: 16, 32 or 64");
-static_assert(TILE_M % ROWS_APART == 0 && TILE_N % ROWS_APART == 0, "a thread copies whole rows' pieces");
-static_assert(TILE_N % 64 == 0, "TILE_N: 8 pieces to permute on the way out");
-static_assert(STAGES >= 2 && STAGES * SLOT >= TILE_M * TILE_N, "the ring holds the tile of the result");
-
-// A row that is in no image, whatever is added to it.
-constexpr unsigned OUTSIDE = 0x80000000u;
-
-// Where chunk c of a row stands in its slot; and chunk c of a pixel's filters on the way out. In elements.
-__device__ __forceinline__ int in_slot(int row, int c) {
-  return (row * CHUNKS + (c ^ row / (8 / CHUNKS) % CHUNKS)) * PACK;
-}
-__device__ __forceinline__ int on_way_out(int row, int c) {
-  return (row * (TILE_N / PACK) + (c ^ row % 8)) * PACK;
-}
-
-__device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if defined(CONVKIT_STORAGE_bfloat16)
-  mma_m16n8k16_bf16(sum, a, b0, b1);
-#else
-  mma_m16n8k16_f16(sum, a, b0, b1);
-#endif
-}
-
-// Copies a chunk, of which the first `valid` elements exist and the others are zeros: 16 bytes that arrive
-// later; or else element by element, at once.
-__device__ __forceinline__ void copy_chunk(storage_t* to, const storage_t* from, int valid, bool vector) {
-  if (vector) {
-    cp_async_16(to, from, valid > 0 ? 16 : 0);
-    return;
-  }
-  Pack pack;
-#pragma unroll
-  for (int i = 0; i < PACK; ++i) pack[i] = i < valid ? from[i] : from_float(0.0f);
-  *reinterpret_cast<uint4*>(to) = pack.words;
-}
-
-struct alignas(4) Pair {
-  storage_t first, second;
-};
-
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
     void conv2d_fprop_implicit_gemm_mma(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
                                         const storage_t* __restrict__ w, const storage_t* __restrict__ b,
-                                        storage_t* __restrict__ y, const int relu) {
-  DYN_SMEM(storage_t, ring);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_m = warp % WARPS_M * WARP_M, warp_n = warp / WARPS_M * WARP_N;
+                                        storage_t* __restrict__ y, float* __restrict__ workspace,
+                                        const int with_relu) {
+  conv2d_fprop(g, x, w, b, y, workspace, with_relu);
+}
 
-  // ---- The tile of this block ----
-  // Filter tiles are neighbours, then groups, then pixels.
-  const int channels = g.C / g.by_groups, filters = g.K / g.by_groups;
-  const unsigned rest = blockIdx.x / g.by_tiles_n;
-  const int group = static_cast<int>(rest % g.by_groups);
-  const long long first_k = static_cast<long long>(group) * filters;  // of this group
-  const int first_n = static_cast<int>(blockIdx.x % g.by_tiles_n) * TILE_N;
-  const long long first_m = static_cast<long long>(rest / g.by_groups) * TILE_M;
-  const long long pixels = g.by_pixels.divisor * g.N;
-  const bool vector = channels % PACK == 0 && aligned(x) && aligned(w);
-
-  // ---- Copying a step: pixels and filters, CHUNKS lanes to a row ----
-  const int chunk = threadIdx.x % CHUNKS, row = threadIdx.x / CHUNKS;
-  long long corners[PIXELS];  // of the filter at this pixel, in x
-  unsigned top[PIXELS], left[PIXELS];
-#pragma unroll
-  for (int i = 0; i < PIXELS; ++i) {
-    const long long m = first_m + row + i * ROWS_APART, n = m / g.by_pixels, pixel = m % g.by_pixels;
-    const int p = static_cast<int>(pixel / g.by_Q), q = static_cast<int>(pixel % g.by_Q);
-    const int h = p * g.stride_h - g.pad_top, column = q * g.stride_w - g.pad_left;
-    corners[i] = ((n * g.H + h) * g.W + column) * g.C + group * channels;
-    top[i] = m < pixels ? static_cast<unsigned>(h) : OUTSIDE;
-    left[i] = static_cast<unsigned>(column);
-  }
-  const long long taps = static_cast<long long>(g.R) * g.S * channels;  // of a filter
-  const storage_t* const first_filter = w + (first_k + first_n + row) * taps;
-
-  int r = 0, s = 0, c = 0;  // of the step that is copied next
-  const auto copy_step = [&](storage_t* slot) {
-    const int channel = c + chunk * PACK, valid = channels - channel;
-    const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
-    const storage_t* const tap = x + (static_cast<long long>(down) * g.W + across) * g.C + channel;
-#pragma unroll
-    for (int i = 0; i < PIXELS; ++i) {
-      const bool inside = top[i] + down < g.H && left[i] + across < g.W;
-      copy_chunk(slot + in_slot(row + i * ROWS_APART, chunk), tap + corners[i], inside ? valid : 0, vector);
-    }
-    const storage_t* const filter = first_filter + (static_cast<long long>(r) * g.S + s) * channels + channel;
-#pragma unroll
-    for (int i = 0; i < FILTERS; ++i) {
-      const bool exists = first_n + row + i * ROWS_APART < filters;
-      copy_chunk(slot + in_slot(TILE_M + row + i * ROWS_APART, chunk), filter + i * ROWS_APART * taps,
-                 exists ? valid : 0, vector);
-    }
-    c += TILE_K;
-    if (c < channels) return;
-    c = 0;
-    if (++s < g.S) return;
-    s = 0;
-    ++r;
-  };
-
-  // ---- The main loop ----
-  float sum[PRODUCTS_M][PRODUCTS_N][4] = {};
-  const int steps = g.R * g.S * ceil_div(channels, TILE_K);
-  // Each step closes a group of copies, an empty one at the end: so the groups in flight are always counted
-  // from the same one.
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < steps) copy_step(ring + step * SLOT);
-    cp_async_commit();
-  }
-#pragma unroll 1
-  for (int step = 0, read = 0, write = STAGES - 1; step < steps; ++step) {
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
-    if (step + STAGES - 1 < steps) copy_step(ring + write * SLOT);
-    cp_async_commit();
-    const storage_t* const slot = ring + read * SLOT;
-#pragma unroll
-    for (int k = 0; k < CHUNKS; k += 2) {  // 16 channels
-      unsigned a[PRODUCTS_M][4], of_b[PRODUCTS_N / 2][4];
-#pragma unroll
-      for (int i = 0; i < PRODUCTS_M; ++i)
-        ldmatrix(a[i], slot + in_slot(warp_m + i * 16 + lane % 16, k + lane / 16));
-#pragma unroll
-      for (int j = 0; j < PRODUCTS_N / 2; ++j)
-        ldmatrix(of_b[j],
-                 slot + in_slot(TILE_M + warp_n + j * 16 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
-#pragma unroll
-      for (int i = 0; i < PRODUCTS_M; ++i)
-#pragma unroll
-        for (int j = 0; j < PRODUCTS_N; ++j)
-          multiply(sum[i][j], a[i], of_b[j / 2][j % 2 * 2], of_b[j / 2][j % 2 * 2 + 1]);
-    }
-    read = read + 1 == STAGES ? 0 : read + 1;
-    write = write + 1 == STAGES ? 0 : write + 1;
-  }
-
-  // ---- Writing: bias, ReLU, rounding; then through the ring, so that a lane has 16 bytes of a pixel ----
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < PRODUCTS_N; ++j) {
-    const int column = warp_n + j * 8 + lane % 4 * 2;
-    float bias[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int n = first_n + column + e;
-      bias[e] = b && n < filters ? to_float(b[first_k + n]) : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float v[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          v[e] = sum[i][j][half * 2 + e] + bias[e];
-          if (relu) v[e] = v[e] < 0.0f ? 0.0f : v[e];  // a NaN passes
-        }
-        const int at = on_way_out(warp_m + i * 16 + half * 8 + lane / 4, column / PACK) + column % PACK;
-        *reinterpret_cast<Pair*>(ring + at) = {from_float(v[0]), from_float(v[1])};
-      }
-  }
-  __syncthreads();
-  const bool whole = filters % PACK == 0 && aligned(y);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < TILE_M * TILE_N / PACK; i += THREADS) {
-    const int m = i / (TILE_N / PACK), c_out = i % (TILE_N / PACK), n = first_n + c_out * PACK;
-    if (first_m + m >= pixels || n >= filters) continue;
-    Pack pack;
-    pack.words = *reinterpret_cast<const uint4*>(ring + on_way_out(m, c_out));
-    const long long first = (first_m + m) * g.K + first_k;
-    store_pack(y, first + n, first + filters, whole, pack);
-  }
+extern "C" __launch_bounds__(256) __global__
+    void conv2d_fprop_implicit_gemm_mma_reduce(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
+                                               const storage_t* __restrict__ w,
+                                               const storage_t* __restrict__ b, storage_t* __restrict__ y,
+                                               float* __restrict__ workspace, const int with_relu) {
+  conv2d_fprop_reduce(g, b, y, workspace, with_relu);
 }

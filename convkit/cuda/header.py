@@ -26,8 +26,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: What `heuristics` must know of a tile to choose among several.
-MODELLED = ("TILE_M", "TILE_N", "TILE_K", "THREAD_M", "THREAD_N", "PER_SM")
+#: What `heuristics` must know of a tile to choose among several; and of a thread's sums, or a warp's.
+MODELLED = ("TILE_M", "TILE_N", "TILE_K", "PER_SM")
+MODELLED_SUMS = (("THREAD_M", "THREAD_N"), ("WARP_M", "WARP_N"))
 _OPEN, _CLOSE = "// /// kernel", "// ///"
 
 #: Types that an option may have, with what Python passes for each.
@@ -242,10 +243,14 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         for one in tiles
     ):
         raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
-    if tiles and not {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= {*tile, *block.get("let", {})}:
+    numbers_of = {*tile, *block.get("let", {})}
+    if tiles and not (
+        {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= numbers_of
+        and any(numbers_of.issuperset(sums) for sums in MODELLED_SUMS)
+    ):
         raise OptionError(
-            f"'tiles' needs {', '.join(MODELLED)} in 'tile' and BLOCKS, SLICES and STEPS in 'let': "
-            "by these one of them is chosen"
+            f"'tiles' needs {', '.join(MODELLED)}, and {' or '.join(map(' and '.join, MODELLED_SUMS))}, "
+            "in 'tile', and BLOCKS, SLICES and STEPS in 'let': by these one of them is chosen"
         )
     for key in block.get("tune", {}):
         if key not in tile:

@@ -6,7 +6,8 @@ set is not full it takes less time, but not in proportion, since its blocks hide
 A block pays `FIXED` steps beside its own: its first loads, and the writing of the sums. Of a step's
 instructions the multiply-adds are what counts; the others are the shared loads, and `FETCH` for each element
 that a thread fetches. `HIDDEN` is left of the issue slots when barriers and latency have taken theirs. What
-slices of a sum move through memory is not counted.
+slices of a sum move through memory is not counted. On tensor cores the others are the step's time in shared
+memory, and the peak is what `mma.sync` reaches.
 
 What it says is prediction: it ranks tiles, and no GPU has been asked. `tiles.table()` has it for AlexNet.
 """
@@ -31,6 +32,11 @@ FIXED = 6
 HIDDEN = 0.95
 #: Share of a full set's time that a set of blocks takes however small it is.
 ALONE = 0.4
+#: Of the kernels on tensor cores, to an SM and cycle: multiply-adds of `mma.sync` (62 % of the tensor cores'
+#: rate, which is what an H200 is reported to reach with it), and bytes that go through shared memory.
+MULTIPLIED, BANKS = 1270, 128
+#: Share of a step's time in shared memory that does not hide behind its multiplications.
+EXPOSED = 0.25
 #: Another tile than the first is taken where it is predicted to save this share of the time, and where the
 #: first one has blocks enough to busy every SM: below that, launches and latency decide, not waves.
 WORTH = 0.04
@@ -62,11 +68,26 @@ class Prediction:
 
 
 def density(tile: Mapping[str, int]) -> float:
-    """Share of multiply-adds in the instructions of the main loop."""
+    """Share of multiply-adds in the instructions of the main loop; on tensor cores, in its time."""
+    if "WARP_M" in tile:
+        return _density_mma(tile)
     m, n, k = tile["THREAD_M"], tile["THREAD_N"], tile["TILE_K"]
     threads = tile["TILE_M"] * tile["TILE_N"] // (m * n)
     fetched = (tile["TILE_M"] + tile["TILE_N"]) * k / threads
     return m * n * k / (m * n * k + k * (m + n) / 4 + FETCH * fetched)
+
+
+def _density_mma(tile: Mapping[str, int]) -> float:
+    """Share of the multiplications in the time of a step on tensor cores.
+
+    A step's copies and fragments move through shared memory, `BANKS` bytes in a cycle. Most of that hides
+    behind the multiplications, `MULTIPLIED` multiply-adds in a cycle; `EXPOSED` of it does not.
+    """
+    tile_m, tile_n, k = tile["TILE_M"], tile["TILE_N"], tile["TILE_K"]
+    warps = tile_m * tile_n // (tile["WARP_M"] * tile["WARP_N"])
+    moved = 2 * k * (tile_m + tile_n + warps * (tile["WARP_M"] + tile["WARP_N"]))
+    multiplying = tile_m * tile_n * k / MULTIPLIED
+    return multiplying / (multiplying + EXPOSED * moved / BANKS)
 
 
 def predict(header: Header, problem: Problem) -> Prediction:

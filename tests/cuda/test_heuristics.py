@@ -164,7 +164,10 @@ HEADER = """// relu_fprop_mine
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("[{ THREADS = 32 }]", "'tiles' needs TILE_M, TILE_N, TILE_K, THREAD_M, THREAD_N, PER_SM in 'tile'"),
+        (
+            "[{ THREADS = 32 }]",
+            "'tiles' needs TILE_M, TILE_N, TILE_K, PER_SM, and THREAD_M and THREAD_N or WARP_M",
+        ),
         ("[{ THREADS = 0.5 }]", "'tiles' must be a list of tables of integers by names of 'tile'"),
         ("[{ WARPS = 2 }]", "'tiles' must be a list of tables of integers by names of 'tile'"),
         ("{ THREADS = 32 }", "'tiles' must be a list of tables of integers by names of 'tile'"),

@@ -21,6 +21,7 @@ from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import implementation
 from convkit.cuda.source import translation_unit
 from convkit.ops.conv2d import Conv2d
+from convkit.ops.linear import Linear
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +51,25 @@ MUTANTS = [
 
 
 #: Problems in which a kernel goes a way that random ones seldom have: channels that it copies asynchronously.
+_CONV = Conv2d.of((1, 48, 12, 12), (136, 48, 3, 3), padding=1)
+_PIXELS = Conv2d.of((2, 8, 30, 30), (16, 8, 3, 3), padding=1)
+_FEW = Conv2d.of((2, 2, 30, 30), (16, 2, 3, 3), padding=1)
+_LINEAR = Linear(136, 264, 136)
 ALSO = {
-    "conv2d_fprop_implicit_gemm_mma": [
-        check.Case(
-            "conv2d_fprop",
-            Conv2d.of((1, 40, 12, 12), (136, 40, 3, 3), padding=1),
-            "whole chunks",
-            {"relu": False},
-        )
-    ]
+    kernel: [check.Case(kernel[: kernel.index(idea) - 1], problem, "copied asynchronously", options)]
+    for kernel, idea, problem, options in (
+        ("conv2d_fprop_implicit_gemm_mma", "implicit", _CONV, {"relu": False}),
+        ("conv2d_dgrad_implicit_gemm_mma", "implicit", _CONV, {}),
+        ("conv2d_dgrad_relu_implicit_gemm_mma", "implicit", _CONV, {}),
+        ("conv2d_wgrad_implicit_gemm_mma", "implicit", _PIXELS, {}),
+        ("conv2d_wgrad_bgrad_implicit_gemm_mma", "implicit", _PIXELS, {}),
+        ("conv2d_fprop_tap_rows_mma", "tap", _FEW, {"relu": False}),
+        ("conv2d_wgrad_tap_rows_mma", "tap", _FEW, {}),
+        ("conv2d_wgrad_bgrad_tap_rows_mma", "tap", _FEW, {}),
+        ("linear_fprop_gemm_mma", "gemm", _LINEAR, {"relu": False}),
+        ("linear_dgrad_gemm_mma", "gemm", _LINEAR, {}),
+        ("linear_wgrad_gemm_mma", "gemm", _LINEAR, {}),
+    )
 }
 
 

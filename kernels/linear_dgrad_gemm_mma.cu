@@ -1,0 +1,74 @@
+// linear_dgrad_gemm_mma
+//   dx[n,c] = sum_k dy[n,k] * w[k,c] on tensor cores: a GEMM of gemm_m = N, gemm_n = C, gemm_k = K. 16-bit elements,
+//   fp32 sums, rounded once.
+//
+// Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K. gemm_mma.cuh has
+//          the ring of copies and the lanes' map. Rows of dy lie along gemm_k, as ldmatrix takes them; a row of w is
+//          one k, and ldmatrix.trans turns it.
+// Slices   as in linear_fprop_gemm_mma: a batch of 128 has 72 tiles at most.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are aligned.
+//          Slices are written and read once, 4 bytes to a sum, in L2.
+// Bound    DRAM at a batch of 128 and below, by w.
+//
+// /// kernel
+// op      = "linear_dgrad"
+// dtypes  = ["bfloat16", "float16"]
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// rank    = 20
+// truncates = true
+// workspace = "4*N*PITCH*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M = [64, 128, 256]
+// TILE_N = [64, 128]
+// TILE_K = [32, 64]
+// STAGES = [3, 4]
+// # Places for blocks on an H200. A slice has DEPTH steps or more.
+// [let]
+// FILL      = "132*PER_SM"
+// TILES_M   = "ceil_div(N, TILE_M)"
+// PITCH     = "ceil_div(C, 8)*8"
+// BLOCKS    = "TILES_M * ceil_div(C, TILE_N)"
+// ALL_STEPS = "ceil_div(K, TILE_K)"
+// SLICES    = "max(1, min(ALL_STEPS//DEPTH, FILL//max(1, BLOCKS)))"
+// STEPS     = "ceil_div(ALL_STEPS, SLICES)"
+// [dividers]
+// by_tiles_m = "max(1, TILES_M)"
+// by_quads   = "max(1, PITCH//4)"
+// by_slices  = "SLICES"
+// [[launch]]
+// entry   = "linear_dgrad_gemm_mma"
+// grid    = ["BLOCKS", "1", "SLICES"]
+// block   = ["32 * (TILE_M//WARP_M) * (TILE_N//WARP_N)"]
+// shared  = "2 * STAGES * (TILE_M + TILE_N) * TILE_K"
+// [[launch]]
+// entry   = "linear_dgrad_gemm_mma_reduce"
+// grid    = ["min(ceil_div(N*PITCH//4, 256), 1056) if SLICES > 1 else 0"]
+// block   = ["256"]
+// ///
+
+#include "linear_mma.cuh"
+
+using A = AlongK<TILE_M>;   // rows of dy
+using B = AcrossK<TILE_N>;  // columns of w
+
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
+    void linear_dgrad_gemm_mma(GEOMETRY(Linear), const storage_t* __restrict__ dy,
+                               const storage_t* __restrict__ w, storage_t* __restrict__ dx,
+                               float* __restrict__ workspace) {
+  DYN_SMEM(storage_t, ring);
+  const Tile tile(g.by_tiles_m, g.N, g.C);
+  Sums sum = {};
+  multiply<A, B>(ring, tile, {dy, g.N, g.K}, {w, g.K, g.C}, ceil_div(g.K, TILE_K), g.by_slices, sum);
+  if (gridDim.z > 1)
+    write_slice(sum, tile, workspace, g.by_quads);
+  else
+    write_tile(ring, sum, tile, dx);
+}
+
+// Adds up the slices, if there are several.
+extern "C" __launch_bounds__(256) __global__
+    void linear_dgrad_gemm_mma_reduce(GEOMETRY(Linear), const storage_t* __restrict__ dy,
+                                      const storage_t* __restrict__ w, storage_t* __restrict__ dx,
+                                      float* __restrict__ workspace) {
+  add_slices(workspace, dx, g.N, g.C, g.by_quads, g.by_slices);
+}

@@ -1,0 +1,120 @@
+// linear_mma.cuh: how the fully connected kernels on tensor cores copy their matrices, and their main loop.
+#pragma once
+
+#include "gemm_mma.cuh"
+
+// A matrix in memory, row by row.
+struct Matrix {
+  const storage_t* data;
+  int rows, columns;
+
+  // Whether rows come in pieces of 16 bytes.
+  __device__ __forceinline__ bool vector() const { return columns % PACK == 0 && aligned(data); }
+  __device__ __forceinline__ const storage_t* at(long long row, int column) const {
+    return data + row * columns + column;
+  }
+};
+
+// Copies a step's part of a factor: its m (or n) are rows of the matrix from `first` on, k its columns.
+template <int LENGTH, class Copy>
+__device__ __forceinline__ void copy_part(AlongK<LENGTH> slab_of, storage_t* slab, const Matrix& from,
+                                          int first, int k, const Copy& copy) {
+#pragma unroll
+  for (int i = 0; i < slab_of.COPIES; ++i) {
+    if (!slab_of.has(i)) break;
+    const int row = first + slab_of.row(i), column = k + slab_of.chunk(i) * PACK;
+    copy(slab + slab_of.place(i), from.at(row, column), row < from.rows ? from.columns - column : 0);
+  }
+}
+// The same where k are rows, and m (or n) columns from `first` on.
+template <int LENGTH, class Copy>
+__device__ __forceinline__ void copy_part(AcrossK<LENGTH> slab_of, storage_t* slab, const Matrix& from,
+                                          int first, int k, const Copy& copy) {
+#pragma unroll
+  for (int i = 0; i < slab_of.COPIES; ++i) {
+    if (!slab_of.has(i)) break;
+    const int row = k + slab_of.row(i), column = first + slab_of.chunk(i) * PACK;
+    copy(slab + slab_of.place(i), from.at(row, column), row < from.rows ? from.columns - column : 0);
+  }
+}
+
+// A block's tile of the output, of `rows` x `columns`. Tiles that share columns are neighbours.
+struct Tile {
+  int first_m, first_n, rows, columns;
+
+  __device__ __forceinline__ Tile(const Divider& by_tiles_m, int rows_, int columns_)
+      : first_m(static_cast<int>(blockIdx.x % by_tiles_m) * TILE_M),
+        first_n(static_cast<int>(blockIdx.x / by_tiles_m) * TILE_N),
+        rows(rows_),
+        columns(columns_) {}
+};
+
+// The main loop: sum += a b over this block's steps, of `steps` in all.
+template <class A, class B>
+__device__ __forceinline__ void multiply(storage_t* ring, const Tile& tile, const Matrix& a, const Matrix& b,
+                                         int steps, const Divider& by_slices, Sums& sum) {
+  const Steps range = steps_of_slice(steps, by_slices);
+  const bool vector = a.vector() && b.vector();
+  const auto copy_pieces = [&](storage_t* slot, int step, const auto& copy) {
+    const int k = (range.first + step) * TILE_K;
+    copy_part(A(), slot, a, tile.first_m, k, copy);
+    copy_part(B(), slot + A::SIZE, b, tile.first_n, k, copy);
+  };
+  const auto copy_step = [&](storage_t* slot, int step) {
+    if (vector)
+      copy_pieces(slot, step, Async());
+    else
+      copy_pieces(slot, step, Elements());
+  };
+#pragma unroll 1
+  for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    if (step + STAGES - 1 < range.count) copy_step(ring + write * SLOT, step + STAGES - 1);
+    cp_async_commit();
+    write = next_slot(write);
+    if (step < 0) continue;  // nothing has arrived yet
+    multiply_step<A, B>(ring + read * SLOT, sum);
+    read = next_slot(read);
+  }
+}
+
+// This block's slice of the output; by_quads: a row of a slice, in fours.
+__device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, float* workspace,
+                                            const Divider& by_quads) {
+  const long long pitch = 4 * by_quads.divisor;
+  float* const slice =
+      workspace + (static_cast<long long>(blockIdx.z) * tile.rows + tile.first_m) * pitch + tile.first_n;
+  write_slice(sum, pitch - tile.first_n,
+              [&](int m) { return tile.first_m + m < tile.rows ? slice + m * pitch : nullptr; });
+}
+
+// The output itself; as float32, from where the sums are.
+__device__ __forceinline__ void write_tile(storage_t*, const Sums& sum, const Tile& tile, float* out) {
+  const bool pairs = tile.columns % 2 == 0 && reinterpret_cast<unsigned long long>(out) % 8 == 0;
+  float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
+  write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
+    return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
+  });
+}
+__device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile,
+                                           storage_t* out) {
+  const bool whole = tile.columns % PACK == 0 && aligned(out);
+  write_tile(ring, sum, [&](int m, int n, Pack pack) {
+    if (tile.first_m + m >= tile.rows || tile.first_n + n >= tile.columns) return;
+    const long long row = static_cast<long long>(tile.first_m + m) * tile.columns;
+    store_pack(out, row + tile.first_n + n, row + tile.columns, whole, pack);
+  });
+}
+
+// The second launch, where the output has nothing but the sums: adds up the slices, if there are several.
+// `out` is a gradient of parameters, or of the one type that there is.
+__device__ __forceinline__ void add_slices(const float* __restrict__ workspace, param_t* __restrict__ out,
+                                           int rows, int columns, const Divider& by_quads,
+                                           const Divider& by_slices) {
+  add_slices(workspace, rows, by_quads, by_slices, [&](long long row, long long column, const float (&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (column + e < columns) out[row * columns + column + e] = to_param(v[e]);
+  });
+}
