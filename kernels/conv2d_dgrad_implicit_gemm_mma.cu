@@ -15,7 +15,11 @@
 // Traffic  dy is read ceil(C/groups / TILE_N) * R*S / (stride_h*stride_w) times, mostly from L2, w
 //          ceil(N*H*W / TILE_M) times from L2. dx is written once, 16 bytes to a lane.
 // Slices   where blocks do not fill the GPU, grid z cuts gemm_k, and a second launch adds up the slices in order.
-// Bound    tensor cores.
+// Bound    tensor cores. In the machine code for sm_90a a step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; 203
+//          registers, no spills. The tile of 48 channels is for conv2, whose groups have as many.
+//          docs/kernels.md has what is predicted for each layer, and the model.
+// Lacking  K/groups or C/groups that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched
+//          element by element. Steps are of one tap: K/groups that is no multiple of TILE_K leaves some of it empty.
 //
 // /// kernel
 // op      = "conv2d_dgrad"

@@ -4,7 +4,7 @@
 // Tiling   as conv2d_wgrad_tap_rows_mma, whose code this is (conv2d_wgrad_tap_rows_mma.cuh has it). Behind the columns of
 //          the taps stands one of ones, whose sums are db: in conv1 it is one that the second tile had left.
 // Traffic  that of conv2d_wgrad_tap_rows_mma; by itself the gradient of the bias would read dy once more.
-// Bound    tensor cores. COUNTED
+// Bound    that of conv2d_wgrad_tap_rows_mma; 230 registers for sm_90a, no spills.
 //
 // /// kernel
 // op      = "conv2d_wgrad_bgrad"
@@ -12,7 +12,6 @@
 // layout  = "NHWC"
 // tile    = { TILE_M = 96, TILE_N = 192, TILE_K = 32, WARP_M = 96, WARP_N = 48, STAGES = 4, PER_SM = 2, DEPTH = 8 }
 // tiles   = [
-//     { TILE_M = 128, TILE_N = 128, WARP_M = 64, WARP_N = 64 },
 //     { TILE_M = 64, TILE_N = 128, WARP_M = 64, WARP_N = 64, PER_SM = 3 },
 // ]
 // when    = "groups == 1 and C < 8 and (dilation_w == 1 or S == 1)"

@@ -15,7 +15,11 @@
 //          launch adds them up in the slices' order and writes dw: the bits are the same every time.
 // Traffic  dy is read ceil(R*S*C/groups / TILE_N) times, x ceil(K/groups / TILE_M) * R*S / (stride_h*stride_w)
 //          times, mostly from L2. A slice is written and read once, 4 bytes to a sum, in L2.
-// Bound    tensor cores.
+// Bound    tensor cores. In the machine code for sm_90a a step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; 216
+//          registers, no spills. docs/kernels.md has what is predicted for each layer, and the model, which does not
+//          count the slices' memory.
+// Lacking  C/groups or K/groups that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched
+//          element by element; conv2d_wgrad_tap_rows_mma takes C < 8.
 //
 // /// kernel
 // op      = "conv2d_wgrad"

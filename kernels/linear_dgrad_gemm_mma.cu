@@ -8,7 +8,8 @@
 // Slices   as in linear_fprop_gemm_mma: a batch of 128 has 72 tiles at most.
 // Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are aligned.
 //          Slices are written and read once, 4 bytes to a sum, in L2.
-// Bound    DRAM at a batch of 128 and below, by w.
+// Bound    DRAM at a batch of 128 and below, by w. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; no spills.
+// Lacking  K or C that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element by element.
 //
 // /// kernel
 // op      = "linear_dgrad"

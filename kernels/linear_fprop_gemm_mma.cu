@@ -9,7 +9,10 @@
 //          and ReLU.
 // Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are aligned.
 //          Slices are written and read once, 4 bytes to a sum, in L2.
-// Bound    DRAM at a batch of 128 and below: w alone is 75 MB in fc6, 2 * 128 operations to an element of it.
+// Bound    DRAM at a batch of 128 and below, by w: in fc6 75 MB of it, with 256 operations to an element. In the
+//          machine code for sm_90a a step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; no spills. At a batch of 1
+//          one row of a tile in 128 counts: the tensor cores then take about as long as w does.
+// Lacking  C that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element by element.
 //
 // /// kernel
 // op      = "linear_fprop"

@@ -8,7 +8,10 @@
 // Slices   only where both matrices are small and the batch is large.
 // Traffic  at a batch of up to TILE_K * STAGES, the matrices are read from L2 once for each tile of the other, and dw
 //          is written once, 16 bytes to a lane where rows are aligned.
-// Bound    DRAM at a batch of 128 and below, by the writing of dw.
+//          As float32, for a pair, dw is written from where the sums are, 32 bytes to four lanes.
+// Bound    DRAM at a batch of 128 and below, by the writing of dw. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp;
+//          no spills.
+// Lacking  as linear_dgrad_gemm_mma.
 //
 // /// kernel
 // op      = "linear_wgrad"

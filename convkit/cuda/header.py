@@ -243,9 +243,10 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         for one in tiles
     ):
         raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
-    named = {*tile, *block.get("let", {})}
+    declared = {*tile, *block.get("let", {})}
     if tiles and not (
-        {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= named and any(named.issuperset(s) for s in MODELLED_SUMS)
+        {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= declared
+        and any(declared.issuperset(s) for s in MODELLED_SUMS)
     ):
         raise OptionError(
             f"'tiles' needs {', '.join(MODELLED)}, and {' or '.join(map(' and '.join, MODELLED_SUMS))}, "
