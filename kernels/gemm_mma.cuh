@@ -1,26 +1,27 @@
 // gemm_mma.cuh: what the GEMM kernels on tensor cores share: slots of shared memory and their swizzle, the
-// fragments, the products of a step, split-K, and the way out. Where the elements of both factors come from, the
-// main loop and what becomes of the sums stand in each kernel.
+// fragments, the products of a step, split-K, and the way out. Where the elements of both factors come from,
+// the main loop and what becomes of the sums stand in each kernel.
 //
 //   sum[m][n] = sum over k of a[m][k] * b[k][n]       gemm_m x gemm_n x gemm_k; 16-bit elements, fp32 sums
 //
-// A block makes TILE_M x TILE_N sums, a warp WARP_M x WARP_N of them, in steps of TILE_K of gemm_k. A kernel's
-// header declares these numbers, and STAGES and PER_SM, in its `tile`.
+// A block makes TILE_M x TILE_N sums, a warp WARP_M x WARP_N of them, in steps of TILE_K of gemm_k. A
+// kernel's header declares these numbers, and STAGES and PER_SM, in its `tile`.
 //
-// Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies of
-//          the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
+// Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies
+//          of the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
 //
 //              for each step from 1 - STAGES on:
 //                wait for the step's copies, barrier, copy step + STAGES - 1, multiply what has arrived
 //
-//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group of copies,
-//          an empty one at the end, so that the groups in flight are always counted from the same one. The first
-//          barrier stands before the first copy: tables in shared memory need none of their own.
+//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group
+//          of copies, an empty one at the end, so that the groups in flight are always counted from the same
+//          one. The first barrier stands before the first copy: tables in shared memory need none of their
+//          own.
 //
-// Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of ldmatrix
-//          takes are of eight rows, one below the other; those that eight lanes copy are neighbours in a row or
-//          two. Either have to lie in different banks: piece c of a row stands at c ^ row % 8 among 8, or at
-//          c ^ row / 2 % 4 among 4:
+// Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of
+//          ldmatrix takes are of eight rows, one below the other; those that eight lanes copy are neighbours
+//          in a row or two. Either have to lie in different banks: piece c of a row stands at c ^ row % 8
+//          among 8, or at c ^ row / 2 % 4 among 4:
 //
 //             banks    0-3  4-7  8-11 ...                      28-31
 //             row 0,1   0    1    2    3  |  0    1    2    3
@@ -35,8 +36,8 @@
 //                   takes it as it is.
 //          AcrossK  a row is one k, its elements are all m (or n) of the tile. ldmatrix.trans takes it.
 //
-// Sums     of a warp: PRODUCTS_M x PRODUCTS_N products of 16 x 8. Lane l has, of each of them, with g = l / 4 and
-//          t = 2 (l % 4), rows g and g + 8, and columns t and t + 1:
+// Sums     of a warp: PRODUCTS_M x PRODUCTS_N products of 16 x 8. Lane l has, of each of them, with g = l / 4
+//          and t = 2 (l % 4), rows g and g + 8, and columns t and t + 1:
 //
 //                          n  0    1  |  2    3  |  4    5  |  6    7
 //                     m  0    L0      |  L1      |  L2      |  L3           sum[0], sum[1]
@@ -46,8 +47,8 @@
 //                        8    L0      |  L1      |  L2      |  L3           sum[2], sum[3]
 //                       ...
 //
-//          For 16 k of 64 x 64 sums 4 ldmatrix.x4 bring a (16 x 16 elements each) and 4 bring b (16 x 16): 8 loads
-//          for 32 products.
+//          For 16 k of 64 x 64 sums 4 ldmatrix.x4 bring a (16 x 16 elements each) and 4 bring b (16 x 16): 8
+//          loads for 32 products.
 #pragma once
 
 #include "convkit.cuh"
@@ -97,9 +98,9 @@ struct Slab {
   }
 };
 
-// LENGTH of m or n. load_a: the registers of a for m to m + 15, k to k + 15; load_b: those of b for n to n + 15,
-// b0 and b1 of the first 8, then of the others. m, n and k are multiples of 16; what depends on the lane is the same
-// for all of them, or for all k.
+// LENGTH of m or n. load_a: the registers of a for m to m + 15, k to k + 15; load_b: those of b for n to n +
+// 15, b0 and b1 of the first 8, then of the others. m, n and k are multiples of 16; what depends on the lane
+// is the same for all of them, or for all k.
 template <int LENGTH>
 struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   using Slab<LENGTH, TILE_K / PACK>::at;
@@ -180,9 +181,9 @@ __device__ __forceinline__ void multiply_step(const storage_t* slot, Sums& sum) 
 __device__ __forceinline__ int next_slot(int slot) { return slot + 1 == STAGES ? 0 : slot + 1; }
 
 // -----------------------------------------------------------------------------------------------------------
-// Split-K: blocks of different blockIdx.z take different steps, and leave their sums in slices of the workspace,
-// as rows of `pitch` floats. A launch behind them adds up the slices in their order: no atomics, and the same
-// bits every time.
+// Split-K: blocks of different blockIdx.z take different steps, and leave their sums in slices of the
+// workspace, as rows of `pitch` floats. A launch behind them adds up the slices in their order: no atomics,
+// and the same bits every time.
 // -----------------------------------------------------------------------------------------------------------
 struct Steps {
   int first, count;
@@ -200,8 +201,9 @@ __device__ __forceinline__ long long filled_up(int columns) {
   return (static_cast<long long>(columns) + PACK - 1) / PACK * PACK;
 }
 
-// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of its
-// columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8 bytes.
+// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of
+// its columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8
+// bytes.
 template <class RowOf>
 __device__ __forceinline__ void write_floats(const Sums& sum, long long columns, bool pairs,
                                              const RowOf& row_of) {
@@ -285,8 +287,8 @@ __device__ __forceinline__ void relu(Sums& sum) {
       for (int e = 0; e < 4; ++e) sum[i][j][e] = relu_of(sum[i][j][e]);
 }
 
-// Rounds the tile into the ring: use(m, n, pack) then gets columns n to n + 7 of its row m, once each. Nothing may
-// be on its way into the ring.
+// Rounds the tile into the ring: use(m, n, pack) then gets columns n to n + 7 of its row m, once each.
+// Nothing may be on its way into the ring.
 template <class Use>
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Use& use) {
   const int lane = threadIdx.x % 32;
