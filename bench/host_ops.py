@@ -78,6 +78,8 @@ def convkit_calls() -> dict[str, Call]:
         "softmax_xent_dgrad": lambda: ck.softmax_xent_dgrad(probs, labels),
         "label_rank": lambda: ck.label_rank(row, labels),
         "loss_summary": lambda: ck.loss_summary(loss, rank),
+        "rescale": lambda: ck.rescale(matrix, loss, rank),
+        "adjust_loss_scale": lambda: ck.adjust_loss_scale(loss, rank, rank),
         "sgd_momentum": lambda: ck.sgd_momentum(matrix, matrix, velocity, **SGD),
     }
     return {op: calls[op] for op in OPS}

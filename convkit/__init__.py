@@ -42,6 +42,7 @@ from .ops.linear import (
     linear_wgrad,
     linear_wgrad_sgd,
 )
+from .ops.loss_scale import LossScale, adjust_loss_scale, rescale
 from .ops.loss_summary import loss_summary
 from .ops.lrn import LRN, lrn_dgrad, lrn_fprop
 from .ops.lrn_maxpool2d import lrn_maxpool2d_dgrad, lrn_maxpool2d_fprop

@@ -2,7 +2,8 @@
 // fragments, the products of a step, split-K, and the way out. Where the elements of both factors come from,
 // the main loop and what becomes of the sums stand in each kernel.
 //
-//   sum[m][n] = sum over k of a[m][k] * b[k][n]       gemm_m x gemm_n x gemm_k; 16-bit elements, fp32 sums
+//   sum[m][n] = sum over k of a[m][k] * b[k][n]       gemm_m x gemm_n x gemm_k; fp32 sums, and elements
+//                                                     of 16 bits, or of 32, of which tf32 takes 19
 //
 // A block makes TILE_M x TILE_N sums, a warp WARP_M x WARP_N of them, in steps of TILE_K of gemm_k. A
 // kernel's header declares these numbers, and STAGES and PER_SM, in its `tile`.
@@ -34,7 +35,9 @@
 //
 //          AlongK   a row is one of the factor's m (or n), its elements are TILE_K neighbours in k. ldmatrix
 //                   takes it as it is.
-//          AcrossK  a row is one k, its elements are all m (or n) of the tile. ldmatrix.trans takes it.
+//          AcrossK  a row is one k, its elements are all m (or n) of the tile. ldmatrix.trans takes it,
+//                   but turns elements of 16 bits alone: those of 32 are read word by word, 4 k of 8 m at a
+//                   time, so that piece c of row k stands at c ^ 2 (k % 4) among 8: 32 words in 32 banks.
 //
 // Sums     of a warp: PRODUCTS_M x PRODUCTS_N products of 16 x 8. Lane l has, of each of them, with g = l / 4
 //          and t = 2 (l % 4), rows g and g + 8, and columns t and t + 1:
@@ -48,7 +51,7 @@
 //                       ...
 //
 //          For 16 k of 64 x 64 sums 4 ldmatrix.x4 bring a (16 x 16 elements each) and 4 bring b (16 x 16): 8
-//          loads for 32 products.
+//          loads for 32 products. In tf32 the same 8 loads bring 8 k.
 #pragma once
 
 #include "convkit.cuh"
@@ -58,25 +61,30 @@
 constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int PRODUCTS_M = WARP_M / 16, PRODUCTS_N = WARP_N / 8;  // of a warp
 constexpr int SLOT = (TILE_M + TILE_N) * TILE_K;                  // elements
+constexpr int PRODUCT_K = 2 * PACK;                               // k of a product: two pieces of 16 bytes
+constexpr bool IS_TF32 = sizeof(storage_t) == 4;
 
 static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0, "a tile has whole warps' tiles");
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "a warp's tile has whole products, columns in pairs");
 static_assert(TILE_K == 16 || TILE_K == 32 || TILE_K == 64, "TILE_K: 16, 32 or 64");
+static_assert(!IS_TF32 || TILE_K <= 32, "TILE_K: 16 or 32 of 32 bits");
 static_assert(STAGES >= 2 && STAGES * SLOT >= TILE_M * TILE_N, "the ring holds the tile of the result");
 
 // -----------------------------------------------------------------------------------------------------------
 // Slabs. Places are in elements.
 // -----------------------------------------------------------------------------------------------------------
-template <int ROWS_, int CHUNKS_>
+template <int ROWS_, int CHUNKS_, bool BY_WORDS = false>
 struct Slab {
   static constexpr int ROWS = ROWS_, CHUNKS = CHUNKS_;  // pieces of a row
   static constexpr int SIZE = ROWS * CHUNKS * PACK;
   static constexpr int PANEL = CHUNKS % 8 == 0 ? 8 : CHUNKS;
   static constexpr int SPREAD = PANEL % 8 == 0 ? 8 : PANEL % 4 == 0 ? 4 : PANEL % 2 == 0 ? 2 : 1;
+  static_assert(!BY_WORDS || PANEL == 8, "what is read by words has rows of 32 of them");
 
   // Where piece c of a row stands.
   static __device__ __forceinline__ int at(int row, int c) {
-    return ((c / PANEL * ROWS + row) * PANEL + (c % PANEL ^ row / (8 / SPREAD) % SPREAD)) * PACK;
+    const int swap = BY_WORDS ? row % 4 * 2 : row / (8 / SPREAD) % SPREAD;
+    return ((c / PANEL * ROWS + row) * PANEL + (c % PANEL ^ swap)) * PACK;
   }
 
   // A thread copies COPIES pieces: the i-th is chunk(i) of row(i), which may be one too many.
@@ -90,17 +98,18 @@ struct Slab {
     return (threadIdx.x + i * THREADS) % CHUNKS;
   }
   static __device__ __forceinline__ bool has(int i) { return ROWS * CHUNKS % THREADS == 0 || row(i) < ROWS; }
-  // Where it stands. Eight rows on the permutation is the same: then the i-th is a constant behind the first.
+  // Where it stands. Eight rows on the permutation is the same, or four: then the i-th is a constant behind
+  // the first.
   static __device__ __forceinline__ int place(int i) {
-    if constexpr (THREADS % CHUNKS == 0 && THREADS / CHUNKS % 8 == 0)
+    if constexpr (THREADS % CHUNKS == 0 && THREADS / CHUNKS % (BY_WORDS ? 4 : 8) == 0)
       return at(row(0), chunk(0)) + i * (THREADS / CHUNKS) * PANEL * PACK;
     return at(row(i), chunk(i));
   }
 };
 
-// LENGTH of m or n. load_a: the registers of a for m to m + 15, k to k + 15; load_b: those of b for n to n +
-// 15, b0 and b1 of the first 8, then of the others. m, n and k are multiples of 16; what depends on the lane
-// is the same for all of them, or for all k.
+// LENGTH of m or n. load_a: the registers of a for m to m + 15 and PRODUCT_K k; load_b: those of b for n to n
+// + 15, b0 and b1 of the first 8, then of the others. m and n are multiples of 16, k of PRODUCT_K; what
+// depends on the lane is the same for all of them, or for all k.
 template <int LENGTH>
 struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   using Slab<LENGTH, TILE_K / PACK>::at;
@@ -114,16 +123,33 @@ struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   }
 };
 template <int LENGTH>
-struct AcrossK : Slab<TILE_K, LENGTH / PACK> {
-  using Base = Slab<TILE_K, LENGTH / PACK>;
+struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
+  using Base = Slab<TILE_K, LENGTH / PACK, IS_TF32>;
   static __device__ __forceinline__ void load_a(unsigned (&a)[4], const storage_t* slab, int m, int k) {
     const int lane = threadIdx.x % 32;
+    if constexpr (IS_TF32) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) a[e] = word(slab, k + e / 2 * 4, m + e % 2 * 8);
+      return;
+    }
     ldmatrix_trans(
         a, slab + Base::at(lane / 16 * 8 + lane % 8, m / PACK + lane / 8 % 2) + k * Base::PANEL * PACK);
   }
   static __device__ __forceinline__ void load_b(unsigned (&b)[4], const storage_t* slab, int n, int k) {
     const int lane = threadIdx.x % 32;
+    if constexpr (IS_TF32) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) b[e] = word(slab, k + e % 2 * 4, n + e / 2 * 8);
+      return;
+    }
     ldmatrix_trans(b, slab + Base::at(lane % 16, n / PACK + lane / 16) + k * Base::PANEL * PACK);
+  }
+  // Element (row + lane % 4, column + lane / 4), where row is a multiple of 4 and column one of 8. at() would
+  // say the same; here the part that differs between lanes has four values in all, which stay in registers.
+  static __device__ __forceinline__ unsigned word(const storage_t* slab, int row, int column) {
+    const int lane = threadIdx.x % 32, in_panel = (column / 8 % 4 ^ lane % 4) * 8 + lane / 4;
+    const int panel = (column / 32 * TILE_K + row + lane % 4) * 32;
+    return *reinterpret_cast<const unsigned*>(slab + panel + in_panel);
   }
 };
 
@@ -154,21 +180,37 @@ __device__ __forceinline__ int warp_n() { return threadIdx.x / 32 / WARPS_M * WA
 __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
 #if defined(CONVKIT_STORAGE_bfloat16)
   mma_m16n8k16_bf16(sum, a, b0, b1);
-#else
+#elif defined(CONVKIT_STORAGE_float16)
   mma_m16n8k16_f16(sum, a, b0, b1);
+#else
+  mma_m16n8k8_tf32(sum, a, b0, b1);
 #endif
+}
+
+// What tf32 takes of the elements in a fragment.
+__device__ __forceinline__ void round_fragment(unsigned (&words)[4]) {
+  if constexpr (IS_TF32) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) words[e] = to_tf32(__uint_as_float(words[e]));
+  }
 }
 
 // The slot holds the slab A, then the slab B. A main loop of wgmma would take the place of this.
 template <class A, class B>
 __device__ __forceinline__ void multiply_step(const storage_t* slot, Sums& sum) {
 #pragma unroll
-  for (int k = 0; k < TILE_K; k += 16) {
+  for (int k = 0; k < TILE_K; k += PRODUCT_K) {
     unsigned a[PRODUCTS_M][4], b[PRODUCTS_N / 2][4];
 #pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i) A::load_a(a[i], slot, warp_m() + i * 16, k);
+    for (int i = 0; i < PRODUCTS_M; ++i) {
+      A::load_a(a[i], slot, warp_m() + i * 16, k);
+      round_fragment(a[i]);
+    }
 #pragma unroll
-    for (int j = 0; j < PRODUCTS_N / 2; ++j) B::load_b(b[j], slot + A::SIZE, warp_n() + j * 16, k);
+    for (int j = 0; j < PRODUCTS_N / 2; ++j) {
+      B::load_b(b[j], slot + A::SIZE, warp_n() + j * 16, k);
+      round_fragment(b[j]);
+    }
 #pragma unroll
     for (int i = 0; i < PRODUCTS_M; ++i)
 #pragma unroll
@@ -259,7 +301,7 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
 // -----------------------------------------------------------------------------------------------------------
 using WayOut = Slab<TILE_M, TILE_N / PACK>;
 
-struct alignas(4) Pair {
+struct alignas(2 * sizeof(storage_t)) Pair {
   storage_t first, second;
 };
 
@@ -287,8 +329,8 @@ __device__ __forceinline__ void relu(Sums& sum) {
       for (int e = 0; e < 4; ++e) sum[i][j][e] = relu_of(sum[i][j][e]);
 }
 
-// Rounds the tile into the ring: use(m, n, pack) then gets columns n to n + 7 of its row m, once each.
-// Nothing may be on its way into the ring.
+// Rounds the tile into the ring: use(m, n, pack) then gets the pack of columns from n on of its row m, once
+// each. Nothing may be on its way into the ring.
 template <class Use>
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Use& use) {
   const int lane = threadIdx.x % 32;
@@ -299,8 +341,8 @@ __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, con
     for (int j = 0; j < PRODUCTS_N; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int m = warp_m() + i * 16 + half * 8 + lane / 4, n = warp_n() + j * 8;
-        *reinterpret_cast<Pair*>(ring + WayOut::at(m, n / PACK) + lane % 4 * 2) = {
+        const int m = warp_m() + i * 16 + half * 8 + lane / 4, n = warp_n() + j * 8 + lane % 4 * 2;
+        *reinterpret_cast<Pair*>(ring + WayOut::at(m, n / PACK) + n % PACK) = {
             from_float(sum[i][j][half * 2]), from_float(sum[i][j][half * 2 + 1])};
       }
   __syncthreads();

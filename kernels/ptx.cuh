@@ -6,7 +6,7 @@
 // branch; with `valid` 0 nothing is read. Its data may be read after cp_async_wait and a barrier, and not
 // before: the twin poisons the destination at once and delivers at the wait, as late as the ISA allows.
 //
-// mma.sync (sm_80 and later): sum += a b by a warp, where a is 16 x 16 elements of 16 bits, b 16 x 8, and sum
+// mma.sync (sm_80 and later), of elements of 16 bits: sum += a b by a warp, where a is 16 x 16 elements of 16 bits, b 16 x 8, and sum
 // 16 x 8 of 32 bits. Lane l holds, with g = l / 4 and t = 2 (l % 4), two elements in each register of a and b
 // (the first one in the lower half), and four of sum:
 //
@@ -14,6 +14,15 @@
 //      m  g          a[0]       a[2]          b0: k t, t+1     of column g         sum[0], sum[1]: row g
 //         g+8        a[1]       a[3]          b1: k t+8, t+9   of column g         sum[2], sum[3]: row g + 8,
 //                                                                                  columns t, t+1
+//
+// mma_m16n8k8_tf32 has half as many elements of twice the size, t = l % 4 and one element in each register:
+//
+//                 k  t         t+4
+//      m  g          a[0]      a[2]             b0: k t     of column g           sum: as above
+//         g+8        a[1]      a[3]             b1: k t+4   of column g
+//
+// They are floats of which 10 bits of the mantissa count: to_tf32 rounds to them, ties away from zero. What has
+// more bits than that the ISA does not define as an operand, and the twin stops at it.
 //
 // Products are exact; no more is promised of their sum than single precision. The twin loses as much as the
 // coarsest of tensor cores is known to (emulator/matrix.cpp).
@@ -51,6 +60,15 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float (&sum)[4], const unsigned
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&sum)[4], const unsigned (&a)[4], unsigned b0,
                                                   unsigned b1, CONVKIT_SITE) {
   convkit_emulator::multiply(CKEMU_MMA_BF16, sum, a, b0, b1, file, line);
+}
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&sum)[4], const unsigned (&a)[4], unsigned b0,
+                                                 unsigned b1, CONVKIT_SITE) {
+  convkit_emulator::multiply(CKEMU_MMA_TF32, sum, a, b0, b1, file, line);
+}
+__device__ __forceinline__ unsigned to_tf32(float x) {
+  const unsigned bits = __float_as_uint(x), half = 1u << 12, low = 2 * half - 1;
+  if (x - x != 0.0f) return x == x ? bits : 0x7fffe000u;
+  return (bits + half) & ~low;  // of the magnitude, so away from zero; what rounds up beyond all is infinite
 }
 template <int COUNT>
 __device__ __forceinline__ void ldmatrix(unsigned (&to)[COUNT], const void* row, CONVKIT_SITE) {
@@ -95,6 +113,20 @@ __device__ __forceinline__ void cp_async_wait() {
 CONVKIT_MMA(mma_m16n8k16_f16, "f16")
 CONVKIT_MMA(mma_m16n8k16_bf16, "bf16")
 #undef CONVKIT_MMA
+
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&sum)[4], const unsigned (&a)[4], unsigned b0,
+                                                 unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ unsigned to_tf32(float x) {
+  unsigned y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
 
 #define CONVKIT_LDMATRIX(name, trans)                                                        \
   __device__ __forceinline__ void name(unsigned (&to)[1], const void* row) {                 \

@@ -48,6 +48,8 @@ CALLS = {
     "softmax_xent_dgrad": lambda a: ck.softmax_xent_dgrad(a.m, a.labels),
     "label_rank": lambda a: ck.label_rank(a.m, a.labels),
     "loss_summary": lambda a: ck.loss_summary(a.b, a.rank),
+    "rescale": lambda a: ck.rescale(a.x, a.factor, a.flag),
+    "adjust_loss_scale": lambda a: ck.adjust_loss_scale(a.factor, a.flag, a.flag),
     "crop_images": lambda a: ck.crop_images(a.images, a.crops, a.mean, a.shift, a.b, size=3),
     "sgd_momentum": lambda a: ck.sgd_momentum(a.w, a.w, a.w, **RULE),
     # Without a dimension, without an element, and with so many taps that argmax is uint16 and uint32.
@@ -74,6 +76,7 @@ def inputs(dtype, make=lambda array: array):
     found = {name: np.asarray(rng.standard_normal(s)).astype(np_dtype(dtype)) for name, s in drawn.items()}
     found |= {"argmax": rng.integers(0, 4, (2, 4, 2, 2), np.uint8), "labels": np.array([3, 0, 1, 1])}
     found |= {"rank": np.array([0, 1, 5, 9], np.int32)}
+    found |= {"factor": np.array([8], np.float32), "flag": np.array([1], np.int32)}
     found |= {"images": rng.integers(0, 256, (2, 5, 4, 4), np.uint8)}
     found |= {"crops": np.array([[1, 0, 0], [-1, 2, 1]], np.int32)}
     return types.SimpleNamespace(**{name: make(array) for name, array in found.items()})

@@ -43,10 +43,12 @@ class Sample(NamedTuple):
 
 
 CONV = {"padding": 1}
-#: One call of every op.
-INTEGERS = {
+#: Inputs that have a dtype of their own, and whose values here are whole numbers.
+WHOLE = {
     "labels": np.int64, "argmax": np.uint8, "rank": np.int32, "images": np.uint8, "crops": np.int32,
+    "scale": np.float32, "sound": np.int32, "steps": np.int32,
 }  # fmt: skip
+#: One call of every op.
 SAMPLES = {
     "conv2d_fprop": Sample({"x": IMAGE, "w": FILTER, "b": (4,)}, CONV),
     "conv2d_dgrad": Sample({"dy": IMAGE, "w": FILTER}, {"x_shape": IMAGE, **CONV}),
@@ -69,6 +71,8 @@ SAMPLES = {
     ),
     "label_rank": Sample({"logits": (3, 4), "labels": (3,)}, {}),
     "loss_summary": Sample({"loss": (3,), "rank": (3,)}, {}),
+    "rescale": Sample({"x": IMAGE, "scale": (1,), "sound": (1,)}, {"inverse": True}),
+    "adjust_loss_scale": Sample(dict.fromkeys(("scale", "steps", "sound"), (1,)), {"interval": 3}),
     "lrn_maxpool2d_fprop": Sample({"x": IMAGE}, {"lrn": LRN, "pool": POOL}),
     "lrn_maxpool2d_dgrad": Sample({"dy": SMALL, "argmax": SMALL, "x": IMAGE}, {"lrn": LRN, "pool": POOL}),
     "linear_fprop": Sample({"x": MATRIX, "w": MATRIX, "b": (4,)}, {}),
@@ -153,8 +157,8 @@ def drawn(op: str, dtype: str, rng: np.random.Generator, how: Callable[[], str] 
     """The inputs of a sample, by name."""
     found = {}
     for name, shape in SAMPLES[op].shapes.items():
-        if name in INTEGERS:
-            values = rng.integers(0, 4, shape, INTEGERS[name])
+        if name in WHOLE:
+            values = rng.integers(0, 4, shape).astype(WHOLE[name])
         else:
             values = rng.standard_normal(shape).astype(np_dtype(dtype))
         found[name] = memory(values, how())

@@ -61,6 +61,8 @@ def _stretched(op: str, base: Problem, extent: str, value: int) -> Problem | Non
 def stretched_at_random(op: str, problem: Problem, rng: np.random.Generator) -> Problem:
     """The problem with one extent drawn anew, if it stays cheap: each octave up to 1024 is as likely."""
     extents = list(OPS[op].cases.extents)
+    if not extents:
+        return problem
     extent, value = extents[int(rng.integers(len(extents)))], int(2 ** rng.uniform(0, 10))
     found = _stretched(op, problem, extent, value)
     return found if found is not None and within(op, found, CHEAP) else problem

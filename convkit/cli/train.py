@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
         "--workers", type=int, metavar="N", help="processes that decode images (default: one for each CPU)"
     )
     option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    option("--dtype", help="bfloat16 or float16: mixed precision (network.dtype of the recipe)")
     option("--math", help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32")
     option("--register", action="append", default=[], metavar="FILE",
            help="a file of implementations, for --impl; repeatable")  # fmt: skip
@@ -58,6 +59,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or print a recipe."""
+    if args.dtype:
+        args.overrides.append(f'network.dtype="{args.dtype}"')
     if args.print_recipe:
         return _print_recipe(args)
     if args.data is None:

@@ -13,10 +13,14 @@ from ..layouts import NHWC
 from ..op import PAIRS
 from ..ops.reorder import Reorder
 from ..registry import ALL_DTYPES, implements
+from . import threads
 from .native_call import compiled, kernel
 
 Array = np.ndarray
 Launch = Callable[..., None]
+
+#: Nanoseconds to cast an element, as measured on Zen 4: 0.4 to bfloat16, 2.5 to float16.
+_CAST = 1.0
 
 
 @compiled("reorder", name="transpose", layout="NCHW>nChw16c")
@@ -41,4 +45,9 @@ def reorder_from_nhwc(g: Reorder, x: Array, y: Array) -> None:
 
 @implements("reorder", name="numpy", dtypes=PAIRS)
 def reorder_cast(g: Reorder, x: Array, y: Array) -> None:
-    y[...] = x
+    source, target = x.reshape(-1), y.reshape(-1)
+
+    def part(start: int, stop: int) -> None:
+        target[start:stop] = source[start:stop]
+
+    threads.split(part, source.size, _CAST * source.size)

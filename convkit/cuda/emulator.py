@@ -54,6 +54,7 @@ _HINTS = {
     "exit before a barrier": "let threads without work skip the work, not the barrier: no return before it",
     "bad mask": "name exactly the lanes that come here, and let each of them come",
     "deadlock": "every barrier needs all of its threads",
+    "unrounded operand": "round each operand of a tf32 product first: to_tf32",
     "divergent matrix operation": "all 32 lanes of a warp must come to the same mma or ldmatrix",
     "write in flight": "wait for the copy (cp_async_wait), then __syncthreads(), then read",
     "misaligned access": "a vector access needs an address that is a multiple of its size",

@@ -243,10 +243,10 @@ def _header(stem: str, block: dict[str, Any]) -> Header:
         for one in tiles
     ):
         raise OptionError(f"'tiles' must be a list of tables of integers by names of 'tile', not {tiles!r}")
-    declared = {*tile, *block.get("let", {})}
+    numbers_of = {*tile, *block.get("let", {})}
     if tiles and not (
-        {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= declared
-        and any(declared.issuperset(s) for s in MODELLED_SUMS)
+        {*MODELLED, "BLOCKS", "SLICES", "STEPS"} <= numbers_of
+        and any(numbers_of.issuperset(sums) for sums in MODELLED_SUMS)
     ):
         raise OptionError(
             f"'tiles' needs {', '.join(MODELLED)}, and {' or '.join(map(' and '.join, MODELLED_SUMS))}, "

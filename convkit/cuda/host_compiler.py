@@ -26,7 +26,8 @@ _COMMON = (
     "-U_FORTIFY_SOURCE",
     "-fno-strict-aliasing",
 )
-RUNTIME_FLAGS = (*_COMMON, "-O2", "-DCONVKIT_EMULATOR_RUNTIME")
+# Products of matrices take vectors as wide as there are. No product of the runtime is fused with a sum.
+RUNTIME_FLAGS = (*_COMMON, "-O2", "-march=native", "-ffp-contract=off", "-DCONVKIT_EMULATOR_RUNTIME")
 # Whatever the compiler is. -march=native: the machine that compiles is the one that runs.
 _KERNEL = (
     *(*_COMMON, "-w", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-march=native"),

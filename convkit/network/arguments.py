@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,24 +75,29 @@ def shard(value: Any, N: int) -> tuple[int, int]:
     return first, total
 
 
-def images(x: Any, input_shape: Shape, dtype: str) -> tuple[Array, arrays.Kind]:
-    """A batch of images as NumPy's or CuPy's array, and the kind that it came as."""
+def images(x: Any, input_shape: Shape, dtype: str, mixed: bool) -> tuple[Array, arrays.Kind]:
+    """A batch of images as NumPy's or CuPy's array, and the kind that it came as.
+
+    In mixed precision it may be of float32 or uint8 as well, and is then cast where it is copied.
+    """
     kind = arrays.kind_of("x", x)
     shape = tuple(getattr(x, "shape", ()))
     if len(shape) != 4 or shape[1:] != input_shape:
         C, H, W = input_shape
         raise ShapeError(f"x must have shape (N, {C}, {H}, {W}), not {shape}")
-    return tensor("x", x, shape, dtype), kind
+    return tensor("x", x, shape, dtype, ("float32", "uint8") if mixed else ()), kind
 
 
-def tensor(name: str, value: Any, shape: Shape, dtype: str) -> Array:
-    """An argument of that shape and of the network's dtype, as NumPy's or CuPy's array."""
+def tensor(name: str, value: Any, shape: Shape, dtype: str, others: Sequence[str] = ()) -> Array:
+    """An argument of that shape and of the network's dtype, or of `others`, as NumPy's or CuPy's array."""
     array = arrays.view(name, value)
     if array.shape != shape:
         raise ShapeError(f"{name} must have shape {shape}, not {array.shape}")
-    if (found := arrays.dtype_name(name, array)) != dtype:
-        raise DtypeError(f"{name} has dtype {found}, but the network is {dtype}")
-    return array
+    if any(array.dtype == arrays.np_dtype(known) for known in (dtype, *others)):
+        return array
+    found = arrays.dtype_name(name, array)
+    takes = f", which takes {' and '.join(others)} too" if others else ""
+    raise DtypeError(f"{name} has dtype {found}, but the network is {dtype}{takes}")
 
 
 def labels(value: Any, num_classes: int) -> Array:

@@ -16,22 +16,30 @@ class Loss(float):
     images : int
     finite : bool
         Whether every image's loss is finite. If not, the step has changed no weight and no velocity.
+    overflow : bool
+        Whether a gradient of a step in float16 is not finite though the loss is. The step has then changed no
+        weight and no velocity, and halved the loss scale: now and then, that is as it should be.
     """
 
     errors: int
     top5_errors: int
     images: int
     finite: bool
+    overflow: bool
 
     def __new__(
-        cls, value: float, errors: int = 0, top5_errors: int = 0, images: int = 0, finite: bool = True
-    ) -> Loss:
+        cls, value: float, errors: int = 0, top5_errors: int = 0, images: int = 0, finite: bool = True,
+        overflow: bool = False,
+    ) -> Loss:  # fmt: skip
         loss = super().__new__(cls, value)
-        loss.errors, loss.top5_errors, loss.images, loss.finite = errors, top5_errors, images, finite
+        loss.errors, loss.top5_errors, loss.images = errors, top5_errors, images
+        loss.finite, loss.overflow = finite, overflow
         return loss
 
-    def __getnewargs__(self) -> tuple[float, int, int, int, bool]:  # type: ignore[override]  # for copies
-        return float(self), self.errors, self.top5_errors, self.images, self.finite
+    def __getnewargs__(  # type: ignore[override]  # for copies
+        self,
+    ) -> tuple[float, int, int, int, bool, bool]:
+        return float(self), self.errors, self.top5_errors, self.images, self.finite, self.overflow
 
 
 class PendingLoss:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, overload
+
+import numpy as np
 
 from .. import arrays
 from ..arrays import A, Array
@@ -13,15 +17,20 @@ from ..call import Call
 from ..checked import outside
 from ..dispatch import operation
 from ..errors import ConvkitWarning, OptionError, ShapeError
+from ..ops.loss_scale import LEAST, rescale
 from ..options import flag
 from . import arguments, hooks
 from .loss import Loss, PendingLoss
 from .plan import Plan
+from .plan.graph import SCALE
 from .plan.results import Summary
 from .plan_cache import Setting
 from .planned import Planned
 from .state import FORMAT, Record, checked, copies
 from .update import number
+
+#: A gradient of the logits in float16 that leaves room for sums in the layers below.
+_LARGEST = 2.0**13
 
 
 class Network(Planned):
@@ -38,8 +47,11 @@ class Network(Planned):
     num_classes : int
     seed : int
         Of the initialisation and of dropout: the same seed gives the same run, bit for bit.
-    dtype : {"float32", "float64", "float16", "bfloat16"}
-        Storage of parameters and activations.
+    dtype : {"float32", "float64", "bfloat16", "float16"}
+        Storage of parameters and activations. The 16-bit types mean mixed precision: of that type are the
+        activations, their gradients, and working copies of the parameters, which each forward pass makes;
+        parameters, their gradients, velocities and losses are float32. In float16 the loss is scaled
+        (`loss_scale`).
     update : Update
         The update rule, its rates, and which parameters are frozen.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
@@ -62,6 +74,11 @@ class Network(Planned):
         replacing one is an error.
     update, plan_memory, graph
         As above. They can be set; the new value holds from the next step on.
+    loss_scale : float
+        In float16, what the gradient of the loss is multiplied by, so that gradients of activations do not
+        vanish. Those of parameters are divided by it before anything else sees them. A step in which one of
+        them is not finite changes no weight, and halves the scale; 2000 good steps in a row double it. It can
+        be set. Of other dtypes it is 1.
     on_gradient : callable, optional
         A step calls ``on_gradient(name, gradient)`` for each parameter that it updates as soon as the
         gradient is final, in the order of the backward pass. It may change the array. For exchange between
@@ -70,8 +87,8 @@ class Network(Planned):
         A step calls ``before_update(grads, finite)`` when all gradients are final; for clipping and checks.
         `grads` are those of the parameters that the step updates. It may change the arrays.
         `finite` is an int32 array (1,). If it holds 0, or the hook returns False, the step changes nothing.
-        With either hook, updates are not fused with gradients, so `net.grads` holds the gradients (in
-        float16 and bfloat16 they are then rounded once more). A copy of a network has no hooks.
+        With either hook, updates are not fused with gradients, so `net.grads` holds the gradients. A copy of
+        a network has no hooks.
         A hook must not run the network, or load a state. An error in a hook ends the step before its update.
     """
 
@@ -92,7 +109,7 @@ class Network(Planned):
         Returns
         -------
         x : array, (N, C, H, W)
-            Of the network's dtype, on its device.
+            Of the network's dtype (of 16 bits in mixed precision), on its device.
         labels : array of int64, (N,)
 
         Examples
@@ -114,14 +131,14 @@ class Network(Planned):
         Parameters
         ----------
         x : array, (N, C, H, W)
-            Of the network's dtype.
+            Of the network's dtype; in mixed precision also of float32 or uint8.
         training : bool
             Whether dropout drops.
 
         Returns
         -------
         logits : array, (N, num_classes)
-            A new array of the kind of x.
+            A new array of the kind of x; in mixed precision of float32.
         """
         training = flag("training", training)
         with self._turn:
@@ -129,22 +146,25 @@ class Network(Planned):
             self._begin(plan, training)
             self._tell(plan.replay(plan.forward))
             self._last = Setting.here(), plan
-            return kind.wrap(plan.logits.copy())
+            return kind.wrap(self._wide(plan.logits))
 
     @operation
     def backward(self, dlogits: A) -> A:
         """All gradients, after `forward`: fills `grads`.
 
-        It runs the plan of that forward pass, so the same `convkit.use` must be in force.
+        It runs the plan of that forward pass, so the same `convkit.use` must be in force. In float16 it
+        multiplies dlogits by `loss_scale`, or by less where that does not fit, and divides all gradients by
+        it. One that is not finite is for the caller to find: the scale stays as it is.
 
         Parameters
         ----------
         dlogits : array, (N, num_classes)
+            Of the network's dtype; in mixed precision also of float32.
 
         Returns
         -------
         dx : array, (N, C, H, W)
-            Gradient of the images, a new array of the kind of dlogits.
+            Gradient of the images, a new array of the kind of dlogits; in mixed precision of float32.
         """
         with self._turn:
             self._require_idle()
@@ -154,10 +174,39 @@ class Network(Planned):
             if setting != Setting.here():
                 raise OptionError("forward ran under another `use` or `emulate`: put both calls inside")
             kind = arrays.kind_of("dlogits", dlogits)
-            given = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype)
-            arrays.assign(plan.dlogits, given)
-            self._tell(plan.replay(plan.backward, plan.input_gradient))
-            return kind.wrap(plan.dx.copy())
+            wide = (self._param_dtype,)
+            given = arguments.tensor("dlogits", dlogits, plan.dlogits.shape, self.dtype, wide)
+            with self._scaled_for_once(given) as scaled:
+                with np.errstate(over="ignore"):  # what is not finite is the caller's
+                    arrays.assign(plan.dlogits, scaled)
+                self._tell(plan.replay(plan.backward, plan.input_gradient))
+                dx = self._wide(plan.dx)
+                if self._scale:
+                    flag = arrays.zeros((1,), "int32", arrays.place(dx))
+                    rescale(dx, self._scale[SCALE], flag, inverse=True, out=(dx, flag))
+            return kind.wrap(dx)
+
+    @contextlib.contextmanager
+    def _scaled_for_once(self, dlogits: Array) -> Iterator[Array]:
+        """A block with gradients of the logits times a scale with which they fit float16, for it alone."""
+        if not self._scale:
+            yield dlogits
+            return
+        values = np.empty(dlogits.shape, dlogits.dtype)
+        arrays.assign(values, dlogits)  # on a GPU, the host waits for them
+        kept, largest = self.scaling, float(np.abs(values).max(initial=0))
+        scale = kept[0]
+        while scale > LEAST and _LARGEST < scale * largest < math.inf:
+            scale = max(scale / 2, LEAST)
+        self.scaling = scale, 0
+        try:
+            yield values.astype(np.float32) * np.float32(scale)
+        finally:
+            self.scaling = kept
+
+    def _wide(self, array: Array) -> Any:
+        """A copy of an activation, in the parameters' dtype."""
+        return array.astype(arrays.np_dtype(self._param_dtype))
 
     @overload
     def step(
@@ -187,6 +236,7 @@ class Network(Planned):
         gradient, and does not store it. If the loss is not finite, weights and velocities do not change;
         dropout's counters advance. Only the loss is checked. A gradient can be infinite while the loss is
         finite, for example where a ReLU turns -inf into 0: check it in `before_update` where that matters.
+        In float16 all gradients are checked.
 
         Parameters
         ----------
@@ -233,8 +283,10 @@ class Network(Planned):
         plan.run(phases["loss"])
         wanted = self._run_backward(plan, phases["backward"])
         # Where an update does not read the flag "finite", the host waits for it and decides.
-        if wanted and (plan.guarded or plan.results().finite):
+        if wanted and (plan.guarded or plan.results().sound):
             plan.run(phases["update"])
+        if wanted:
+            plan.run(phases.get("scale", []))
 
     def _tell(self, refusal: str) -> None:
         """Warn that passes run call by call; once for each reason."""
@@ -264,7 +316,8 @@ class Network(Planned):
             plan = self._load_labelled(x, labels)
             self._begin(plan, training=False)
             self._tell(plan.replay(plan.forward, plan.loss))
-            return self._result(plan.results(), plan.x.shape[0], plan.x.shape[0])
+            found = plan.results()._replace(sound=True)  # there are no gradients
+            return self._result(found, plan.x.shape[0], plan.x.shape[0])
 
     def _run_backward(self, plan: Plan, calls: list[Call]) -> bool:
         """The backward pass of a step, with its hooks; returns whether they let the update happen."""
@@ -284,7 +337,10 @@ class Network(Planned):
 
     @staticmethod
     def _result(summary: Summary, images: int, total: int) -> Loss:
-        return Loss(summary.total / total, summary.errors, summary.top5_errors, images, summary.finite)
+        return Loss(
+            summary.total / total, summary.errors, summary.top5_errors, images, summary.finite,
+            overflow=summary.finite and not summary.sound,
+        )  # fmt: skip
 
     def load_step(
         self, x: Any, labels: Any, *, lr: float | None = None, shard: tuple[int, int] | None = None
@@ -335,9 +391,11 @@ class Network(Planned):
 
     def _load(self, x: Any) -> tuple[Plan, arrays.Kind]:
         self._require_idle()
-        images, kind = arguments.images(x, self.input_shape, self.dtype)
+        mixed = self._param_dtype != self.dtype
+        images, kind = arguments.images(x, self.input_shape, self.dtype, mixed)
         plan = self.plan(images.shape[0])
-        self._staged[0].put(plan.x, images)
+        with np.errstate(over="ignore"):  # a float32 beyond float16 is an infinity there
+            self._staged[0].put(plan.x, images)
         return plan, kind
 
     # -- state ----------------------------------------------------------------------------------------
@@ -353,10 +411,11 @@ class Network(Planned):
         dict
             ========================  ======================================================================
             "format"                  1
-            "dtype"                   "float32", ...: of the arrays
+            "dtype"                   "float32", ...: of the arrays; "float32" in mixed precision too
             "shapes"                  dict of str to tuple of int, in the parameters' order
             "params", "velocities"    dict of str to NumPy array: copies, on the CPU
             "seed", "dropout_offset"  int: the counters of the next dropout
+            "loss_scale"              in float16 alone: dict of "scale" and "steps", the good ones in a row
             "plan"                    JSON-able dict of what ran in the last step (batch, device, instruction
                                       set, the implementation of each call), or None where that is not known
             ========================  ======================================================================
@@ -364,18 +423,22 @@ class Network(Planned):
         with self._turn:
             return {
                 "format": FORMAT,
-                "dtype": self.dtype,
+                "dtype": self._param_dtype,
                 "shapes": {name: tuple(w.shape) for name, w in self.params.items()},
                 "params": copies(self.params),
                 "velocities": copies(self.velocities),
                 "seed": self.seed,
                 "dropout_offset": self.dropout_offset,
+                **({"loss_scale": dict(zip(("scale", "steps"), self.scaling))} if self._scale else {}),
                 "plan": copy.deepcopy(self._record.ran),
             }
 
     @operation
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Load what `state` returned, of this network or of another one with the same parameters.
+
+        States of float32 and of mixed precision are of the same kind: one may be loaded into a network of the
+        other. A network in float16 that finds no loss scale in it begins with 65,536.
 
         All of it is checked first: a state that does not fit changes nothing. If the next step runs other
         implementations or another instruction set than the last step of the state, it warns once and goes
@@ -395,13 +458,14 @@ class Network(Planned):
         DtypeError
             Where dtypes differ.
         """
-        loaded = checked(state, self.params, self.dtype)
+        loaded = checked(state, self.params, self._param_dtype)
         with self._turn:
             self._require_idle()
             for own, part in ((self.params, loaded.params), (self.velocities, loaded.velocities)):
                 for name, values in part.items():
                     arrays.assign(own[name], values)
             self.seed, self.dropout_offset = loaded.seed, loaded.dropout_offset
+            self.scaling = loaded.loss_scale
             plan = copy.deepcopy(loaded.plan)
             self._record = Record(ran=plan, expected=plan)
             self._last = None

@@ -8,20 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .. import arrays, registry
 from ..arrays import Array
 from ..checked import lacking
 from ..cuda.graph import Staging
 from ..errors import NotChecked, OptionError, ShapeError, unknown
 from ..op import Shape
-from ..options import flag, integer
+from ..ops import loss_scale
+from ..options import finite, flag, integer
 from ..registry import MATH
 from . import arguments
 from .layers import Layer
 from .parameters import Kept, Parameters, initial
 from .plan import Plan
 from .plan.fusion import ops_of
-from .plan.graph import lower
+from .plan.graph import GOOD_STEPS, MIXED, SCALE, SCALED, lower
 from .plan.program import Program
 from .plan_cache import PLAN_MEMORY, Key, PlanCache, Setting
 from .state import Record
@@ -58,15 +61,23 @@ class Planned:
         self.num_classes = integer("num_classes", num_classes, 1)
         self.seed = arguments.seed(seed)
         self.dtype, self.math, self.device = dtype, math, device
+        self._param_dtype = MIXED.get(dtype, dtype)
         self._arrays: dict[str, Parameters] = {}  # what `Kept` reads
         self._arrays["params"] = Parameters("params", self._initial())
         self._arrays["grads"] = Parameters("grads", self._like_params())
         self._arrays["velocities"] = Parameters("velocities", self._like_params())
         self.dropout_offset = 0
+        self._scale: dict[str, Array] = {}  # of float16: the loss scale, and the steps since it changed
+        if dtype in SCALED:
+            self._scale = {
+                SCALE: arrays.empty((1,), "float32", device), GOOD_STEPS: arrays.zeros((1,), "int32", device)
+            }  # fmt: skip
         self._names: dict[str, dict[str, str]] = {}  # by layer, implementations by op
         self._record = Record()
         self._plan_memory = integer("plan_memory", plan_memory, 0)
         self._forget_plans()
+        if self._scale:
+            self.loss_scale = loss_scale.INITIAL
         self.graph = graph
         self.update = Update() if update is None else update
         self.on_gradient = self.before_update = None
@@ -126,6 +137,38 @@ class Planned:
     def graph(self, value: bool) -> None:
         self._graph = flag("graph", value)
 
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the gradient of the loss in the next step, in float16; else it is 1.
+
+        A step in which a gradient is not finite halves it, 2000 good steps in a row double it. It can be set.
+        On a GPU, reading it waits for the steps that are queued.
+        """
+        return self.scaling[0]
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        if not self._scale:
+            raise OptionError(f"only a network in float16 scales its loss; this one is {self.dtype}")
+        self.scaling = finite("loss_scale", value, loss_scale.LEAST), 0
+
+    @property
+    def scaling(self) -> tuple[float, int]:
+        """The loss scale, and the good steps in a row at it; (1, 0) where the loss is not scaled."""
+        if not self._scale:
+            return 1.0, 0
+        scale, steps = np.empty(1, np.float32), np.empty(1, np.int32)
+        with self._turn:
+            arrays.assign(scale, self._scale[SCALE])
+            arrays.assign(steps, self._scale[GOOD_STEPS])
+        return float(scale[0]), int(steps[0])
+
+    @scaling.setter
+    def scaling(self, value: tuple[float, int]) -> None:
+        for name, number in zip((SCALE, GOOD_STEPS), value) if self._scale else ():
+            with self._turn, arrays.on(self._scale[name]):
+                self._scale[name].fill(number)
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the plans, which are bound to this network's own arrays."""
         own = ("_plans", "_last", "_turn", "_in_hook", "_staged", "_told", "_ruled")
@@ -156,10 +199,15 @@ class Planned:
                 f"the last layer must make (N, {self.num_classes}), one value for each class, not "
                 f"{('N', *shape[1:])}"
             )
-        return initial(self.layers, self.input_shape, self.num_classes, self.seed, self.dtype, self.device)
+        return initial(
+            self.layers, self.input_shape, self.num_classes, self.seed, self._param_dtype,
+            self.device,
+        )  # fmt: skip
 
     def _like_params(self) -> dict[str, Array]:
-        return {name: arrays.zeros(w.shape, self.dtype, self.device) for name, w in self.params.items()}
+        return {
+            name: arrays.zeros(w.shape, self._param_dtype, self.device) for name, w in self.params.items()
+        }
 
     def use(self, layer: str, *, checked: bool = False, **names: str | None) -> None:
         """Choose implementations by name for one layer; `convkit.use` does so for all layers.
@@ -240,7 +288,10 @@ class Planned:
                 self.layers, (batch, *self.input_shape), self.num_classes, self.dtype, self.device,
                 self.math, self._names,
             )  # fmt: skip
-            plan = Plan(program, self.layers, self.params, self.grads, self.velocities, self.device)
+            plan = Plan(
+                program, self.layers, self.params, self.grads, self.velocities, self.device,
+                self._scale,
+            )  # fmt: skip
         for call in plan.calls() if self._checked else ():
             layers = {part.partition(".")[0] for part in call.layer.split("+")}
             asked = any((layer, call.op.name) in self._checked for layer in layers)

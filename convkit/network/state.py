@@ -12,7 +12,8 @@ import numpy as np
 from .. import arrays
 from ..arrays import Array
 from ..errors import DtypeError, OptionError, ShapeError
-from ..options import integer
+from ..ops.loss_scale import INITIAL, LEAST
+from ..options import finite, integer
 from .plan import Plan
 
 #: Version of a state.
@@ -33,6 +34,7 @@ class State:
     seed: int
     dropout_offset: int
     plan: dict[str, Any] | None
+    loss_scale: tuple[float, int]
 
 
 @dataclass
@@ -82,7 +84,8 @@ def checked(state: Any, params: Arrays, dtype: str) -> State:
         raise OptionError(f"a state is a dict, as Network.state returns it, not {type(state).__name__}")
     if "format" in state and state["format"] != FORMAT:
         raise OptionError(f"the state has format {state['format']!r}; this convkit reads {FORMAT}")
-    _check_names("the state", state, _KEYS)
+    known = {name: value for name, value in state.items() if name != "loss_scale"}  # which only float16 has
+    _check_names("the state", known, _KEYS)
     if state["dtype"] != dtype:
         raise DtypeError(f"the state is {state['dtype']}, but the network is {dtype}")
     seed = integer("seed", state["seed"], 0, 2**64 - 1)
@@ -95,7 +98,16 @@ def checked(state: Any, params: Arrays, dtype: str) -> State:
     _check_names("shapes", state["shapes"], params)
     _check_shapes("shapes", state["shapes"], params)
     weights, velocities = (_part(name, state[name], params, dtype) for name in ("params", "velocities"))
-    return State(weights, velocities, seed, offset, None if plan is None else dict(plan))
+    scale = _loss_scale(state.get("loss_scale", {"scale": INITIAL, "steps": 0}))
+    return State(weights, velocities, seed, offset, None if plan is None else dict(plan), scale)
+
+
+def _loss_scale(found: Any) -> tuple[float, int]:
+    """The loss scale of a state, and the good steps in a row."""
+    if not isinstance(found, Mapping):
+        raise OptionError(f"loss_scale must be a dict, not {found!r}")
+    _check_names("loss_scale", found, ("scale", "steps"))
+    return finite("loss_scale", found["scale"], LEAST), integer("steps", found["steps"], 0, 2**31 - 1)
 
 
 def copies(params: Arrays) -> dict[str, np.ndarray]:

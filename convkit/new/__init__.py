@@ -182,7 +182,7 @@ def _body(op: str, language: str, stem: str) -> str | None:
 # What stands in for a template
 # ---------------------------------------------------------------------------------------------------
 def _shipped() -> dict[str, header.KernelFile]:
-    """The simplest kernel that convkit ships for each op: that of the lowest rank, then the shortest."""
+    """The simplest kernel that convkit ships for each op: in NCHW, of the lowest rank, then the shortest."""
     found: dict[str, header.KernelFile] = {}
     for path in header.builtin_files():
         file = header.read(path)
@@ -192,8 +192,8 @@ def _shipped() -> dict[str, header.KernelFile]:
     return found
 
 
-def _weight(file: header.KernelFile) -> tuple[int, int]:
-    return file.header.rank, len(file.source)
+def _weight(file: header.KernelFile) -> tuple[bool, int, int]:
+    return file.header.layout != "NCHW", file.header.rank, len(file.source)
 
 
 def _standing_alone(file: header.KernelFile) -> str:

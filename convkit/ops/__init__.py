@@ -7,7 +7,8 @@ What several families share stands in `window`, `elementwise`, `channel_sum`, `r
 Conventions, for all public functions. Arrays are NumPy, CuPy, or any object with DLPack; the result is of the
 kind of the first one, and NumPy (on a GPU CuPy) where its library is not known or cannot take it
 (docs/arrays.md). They may be read-only or strided. Storage is float32, float64, float16 or bfloat16, the same
-for all arrays of a call; the 16-bit types accumulate in float32. Layout is NCHW, weights are
+for all arrays of a call, but for gradients of parameters, which may be float32 beside 16-bit arrays
+(`dtype=`); the 16-bit types accumulate in float32. Layout is NCHW, weights are
 (K, C/groups, R, S), and convolution is cross-correlation. NaN and infinity propagate: where Winograd is
 picked, to some outputs more than they reach, and as NaN (docs/cpu.md).
 

@@ -29,11 +29,13 @@ class Elementwise(Problem):
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new"), self.dims)
-        return {**same, "finite": (1,)}
+        same = dict.fromkeys(("x", "y", "dx", "dy", "w", "dw", "v", "w_new", "v_new", "x_new"), self.dims)
+        return {**same, **dict.fromkeys(("finite", "sound", "sound_new", "scale"), (1,))}
 
     def dtype_of(self, tensor: str) -> str:
-        return "int32" if tensor == "finite" else self.dtype
+        if tensor in ("finite", "sound", "sound_new"):
+            return "int32"
+        return "float32" if tensor == "scale" else self.dtype
 
     @property
     def empty(self) -> bool:

@@ -57,6 +57,8 @@ class _Cases(Cases):
             (3, 3, 9, 17),
             (1, 50, 1, 33),
             (0, 16, 2, 2),
+            (2, 72, 8, 10),
+            (1, 67, 9, 15),
         ):
             yield "edge", Reorder(*extents)
 

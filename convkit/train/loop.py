@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..network.loss import Loss
+from ..ops.loss_scale import LEAST
 from . import curves, draws, evaluation
 from .data.dataset import Data
 from .errors import DataError, NotFinite, RunError
@@ -145,7 +146,9 @@ class Loop:
         loss = self.exchange.step(net, x, labels, self.recipe.batch, lr=to_use.lr)
         if not loss.finite:
             net.dropout_offset = offset
-            self._refuse()
+            self._refuse("the loss", "is not finite", "a lower rate: --resume --set lr=...")
+        if loss.overflow:
+            self._overflow(offset)
         now.step += 1
         now.batch += 1
         for sums in (now.epoch_sums, now.row_sums):
@@ -333,12 +336,24 @@ class Loop:
         text = f"stopped after step {self.position.step}: saved; --resume goes on"
         self.stops.end(text if self.run is not None else "")
 
-    def _refuse(self) -> NoReturn:
+    def _overflow(self, offset: int) -> None:
+        """A step in float16 has changed nothing but the loss scale: go on, if that can fall further."""
+        if (scale := self.net.loss_scale) > LEAST:
+            self.log.say(
+                f"step {self.position.step + 1}: a gradient is beyond float16, so the step changes nothing; "
+                f"the loss scale is now {scale:g}"
+            )
+            return
+        self.net.dropout_offset = offset
+        self._refuse("a gradient", "is beyond float16", "a wider dtype: --resume --dtype bfloat16")
+
+    def _refuse(self, what: str, how: str, instead: str) -> NoReturn:
+        """End the run: `what` of this step is no number, and `instead` may go better."""
         now = self.position
         if self._saved_step != now.step:  # a second try must not replace "previous", which is older
             self._save(must=True)
         text = (
-            f"the loss of step {now.step + 1}, in epoch {now.epoch + 1}, is not finite. The weights of step "
-            f"{now.step} are saved; to go on with a lower rate: --resume --set lr=..."
+            f"{what} of step {now.step + 1}, in epoch {now.epoch + 1}, {how}. The weights of step "
+            f"{now.step} are saved; to go on with {instead}"
         )
         raise NotFinite(text if self.run is not None else "")

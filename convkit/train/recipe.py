@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..arrays import DTYPES
 from ..errors import OptionError, unknown
 from ..network.presets import PRESETS
 from ..network.update import Update
@@ -41,6 +42,7 @@ class Net:
     init : str
         "he", or "" for the preset's.
     dtype : str
+        "float32"; "bfloat16" or "float16" for mixed precision; "float64".
     """
 
     preset: str = "small"
@@ -433,6 +435,8 @@ def _require(recipe: Recipe) -> None:
     net, images, plateau = recipe.network, recipe.images, recipe.plateau
     if net.preset not in PRESETS:
         raise OptionError(f"recipe: {unknown('network.preset', net.preset, PRESETS)}")
+    if net.dtype not in DTYPES:
+        raise OptionError(f"recipe: {unknown('network.dtype', net.dtype, DTYPES)}")
     if images.mean not in MEANS:
         raise OptionError(f"recipe: {unknown('images.mean', images.mean, MEANS)}")
     if images.square not in SQUARES:

@@ -50,6 +50,7 @@ enum {
   CKEMU_RXOR,
   CKEMU_MMA_F16,  // from here on: of a whole warp, see ckemu_matrix
   CKEMU_MMA_BF16,
+  CKEMU_MMA_TF32,
   CKEMU_LDMATRIX,
   CKEMU_LDMATRIX_TRANS
 };

@@ -19,14 +19,19 @@
 namespace emu {
 namespace {
 
-constexpr uint32_t kM = 16, kN = 8, kK = 16;
+constexpr uint32_t kM = 16, kN = 8;
 constexpr uint32_t kTogether = 4;  // products that are added to a sum at once
 
 struct Held {
   uint32_t lane, reg, half;
 };
-constexpr Held in_a(uint32_t m, uint32_t k) { return {m % 8 * 4 + k % 8 / 2, m / 8 + k / 8 * 2, k % 2}; }
-constexpr Held in_b(uint32_t k, uint32_t n) { return {n * 4 + k % 8 / 2, k / 8, k % 2}; }
+// Of elements of which a register holds `each`: 2, or 1.
+constexpr Held in_a(uint32_t m, uint32_t k, uint32_t each) {
+  return {m % 8 * 4 + k % (4 * each) / each, m / 8 + k / (4 * each) * 2, k % each};
+}
+constexpr Held in_b(uint32_t k, uint32_t n, uint32_t each) {
+  return {n * 4 + k % (4 * each) / each, k / (4 * each), k % each};
+}
 constexpr Held in_c(uint32_t m, uint32_t n) { return {m % 8 * 4 + n / 2, m / 8 * 2 + n % 2, 0}; }
 
 float of_bits(uint32_t bits) {
@@ -34,77 +39,117 @@ float of_bits(uint32_t bits) {
   memcpy(&value, &bits, sizeof(value));
   return value;
 }
-uint64_t bits_of(double value) {
-  uint64_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-double of_bits(uint64_t bits) {
-  double value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 float of_half(uint32_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
   if (magnitude >= 0x7c00u << 13) return of_bits(sign | 0x7f800000u | magnitude);
   return of_bits(sign | magnitude) * 0x1p112f;  // from one bias of the exponent to the other; exact
 }
-float element(const unsigned* registers, const Held& held, bool bfloat) {
-  const uint32_t bits = registers[held.reg] >> 16 * held.half & 0xffffu;
-  return bfloat ? of_bits(bits << 16) : of_half(bits);
+// What the elements of an operand are.
+struct Half {
+  static constexpr uint32_t kEach = 2;
+  static float element(uint32_t word, uint32_t half) { return of_half(word >> 16 * half & 0xffffu); }
+};
+struct Bfloat {
+  static constexpr uint32_t kEach = 2;
+  static float element(uint32_t word, uint32_t half) { return of_bits(word >> 16 * half << 16); }
+};
+struct Tf32 {
+  static constexpr uint32_t kEach = 1;
+  static float element(uint32_t word, uint32_t) { return of_bits(word); }
+};
+// Whether a word is a tf32 number: its last 13 bits are zeros, unless it is not finite.
+bool is_tf32(uint32_t word) { return !(word & 0x1fffu) || (word & 0x7f800000u) == 0x7f800000u; }
+
+// The 8 columns of a row of sums, side by side.
+using Doubles = double __attribute__((vector_size(8 * sizeof(double))));
+using Bits = int64_t __attribute__((vector_size(8 * sizeof(int64_t))));
+using Floats = float __attribute__((vector_size(8 * sizeof(float))));
+using Ints = int32_t __attribute__((vector_size(8 * sizeof(int32_t))));
+
+constexpr int kExponentAt = 52, kBias = 1023, kKept = 23;
+constexpr int64_t kMagnitude = INT64_MAX;
+
+Doubles widened(Floats values) { return __builtin_convertvector(values, Doubles); }
+
+// What is left of numbers in single precision.
+Floats toward_zero(Doubles values) {
+  const Floats near = __builtin_convertvector(values, Floats);
+  const Bits size = reinterpret_cast<Bits>(widened(near)) & kMagnitude,
+             exact = reinterpret_cast<Bits>(values) & kMagnitude;
+  constexpr int64_t infinite = 0x7ffll << kExponentAt;
+  // Of a float, the neighbour that is nearer to zero has the bits before it.
+  const Bits beyond = (size > exact) & (size != infinite);
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(near) + __builtin_convertvector(beyond, Ints));
 }
 
-// What is left of a number in single precision.
-float toward_zero(double value) {
-  const auto near = static_cast<float>(value);
-  if (std::isinf(near) || std::fabs(static_cast<double>(near)) <= std::fabs(value)) return near;
-  return std::nextafterf(near, 0.0f);
-}
-
-// sum + products, as above.
-float add_products(float sum, const double* products) {
-  constexpr int exponent_at = 52, bias = 1023, kept = 23;
-  const double first = sum;
-  double plain = first;
-  uint64_t largest = bits_of(std::fabs(first));
+// sums + products, as above.
+Floats add_products(Floats sums, const Doubles* products) {
+  const Doubles first = widened(sums);
+  Doubles plain = first;
+  Bits largest = reinterpret_cast<Bits>(first) & kMagnitude;
   for (uint32_t i = 0; i < kTogether; ++i) {
     plain += products[i];
-    const uint64_t magnitude = bits_of(std::fabs(products[i]));
-    if (magnitude > largest) largest = magnitude;
+    const Bits magnitude = reinterpret_cast<Bits>(products[i]) & kMagnitude;
+    largest = magnitude > largest ? magnitude : largest;
   }
-  if (plain - plain != 0) return plain == plain ? static_cast<float>(plain) : of_bits(0x7fffffffu);
-  if (largest == 0) return 0;
-  const int exponent = static_cast<int>(largest >> exponent_at) - bias;
-  const double scale = of_bits(static_cast<uint64_t>(bias + kept - exponent) << exponent_at),
-               unit = of_bits(static_cast<uint64_t>(bias + exponent - kept) << exponent_at);
-  auto units = static_cast<int32_t>(first * scale);
-  for (uint32_t i = 0; i < kTogether; ++i) units += static_cast<int32_t>(products[i] * scale);
-  return toward_zero(units * unit);
+  // 2^(kKept - exponent) and its inverse. Where all addends are zeros, so is the scale.
+  const Bits exponent = largest >> kExponentAt;
+  const Bits scale_bits = (2 * kBias + kKept - exponent) << kExponentAt & (largest != 0);
+  const Bits unit_bits = (exponent - kKept) << kExponentAt & (largest != 0);
+  const auto scale = reinterpret_cast<Doubles>(scale_bits), unit = reinterpret_cast<Doubles>(unit_bits);
+  Ints units = __builtin_convertvector(first * scale, Ints);
+  for (uint32_t i = 0; i < kTogether; ++i) units += __builtin_convertvector(products[i] * scale, Ints);
+  Floats found = toward_zero(__builtin_convertvector(units, Doubles) * unit);
+  for (uint32_t n = 0; n < kN; ++n)
+    if (plain[n] - plain[n] != 0)  // an infinity, or a NaN
+      found[n] = plain[n] == plain[n] ? static_cast<float>(plain[n]) : of_bits(0x7fffffffu);
+  return found;
 }
 
-void multiply(Thread* lanes, bool bfloat) {
+void require_tf32(Worker& w, Thread* lanes, CkemuProduct* const* at) {
+  for (uint32_t l = 0; l < 32; ++l) {
+    const unsigned* const words[] = {at[l]->a,     at[l]->a + 1, at[l]->a + 2,
+                                     at[l]->a + 3, at[l]->b,     at[l]->b + 1};
+    for (const unsigned* word : words) {
+      if (is_tf32(*word)) continue;
+      w.current = &lanes[l];
+      Report& r = report(w, "unrounded operand", lanes[l].file, lanes[l].line);
+      snprintf(r.text, sizeof(r.text), "mma takes %s[%d] = %.9g, which is no tf32 number: to_tf32 rounds it",
+               word < at[l]->b ? "a" : "b", static_cast<int>(word - (word < at[l]->b ? at[l]->a : at[l]->b)),
+               static_cast<double>(of_bits(*word)));
+      leave(w);
+    }
+  }
+}
+
+template <class Type>
+void multiply(Worker& w, Thread* lanes) {
+  constexpr uint32_t kK = 8 * Type::kEach;
   CkemuProduct* at[32];
   for (int l = 0; l < 32; ++l) memcpy(&at[l], lanes[l].value, sizeof(at[l]));
-  double a[kM][kK], b[kN][kK];
+  if (Type::kEach == 1) require_tf32(w, lanes, at);
+  double a[kM][kK];
+  Doubles b[kK];
   for (uint32_t m = 0; m < kM; ++m)
     for (uint32_t k = 0; k < kK; ++k) {
-      const Held held = in_a(m, k);
-      a[m][k] = element(at[held.lane]->a, held, bfloat);
+      const Held held = in_a(m, k, Type::kEach);
+      a[m][k] = Type::element(at[held.lane]->a[held.reg], held.half);
     }
   for (uint32_t n = 0; n < kN; ++n)
     for (uint32_t k = 0; k < kK; ++k) {
-      const Held held = in_b(k, n);
-      b[n][k] = element(at[held.lane]->b, held, bfloat);
+      const Held held = in_b(k, n, Type::kEach);
+      b[k][n] = Type::element(at[held.lane]->b[held.reg], held.half);
     }
-  for (uint32_t m = 0; m < kM; ++m)
-    for (uint32_t n = 0; n < kN; ++n) {
-      const Held held = in_c(m, n);
-      float& sum = at[held.lane]->sum[held.reg];
-      double products[kK];
-      for (uint32_t k = 0; k < kK; ++k) products[k] = a[m][k] * b[n][k];
-      for (uint32_t k = 0; k < kK; k += kTogether) sum = add_products(sum, products + k);
+  for (uint32_t m = 0; m < kM; ++m) {
+    Floats sums;
+    for (uint32_t n = 0; n < kN; ++n) sums[n] = at[in_c(m, n).lane]->sum[in_c(m, n).reg];
+    for (uint32_t k = 0; k < kK; k += kTogether) {
+      Doubles products[kTogether];
+      for (uint32_t i = 0; i < kTogether; ++i) products[i] = a[m][k + i] * b[k + i];
+      sums = add_products(sums, products);
     }
+    for (uint32_t n = 0; n < kN; ++n) at[in_c(m, n).lane]->sum[in_c(m, n).reg] = sums[n];
+  }
 }
 
 // Whether an access is inside a block's shared memory; and whether it is beside, which is an index gone wrong.
@@ -191,8 +236,12 @@ void matrix_operation(Worker& w, uint32_t warp, uint32_t group) {
     name_other(w, r, first);
     leave(w);
   }
-  if (first.op <= CKEMU_MMA_BF16)
-    multiply(lanes, first.op == CKEMU_MMA_BF16);
+  if (first.op == CKEMU_MMA_F16)
+    multiply<Half>(w, lanes);
+  else if (first.op == CKEMU_MMA_BF16)
+    multiply<Bfloat>(w, lanes);
+  else if (first.op == CKEMU_MMA_TF32)
+    multiply<Tf32>(w, lanes);
   else
     load(w, lanes, static_cast<uint32_t>(first.operand), first.op == CKEMU_LDMATRIX_TRANS);
 }

@@ -123,6 +123,15 @@ void add_whole_halves(Table& t, const std::string& integer) {
   t.rare("cvt.rpi." + integer + ".f16", [](u16 a) -> I { return to_integer<I, f32, To::kUp>(from_half(a)); });
 }
 
+// To 10 bits of mantissa and the exponents of f32, the nearest one; of two as near the larger magnitude.
+u32 to_tf32(f32 a) {
+  if (a != a) return 0x7fffffffu;
+  if (std::isinf(a) || a == 0) return bits_as<u32>(a);
+  const int exponent = std::max(std::ilogb(a), -126);
+  const f64 unit = std::ldexp(1.0, exponent - 10), size = std::fabs(static_cast<f64>(a));
+  return bits_as<u32>(std::copysign(static_cast<f32>(std::floor(size / unit + 0.5) * unit), a));
+}
+
 }  // namespace
 
 void add_convert(Table& t) {
@@ -144,6 +153,7 @@ void add_convert(Table& t) {
   t.lane("cvt.rm.f32.f64", [](f64 a) -> f32 { return directed<FE_DOWNWARD, f32>(a); });
   t.lane("cvt.rp.f32.f64", [](f64 a) -> f32 { return directed<FE_UPWARD, f32>(a); });
 
+  t.lane("cvt.rna.tf32.f32", [](f32 a) -> u32 { return to_tf32(a); });
   t.lane("cvt.f32.f16", [](u16 a) -> f32 { return from_half(a); });
   t.lane("cvt.f64.f16", [](u16 a) -> f64 { return from_half(a); });
   t.lane("cvt.rn.f16.f64", [](f64 a) -> u16 { return to_half(to_odd(a)); });

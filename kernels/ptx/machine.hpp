@@ -335,6 +335,7 @@ struct Table {
   // An operation on each lane alone.
   template <bool Often = true, class F>
   void lane(const std::string& name, F function) {
+    static_assert(std::is_empty_v<F>, "a lambda, of which a new one does the same; no pointer to a function");
     using Whole = Elementwise<F, Often, decltype(+function)>;
     add({name, Whole::signature(), Kind::kPlain, Whole::run});
   }

@@ -711,6 +711,40 @@ def takes_an_empty_batch_for_a_bad_one(g, loss, rank, total, errors, finite):
     finite[...] = finite[0] and g.N > 0
 
 
+@bad("rescale", VALUE)
+def always_multiplies(g, x, scale, sound, x_new, sound_new, inverse):
+    RIGHT["rescale"](g, x, scale, sound, x_new, sound_new, False)
+
+
+@bad("rescale", r"sound_new\[0\] is 1, expected 0; ")
+def takes_infinity_for_sound(g, x, scale, sound, x_new, sound_new, inverse):
+    sound_new[...] = bool(sound[0]) and not np.isnan(x).any()
+    RIGHT["rescale"](g, x, scale, sound, x_new, np.empty(1), inverse)
+
+
+@bad("rescale", r"sound_new\[0\] is 1, expected 0; ")
+def forgets_the_flag_before(g, x, scale, sound, x_new, sound_new, inverse):
+    RIGHT["rescale"](g, x, scale, np.ones(1, np.int32), x_new, sound_new, inverse)
+
+
+@bad("adjust_loss_scale", VALUE)
+def falls_below_one(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
+    RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval)
+    scale_new[sound == 0] = scale[sound == 0] * backoff
+
+
+@bad("adjust_loss_scale", r"scale_new\[\d+\] is inf, expected ")
+def grows_beyond_float32(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
+    RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval)
+    grows = (sound != 0) & (steps_new == 0)
+    scale_new[grows] = scale[grows] * np.float32(growth)
+
+
+@bad("adjust_loss_scale", r"steps_new\[\d+\] is \d+, expected 0; ")
+def waits_for_one_step_more(g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval):
+    RIGHT["adjust_loss_scale"](g, scale, steps, sound, scale_new, steps_new, growth, backoff, interval + 1)
+
+
 @bad("sgd_momentum", VALUE)
 def ignores_nesterov(g, w, dw, v, w_new, v_new, **options):
     RIGHT["sgd_momentum"](g, w, dw, v, w_new, v_new, **{**options, "nesterov": False})

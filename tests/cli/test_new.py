@@ -118,7 +118,7 @@ def test_the_next_step_is_printed(tmp_path, capsys):
         (["relu_fprop", "class.py"], "class.py: the stem becomes the function's name"),
         (["relu_fprop", "a.txt"], "a.txt: the file ends in one of .cu, .cpp, .py"),
         (["relu_fprop", "a.py", "--lang", "cpp"], "a.py: a file in C++ ends in .cpp"),
-        (["reorder", "a.cu"], "no template for reorder in CUDA C++; there are: "),
+        (["reorder", "a.cpp"], "no template for reorder in C++; there are: "),
         (["relu_fprop", "vectors.py"], "relu_fprop has an implementation 'vectors' already"),
         (["relu_fprop", "no/folder/a.py"], "No such file or directory"),
     ],

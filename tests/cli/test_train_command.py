@@ -102,6 +102,7 @@ OPTIONS = {
     "unknown device 'tpu'": ["--device", "tpu"],
     "a GPU is cuda": ["--device", "cudas"],
     "unknown math 'coarse'": ["--math", "coarse"],
+    "recipe: unknown network.dtype 'half'. Known: ": ["--dtype", "half"],
     "no such file": ["--register", "missing.py"],
     "checkpoint_steps must be at least 0, not -1": ["--checkpoint-steps", "-1"],
     "checkpoint_minutes must be above 0, not 0.0": ["--checkpoint-minutes", "0"],
@@ -243,6 +244,19 @@ def test_a_loss_that_is_not_finite_is_status_1(idx, tmp_path, capsys):
     given = [*SHORT, "--set", "steps=9", "--set", "lr=1e30", "--quiet"]
     assert main(["train", str(idx), "--output", str(tmp_path / "run"), *given]) == 1
     assert capsys.readouterr().err.startswith("convkit train: the loss of step 2, in epoch 1, is not finite")
+
+
+def test_mixed_precision(idx, tmp_path, capsys):
+    """The run keeps it; what is evaluated later is the same network."""
+    run = tmp_path / "run"
+    assert main(["train", str(idx), "--output", str(run), *SHORT, "--quiet", "--dtype", "bfloat16"]) == 0
+    trained = open_run(run)
+    assert trained.net.dtype == "bfloat16"
+    assert {w.dtype.name for w in trained.net.params.values()} == {"float32"}
+    assert main(["train", str(idx), "--output", str(run), "--resume", "--set", "steps=3", "--quiet"]) == 0
+    assert open_run(run).net.dtype == "bfloat16"
+    assert main(["train", "--print-recipe", "--dtype", "float16"]) == 0
+    assert '\ndtype = "float16"\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", recipe.names())

@@ -105,6 +105,7 @@ CASES = [
     ("softmax_xent_dgrad", SoftmaxXent(40, 300), {}),
     ("label_rank", SoftmaxXent(40, 300), {}),
     ("loss_summary", LossSummary(1000), {}),
+    ("rescale", FLAT, {"inverse": True}),
     ("sgd_momentum", FLAT, SGD),
 ]
 #: Without a cast no implementation but the reference takes users' arrays.

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import convkit as ck
+from convkit import layouts
 from convkit.arrays import np_dtype
 from convkit.call import Call
 from convkit.check.cases import Case
@@ -30,11 +31,13 @@ from convkit.op import OPS, Problem
 from convkit.ops.channel_sum import ChannelSum
 from convkit.ops.crop_images import CropImages
 from convkit.ops.elementwise import Elementwise
+from convkit.ops.loss_scale import LossScale
 from convkit.ops.loss_summary import LossSummary
 from convkit.ops.lrn import LRN
 from convkit.ops.lrn_maxpool2d import LrnMaxPool2d
 from convkit.ops.maxpool2d import Pool2d
 from convkit.ops.philox import words
+from convkit.ops.reorder import Reorder
 from convkit.ops.softmax_xent import SoftmaxXent
 from convkit.paths import kernels_dir
 
@@ -42,7 +45,7 @@ OPS_HERE = (
     *("relu_fprop", "relu_dgrad", "dropout_fprop", "dropout_dgrad", "sgd_momentum", "lrn_fprop", "lrn_dgrad"),
     *("maxpool2d_fprop", "maxpool2d_dgrad", "softmax_xent_fprop", "softmax_xent_dgrad"),
     *("conv2d_bgrad", "linear_bgrad", "lrn_maxpool2d_fprop", "label_rank", "loss_summary"),
-    *("crop_images", "lrn_maxpool2d_dgrad"),
+    *("crop_images", "lrn_maxpool2d_dgrad", "reorder", "rescale", "adjust_loss_scale"),
 )
 KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
@@ -65,6 +68,8 @@ SGD = {
 OPTIONS = {
     "dropout": {"p": 0.3, "seed": 7, "offset": 2**32 - 2, "scale": 1.25},
     "sgd": SGD,
+    "rescale": {"inverse": True},
+    "adjust_loss_scale": {"growth": 2.0, "backoff": 0.5, "interval": 7},
     "lrn_maxpool2d_dgrad": {"relu": True},
 }
 
@@ -81,24 +86,34 @@ PROBLEMS: dict[type[Problem], tuple[Problem, ...]] = {
         LRN.of((1, 75, 2, 8), size=3, beta=0.6, alpha=0.7),
         LRN.of((1, 6, 5, 4), size=4, alpha=0.7),
         LRN.of((1, 2, 7, 6), alpha=0.7, region="within_channel"),
+        LRN.of((3, 248, 1, 3), alpha=0.7, k=2.0),
+        LRN.of((2, 64, 3, 3), groups=2, size=7, alpha=0.7),
     ),
     Pool2d: (
         Pool2d.of((2, 3, 27, 13), ceil_mode=True, padding=((1, 0), (0, 2))),
         Pool2d.of((1, 2, 9, 10), window=(2, 4), stride=(3, 1), dilation=(2, 1), padding=1),
+        Pool2d.of((2, 24, 6, 7), padding=1),
+        Pool2d.of((1, 16, 5, 6), window=(2, 3), stride=1),
     ),
     LrnMaxPool2d: (
         lrn_pool((2, 54, 15, 23), groups=2, alpha=0.7),
         lrn_pool((3, 27, 9, 66), {"ceil_mode": True, "padding": ((1, 0), (0, 2))}, size=3, alpha=0.7, k=2.0),
         lrn_pool((1, 6, 5, 4), {"window": (2, 3), "dilation": (1, 2), "padding": 1}, size=4, beta=0.6),
+        lrn_pool((1, 64, 7, 6), groups=2, alpha=0.7),
     ),
     SoftmaxXent: (SoftmaxXent(3, 1031), SoftmaxXent(2, 64)),
     LossSummary: (LossSummary(1031), LossSummary(64), LossSummary(5)),
+    LossScale: (LossScale(5), LossScale(64)),
     CropImages: (
         CropImages(9, 13, 11, 3, 7, "image"),
         CropImages(8, 6, 9, 1, 8, "crop", reverse=True),
         CropImages(2, 16, 16, 4, 8),
     ),
-    ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4)),
+    ChannelSum: (ChannelSum(5, 3, 29, 13, 4), ChannelSum(3, 2, 1, 1, 4), ChannelSum(3, 72, 5, 5, 4)),
+    Reorder: (
+        *(Reorder(2, 67, 9, 15), Reorder(1, 72, 8, 10), Reorder(3, 3, 37, 41), Reorder(2, 131, 3, 3)),
+        *(Reorder(1, 16, 6, 6), Reorder(5, 1, 3, 3), Reorder(4097, 1, 1, 1)),
+    ),
 }
 
 
@@ -122,16 +137,32 @@ def launch(
     check: bool = False,
     seed: int | None = None,
 ) -> None:
-    """Each launch of the file, in order; a later one may read what an earlier one wrote."""
-    runner = Runner(kernel)
+    """Each launch of the file, in order; a later one may read what an earlier one wrote.
+
+    Tensors are in the logical order. What the kernel declares in another one gets memory of its own, which is
+    aligned as the tensor is.
+    """
+    runner, declared = Runner(kernel), layouts.declared(kernel.header.layout)
+    memory = {
+        name: like(a, declared.of(name).packed(a)) if declared.of(name).axes else a
+        for name, a in tensors.items()
+    }
     scratch = np.full(runner.workspace(problem), 0xFF, np.uint8) if kernel.header.workspace else None
     for index, entry in enumerate(kernel.header.launches):
         function = emulator.compile(translation_unit(kernel, problem), entry.entry, check=check)
         grid, block, shared = runner.extents(entry, problem)
         if 0 in grid:
             continue
-        given = arguments(runner, problem, list(tensors.values()), options, scratch, index)
+        given = arguments(runner, problem, list(memory.values()), options, scratch, index)
         function.launch(grid, block, given, shared=shared, seed=seed)
+    for name, a in tensors.items():
+        if memory[name] is not a and name in kernel.op.outputs:
+            a[...] = declared.of(name).unpack(memory[name], a.shape)
+
+
+def like(array: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The memory, moved by an element where the array is."""
+    return shifted(memory) if array.ctypes.data % 256 == array.itemsize else memory
 
 
 def arguments(
@@ -231,7 +262,7 @@ def call_wrapped(
     function.launch(grid, block, [plain[0], *arrays, *plain[1 + len(pointers(kernel)) :]])
 
 
-ELEMENTWISE = [k for k in KERNELS if k.op.problem is Elementwise]
+ELEMENTWISE = [k for k in KERNELS if OPS[k.header.op].inplace]
 
 
 def shifted(array: np.ndarray) -> np.ndarray:
@@ -297,6 +328,21 @@ def test_a_flag_of_zero_keeps_every_bit_under_check_mode(dtype, inplace):
         assert np.isnan(ck.sgd_momentum(w, dw, v, **SGD, finite=flag)[0].astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("bad", [None, 0, 4098], ids=["sound", "first", "last"])
+def test_rescaling_in_place_under_check_mode(bad):
+    """A whole block, and elements behind it; the flag falls, and does not rise again."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(4099).astype(np.float32)
+    if bad is not None:
+        x[bad] = np.nan if bad else -np.inf
+    wanted, flag, scale = x / np.float32(1024), np.ones(1, np.int32), np.array([1024], np.float32)
+    with ck.emulate(check=True):
+        assert ck.rescale(x, scale, flag, inverse=True, out=(x, flag))[0] is x
+        assert x.tobytes() == wanted.tobytes() and flag[0] == (bad is None)
+        ck.rescale(np.ones(3, np.float32), scale, flag, out=(np.empty(3, np.float32), flag))
+        assert flag[0] == (bad is None)
+
+
 def kernel_named(stem: str) -> KernelFile:
     return read(kernels_dir() / f"{stem}.cu")
 
@@ -318,11 +364,19 @@ def test_dropout_drops_what_the_reference_drops(p, seed, offset):
 PADS = list(itertools.product(range(3), repeat=2))
 
 
+#: The kernels of max pooling, forward and backward: in NCHW, and in NHWC.
+POOLS = [
+    ("maxpool2d_fprop_window", "maxpool2d_dgrad_gather"),
+    ("maxpool2d_fprop_channels", "maxpool2d_dgrad_channels"),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("fill", ["nan", "ties", "inf"])
 @pytest.mark.parametrize(("top", "left"), PADS)
-def test_the_pool_of_alexnet_with_every_padding(top, left, fill):
+def test_the_pool_of_alexnet_with_every_padding(top, left, fill, pool):
     """3 x 3 at stride 2 has a path of its own in both directions; images of every parity, with overhang."""
-    forward, backward = kernel_named("maxpool2d_fprop_window"), kernel_named("maxpool2d_dgrad_gather")
+    forward, backward = map(kernel_named, pool)
     for H, W, bottom, right, ceil in (
         (3, 8, 0, 2, True),
         (10, 5, 1, 0, False),
@@ -353,8 +407,9 @@ def test_the_pool_of_alexnet_with_every_padding(top, left, fill):
         )
 
 
-def test_a_window_that_sees_nothing_and_one_that_sees_minus_infinity():
-    kernel = kernel_named("maxpool2d_fprop_window")
+@pytest.mark.parametrize("stem", [forward for forward, _ in POOLS])
+def test_a_window_that_sees_nothing_and_one_that_sees_minus_infinity(stem):
+    kernel = kernel_named(stem)
     blind = Pool2d.of((1, 1, 1, 1), window=2, stride=1, dilation=3, padding=2)
     for problem, value in ((blind, 5.0), (Pool2d.of((1, 1, 4, 4), padding=1, ceil_mode=True), -np.inf)):
         x = np.full(problem.shape("x"), value, np.float32)
@@ -368,24 +423,26 @@ def test_a_window_that_sees_nothing_and_one_that_sees_minus_infinity():
         np.testing.assert_array_equal(argmax, want["argmax"].value)
 
 
+@pytest.mark.parametrize("pool", POOLS, ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("window", [16, 17, 257], ids=["uint8", "uint16", "uint32"])
-def test_argmax_of_every_width(window):
+def test_argmax_of_every_width(window, pool):
     problem = Pool2d.of((1, 1, window + 2, window + 1), window=window, stride=1)
     inputs, outputs = question("maxpool2d_fprop", problem)
-    launch(kernel_named("maxpool2d_fprop_window"), problem, inputs | outputs, {})
+    launch(kernel_named(pool[0]), problem, inputs | outputs, {})
     judge("maxpool2d_fprop", problem, inputs, outputs)
     back = {"dy": inputs["x"][..., : problem.P, : problem.Q].copy(), "argmax": outputs["argmax"]}
     dx = np.full(problem.shape("dx"), np.nan, np.float32)
-    launch(kernel_named("maxpool2d_dgrad_gather"), problem, {**back, "dx": dx}, {})
+    launch(kernel_named(pool[1]), problem, {**back, "dx": dx}, {})
     judge("maxpool2d_dgrad", problem, back, {"dx": dx})
 
 
+@pytest.mark.parametrize("idea", ["sliding", "lanes"])
 @pytest.mark.parametrize("op", ["lrn_fprop", "lrn_dgrad"])
 @pytest.mark.parametrize("size", [3, 5, 7])
-def test_no_nan_crosses_a_group_or_lingers(op, size):
+def test_no_nan_crosses_a_group_or_lingers(op, size, idea):
     """A NaN reaches the windows that hold it, in its own group, and nothing else."""
     problem = LRN.of((1, 3 * 70, 1, 3), size=size, groups=3, alpha=0.5)
-    kernel = kernel_named(f"{op}_sliding")
+    kernel = kernel_named(f"{op}_{idea}")
     for channel in (0, 31, 32, 69, 70, 139, 209):
         inputs, outputs = question(op, problem)
         inputs["x"][0, channel, 0, 1] = np.nan
@@ -404,7 +461,7 @@ LRN_POOL = [k for k in KERNELS if k.header.op == "lrn_maxpool2d_fprop"]
 
 
 def takers(problem: LrnMaxPool2d) -> list[str]:
-    return [k.name for k in LRN_POOL if Runner(k).refusal(problem) is None]
+    return [k.name for k in LRN_POOL if k.header.layout == "NCHW" and Runner(k).refusal(problem) is None]
 
 
 def test_which_kernel_takes_an_lrn_and_its_pool():
@@ -499,11 +556,12 @@ def test_no_nan_crosses_a_group_a_segment_or_a_lane(kernel, size):
         assert np.all(np.abs(y - want["y"].value)[~lost] <= want["y"].bound()[~lost])
 
 
+@pytest.mark.parametrize("idea", ["sliding", "lanes"])
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize(("top", "left"), PADS)
-def test_backward_with_every_padding(top, left, relu):
+def test_backward_with_every_padding(top, left, relu, idea):
     """Images of every parity, with windows that overhang, and with pixels that no window sees."""
-    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+    kernel = kernel_named(f"lrn_maxpool2d_dgrad_{idea}")
     for H, W, bottom, right, ceil in (
         (3, 8, 0, 2, True),
         (10, 5, 1, 0, False),
@@ -522,12 +580,13 @@ def test_backward_with_every_padding(top, left, relu):
         assert np.all(np.abs(outputs["dx"] - want.value) <= want.bound()), f"{problem}"
 
 
+@pytest.mark.parametrize("idea", ["sliding", "lanes"])
 @pytest.mark.parametrize("size", [3, 5])
-def test_backward_no_nan_crosses_a_group_or_a_segment(size):
+def test_backward_no_nan_crosses_a_group_or_a_segment(size, idea):
     """A NaN in x reaches the channels of its own group that see it, at its own pixel, and nothing else."""
-    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+    kernel = kernel_named(f"lrn_maxpool2d_dgrad_{idea}")
     problem = lrn_pool((1, 2 * 100, 3, 5), size=size, groups=2, alpha=0.5)
-    assert kernel.header.tile["SEGMENT"] < 100
+    assert kernel.header.tile.get("SEGMENT", kernel.header.tile.get("CHANNELS")) < 100
     for channel, column in ((0, 0), (33, 1), (34, 2), (49, 3), (50, 4), (99, 0), (100, 1), (199, 4)):
         inputs, outputs = question(kernel.header.op, problem)
         inputs["x"][0, channel, 1, column] = np.nan
@@ -539,8 +598,9 @@ def test_backward_no_nan_crosses_a_group_or_a_segment(size):
         assert np.all(np.abs(outputs["dx"] - want.value)[~lost] <= want.bound()[~lost])
 
 
-def test_backward_an_argmax_that_is_no_position_gives_its_gradient_to_no_pixel():
-    kernel = kernel_named("lrn_maxpool2d_dgrad_sliding")
+@pytest.mark.parametrize("idea", ["sliding", "lanes"])
+def test_backward_an_argmax_that_is_no_position_gives_its_gradient_to_no_pixel(idea):
+    kernel = kernel_named(f"lrn_maxpool2d_dgrad_{idea}")
     problem = lrn_pool((1, 6, 7, 9), alpha=0.5)
     inputs, outputs = question(kernel.header.op, problem)
     without = {**inputs, "dy": inputs["dy"].copy()}
@@ -655,6 +715,7 @@ def test_the_layers_of_alexnet(kernel):
         Pool2d: tuple(Pool2d.of((2, *s)) for s in ((96, 55, 55), (256, 27, 27), (256, 13, 13))),
         SoftmaxXent: (SoftmaxXent(128, 1000),),
         LossSummary: (LossSummary(128),),
+        LossScale: (LossScale(),),
         ChannelSum: (ChannelSum(2, 96, 55, 55, 4),),
         LrnMaxPool2d: tuple(
             lrn_pool((2, *shape), {"ceil_mode": True}, groups=groups, k=2.0)
@@ -662,6 +723,10 @@ def test_the_layers_of_alexnet(kernel):
             for groups in (1, 2)
         ),
         CropImages: tuple(problem for _, problem in OPS["crop_images"].cases.layers()),
+        Reorder: (
+            *(Reorder(2, 3, 227, 227), Reorder(2, 96, 55, 55), Reorder(2, 256, 6, 6)),
+            *(Reorder(96, 3, 11, 11), Reorder(256, 48, 5, 5), Reorder(384, 256, 3, 3)),
+        ),
     }
     op = kernel.header.op
     for problem in (ChannelSum(128, 4096, 1, 1, 2),) if op == "linear_bgrad" else layers[OPS[op].problem]:

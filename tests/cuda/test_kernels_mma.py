@@ -27,7 +27,9 @@ from convkit.paths import kernels_dir
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
-KERNELS = {path.stem: path for path in sorted(kernels_dir().glob("*_mma.cu"))}
+KERNELS = {
+    path.stem: path for path in sorted(kernels_dir().glob("*.cu")) if path.stem.endswith(("_mma", "_tf32"))
+}
 ENGINES = {"fast": {}, "check": {"check": True}, "ptx": {"engine": "ptx"}}
 CONV = {
     "few channels": Conv2d.of((2, 16, 9, 7), (24, 16, 3, 3), padding=1),
@@ -64,6 +66,9 @@ QUICK = {
     "conv2d_fprop_tap_rows_mma": "all options",
     "conv2d_wgrad_bgrad_implicit_gemm_mma": "all options",
     "conv2d_wgrad_bgrad_tap_rows_mma": "rows at odd elements",
+    "conv2d_dgrad_implicit_gemm_tf32": "four classes",
+    "conv2d_fprop_implicit_gemm_tf32": "all options",
+    "conv2d_wgrad_bgrad_implicit_gemm_tf32": "all options",
     "linear_dgrad_gemm_mma": "small",
     "linear_wgrad_gemm_mma": "small",
 }
@@ -73,7 +78,13 @@ def problems(stem: str) -> dict[str, Problem]:
     return ROWS if "tap_rows" in stem else LINEAR if stem.startswith("linear") else CONV  # type: ignore[return-value]
 
 
-def asked(stem: str, name: str, dtype: str, of: Problem | None = None) -> Question:
+def first_dtype(stem: str) -> str:
+    """The first that the kernel declares: bfloat16, or in tf32 float32."""
+    return read(KERNELS[stem]).header.dtypes[0]
+
+
+def asked(stem: str, name: str, dtype: str = "", of: Problem | None = None) -> Question:
+    dtype = dtype or first_dtype(stem)
     op = read(KERNELS[stem]).header.op
     options = {"relu": name != "groups"} if OPS[op].options else {}
     return Question.of(Case(op, of or problems(stem)[name], name, options=options), dtype)
@@ -84,7 +95,7 @@ def cases() -> list:
     for stem, path in KERNELS.items():
         for dtype in read(path).header.dtypes:
             for name in problems(stem):
-                quick = QUICK.get(stem) == name and dtype == "bfloat16"
+                quick = QUICK.get(stem) == name and dtype == first_dtype(stem)
                 found.append(pytest.param(stem, name, dtype, marks=[] if quick else [pytest.mark.slow]))
     return found
 
@@ -120,10 +131,10 @@ LAYERS = {
 def test_layers_of_known_networks(name, stem):
     problem = LAYERS.get(name) or dict(OPS["conv2d_fprop"].cases.layers())[name]
     one = implementation(KERNELS[stem])
-    if Runner(read(KERNELS[stem])).refusal(replace(problem, dtype="bfloat16")):
+    if Runner(read(KERNELS[stem])).refusal(replace(problem, dtype=first_dtype(stem))):
         pytest.skip("not a problem of this kernel")
     with ck.emulate():
-        verdict = judge(one, asked(stem, name, "bfloat16", problem))
+        verdict = judge(one, asked(stem, name, of=problem))
     assert verdict.ok and not verdict.declined, verdict.reason
 
 
@@ -136,7 +147,7 @@ def test_the_same_bits_in_any_order(stem, engine):
     one, found = implementation(KERNELS[stem]), set()
     for seed in (None, 1, 2):
         with ck.emulate(**ENGINES[engine], seed=seed):
-            run = attempt(one, asked(stem, "two tiles each way", "bfloat16"), FIRST)
+            run = attempt(one, asked(stem, "two tiles each way"), FIRST)
         assert not run.fault, run.fault
         found.add(b"".join(array.tobytes() for array in run.outputs.values()))
     assert len(found) == 1
@@ -190,7 +201,8 @@ def test_arrays_that_begin_anywhere(stem):
     """The same numbers, whichever way they are copied: those of the definition, where sums are exact."""
     kernel = read(KERNELS[stem])
     problem = replace(
-        problems(stem)["small" if stem.startswith("linear") else "all options"], dtype="float16"
+        problems(stem)["small" if stem.startswith("linear") else "all options"],
+        dtype="float32" if stem.endswith("_tf32") else "float16",
     )
     inputs = whole_numbers(kernel.header.op, problem)
     op = OPS[kernel.header.op]
@@ -226,7 +238,7 @@ def test_shared_memory_without_bank_conflicts(stem):
     """Every copy, and every load of a fragment, takes as few wavefronts as its bytes need."""
     name = "whole tiles" if "tap_rows" in stem else "two tiles each way"
     with ck.emulate(counters=True) as how:
-        verdict = judge(implementation(KERNELS[stem]), asked(stem, name, "bfloat16"))
+        verdict = judge(implementation(KERNELS[stem]), asked(stem, name))
     assert verdict.ok, verdict.reason
     seen, crowded = set(), []
     for row in how.counted:
@@ -234,10 +246,13 @@ def test_shared_memory_without_bank_conflicts(stem):
             continue
         line = (kernels_dir() / Path(row.file).name).read_text().splitlines()[row.line - 1]
         words = [
-            word for word in ("cp_async_16", "cp_async_4", "ldmatrix", "Pair*", "uint4*") if word in line
+            word
+            for word in ("cp_async_16", "cp_async_4", "ldmatrix", "Pair*", "uint4*", "const unsigned*")
+            if word in line
         ]
         seen.update(words)
         if words and row.ratio > 1 and not ("Pair*" in line and "tap_rows" in str(row.file)):
             crowded.append((row.file, row.line, row.kind, row.ratio))
-    assert {"cp_async_16", "ldmatrix"} <= seen
+    loads = "const unsigned*" if stem.startswith("conv2d_wgrad") and stem.endswith("_tf32") else "ldmatrix"
+    assert {"cp_async_16", loads} <= seen
     assert crowded == []

@@ -23,6 +23,7 @@ need("cuda.core")
 pytestmark = pytest.mark.usefixtures("compiler")
 
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
+TYPES = [*DTYPES, "tf32"]
 ENGINES = ["fast", "check", "ptx"]
 LANES = np.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4
@@ -30,6 +31,9 @@ GROUP, IN_GROUP = LANES // 4, LANES % 4
 # Row and column of element i that each lane holds, of a (16 x 16), b (16 x 8) and c (16 x 8).
 IN_A = [(GROUP + 8 * (i in (2, 3, 6, 7)), IN_GROUP * 2 + i % 2 + 8 * (i >= 4)) for i in range(8)]
 IN_B = [(IN_GROUP * 2 + i % 2 + 8 * (i >= 2), GROUP) for i in range(4)]
+# The same of a (16 x 8) and b (8 x 8) of tf32.
+IN_A_TF32 = [(GROUP + 8 * (i % 2), IN_GROUP + 4 * (i // 2)) for i in range(4)]
+IN_B_TF32 = [(IN_GROUP + 4 * i, GROUP) for i in range(2)]
 IN_C = [(GROUP + 8 * (i >= 2), IN_GROUP * 2 + i % 2) for i in range(4)]
 
 
@@ -58,12 +62,14 @@ def whole(number: np.random.Generator, *shape: int) -> np.ndarray:
 # mma.sync
 # ---------------------------------------------------------------------------------------------------
 MULTIPLY = """
-extern "C" __global__ void k(const unsigned* a, const unsigned* b, const float* c, const int* bfloat,
+extern "C" __global__ void k(const unsigned* a, const unsigned* b, const float* c, const int* type,
                              float* d) {
   const unsigned l = threadIdx.x;
   const unsigned of_a[4] = {a[4 * l], a[4 * l + 1], a[4 * l + 2], a[4 * l + 3]};
   float sum[4] = {c[4 * l], c[4 * l + 1], c[4 * l + 2], c[4 * l + 3]};
-  if (*bfloat)
+  if (*type == 2)
+    mma_m16n8k8_tf32(sum, of_a, b[2 * l], b[2 * l + 1]);
+  else if (*type == 1)
     mma_m16n8k16_bf16(sum, of_a, b[2 * l], b[2 * l + 1]);
   else
     mma_m16n8k16_f16(sum, of_a, b[2 * l], b[2 * l + 1]);
@@ -74,21 +80,32 @@ extern "C" __global__ void k(const unsigned* a, const unsigned* b, const float* 
 
 def multiply(engine: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options) -> np.ndarray:
     """c + a b"""
-    bfloat = np.array([a.dtype != np.float16], np.int32)
+    tf32 = a.dtype == np.float32
+    of_a, of_b = fragments(a, IN_A_TF32 if tf32 else IN_A), fragments(b, IN_B_TF32 if tf32 else IN_B)
+    kind = np.array([2 if tf32 else a.dtype != np.float16], np.int32)
     d, found = np.empty((32, 4), np.float32), np.empty((16, 8), np.float32)
-    of_c = fragments(c, IN_C).view(np.float32)
-    run(MULTIPLY, engine, fragments(a, IN_A), fragments(b, IN_B), of_c, bfloat, d, **options)
+    run(MULTIPLY, engine, of_a, of_b, fragments(c, IN_C).view(np.float32), kind, d, **options)
     for i, at in enumerate(IN_C):
         found[at] = d[:, i]
     return found
 
 
+def factors(number: np.random.Generator, name: str, draw, *spread: np.ndarray) -> tuple:
+    """a and b of a type, with as many k as its product has; in tf32, ten bits of mantissa."""
+    k = 8 if name == "tf32" else 16
+    a, b = draw(number, 16, k), draw(number, k, 8)
+    if spread:
+        a, b = a * spread[0][:, :k], b * spread[1][:k, :8]
+    if name != "tf32":
+        return a.astype(DTYPES[name]), b.astype(DTYPES[name])
+    return tuple((m.astype(np.float32).view(np.uint32) & 0xFFFFE000).view(np.float32) for m in (a, b))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", TYPES)
 def test_the_fragments_are_those_of_the_isa(name, engine):
     number = np.random.default_rng(0)
-    a, b, c = whole(number, 16, 16), whole(number, 16, 8), whole(number, 16, 8)
-    a, b = a.astype(DTYPES[name]), b.astype(DTYPES[name])
+    (a, b), c = factors(number, name, whole), whole(number, 16, 8)
     exact = a.astype(np.float64) @ b.astype(np.float64) + c
     for seed in (None, 1):
         found = multiply(engine, a, b, c, seed=seed)
@@ -124,13 +141,38 @@ def tensor_core(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return found
 
 
+ROUND = """
+extern "C" __global__ void k(const float* x, unsigned* y) {
+  for (int i = threadIdx.x; i < 4096; i += 32) y[i] = to_tf32(x[i]);
+}
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rounding_to_tf32(engine):
+    """To the nearest, ties away from zero; against sums in float64 that no bit is taken from."""
+    number = np.random.default_rng(0)
+    bits = number.integers(0, 1 << 32, 4096, dtype=np.uint32)
+    bits[::4] = bits[::4] & 0xFFFFE000 | 0x1000  # halfway
+    bits[:6] = [0, 1 << 31, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x00001000]
+    x, y = bits.view(np.float32), np.zeros(4096, np.uint32)
+    run(ROUND, engine, x, y)
+    finite = np.isfinite(x)
+    unit = np.exp2(np.maximum(np.frexp(x[finite].astype(np.float64))[1] - 1, -126) - 10)
+    size = np.floor(np.abs(x[finite].astype(np.float64)) / unit + 0.5) * unit
+    with np.errstate(over="ignore"):
+        wanted = np.copysign(size, x[finite]).astype(np.float32)
+    assert wanted.tobytes() == y.view(np.float32)[finite].tobytes()
+    assert np.array_equal(np.isnan(x), np.isnan(y.view(np.float32)))
+    assert np.array_equal(x[np.isinf(x)], y.view(np.float32)[np.isinf(x)])
+
+
 @pytest.mark.parametrize("spread", [0, 6, 40])
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", TYPES)
 def test_the_emulator_rounds_as_a_coarse_tensor_core(name, spread):
-    number, dtype = np.random.default_rng(spread), DTYPES[name]
-    scale = 2.0 ** number.uniform(-spread, spread if name == "bf16" else 0, (2, 16, 16))
-    a = (number.standard_normal((16, 16)) * scale[0]).astype(dtype)
-    b = (number.standard_normal((16, 8)) * scale[1][:, :8]).astype(dtype)
+    number = np.random.default_rng(spread)
+    scale = 2.0 ** number.uniform(-spread, 0 if name == "f16" else spread, (2, 16, 16))
+    a, b = factors(number, name, lambda number, *shape: number.standard_normal(shape), *scale)
     c = number.standard_normal((16, 8)).astype(np.float32)
     c[:2] = 0
     found = multiply("fast", a, b, c)

@@ -615,6 +615,29 @@ for t in ("f16", "bf16"):
         row(f"cvt.{r}.{t}.f32", "f32", t, narrowed("f32", t, r), around)
         one = narrowed("f32", t, r)
         row(f"cvt.{r}.{t}x2.f32", "f32 f32", f"{t}x2", lambda a, b, one=one: one(a) << 16 | one(b))
+
+
+def tf32(a: int) -> int:
+    """Ten bits of mantissa: the nearest, of two as near the one farther from zero."""
+    value = decoded(a, "f32")
+    if not isinstance(value, Fraction) or value == 0:
+        return 0x7FFFFFFF if value != value else a
+    below = a & ~0x1FFF
+    neighbours = [below, below + 0x2000]
+    sizes = [
+        abs(decoded(b, "f32")) if (b & 0x7F800000) < 0x7F800000 else Fraction(2) ** 128 for b in neighbours
+    ]
+    low, high = abs(value) - sizes[0], sizes[1] - abs(value)
+    return neighbours[low >= high]
+
+
+row(
+    "cvt.rna.tf32.f32",
+    "f32",
+    "u32",
+    tf32,
+    around + [(b << 13 | h,) for b in (1, 5, 1023) for h in (0xFFF, 0x1000)],
+)
 row(
     "cvt.f32.f16",
     "f16",

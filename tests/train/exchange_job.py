@@ -76,6 +76,31 @@ def steps(
     return seen | weights | {"losses": np.array(losses)}
 
 
+def overflows(ranks: exchange.Exchange) -> dict[str, np.ndarray]:
+    """Steps in float16: a good one, one whose gradients overflow on the last rank alone, and a good one."""
+    net = tiny(dtype="float16", seed=ranks.rank)
+    net.loss_scale = 2.0 ** (10 - ranks.rank)  # that of rank 0 counts
+    ranks.attach(net)
+    exchanged, found = net.on_gradient, []
+
+    def spoil(name: str, gradient: Any) -> None:
+        assert exchanged is not None
+        if len(found) == 1 and ranks.rank == ranks.size - 1 and name == "fc6.b":
+            net.plan(len(x[here])).finite.fill(0)  # as an infinity in it would
+        exchanged(name, gradient)
+
+    net.on_gradient = spoil
+    for number in range(3):
+        x, labels = batch(number, 8, net.input_shape)
+        here = slice(*ranks.share(8))
+        before = net.params["fc6.w"].copy()
+        loss = ranks.step(net, x[here], labels[here], 8, lr=0.01)
+        moved = not np.array_equal(net.params["fc6.w"], before)
+        found.append([loss, loss.finite, loss.overflow, net.loss_scale, moved])
+    assert ranks.same(net)
+    return {"steps": np.array(found)}
+
+
 def _host(array: Any) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array
@@ -93,6 +118,7 @@ def train(folder: Path) -> None:
         assert ranks.same(net)
         refused(ranks, net)
         added(ranks)
+        found |= {f"half {name}": values for name, values in overflows(ranks).items()}
         net.params["fc7.b"][3] += ranks.rank == 1
         assert not ranks.same(net)
         assert ranks.broadcast(("from", ranks.rank)) == ("from", 0)

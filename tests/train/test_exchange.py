@@ -79,6 +79,12 @@ def test_processes_have_the_gradients_of_one_and_the_same_bits(count, tmp_path):
         assert_same(other, found)
     assert found["threads"] == max(1, len(launcher.cpus()) // count)
     assert found["sums"].tolist() == [[sum(0.1 * rank for rank in range(count)), count]]
+    # An overflow in one process is one in all of them, and the loss scale is that of the first.
+    assert found["half steps"][:, 1:].tolist() == [
+        [1, 0, 1024, 1],
+        [1, 1, 512, 0],
+        [1, 0, 512, 1],
+    ]
     prefix = "tiny "
     tiny = {name.removeprefix(prefix): v for name, v in found.items() if name.startswith(prefix)}
     assert_as_in_one_process(tiny, exchange_job.steps(Alone(), exchange_job.tiny()))

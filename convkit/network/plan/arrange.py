@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ... import layouts
-from ...layouts import NCHW, Layout
+from ...layouts import NCHW, WEIGHTS, Layout
 from ...ops.reorder import Reorder
 from ...registry import implementations
 from . import fusion
 from .choice import Chooser
 from .graph import Graph, Node, Stage, Value, gradient
 
-#: Cost of a change of layout, in passes over a tensor: it is read and written, forward and backward. A tensor
-#: that stays in NCHW costs one pass: kernels that compute in another layout pack it themselves.
-REORDER = 4
+#: Cost of a change of layout, in passes over a tensor: it is read and written; and so is its gradient, which
+#: the network's input has none of in a step. A tensor that stays in NCHW costs one pass: kernels that
+#: compute in another layout pack it themselves.
+REORDER = 2
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,31 @@ def arrange(graph: Graph, chooser: Chooser, *, fuse: bool = True) -> tuple[Stage
 
     Dynamic programming along the row: for each activation and each layout of it, the cheapest way there.
     """
-    stages, rows = graph.stages, _computed_in(chooser)
+    # On a GPU, first among layouts in which everything has a kernel. Where there are none, `pick` says why.
+    chooser.strict = chooser.device == "cuda"
+    way = _cheapest(graph.stages, chooser, fuse)
+    if way is None:
+        chooser.strict = False
+        way = _cheapest(graph.stages, chooser, fuse)
+    assert way is not None
+    chooser.layouts.clear()
+    chooser.layouts.update(way.layouts)
+    return way.stages
+
+
+def _cheapest(stages: Sequence[Stage], chooser: Chooser, fuse: bool) -> _Way | None:
+    """The cheapest way from the input to the logits, both in NCHW; None where there is none."""
+    rows = _computed_in(chooser)
     best: list[dict[Layout, _Way]] = [{NCHW: _Way()}, *({} for _ in stages)]
     for i in range(len(stages)):
         for stage, j in _candidates(stages, i, chooser, fuse):
             for x_layout, before in best[i].items():
-                for way, y_layout in _ways(stage, x_layout, before, chooser, rows):
+                reorder = REORDER * (1 if i == 0 else 2) * _elements(chooser.values[stage.x])
+                for way, y_layout in _ways(stage, x_layout, before, chooser, rows, reorder):
                     known = best[j].get(y_layout)
                     if known is None or way.cost < known.cost:
                         best[j][y_layout] = way
-    way = best[-1][NCHW]
-    chooser.layouts.clear()
-    chooser.layouts.update(way.layouts)
-    return way.stages
+    return best[-1].get(NCHW)
 
 
 def _computed_in(chooser: Chooser) -> list[Layout]:
@@ -72,9 +85,12 @@ def _candidates(stages: Sequence[Stage], i: int, chooser: Chooser, fuse: bool) -
 
 
 def _ways(
-    stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout]
+    stage: Stage, x_layout: Layout, before: _Way, chooser: Chooser, rows: Sequence[Layout], reorder: int
 ) -> Iterator[tuple[_Way, Layout]]:
-    """Each way extended by a stage, from an input in that layout; with the layout of the output."""
+    """Each way extended by a stage, from an input in that layout; with the layout of the output.
+
+    `reorder` is what it costs to change the input's layout first.
+    """
     x, y = chooser.values[stage.x], chooser.values[stage.y]
     for inner in _possible(x.shape, rows):
         entered = stage if inner == x_layout else _reordered(stage, x_layout, inner, chooser)
@@ -83,7 +99,7 @@ def _ways(
             inside = _fitting(entered, inner, y_layout, chooser)
             if inside is None:
                 continue
-            cost = 0 if entered is stage else REORDER * _elements(x)
+            cost = 0 if entered is stage else reorder
             cost += 0 if y_layout.axes else _elements(y)
             chosen = {**inside, entered.x: inner, stage.x: x_layout, stage.y: y_layout}
             yield (
@@ -124,7 +140,7 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
         node.renamed(stage.x, copy).renamed(gradient(stage.x), gradient(copy))
         for node in (stage.forward, *stage.backward)
     )
-    return Stage(forward, (*backward, back), copy, stage.y, there)
+    return replace(stage, forward=forward, backward=(*backward, back), x=copy, before=there)
 
 
 def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
@@ -132,13 +148,26 @@ def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser)
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
-    if not chooser.fits(stage.forward):
-        return None
     nodes = [node for node in stage.backward if node.op != "reorder"]
     inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
-    for middle in dict.fromkeys((y_layout, x_layout)):
-        inside = dict.fromkeys(inner, middle)
-        chooser.layouts.update(inside)
-        if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
-            return inside
+    for copies in _copied_as(stage, chooser):
+        chooser.layouts.update(copies)
+        if not all(chooser.fits(node) for node in (*stage.casts, stage.forward)):
+            continue
+        for middle in dict.fromkeys((y_layout, x_layout)):
+            inside = dict.fromkeys(inner, middle)
+            chooser.layouts.update(inside)
+            if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
+                return {**inside, **copies}
     return None
+
+
+def _copied_as(stage: Stage, chooser: Chooser) -> Iterator[dict[str, Layout]]:
+    """The layouts that the working copies of a stage's weights may have; KCRS, as users have it, is last."""
+    copies = [value for node in stage.casts for value in node.writes]
+    maps = [value for value in copies if len(chooser.values[value].shape) == 4]
+    plain = dict.fromkeys(copies, NCHW)
+    for row in WEIGHTS.values() if maps else ():
+        if row.axes:
+            yield {**plain, **dict.fromkeys(maps, row)}
+    yield plain

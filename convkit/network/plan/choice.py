@@ -28,7 +28,10 @@ class Chooser:
         For each layer, names of implementations by op; the key "" is for all layers.
     values : dict of str to Value
     own : set of str
-        The ops of the layers themselves. In NCHW each of them runs: at the least, the reference does.
+        The ops of the layers themselves. In NCHW each of them is taken to run: on a CPU, at the least the
+        reference does. What does not run after all, `pick` says.
+    strict : bool
+        Whether that is not taken for granted: on a GPU, an op may have kernels in another layout alone.
     layouts : dict of str to Layout
         Of activations. A gradient that is not in it has the layout of its activation.
     """
@@ -39,6 +42,7 @@ class Chooser:
     values: dict[str, Value]
     own: frozenset[str] = frozenset()
     layouts: dict[str, Layout] = field(default_factory=dict)
+    strict: bool = False
 
     @classmethod
     def of(
@@ -80,6 +84,8 @@ class Chooser:
             rows = set(found.values())
             ordered = node.op == VIEW or "offset" in OPS[node.op].options
             return NCHW.name if len(rows) == 1 and not (ordered and rows != {NCHW}) else None
+        if node.op == "reorder":  # of weights, whose axes have other letters
+            found = {name: _as_maps(row) for name, row in found.items()}
         try:
             return layouts.named(found)
         except OptionError:
@@ -114,10 +120,16 @@ class Chooser:
     def fits(self, node: Node) -> bool:
         """Whether the node can run in the layouts of its values; by the reference only where it is named."""
         layout = self.declaration(node)
-        if layout is None or (layout == NCHW.name and node.op in self.own):
+        own = layout == NCHW.name and node.op in self.own
+        if layout is None or node.op == VIEW or (own and not self.strict):
             return layout is not None
         try:
             found = self.pick(node)
         except (NoImplementation, OptionError):
             return False
-        return found.name != "reference" or self.name(node.layers, node.op) is not None
+        return own or found.name != "reference" or self.name(node.layers, node.op) is not None
+
+
+def _as_maps(row: Layout) -> Layout:
+    """The layout of activations with the same order of axes: of KRSC, NHWC."""
+    return next(one for one in layouts.ACTIVATIONS.values() if (one.axes, one.block) == (row.axes, row.block))

@@ -74,7 +74,7 @@ def _lrn_maxpool(lrn: Node, pool: Node) -> LrnMaxPool2d | None:
 
 def _together(a: Stage, b: Stage, forward: Node) -> Stage:
     backward = tuple(replace(node, layers=forward.layers) for node in (*b.backward, *a.backward))
-    return Stage(forward, backward, a.x, b.y)
+    return Stage(forward, backward, a.x, b.y, casts=(*a.casts, *b.casts))
 
 
 #: (pattern, the ops that it replaces)
@@ -271,11 +271,11 @@ UNSET = {
 }  # fmt: skip
 
 
-def rule(parameter: str, value: Value) -> Node:
-    """The update of one parameter. It reads the flag that is 0 where the loss is not finite."""
+def rule(parameter: str, value: Value, flag: str = FINITE) -> Node:
+    """The update of one parameter. It reads the flag that is 0 where the step must not count."""
     tensors = {
         "w": parameter, "dw": gradient(parameter), "v": velocity(parameter),
-        "w_new": parameter, "v_new": velocity(parameter), "finite": FINITE,
+        "w_new": parameter, "v_new": velocity(parameter), "finite": flag,
     }  # fmt: skip
     return Node((parameter,), "sgd_momentum", Elementwise(value.shape, value.dtype), tensors, UNSET)
 

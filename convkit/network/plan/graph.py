@@ -2,6 +2,11 @@
 
 Values have names: "x" is the network's input, "conv1.y" a layer's output, "conv1.w" a parameter, "d(conv1.y)"
 the gradient of a value, "v(conv1.w)" a velocity. Nothing here has memory, or an implementation.
+
+In mixed precision (`MIXED`) activations have 16 bits, and parameters, their gradients and velocities are
+float32. The layers' ops read working copies of the parameters, "conv1.w in bfloat16", which each forward pass
+makes anew: so they are right whatever has written into the parameters. In float16 the loss is scaled: see
+`lower`.
 """
 
 from __future__ import annotations
@@ -10,14 +15,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...op import OPS, Problem, Shape
+from ...op import OPS, Problem, Shape, pair_dtype
+from ...ops import loss_scale
 from ...ops.elementwise import Elementwise
+from ...ops.loss_scale import LossScale
 from ...ops.loss_summary import LossSummary
+from ...ops.reorder import Reorder
 from ...ops.softmax_xent import SoftmaxXent
 from ..layers import Layer, Use
 
 #: The value that says whether a step's loss is finite, which an update reads.
 FINITE = "finite"
+#: Where the loss is scaled, updates read this one: whether all gradients are finite, too.
+SOUND = "sound"
+#: The loss scale, and the steps since it last changed.
+SCALE, GOOD_STEPS = "loss scale", "good steps"
+#: What parameters are stored in, for activations of each of these dtypes; else they are of the same dtype.
+MIXED = {"bfloat16": "float32", "float16": "float32"}
+#: Dtypes whose gradients need a loss scale.
+SCALED = ("float16",)
 #: The op of a node that runs nothing: its output is its input in another shape.
 VIEW = "view"
 
@@ -30,6 +46,11 @@ def gradient(value: str) -> str:
 def velocity(parameter: str) -> str:
     """Name of the velocity of a parameter."""
     return f"v({parameter})"
+
+
+def scaled(parameter: str) -> str:
+    """Name of the gradient of a parameter as the backward pass makes it, where the loss is scaled."""
+    return f"scaled d({parameter})"
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,8 @@ class Stage:
         Values.
     before : Node, optional
         Copies the input into another layout; x is then the copy.
+    casts : tuple of Node
+        In mixed precision, they make the working copies of the parameters that the stage reads.
     """
 
     forward: Node
@@ -131,6 +154,7 @@ class Stage:
     x: str
     y: str
     before: Node | None = None
+    casts: tuple[Node, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -149,6 +173,10 @@ class Graph:
         Every value that the nodes name.
     parameters : tuple of str
     logits : str
+    flag : str
+        The value that updates read: an update is made where it is not 0.
+    adjust : Node, optional
+        The last op of a step, where the loss is scaled: it makes the scale of the next step.
     """
 
     stages: tuple[Stage, ...]
@@ -156,10 +184,24 @@ class Graph:
     values: dict[str, Value]
     parameters: tuple[str, ...]
     logits: str
+    flag: str = FINITE
+    adjust: Node | None = None
 
 
 def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: str) -> Graph:
-    """The passes of layers in a row, and the loss, for images of shape (N, C, H, W)."""
+    """The passes of layers in a row, and the loss, for images of shape (N, C, H, W).
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    input_shape : (N, C, H, W)
+    num_classes : int
+    dtype : str
+        Of the activations. One of `MIXED` means mixed precision. For one of `SCALED`, the gradient of the
+        loss is multiplied by a scale, and that of each parameter divided by it as soon as it is made. Updates
+        come after all of these, and read whether all of the gradients were finite.
+    """
+    parameters_dtype, scales = MIXED.get(dtype, dtype), dtype in SCALED
     values = {"x": Value(input_shape, dtype), gradient("x"): Value(input_shape, dtype, "x")}
     stages, parameters = [], []
     x, shape = "x", input_shape
@@ -167,28 +209,74 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
         y, y_shape = f"{layer.name}.y", layer.output_shape(shape, num_classes)
         names = {"x": x, "dx": gradient(x), "y": y, "dy": gradient(y)}
         values[y], values[gradient(y)] = Value(y_shape, dtype), Value(y_shape, dtype, y)
+        casts: list[Node] = []
+        unscale: list[Node] = []
         for parameter, (w_shape, _) in layer.parameters(shape, num_classes).items():
             w = f"{layer.name}.{parameter}"
             parameters.append(w)
             names |= {parameter: w, f"d{parameter}": gradient(w)}
             for value in (w, gradient(w), velocity(w)):
-                values[value] = Value(w_shape, dtype)
+                values[value] = Value(w_shape, parameters_dtype)
+            if parameters_dtype != dtype:
+                names[parameter] = copy = f"{w} in {dtype}"
+                values[copy] = Value(w_shape, dtype)
+                casts.append(_cast(layer.name, w, copy, w_shape, pair_dtype(dtype, parameters_dtype)))
+            if scales:
+                names[f"d{parameter}"] = scaled(w)
+                values[scaled(w)] = Value(w_shape, parameters_dtype)
+                unscale.append(_rescale(layer.name, scaled(w), gradient(w), SOUND, w_shape, True))
         passes = layer.passes(shape, num_classes, dtype)
         if passes.forward is None:
             view, back = Elementwise(shape, dtype), Elementwise(y_shape, dtype)
             forward = Node((layer.name,), VIEW, view, {"x": x, "y": y})
             backward = [Node((layer.name,), VIEW, back, {"x": gradient(y), "y": gradient(x)})]
         else:
-            forward = _node(layer.name, passes.forward, names, values)
-            backward = [_node(layer.name, use, names, values) for use in passes.backward]
-        stages.append(Stage(forward, tuple(backward), x, y))
+            pair = pair_dtype(dtype, parameters_dtype)
+            forward = _node(layer.name, passes.forward, names, values, pair)
+            backward = [_node(layer.name, use, names, values, pair) for use in passes.backward] + unscale
+        stages.append(Stage(forward, tuple(backward), x, y, casts=tuple(casts)))
         x, shape = y, y_shape
-    return Graph(tuple(stages), _loss(x, values, dtype), values, tuple(parameters), x)
+    loss = _loss(x, values, dtype, scales)
+    adjust, flag = (_adjust(values), SOUND) if scales else (None, FINITE)
+    return Graph(tuple(stages), loss, values, tuple(parameters), x, flag, adjust)
 
 
-def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value]) -> Node:
-    """A use with the layer's values; a further output of the op becomes a new value of the layer."""
+def _cast(layer: str, parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
+    """A working copy of a parameter. A reorder takes four axes; the memory is the same."""
+    problem = Reorder(*shape, *(1,) * (4 - len(shape)), dtype=dtype)  # type: ignore[misc, arg-type]
+    return Node((layer,), "reorder", problem, {"x": parameter, "y": copy})
+
+
+def _rescale(layer: str, x: str, y: str, before: str, shape: Shape, inverse: bool) -> Node:
+    """A value times the loss scale, or divided by it; `SOUND` is `before`, and whether it is finite."""
+    tensors = {"x": x, "scale": SCALE, "sound": before, "x_new": y, "sound_new": SOUND}
+    return Node((layer,), "rescale", Elementwise(shape), tensors, {"inverse": inverse})
+
+
+def _adjust(values: dict[str, Value]) -> Node:
+    tensors = {
+        "scale": SCALE,
+        "steps": GOOD_STEPS,
+        "sound": SOUND,
+        "scale_new": SCALE,
+        "steps_new": GOOD_STEPS,
+    }
+    problem = LossScale()
+    values |= {v: Value(problem.shape(t), problem.dtype_of(t)) for t, v in tensors.items()}
+    options = {
+        "growth": loss_scale.GROWTH, "backoff": loss_scale.BACKOFF, "interval": loss_scale.INTERVAL,
+    }  # fmt: skip
+    return Node(("loss",), "adjust_loss_scale", problem, tensors, options)
+
+
+def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value], pair: str) -> Node:
+    """A use with the layer's values; a further output of the op becomes a new value of the layer.
+
+    Where the op makes the gradients of parameters, its dtype is the pair of storage and parameters.
+    """
     op = OPS[use.op]
+    if op.pairs:
+        use = replace(use, problem=replace(use.problem, dtype=pair))  # type: ignore[call-arg]
     for name in op.outputs:
         if name not in names:
             names[name] = f"{layer}.{name}"
@@ -199,8 +287,11 @@ def _node(layer: str, use: Use, names: dict[str, str], values: dict[str, Value])
     )
 
 
-def _loss(logits: str, values: dict[str, Value], dtype: str) -> tuple[Node, ...]:
-    """Cross-entropy of the logits with the labels, the ranks of the labels, and the sums of both."""
+def _loss(logits: str, values: dict[str, Value], dtype: str, scales: bool) -> tuple[Node, ...]:
+    """Cross-entropy of the logits with the labels, the ranks of the labels, and the sums of both.
+
+    Where the loss is scaled, its gradient is multiplied by the scale before that of the logits is made of it.
+    """
     N, K = values[logits].shape
     rows = SoftmaxXent(N, K, dtype)
     whole = LossSummary(N, rows.dtype_of("loss"))
@@ -218,4 +309,11 @@ def _loss(logits: str, values: dict[str, Value], dtype: str) -> tuple[Node, ...]
                 tensors[tensor] = tensor
                 values[tensor] = Value(problem.shape(tensor), problem.dtype_of(tensor))
         found.append(Node(("loss",), name, problem, {tensor: tensors[tensor] for tensor in names}))
+    if scales:
+        of_logits = found.pop()
+        values["scaled dloss"] = values["dloss"]
+        found += [
+            _rescale("loss", "dloss", "scaled dloss", FINITE, (N,), False),
+            of_logits.renamed("dloss", "scaled dloss"),
+        ]
     return tuple(found)

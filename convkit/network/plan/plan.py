@@ -15,7 +15,7 @@ from ...cuda.graph import Replay
 from ...op import OPS
 from ..layers import Layer
 from . import dropout, table
-from .graph import Node, gradient, velocity
+from .graph import Node, gradient, scaled, velocity
 from .memory import Memory
 from .program import Program
 from .results import Results, Summary
@@ -34,13 +34,16 @@ class Plan:
     parameters, gradients, velocities : mapping of str to ndarray
         By the names "conv1.w", "conv1.b", ...; the plan reads and writes these very arrays.
     device : {"cpu", "cuda", "cuda:1", ...}
+    scale : mapping of str to ndarray
+        Where the loss is scaled, the scale and the steps since it changed, by their names in `graph`.
 
     Attributes
     ----------
     program : Program
-    forward, loss, backward, update : list of Call
+    forward, loss, backward, update, adjust : list of Call
         In the order in which they run. `backward` ends before the gradient of the input, which training
-        does not need; that is `input_gradient`. A training step runs `phases`, where some of them are fused.
+        does not need; that is `input_gradient`. `adjust` makes the loss scale of the next step, where there
+        is one. A training step runs `phases`, where some of them are fused.
     frozen : frozenset of str
         Parameters that a step does not change: it computes no update and no gradient of theirs.
     fused : bool
@@ -60,6 +63,7 @@ class Plan:
         gradients: Mapping[str, Array],
         velocities: Mapping[str, Array],
         device: str = "cpu",
+        scale: Mapping[str, Array] | None = None,
     ) -> None:
         self.program, self.device = program, device
         self.frozen, self.fused, self.graphs = frozenset[str](), True, True
@@ -67,8 +71,9 @@ class Plan:
         given = dict(parameters)
         for name in parameters:
             given |= {gradient(name): gradients[name], velocity(name): velocities[name]}
-        self._results = Results(device)
-        given |= self._results.arrays
+            given[scaled(name)] = gradients[name]  # which is divided in place
+        self._results = Results(device, program.graph.flag)
+        given |= {**self._results.arrays, **(scale or {})}
         self._memory = Memory(program, device, given)
         self._memory.forward()
         self._memory.backward()
@@ -86,6 +91,7 @@ class Plan:
         self.backward = self._bind(whole)
         self.input_gradient = self._bind(n for n in program.backward if id(n) not in kept)
         self.update = self._bind(program.step(parameters, fused=False).update)
+        self.adjust = self._bind([] if program.graph.adjust is None else [program.graph.adjust])
         self._dropouts = dropout.found((*self.forward, *self.backward, *self.input_gradient), layers)
         self.phases()
 
@@ -113,6 +119,9 @@ class Plan:
         op, implementation = OPS[node.op], self.program.pick(node)
         checked.warn(implementation)
         given = {name: self._memory.value(value) for name, value in node.tensors.items()}
+        if node.op == "reorder":  # of weights and biases with less than four axes
+            shape = node.problem.shape("x")
+            given = {name: a.reshape(shape) if a.ndim < len(shape) else a for name, a in given.items()}
         inputs = tuple(_read_only(given.get(name)) for name in op.inputs)
         outputs = tuple(given[name] for name in op.outputs)
         options = {**node.options, **{flag: _read_only(given[flag]) for flag in node.flags}}
@@ -129,7 +138,7 @@ class Plan:
 
     # -- running ----------------------------------------------------------------------------------------
     def phases(self) -> dict[str, list[Call]]:
-        """The calls of a training step: "forward", "loss", "backward", "update".
+        """The calls of a training step: "forward", "loss", "backward", "update", and "scale" in float16.
 
         Where the update of a layer's weights is fused with their gradient, it is in "backward".
         `self.backward` and `self.update` are the same without fusion, and store every gradient.
@@ -147,6 +156,7 @@ class Plan:
                 "loss": self.loss,
                 "backward": self._bind(step.backward),
                 "update": [own[node.layer] for node in step.update],
+                **({"scale": self.adjust} if self.adjust else {}),
             }
             self._share_workspace()
         return self._phases[key]
@@ -159,8 +169,8 @@ class Plan:
 
     @property
     def finite(self) -> Array:
-        """The flag that updates read: int32, (1,); 0 where the loss of the step is not finite."""
-        return self._memory["finite"]
+        """The flag that updates read: int32, (1,); 0 where the loss, or a scaled gradient, is not finite."""
+        return self._memory[self.program.graph.flag]
 
     def results(self) -> Summary:
         """Of the last loss phase; on a GPU this waits for it."""
@@ -172,7 +182,9 @@ class Plan:
 
     def calls(self) -> list[Call]:
         """Every call that the plan has, each once; in an order in which they may run."""
-        first = [*self.forward, *self.loss, *self.backward, *self.input_gradient, *self.update]
+        first = [
+            *self.forward, *self.loss, *self.backward, *self.input_gradient, *self.update, *self.adjust,
+        ]  # fmt: skip
         known = {id(call) for call in first}
         calls = [*first, *(call for _, call in self._calls.values() if id(call) not in known)]
         still = {id(call) for name, call in self.rated if name in self.frozen}

@@ -77,7 +77,10 @@ class Program:
         self.chooser = Chooser.of(self.graph, where, math, names or {})
         stages = arrange(self.graph, self.chooser, fuse=fuse)
         self.forward = tuple(
-            node for stage in stages for node in (stage.before, stage.forward) if node is not None
+            node
+            for stage in stages
+            for node in (*stage.casts, stage.before, stage.forward)
+            if node is not None
         )
         self.loss = self.graph.loss
         nodes = [node for stage in reversed(stages) for node in stage.backward]
@@ -85,13 +88,16 @@ class Program:
         self.backward = tuple(fused)
 
     def gradients(self, nodes: Iterable[Node], wanted: Collection[str]) -> tuple[Node, ...]:
-        """The nodes on which the wanted values depend; of a node of which not all is wanted, the parts."""
+        """The nodes on which the wanted values depend; of a node of which not all is wanted, the parts.
+
+        The flag does not count as one: it looks at the gradients that are wanted, and at no others.
+        """
         needed, found = set(wanted), []
         for node in reversed(tuple(nodes)):
             whole = not node.parts or needed.issuperset(node.writes)
             for one in (node,) if whole else reversed(node.parts):
                 if needed.intersection(one.writes):
-                    needed.update(one.reads)
+                    needed.update(value for value in one.reads if value != self.graph.flag)
                     found.append(one)
         return tuple(reversed(found))
 
@@ -115,7 +121,7 @@ class Program:
 
     def _rule(self, name: str) -> Node:
         """The update of a parameter; without the flag "finite" where no implementation takes it."""
-        node = fusion.rule(name, self.graph.values[name])
+        node = fusion.rule(name, self.graph.values[name], self.graph.flag)
         try:
             self.pick(node)
         except (NoImplementation, OptionError):

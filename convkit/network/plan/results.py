@@ -8,6 +8,7 @@ import numpy as np
 
 from ... import arrays
 from ...arrays import Array
+from .graph import FINITE, SOUND
 
 
 class Summary(NamedTuple):
@@ -20,16 +21,23 @@ class Summary(NamedTuple):
     errors, top5_errors : int
     finite : bool
         Whether every loss is finite.
+    sound : bool
+        Whether all gradients of the last step are, too; the same as `finite` where the loss is not scaled.
     """
 
     total: float
     errors: int
     top5_errors: int
     finite: bool
+    sound: bool
 
 
-#: Where each output of `loss_summary` lies in the memory of a `Results`: bytes, and their dtype.
-_PARTS = {"total": (0, 8, np.float64), "errors": (8, 24, np.int64), "finite": (24, 28, np.int32)}
+#: Where each output of `loss_summary` lies in the memory of a `Results`: bytes, and their dtype. Behind them
+#: is the flag that a step with a loss scale has besides.
+_PARTS = {
+    "total": (0, 8, np.float64), "errors": (8, 24, np.int64), FINITE: (24, 28, np.int32),
+    SOUND: (28, 32, np.int32),
+}  # fmt: skip
 
 
 class Results:
@@ -38,11 +46,13 @@ class Results:
     Parameters
     ----------
     device : str
+    flag : str
+        The value that updates read.
     """
 
-    def __init__(self, device: str, memory: Array | None = None) -> None:
-        self._memory = arrays.empty((28,), "uint8", device) if memory is None else memory
-        self._device = device
+    def __init__(self, device: str, flag: str = FINITE, memory: Array | None = None) -> None:
+        self._memory = arrays.empty((32,), "uint8", device) if memory is None else memory
+        self._device, self._flag = device, flag
         #: Of a copy on a GPU: what says that it is there, and a stream that waits for nothing else.
         self._ready: Any = None
         self._side: Any = None
@@ -55,7 +65,7 @@ class Results:
         To `read` it waits for that, and not for what is queued later.
         """
         with arrays.on(self._memory):
-            copy = Results(self._device, self._memory.copy())
+            copy = Results(self._device, self._flag, self._memory.copy())
             if not isinstance(self._memory, np.ndarray):
                 import cupy
 
@@ -67,9 +77,9 @@ class Results:
     def read(self) -> Summary:
         """The values; on a GPU the host waits for them."""
         here = self._host()
-        parts = (here[start:stop].view(kind).tolist() for start, stop, kind in _PARTS.values())
-        (total,), (first, five), (finite,) = parts
-        return Summary(total, first, five, bool(finite))
+        parts = {name: here[start:stop].view(kind).tolist() for name, (start, stop, kind) in _PARTS.items()}
+        (total,), (first, five) = parts["total"], parts["errors"]
+        return Summary(total, first, five, bool(parts[FINITE][0]), bool(parts[self._flag][0]))
 
     def _host(self) -> np.ndarray:
         if isinstance(self._memory, np.ndarray):

@@ -11,12 +11,13 @@ from ...cpu import extension
 
 
 class Row(NamedTuple):
-    """A call, as `print(plan)` shows it."""
+    """A call, as `print(plan)` shows it. A pair of dtypes is that of activations and that of parameters."""
 
     layer: str
     op: str
     implementation: str
     layout: str
+    dtype: str
     output: str
     MB: float
     MFLOP: float
@@ -32,6 +33,7 @@ def row(call: Call) -> Row:
         op.name,
         implementation.name,
         implementation.layout,
+        problem.dtype,  # type: ignore[attr-defined]
         "x".join(map(str, problem.shape(op.outputs[0]))),
         problem.bytes(*present, *op.outputs) / 1e6,
         problem.flops(op.name) / 1e6,
@@ -57,7 +59,7 @@ def text(rows: Sequence[Row], batch: int, dtype: str, size: int) -> str:
         [row[:shown] for row in rows],
         Row._fields[:shown],
         tablefmt="simple",
-        floatfmt=("", "", "", "", "", ".2f", ".1f", "")[:shown],
+        floatfmt=("", "", "", "", "", "", ".2f", ".1f", "")[:shown],
     )
     flops = sum(row.MFLOP for row in rows) / 1e3
     return (

@@ -117,16 +117,17 @@ class Exchange:
             loss = net.step(x, np.zeros(1, np.int64), lr=lr, shard=(0, total))
         finally:
             self._absent = False
-        return Loss(0.0, 0, 0, 0, loss.finite)
+        return Loss(0.0, 0, 0, 0, loss.finite, loss.overflow)
 
     #: Whether this process has no image of the batch whose step is under way.
     _absent = False
 
     def _whole(self, part: Loss) -> Loss:
-        value, errors, top5, images = self.add(
-            np.array([part, part.errors, part.top5_errors, part.images], np.float64)
-        )
-        return Loss(float(value), int(errors), int(top5), int(images), part.finite)
+        own = [part, part.errors, part.top5_errors, part.images, not part.finite, part.overflow]
+        value, errors, top5, images, broken, overflows = self.add(np.array(own, np.float64))
+        # Of one process the loss may be no number, and then the others have been told to change nothing.
+        overflow = bool(overflows) and not broken
+        return Loss(float(value), int(errors), int(top5), int(images), not broken, overflow)
 
     # -- small things -----------------------------------------------------------------------------------
     def add(self, values: Any) -> np.ndarray:

@@ -104,7 +104,8 @@ class Gradients:
         self._large = [name for name in names if grads[name].nbytes >= SMALL]
         self._small = [name for name in names if grads[name].nbytes < SMALL]
         size = sum(math.prod(grads[name].shape) for name in self._small)
-        self._packed = arrays.empty((size,), self._net.dtype, self._net.device)
+        dtype = next(iter(grads.values())).dtype.name  # of parameters, not of activations
+        self._packed = arrays.empty((size,), dtype, self._net.device)
 
     def _add_small(self) -> None:
         """Exchange the small ones, packed into one array."""

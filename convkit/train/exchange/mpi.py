@@ -167,7 +167,8 @@ class Mpi(Exchange):
         return all(each == found[0] for each in found)
 
     def _take_from_first(self, net: Network) -> None:
-        net.seed, net.dropout_offset = self.broadcast((net.seed, net.dropout_offset))
+        own = net.seed, net.dropout_offset, net.scaling
+        net.seed, net.dropout_offset, net.scaling = self.broadcast(own)
         for array in (*net.params.values(), *net.velocities.values()):
             values = _host(array)
             self._comm.Bcast(_words(values.reshape(-1)))
@@ -243,7 +244,7 @@ def _host(array: Array) -> np.ndarray:
 
 def _digest(net: Network) -> bytes:
     """A hash of all that decides how a network goes on."""
-    found = hashlib.sha256(f"{net.seed} {net.dropout_offset}".encode())
+    found = hashlib.sha256(f"{net.seed} {net.dropout_offset} {net.scaling}".encode())
     for array in (*net.params.values(), *net.velocities.values()):
         found.update(_words(_host(array).reshape(-1)).data)
     return found.digest()
