@@ -8,7 +8,7 @@
 //          loop is the same.
 // Traffic  that of conv2d_wgrad_implicit_gemm_mma; by itself the gradient of the bias would read dy once
 //          more.
-// Bound    tensor cores. The main loop is that of conv2d_wgrad_implicit_gemm_mma; 218 registers for sm_90a,
+// Bound    tensor cores. The main loop is that of conv2d_wgrad_implicit_gemm_mma; 216 registers for sm_90a,
 //          no spills.
 //
 // /// kernel

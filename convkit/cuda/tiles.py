@@ -103,7 +103,11 @@ def table_mma(batches: Sequence[int] = BATCHES) -> str:
             dtype = "bfloat16/float32" if op.pairs else "bfloat16"
             for batch in batches if (op.name, layer) != ("conv2d_dgrad_relu", "conv1") else ():
                 asked = replace(problem, N=batch, dtype=dtype)  # type: ignore[call-arg]
-                fitting = [k for k in files if k.header.op == op.name and not Runner(k).refusal(asked)]
+                fitting = [
+                    k
+                    for k in files
+                    if k.header.op == op.name and dtype in k.header.dtypes and not Runner(k).refusal(asked)
+                ]
                 kernel = max(fitting, key=lambda k: k.header.rank)
                 chosen = fitted(kernel, asked)
                 found = predict(chosen.header, asked)

@@ -90,7 +90,7 @@ def test_what_is_chosen_is_never_predicted_to_be_slower(of):
 @pytest.mark.parametrize("of", TILED, ids=lambda k: k.stem)
 def test_few_blocks_get_the_first_tile(of):
     """Launches and latency decide there, and the model knows neither."""
-    few = Conv2d.of((5, 16, 13, 13), (50, 8, 3, 3), groups=2, padding=1)
+    few = Conv2d.of((3, 16, 13, 13), (50, 8, 3, 3), groups=2, padding=1)
     assert heuristics.predict(of.header, few).blocks < 20
     assert heuristics.fitted(of, few) is of
     assert heuristics.fitted(of, Conv2d.of((0, 3, 9, 9), (96, 3, 3, 3))) is of
