@@ -79,8 +79,8 @@ extern "C" __launch_bounds__(THREADS) __global__
 }
 
 extern "C" __launch_bounds__(THREADS) __global__
-    void conv2d_bgrad_reduce(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy,
-                             param_t* __restrict__ db, float* __restrict__ workspace) {
+    void conv2d_bgrad_reduce(GEOMETRY(ChannelSum), const storage_t* __restrict__ dy, param_t* __restrict__ db,
+                             float* __restrict__ workspace) {
   const int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (k >= g.K) return;
   float sum = 0.0f;

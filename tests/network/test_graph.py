@@ -186,12 +186,16 @@ def test_a_shipped_kernel_reads_what_changes_from_memory(kernel, dtype, compiler
     }  # fmt: skip
     options = {name: options[name] for name in OPS[op].options}
     live = kernel.header.live_arrays(options)
-    tensors = [RNG.standard_normal(problem.shape(n)).astype(np_dtype(dtype)) for n in OPS[op].inputs]
+    tensors = [
+        RNG.standard_normal(problem.shape(n)).astype(np_dtype(problem.dtype_of(n))) for n in OPS[op].inputs
+    ]
     found = []
     with ck.emulate(check=True):
         run = select(op, problem, device="cuda", impl=kernel.name).prepare(problem)
         for given in (options, {**options, **dict.fromkeys(kernel.header.live, 1), **live}):
-            outputs = [np.empty(problem.shape(name), np_dtype(dtype)) for name in OPS[op].outputs]
+            outputs = [
+                np.empty(problem.shape(name), np_dtype(problem.dtype_of(name))) for name in OPS[op].outputs
+            ]
             scratch = {"workspace": np.empty(4, np.uint8)} if kernel.header.workspace else {}
             run(*tensors, *outputs, **scratch, **given)
             found.append(b"".join(output.tobytes() for output in outputs))
