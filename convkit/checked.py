@@ -80,7 +80,7 @@ class Sources:
         if all(map(_shipped, found)):
             return cls(names, SHIPPED)
         try:
-            return cls(names, _digest(found))
+            return cls(names, digest_of(found))
         except OSError:  # it cannot be read any more
             return cls(names, "")
 
@@ -89,7 +89,7 @@ def _shipped(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in _OWN)
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
     """SHA-256 of the files' names and bytes. The folder does not count: a file that is moved is the same."""
     parts, waiting = dict.fromkeys(files), list(files)
     while waiting and len(parts) < MOST_FILES:

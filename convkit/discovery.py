@@ -13,7 +13,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from . import cpp, cpu, registry
+from . import cpp, cpu, registry, tuned
 from .checked import Sources
 from .cuda import header, prepare
 from .errors import OptionError
@@ -30,7 +30,7 @@ def _find(device: str) -> None:
             registry.add(prepare.implementation(path))
 
 
-registry.finder = _find
+registry.finder, registry.tuner = _find, tuned.better
 
 
 def register(path: str | Path) -> list[Implementation]:

@@ -60,6 +60,9 @@ class Implementation:
     workspace : callable, optional
         `workspace(problem)` returns the bytes of scratch memory that `run` wants as `workspace=`, a
         uint8 array, aligned; so that a planned network allocates it once.
+    tile : tuple of (str, int)
+        The tile that it runs every problem with, where one was fixed (`cuda.prepare.tiled`); empty where it
+        has none, or chooses for each problem. Part of the label.
     prepare : callable, optional
         `prepare(problem)` does once what depends on the problem alone, for the device or emulator that
         is current, and returns `launch(*inputs, *outputs, **options)`: `run` without its first argument.
@@ -98,6 +101,7 @@ class Implementation:
     flags: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ puts a tuple there
     flops: Callable[[Any], int] | None = None
     compiled: bool = False
+    tile: tuple[tuple[str, int], ...] = ()
     source: str = field(default="", compare=False)
     origin: str = field(default="", compare=False)
     sources: gate.Sources = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
@@ -114,9 +118,15 @@ class Implementation:
         return gate.state(self)
 
     @property
+    def name_and_tile(self) -> str:
+        """The name, and the tile where one was fixed: "implicit_gemm[TILE_M=64, TILE_N=256]"."""
+        tile = ", ".join(f"{name}={value}" for name, value in self.tile)
+        return f"{self.name}[{tile}]" if tile else self.name
+
+    @property
     def label(self) -> str:
-        """The name, and the layout where it is not the users' own."""
-        return self.name if self.layout == "NCHW" else f"{self.name} {self.layout}"
+        """The name, the tile where one was fixed, and the layout where it is not the users' own."""
+        return self.name_and_tile if self.layout == "NCHW" else f"{self.name_and_tile} {self.layout}"
 
     def refusal(
         self, problem: Any, math: str | None = None, max_error: float = 1.0, flags: Iterable[str] = ()
@@ -297,6 +307,14 @@ def _nothing(device: str) -> None:
     pass
 
 
+def _default(found: Implementation, problem: Problem, math: str, flags: tuple[str, ...]) -> None:
+    return None
+
+
+#: `tuner(default, problem, math, flags)` gives what was measured to be faster than the default here, or None;
+#: `convkit.tuned` puts it here.
+tuner: Callable[[Implementation, Problem, str, tuple[str, ...]], Implementation | None] = _default
+
 #: Adds what convkit ships for a device; `convkit.discovery` puts it here.
 finder: Callable[[str], None] = _nothing
 
@@ -411,11 +429,14 @@ class Choice:
         The largest declared error.
     checked : bool
         Whether only what has passed the gate may run.
+    tuned : bool
+        Whether what `convkit tune` has found runs in the place of the default.
     """
 
     names: tuple[tuple[str, str], ...] = ()
     max_error: float = 1e-5
     checked: bool = False
+    tuned: bool = True
 
 
 #: The choice where `use` has set none.
@@ -429,7 +450,9 @@ def current_choice() -> Choice:
 
 
 @contextlib.contextmanager
-def use(*, max_error: float | None = None, checked: bool | None = None, **names: str) -> Iterator[None]:
+def use(
+    *, max_error: float | None = None, checked: bool | None = None, tuned: bool | None = None, **names: str
+) -> Iterator[None]:
     """Choose implementations by name inside a `with` block.
 
     Parameters
@@ -439,6 +462,9 @@ def use(*, max_error: float | None = None, checked: bool | None = None, **names:
     checked : bool, optional
         Whether only implementations may run that have passed the gate as they are now, on this engine and in
         all cases; a quick check is not enough. What convkit ships counts as checked.
+    tuned : bool, optional
+        False: what `convkit tune` has kept for this machine does not count; the highest rank that accepts a
+        problem runs.
     **names
         `op=name`, such as `conv2d_fprop="reference"`. A name that does not fit a problem is an error
         when the op is called, never silently replaced.
@@ -465,7 +491,8 @@ def use(*, max_error: float | None = None, checked: bool | None = None, **names:
     if checked:
         require_checked(names)
     bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
-    token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound, checked))
+    tuned = current.tuned if tuned is None else tuned
+    token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound, checked, tuned))
     try:
         yield
     finally:
@@ -495,7 +522,7 @@ def select(
     layout: str = "NCHW",
     flags: Iterable[str] = (),
 ) -> Implementation:
-    """The implementation that runs a problem: the named one, else the highest rank that accepts it.
+    """The implementation that runs a problem: the named one, else the tuned one, else the highest rank.
 
     Parameters
     ----------
@@ -541,11 +568,18 @@ def select(
     else:
         max_error = choice.max_error
     reasons = []
-    for candidate in candidates:
+
+    def refusal(candidate: Implementation) -> str | None:
         reason = candidate.refusal(problem, math, max_error, flags)
-        if reason is None and choice.checked:
-            reason = gate.lacking(candidate, full=True)
+        return gate.lacking(candidate, full=True) if reason is None and choice.checked else reason
+
+    for candidate in candidates:
+        reason = refusal(candidate)
         if reason is None:
+            if name is None and choice.tuned:
+                faster = tuner(candidate, problem, math or "fp32", tuple(flags))
+                if faster is not None and refusal(faster) is None:
+                    return faster
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")
     where = device if layout == "NCHW" else f"{device}, in {layout},"

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# What a user has tuned is no part of what is tested, here and in processes that a test starts.
+os.environ["CONVKIT_TUNED"] = "off"
+
 # A run that fails must fail again: every geometry is derived from the test's own name.
 settings.register_profile(
     "convkit",

@@ -664,6 +664,9 @@ class ndarray:
             return ndarray._of(view, self._memory)
         return self._made(lambda host: host.reshape(*shape))
 
+    def transpose(self, *axes: Any) -> ndarray:
+        return ndarray._of(self._host.transpose(*axes), self._memory)
+
     def mean(self, **options: Any) -> ndarray:
         return self._made(lambda host: host.mean(**options))
 

@@ -16,9 +16,10 @@ import convkit as ck
 PACKAGE = Path(ck.__file__).parent
 #: From above to below: modules and packages of `convkit`. Those of one line may not import each other.
 ORDER = (
-    "__init__ __main__", "layers", "cli", "swap", "train", "bench", "onnx", "torch", "check", "network",
-    "new", "discovery", "cpp explain", "cuda", "cpu", "ops", "dispatch", "bound", "call", "registry",
-    "checked", "devices", "adapters", "layouts", "op options", "arrays", "paths", "version errors",
+    "__init__ __main__", "layers", "cli", "swap", "train", "tune", "bench", "onnx", "torch", "check",
+    "network", "new", "discovery", "tuned", "cpp explain", "cuda", "cpu", "ops", "dispatch", "bound", "call",
+    "registry", "checked", "devices", "adapters", "layouts", "op options", "arrays", "paths",
+    "version errors",
 )  # fmt: skip
 #: The rooms of the bench, likewise.
 BENCH = (

@@ -20,8 +20,8 @@ from ._output import check_paths
 
 #: The order of the commands in the help; others follow in the order of the alphabet.
 _ORDER = (
-    "new", "check", "swap", "bench", "explain", "list", "alexnet", "prepare", "train", "evaluate", "predict",
-    "verify", "compare", "report", "source", "ptx", "sass", "doctor",
+    "new", "check", "swap", "bench", "tune", "explain", "list", "alexnet", "prepare", "train", "evaluate",
+    "predict", "verify", "compare", "report", "source", "ptx", "sass", "doctor",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,27 @@ class Runner:
             return x, y, z
 
         return three(launch.grid), three(launch.block), int(expressions.evaluate(launch.shared, scope))
+
+
+def tiled(implementation: Implementation, tile: Mapping[str, int]) -> Implementation:
+    """A kernel file's implementation with one tile for every problem.
+
+    Parameters
+    ----------
+    implementation : Implementation
+        Of a kernel file.
+    tile : mapping of str to int
+        What is fixed; the rest is as in the file's `tile`.
+    """
+    runner = Runner(implementation.run.kernel.tiled(tile))  # type: ignore[attr-defined]
+    return replace(
+        implementation,
+        run=runner,
+        when=runner.refusal,
+        workspace=runner.workspace if runner.kernel.header.workspace else None,
+        prepare=runner.prepare,
+        tile=tuple(sorted(tile.items())),
+    )
 
 
 def implementation(path: Path) -> Implementation:

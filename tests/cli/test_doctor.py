@@ -22,7 +22,7 @@ import pytest
 from c_library import build
 from cudnn_stand_in import frontend as stand_in
 
-from convkit import cli, devices
+from convkit import cli, devices, tuned
 from convkit.bench.peers.cudnn import library
 from convkit.cli.doctor import children, cpu, cuda, cudnn, environment, packages
 from convkit.cli.doctor import driver as gpu_driver
@@ -570,6 +570,20 @@ def test_the_cache(tmp_path, monkeypatch):
     row = environment.disk_cache()
     assert row.found.endswith("1 entries, 1.0 MiB") and row.advice == f"to clear it: rm -r '{row.path}'"
     assert sorted(path.name for path in row_path.iterdir()) == [".key.lock", "key.digest.so"]
+
+
+def test_what_was_tuned(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    monkeypatch.setenv("CONVKIT_TUNED", "off")
+    assert environment.tuned_choices().found == "switched off (CONVKIT_TUNED=off)"
+    monkeypatch.setenv("CONVKIT_TUNED", str(path))
+    assert environment.tuned_choices().found.startswith("none")
+    tuned.Store(path).put({"a": {"machine": tuned.machine("cpu")}, "b": {"machine": {"device": "cpu"}}})
+    row = environment.tuned_choices()
+    assert state(row) == "ok" and ": 1 for this machine, 1 for others" in row.found
+    path.write_text("[]")
+    row = environment.tuned_choices()
+    assert state(row) == "broken" and "says no format" in row.found and str(path) in row.advice
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import arrays, layouts
+from ... import arrays, devices, layouts
 from ...call import Call
 from ...check.guarded import NAN, Guarded
 from ...check.process import group_of
@@ -36,6 +36,22 @@ PICKED_NCHW = "picked for NCHW"
 Source = Callable[[int], np.ndarray] | None
 
 
+class OnGpu:
+    """Memory of one tensor on the current GPU, in a layout: `Guarded` without guard bands."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, layout: layouts.Layout) -> None:
+        self.layout, self.shape = layout, shape
+        self.array = arrays.empty(layout.physical(shape), dtype, "cuda")
+
+    def get(self) -> np.ndarray:
+        """The memory in NCHW, on the host."""
+        return np.asarray(arrays_on_host(self.layout.unpack(self.array, self.shape)))
+
+    def trespass(self) -> str:
+        """Nothing is known of that here."""
+        return ""
+
+
 class Bound:
     """One implementation on an item's memory, in its own layout.
 
@@ -54,7 +70,8 @@ class Bound:
         self.empty = empty if self.process is None else self.process.shared.empty
         every = (*self.op.inputs, *self.op.outputs)
         self.names = tuple(n for n in every if self.process or self._blocked(n))
-        self.guarded: dict[str, Guarded] = {}
+        self.on_gpu = implementation.device == "cuda" and not devices.emulating()
+        self.guarded: dict[str, Any] = {}
         self.sources: dict[str, Any] = {}
         self.workspace: Any = None
         self.outputs: dict[str, Any] = {}
@@ -68,7 +85,10 @@ class Bound:
             problem = self.item.problem
             shape, dtype = problem.shape(name), problem.dtype_of(name)
             layout = layouts.of(self.implementation.layout, name)
-            self.guarded[name] = Guarded(shape, dtype, NAN, layout=layout, empty=self.empty)
+            if self.on_gpu:
+                self.guarded[name] = OnGpu(shape, dtype, layout)
+            else:
+                self.guarded[name] = Guarded(shape, dtype, NAN, layout=layout, empty=self.empty)
         return self.guarded[name].array
 
     def _given(self, name: str, array: Any) -> Any:
@@ -80,6 +100,8 @@ class Bound:
         else:
             memory[...] = array
         self.sources[name] = array
+        if self.on_gpu:
+            return memory
         given = memory.view()
         given.flags.writeable = False
         return given
@@ -109,10 +131,10 @@ class Bound:
         changed = [
             name
             for name, source in self.sources.items()
-            if not np.array_equal(fresh.bits(self.guarded[name].get()), fresh.bits(source))
+            if not np.array_equal(fresh.bits(self.guarded[name].get()), fresh.bits(fresh.host(source)))
         ]
         places = [f"{name}: {where}" for name, g in self.guarded.items() if (where := g.trespass())]
-        for memory in self.guarded.values() if places else ():
+        for memory in self.guarded.values() if places else ():  # of which none is on a GPU
             memory.before.fill(memory.band)
             memory.behind.fill(memory.band)
         return (changed or [""])[0], (places or [""])[0]
@@ -120,7 +142,7 @@ class Bound:
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, NCHW."""
         return {
-            name: self._logical(name, memory) if self._blocked(name) else arrays_on_host(memory)
+            name: arrays_on_host(self._logical(name, memory) if self._blocked(name) else memory)
             for name, memory in self.outputs.items()
         }
 
@@ -129,18 +151,18 @@ class Bound:
         found = {}
         for name, place in part.outputs.items():
             here = self.outputs[name][place]  # blocked or not, images lie along the first axis
-            found[name] = self._logical(name, here) if self._blocked(name) else np.array(here)
+            found[name] = arrays_on_host(self._logical(name, here) if self._blocked(name) else here.copy())
         return found
 
     def _logical(self, name: str, memory: Any) -> Any:
-        shape = (len(memory), *self.item.problem.shape(name)[1:])
+        shape = (memory.shape[0], *self.item.problem.shape(name)[1:])
         return layouts.of(self.implementation.layout, name).unpack(memory, shape)
 
 
 def packed(array: Any, layout: layouts.Layout, memory: Any) -> None:
-    """Copy an NCHW array into memory of a layout: by convkit's own kernel where it takes the dtype."""
+    """Copy an NCHW array into memory of a layout: on a CPU by convkit's own kernel, if it takes the dtype."""
     N, C, H, W = array.shape
-    if array.dtype.name in ALL_DTYPES:
+    if isinstance(array, np.ndarray) and array.dtype.name in ALL_DTYPES:
         problem = Reorder(N, C, H, W, array.dtype.name)
         try:
             to = layouts.joined(layouts.NCHW, layout)
@@ -190,6 +212,7 @@ def entries(
         if (implementation.name != "reference" or reference)
         and implementation.refusal(item.problem, item.math) is None
     ]
+    found += [pick for pick in picks.values() if pick is not None and pick.tile]  # as it was tuned
     usual = {"NCHW", *(pick.layout for pick in picks.values() if pick)} | _innermost(found, item.problem)
     return [entry(one, item, picks, empty) for one in found if every_layout or one.layout in usual]
 

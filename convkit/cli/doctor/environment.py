@@ -1,4 +1,4 @@
-"""The disk cache, and the environment variables."""
+"""The disk cache, tuned choices, and the environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from ... import tuned
 from ...cuda.cache import Cache
+from ...errors import OptionError
 from .row import BROKEN, OK, UNKNOWN, Row
 
 #: The environment variables that convkit reads, and what for.
@@ -26,6 +28,7 @@ VARIABLES = {
     "CONVKIT_NUM_THREADS": "threads of the CPU backend",
     "CONVKIT_REQUIRE_NATIVE": "an install fails where the C++ extension does",
     "CONVKIT_SANITIZE": "sanitizers that an install compiles with",
+    "CONVKIT_TUNED": "file of what `convkit tune` has chosen, or off",
 }
 
 
@@ -45,6 +48,26 @@ def disk_cache() -> Row:
         return Row(name, OK, f"{folder}: {made}", clear, path=str(folder))
     found = f"{refused}; in its place {folder}: {made}"
     return Row(name, BROKEN if asked else OK, found, set_it, path=str(folder))
+
+
+def tuned_choices() -> Row:
+    """What `convkit tune` has kept, and how much of it is for this machine's CPU, or its GPU."""
+    name = "tuned choices"
+    path = tuned.default_path()
+    if path is None:
+        return Row(name, OK, f"switched off ({tuned.VARIABLE}={tuned.OFF})")
+    try:
+        choices = tuned.Store.read(path).choices.values()
+    except OptionError as error:
+        return Row(
+            name, BROKEN, f"ignored: {error}", f"remove it: rm {shlex.quote(str(path))}", path=str(path)
+        )
+    if not choices:
+        return Row(name, OK, "none: the ranks and the model of waves choose")
+    machines = [tuned.machine(device) for device in ("cpu", "cuda")]
+    here = sum(entry.get("machine") in machines for entry in choices)
+    found = f"{path}: {here} for this machine, {len(choices) - here} for others, or for other drivers"
+    return Row(name, OK, found, "`convkit tune --forget` takes them out", path=str(path))
 
 
 def _writable(folder: Path) -> bool:

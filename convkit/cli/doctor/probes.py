@@ -31,5 +31,6 @@ def probes(imports: bool = False) -> list[tuple[str, Probe, bool]]:
         ("cuDNN frontend", cudnn.cudnn_frontend, True),
         *map(neighbour, packages.OPTIONAL),
         ("disk cache", environment.disk_cache, False),
+        ("tuned choices", environment.tuned_choices, False),
         ("variables", environment.variables, False),
     ]

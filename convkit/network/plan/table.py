@@ -31,7 +31,7 @@ def row(call: Call) -> Row:
     return Row(
         call.layer,
         op.name,
-        implementation.name,
+        implementation.name_and_tile,
         implementation.layout,
         problem.dtype,  # type: ignore[attr-defined]
         "x".join(map(str, problem.shape(op.outputs[0]))),
