@@ -37,6 +37,10 @@
 
 #include "lanes.cuh"
 
+// Threads that an SM is to hold. It has 65536 registers, so that a thread may have 80. Without a figure the
+// compiler uses fewer, and spills.
+constexpr int RESIDENT = 768;
+
 // COUNT runs of a lane, from its run `begin` on.
 template <int SIZE, bool NORMAL, int COUNT, class Geometry>
 __device__ __forceinline__ void differentiate(const Geometry& g, int begin, const storage_t* __restrict__ dy,
@@ -95,7 +99,7 @@ __device__ __forceinline__ void differentiate(const Geometry& g, const storage_t
   for (int u = 0; u < RUNS; ++u) differentiate<SIZE, false, 1>(g, u, dy, x, dx);
 }
 
-extern "C" __launch_bounds__(THREADS) __global__
+extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
     void lrn_dgrad_lanes(GEOMETRY(LRN), const storage_t* __restrict__ dy, const storage_t* __restrict__ x,
                          storage_t* __restrict__ dx) {
   if (g.size == 3) differentiate<3>(g, dy, x, dx);
