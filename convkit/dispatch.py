@@ -115,12 +115,23 @@ class Arguments:
             elif array.dtype != np.dtype(kind):
                 raise DtypeError(f"{name} must be of dtype {kind}, not {array.dtype}")
             self.views[name] = array
-        if len(set(dtypes.values())) > 1:
+        self.dtype = self._shared(dtypes)
+
+    def _shared(self, dtypes: dict[str, str]) -> str:
+        """The dtype of the problem: that of all arrays, or a pair where those of parameters have another one.
+
+        It is "" where the op names the dtype of each input.
+        """
+        own = {dtype for name, dtype in dtypes.items() if name in self.op.parameters}
+        others = {dtype for name, dtype in dtypes.items() if name not in self.op.parameters}
+        if len(own) == len(others) == 1 and (pair := "/".join((*others, *own))) in self.op.pairs:
+            return pair
+        if len(own | others) > 1:
             raise DtypeError(
                 "the arrays must share a dtype, not "
                 + ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             )
-        self.dtype = next(iter(dtypes.values()), "")  # "" where the op names the dtype of each input
+        return next(iter(own | others), "")
 
     def with_parameters(self, dtype: Any) -> str:
         """A problem's dtype where the gradients of parameters are to be of `dtype`; None: as the arrays."""

@@ -197,7 +197,7 @@ def _tensor(op: Op, sample: Problem, name: str, role: str, entries: dict[str, tu
     elif "argmax" in name:
         dtype = "uint8, uint16 or uint32"
     elif dtype == sample.dtype:  # type: ignore[attr-defined]
-        dtype = PARAMETERS if op.pairs and name in sample.of_parameters else "storage"
+        dtype = PARAMETERS if op.pairs and name in op.parameters else "storage"
     return Tensor(
         name,
         role,

@@ -353,6 +353,16 @@ class Op:
         return PAIRS if self.problem.of_parameters.intersection((*self.inputs, *self.outputs)) else ()
 
     @property
+    def parameters(self) -> frozenset[str]:
+        """Its tensors that are of the second dtype of a pair: those of parameters, and what it updates."""
+        changed = self.updates.values()
+        return frozenset(
+            name
+            for name in (*self.inputs, *self.outputs)
+            if name in self.problem.of_parameters or (self.pairs and name in changed)
+        )
+
+    @property
     def updates(self) -> dict[str, str]:
         """Outputs that are an input's new value, with that input: each may be written in its place."""
         return {out: out.removesuffix("_new") for out in self.outputs if out.endswith("_new")}

@@ -2,7 +2,7 @@
 //
 // A row is the channels of one group at one pixel, which lie side by side. It is cut into runs of CHANNELS of
 // them, the last of which may be shorter; a lane has one run: 16 bytes of 16-bit elements, 32 of float32.
-//   Run               a run as it is stored: elements by index, and words of 32 bits
+//   Run               a run as it is stored: words of 32 bits, and elements by index, as floats
 //   load_run          the run at `from`; of it the first `count` elements exist, and the others come as zeros
 //   store_run         rounds to storage, and writes the first `count`
 //   vectored(row, p)  whether runs of p may be moved 128 bits at a time: rows of whole packs, and p aligned. It
@@ -20,9 +20,17 @@ struct Run {
   Pack packs[PACKS];
   static constexpr int WORDS = 4 * PACKS;
   // Indices must be constants after unrolling, so that the run stays in registers.
-  __device__ __forceinline__ storage_t& operator[](int i) { return packs[i / PACK][i % PACK]; }
   __device__ __forceinline__ unsigned& word(int i) {
     return reinterpret_cast<unsigned*>(&packs[i / 4].words)[i % 4];
+  }
+  // Element i as a float. Of bfloat16 it is half of a word, which one instruction makes a float; by way of a
+  // 16-bit number the upper half would take two.
+  __device__ __forceinline__ float value(int i) {
+#if defined(CONVKIT_STORAGE_bfloat16)
+    return __uint_as_float(i % 2 ? word(i / 2) & 0xffff0000u : word(i / 2) << 16);
+#else
+    return to_float(packs[i / PACK][i % PACK]);
+#endif
   }
 };
 

@@ -80,7 +80,7 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u)
 #pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) sums[c] += to_float(runs[u][c]);
+      for (int c = 0; c < CHANNELS; ++c) sums[c] += runs[u].value(c);
   }
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) partial[c * (THREADS + width) + threadIdx.x] = sums[c];

@@ -1,11 +1,11 @@
-// conv2d_corner.cuh: where a pixel's window begins, for kernels that keep a table of pixels in shared memory: so each
-// is worked out once, and takes no registers in the main loop.
+// conv2d_corner.cuh: where a pixel's window begins, for kernels that keep a table of pixels in shared
+// memory: so each is worked out once, and takes no registers in the main loop.
 #pragma once
 
 #include "divider.cuh"
 
-// `row` and `column` are unsigned, so that what is above the image or left of it becomes a huge number, and one
-// comparison covers both ends.
+// `row` and `column` are unsigned, so that what is above the image or left of it becomes a huge number, and
+// one comparison covers both ends.
 struct alignas(16) Corner {
   long long offset;  // in elements
   unsigned row, column;

@@ -1,5 +1,6 @@
-// conv2d_dgrad_mma.cuh: the gradient of a convolution's input on tensor cores. conv2d_dgrad_implicit_gemm_mma.cu has
-// the argument; conv2d_dgrad_relu_implicit_gemm_mma.cu takes the gradient of the ReLU below as well.
+// conv2d_dgrad_mma.cuh: the gradient of a convolution's input on tensor cores.
+// conv2d_dgrad_implicit_gemm_mma.cu has the argument; conv2d_dgrad_relu_implicit_gemm_mma.cu takes the
+// gradient of the ReLU below as well.
 #pragma once
 
 #include "conv2d_corner.cuh"
@@ -61,7 +62,8 @@ struct Block {
   }
 };
 
-// What the block does whose tile the header's grid gives it. `x` is the ReLU's output, or null where there is none.
+// What the block does whose tile the header's grid gives it. `x` is the ReLU's output, or null where there is
+// none.
 template <class Geometry>
 __device__ __forceinline__ void conv2d_dgrad(const Geometry& g, const storage_t* __restrict__ dy,
                                              const storage_t* __restrict__ w, const storage_t* __restrict__ x,

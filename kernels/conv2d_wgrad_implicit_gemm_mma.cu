@@ -1,27 +1,34 @@
 // conv2d_wgrad_implicit_gemm_mma
-//   dw[k,c,r,s] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w,c] on tensor cores, from NHWC to KCRS: a GEMM of gemm_m = K/groups
-//   filters, gemm_n = R*S*C/groups, gemm_k = N*P*Q pixels, split among blocks. 16-bit elements, fp32 sums.
+//   dw[k,c,r,s] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w,c] on tensor cores, from NHWC to KCRS: a GEMM of gemm_m =
+//   K/groups filters, gemm_n = R*S*C/groups, gemm_k = N*P*Q pixels, split among blocks. 16-bit elements, fp32
+//   sums.
 //
-// Tiling   a block makes TILE_M filters x TILE_N columns of one group over a slice of the pixels, a warp WARP_M x
-//          WARP_N of them, in steps of TILE_K pixels. gemm_mma.cuh has the ring of copies and the lanes' map. A
-//          column is a channel of a tap: eight of them are a piece of 16 bytes, a tap's are filled up to whole
-//          pieces. Of dy and x it is filters and channels that lie together, not pixels (gemm_k): ldmatrix.trans
-//          turns both.
-// Places   a thread copies the same columns in every step, so that its tap and channels are worked out once. Where
-//          a step's pixels are in x stands in a table in shared memory, made CHUNK pixels at a time: two divisions
-//          for each pixel of a block, not for each of its pieces.
-// Slices   there are few tiles (38 in conv2, 54 in conv3 at 128 x 128) and up to 400,000 pixels: grid z cuts the
-//          pixels until FILL blocks are busy, none into less than DEPTH steps. Sums go to the workspace, and a second
-//          launch adds them up in the slices' order and writes dw: the bits are the same every time.
-// Traffic  dy is read ceil(R*S*C/groups / TILE_N) times, x ceil(K/groups / TILE_M) * R*S / (stride_h*stride_w)
-//          times, mostly from L2. A slice is written and read once, 4 bytes to a sum, in L2.
-// Bound    tensor cores.
+// Tiling   a block makes TILE_M filters x TILE_N columns of one group over a slice of the pixels, a warp
+//          WARP_M x WARP_N of them, in steps of TILE_K pixels. gemm_mma.cuh has the ring of copies and the
+//          lanes' map. A column is a channel of a tap: eight of them are a piece of 16 bytes, a tap's are
+//          filled up to whole pieces. Of dy and x it is filters and channels that lie together, not pixels
+//          (gemm_k): ldmatrix.trans turns both.
+// Places   a thread copies the same columns in every step, so that its tap and channels are worked out once.
+//          Where a step's pixels are in x stands in a table in shared memory, made CHUNK pixels at a time:
+//          two divisions for each pixel of a block, not for each of its pieces.
+// Slices   there are few tiles (38 in conv2, 54 in conv3 at 128 x 128) and up to 400,000 pixels: grid z cuts
+//          the pixels until FILL blocks are busy, none into less than DEPTH steps. Sums go to the workspace,
+//          and a second launch adds them up in the slices' order and writes dw: the bits are the same every
+//          time.
+// Traffic  dy is read ceil(R*S*C/groups / TILE_N) times, x ceil(K/groups / TILE_M) * R*S /
+//          (stride_h*stride_w) times, mostly from L2. A slice is written and read once, 4 bytes to a sum, in
+//          L2.
+// Bound    tensor cores. In the machine code for sm_90a a step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp;
+//          216 registers, no spills. docs/kernels.md has what is predicted for each layer, and the model,
+//          which does not count the slices' memory.
+// Lacking  C/groups or K/groups that is no multiple of 8, and arrays that are not aligned to 16 bytes, are
+//          fetched element by element; conv2d_wgrad_tap_rows_mma takes C < 8.
 //
 // /// kernel
 // op      = "conv2d_wgrad"
 // dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // tiles   = [
 //     { TILE_M = 64, TILE_N = 256 },
 // ]
@@ -35,6 +42,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // PIECES_C  = "ceil_div(C//groups, 8)"
 // PITCH     = "R*S*PIECES_C*8"

@@ -1,5 +1,6 @@
-// conv2d_wgrad_mma.cuh: the gradient of a convolution's weights on tensor cores. conv2d_wgrad_implicit_gemm_mma.cu
-// has the argument; conv2d_wgrad_bgrad_implicit_gemm_mma.cu makes the gradient of the bias as well: WITH_DB.
+// conv2d_wgrad_mma.cuh: the gradient of a convolution's weights on tensor cores.
+// conv2d_wgrad_implicit_gemm_mma.cu has the argument; conv2d_wgrad_bgrad_implicit_gemm_mma.cu makes the
+// gradient of the bias as well: WITH_DB.
 #pragma once
 
 #include "conv2d_corner.cuh"
@@ -105,8 +106,8 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    // The half of the table that this overwrites was last read before this barrier, and what it writes is first
-    // read behind the next one.
+    // The half of the table that this overwrites was last read before this barrier, and what it writes is
+    // first read behind the next one.
     const int ahead = step + STAGES - 1;
     if (ahead % CHUNK_STEPS == CHUNK_STEPS - 1) make_corners(ahead / CHUNK_STEPS + 1);
     if (ahead < range.count) copy_step(ring + write * SLOT, ahead);

@@ -1,28 +1,30 @@
 // conv2d_wgrad_tap_rows_mma
-//   dw[k,c,r,s] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w,c] on tensor cores, from NHWC to KCRS, where C is small: a GEMM of
-//   gemm_m = K filters, gemm_n = R rows of S*C elements, gemm_k = N*P*Q pixels, split among blocks. 16-bit elements, fp32
-//   sums.
+//   dw[k,c,r,s] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w,c] on tensor cores, from NHWC to KCRS, where C is small:
+//   a GEMM of gemm_m = K filters, gemm_n = R rows of S*C elements, gemm_k = N*P*Q pixels, split among blocks.
+//   16-bit elements, fp32 sums.
 //
-// Idea     that of conv2d_fprop_tap_rows_mma: the S*C elements that a row of taps meets lie together in x. In conv1 gemm_n
-//          is 11 rows of 33 elements, filled up to 374; two tiles of 192 are 94 % full.
-// Copies   x comes in pairs of 4 bytes (cp.async), 24 copies of a thread to a step. A thread keeps its pairs' taps; each
-//          copy finds its pixel in a table in shared memory, made CHUNK pixels at a time.
-// Tiling   a block makes TILE_M filters x TILE_N columns over a slice of the pixels. gemm_mma.cuh has the ring of copies
-//          and the lanes' map; ldmatrix.trans turns both factors. Of three tiles heuristics.py chooses one.
-// Slices   as in conv2d_wgrad_implicit_gemm_mma: 132 of them in conv1 at a batch of 128, added up by a second launch in
-//          their order.
-// Traffic  dy is read ceil(R*S*C / TILE_N) times, x ceil(K / TILE_M) * R*S / (stride_h*stride_w) times, mostly from L1 and
-//          L2. A slice is written and read once, 4 bytes to a sum, in L2.
-// Bound    tensor cores, as far as the copies' instructions hide behind them. COUNTED
+// Idea     that of conv2d_fprop_tap_rows_mma: the S*C elements that a row of taps meets lie together in x. In
+//          conv1 gemm_n is 11 rows of 33 elements, filled up to 374; two tiles of 192 are 94 % full.
+// Copies   x comes in pairs of 4 bytes (cp.async), 24 copies of a thread to a step. A thread keeps its pairs'
+//          taps; each copy finds its pixel in a table in shared memory, made CHUNK pixels at a time.
+// Tiling   a block makes TILE_M filters x TILE_N columns over a slice of the pixels. gemm_mma.cuh has the
+//          ring of copies and the lanes' map; ldmatrix.trans turns both factors. Of two tiles heuristics.py
+//          chooses one, for 96 filters or 64.
+// Slices   as in conv2d_wgrad_implicit_gemm_mma: 132 of them in conv1 at a batch of 128, added up by a second
+//          launch in their order.
+// Traffic  dy is read ceil(R*S*C / TILE_N) times, x ceil(K / TILE_M) * R*S / (stride_h*stride_w) times,
+//          mostly from L1 and L2. A slice is written and read once, 4 bytes to a sum, in L2.
+// Bound    tensor cores, as far as the copies' instructions hide behind them: 72 HMMA, 18 LDSM, and 27 copies
+//          of a thread to a step, 24 of them of 4 bytes; 230 registers for sm_90a, no spills. docs/kernels.md
+//          has what is predicted, by a model that counts neither those instructions nor the slices' memory.
 // Lacking  as conv2d_fprop_tap_rows_mma.
 //
 // /// kernel
 // op      = "conv2d_wgrad"
 // dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
 // layout  = "NHWC"
-// tile    = { TILE_M = 96, TILE_N = 192, TILE_K = 32, WARP_M = 96, WARP_N = 48, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 96, TILE_N = 192, TILE_K = 32, WARP_M = 96, WARP_N = 48, STAGES = 4, PER_SM = 2 }
 // tiles   = [
-//     { TILE_M = 128, TILE_N = 128, WARP_M = 64, WARP_N = 64 },
 //     { TILE_M = 64, TILE_N = 128, WARP_M = 64, WARP_N = 64, PER_SM = 3 },
 // ]
 // when    = "groups == 1 and C < 8 and (dilation_w == 1 or S == 1)"
@@ -33,6 +35,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // PAIRS     = "ceil_div(S*C, 2)"
 // PITCH     = "ceil_div(2*R*PAIRS, 8)*8"

@@ -1,5 +1,6 @@
-// conv2d_wgrad_tap_rows_mma.cuh: the gradient of weights of few channels on tensor cores. conv2d_wgrad_tap_rows_mma.cu has
-// the argument; conv2d_wgrad_bgrad_tap_rows_mma.cu makes the gradient of the bias as well: WITH_DB.
+// conv2d_wgrad_tap_rows_mma.cuh: the gradient of weights of few channels on tensor cores.
+// conv2d_wgrad_tap_rows_mma.cu has the argument; conv2d_wgrad_bgrad_tap_rows_mma.cu makes the gradient of the
+// bias as well: WITH_DB.
 #pragma once
 
 #include "conv2d_tap_rows_mma.cuh"
@@ -12,8 +13,8 @@ constexpr int CHUNK = 256, CHUNK_STEPS = CHUNK / TILE_K;
 static_assert(STAGES <= CHUNK_STEPS,
               "the copies ahead are in the chunk that is being read, or in the next one");
 
-// A thread copies pairs threadIdx.x, threadIdx.x + THREADS, ... of a step. After COMMON of them the pair is the same
-// again, ROWS_APART rows on.
+// A thread copies pairs threadIdx.x, threadIdx.x + THREADS, ... of a step. After COMMON of them the pair is
+// the same again, ROWS_APART rows on.
 __host__ __device__ constexpr int common_divisor(int a, int b) {
   return b == 0 ? a : common_divisor(b, a % b);
 }
@@ -42,8 +43,8 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   };
 
   // ---- The taps of the tile's pairs ----
-  // What is of no tap gets its zeros here, or the ones of db, in every slot; no copy overwrites them. Beyond the last
-  // pixel these are ones too, and dy is zero.
+  // What is of no tap gets its zeros here, or the ones of db, in every slot; no copy overwrites them. Beyond
+  // the last pixel these are ones too, and dy is zero.
   for (int column = threadIdx.x; column < PAIRS; column += THREADS) {
     const int pair = first_n / 2 + column;
     taps[column] = tap_pair(g, pair);
@@ -97,8 +98,8 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
   for (int step = 1 - STAGES, read = 0, write = 0; step < range.count; ++step) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    // The half of the table that this overwrites was last read before this barrier, and what it writes is first
-    // read behind the next one.
+    // The half of the table that this overwrites was last read before this barrier, and what it writes is
+    // first read behind the next one.
     const int ahead = step + STAGES - 1;
     if (ahead % CHUNK_STEPS == CHUNK_STEPS - 1) make_corners(ahead / CHUNK_STEPS + 1);
     if (ahead < range.count) copy_step(ring + write * SLOT, ahead);

@@ -1,27 +1,28 @@
 // gemm_mma.cuh: what the GEMM kernels on tensor cores share: slots of shared memory and their swizzle, the
-// fragments, the products of a step, split-K, and the way out. Where the elements of both factors come from, the
-// main loop and what becomes of the sums stand in each kernel.
+// fragments, the products of a step, split-K, and the way out. Where the elements of both factors come from,
+// the main loop and what becomes of the sums stand in each kernel.
 //
-//   sum[m][n] = sum over k of a[m][k] * b[k][n]       gemm_m x gemm_n x gemm_k; fp32 sums; elements of 16 bits,
-//                                                     or of 32, of which tf32 takes the first 19
+//   sum[m][n] = sum over k of a[m][k] * b[k][n]       gemm_m x gemm_n x gemm_k; fp32 sums, and elements
+//                                                     of 16 bits, or of 32, of which tf32 takes 19
 //
-// A block makes TILE_M x TILE_N sums, a warp WARP_M x WARP_N of them, in steps of TILE_K of gemm_k. A kernel's
-// header declares these numbers, and STAGES and PER_SM, in its `tile`.
+// A block makes TILE_M x TILE_N sums, a warp WARP_M x WARP_N of them, in steps of TILE_K of gemm_k. A
+// kernel's header declares these numbers, and STAGES and PER_SM, in its `tile`.
 //
-// Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies of
-//          the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
+// Ring     of STAGES slots, each with a step's part of both factors. While one step is multiplied, the copies
+//          of the STAGES - 1 behind it are on their way (cp.async). The loop is the same in every kernel:
 //
 //              for each step from 1 - STAGES on:
 //                wait for the step's copies, barrier, copy step + STAGES - 1, multiply what has arrived
 //
-//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group of copies,
-//          an empty one at the end, so that the groups in flight are always counted from the same one. The first
-//          barrier stands before the first copy: tables in shared memory need none of their own.
+//          A step has one wait and one barrier: what it overwrites was read a step ago. Each closes a group
+//          of copies, an empty one at the end, so that the groups in flight are always counted from the same
+//          one. The first barrier stands before the first copy: tables in shared memory need none of their
+//          own.
 //
-// Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of ldmatrix
-//          takes are of eight rows, one below the other; those that eight lanes copy are neighbours in a row or
-//          two. Either have to lie in different banks: piece c of a row stands at c ^ row % 8 among 8, or at
-//          c ^ row / 2 % 4 among 4:
+// Slab     a factor's part of a slot: rows of pieces of 16 bytes. The eight pieces that a wavefront of
+//          ldmatrix takes are of eight rows, one below the other; those that eight lanes copy are neighbours
+//          in a row or two. Either have to lie in different banks: piece c of a row stands at c ^ row % 8
+//          among 8, or at c ^ row / 2 % 4 among 4:
 //
 //             banks    0-3  4-7  8-11 ...                      28-31
 //             row 0,1   0    1    2    3  |  0    1    2    3
@@ -34,12 +35,12 @@
 //
 //          AlongK   a row is one of the factor's m (or n), its elements are TILE_K neighbours in k. ldmatrix
 //                   takes it as it is.
-//          AcrossK  a row is one k, its elements are all m (or n) of the tile. ldmatrix.trans takes it. It turns
-//                   elements of 16 bits alone: those of 32 are read word by word, 4 k of 8 m at a time, so that
-//                   piece c of row k stands at c ^ 2 (k % 4) among 8: the 32 words are in 32 banks.
+//          AcrossK  a row is one k, its elements are all m (or n) of the tile. ldmatrix.trans takes it,
+//                   but turns elements of 16 bits alone: those of 32 are read word by word, 4 k of 8 m at a
+//                   time, so that piece c of row k stands at c ^ 2 (k % 4) among 8: 32 words in 32 banks.
 //
-// Sums     of a warp: PRODUCTS_M x PRODUCTS_N products of 16 x 8. Lane l has, of each of them, with g = l / 4 and
-//          t = 2 (l % 4), rows g and g + 8, and columns t and t + 1:
+// Sums     of a warp: PRODUCTS_M x PRODUCTS_N products of 16 x 8. Lane l has, of each of them, with g = l / 4
+//          and t = 2 (l % 4), rows g and g + 8, and columns t and t + 1:
 //
 //                          n  0    1  |  2    3  |  4    5  |  6    7
 //                     m  0    L0      |  L1      |  L2      |  L3           sum[0], sum[1]
@@ -49,8 +50,8 @@
 //                        8    L0      |  L1      |  L2      |  L3           sum[2], sum[3]
 //                       ...
 //
-//          For 16 k of 64 x 64 sums 4 ldmatrix.x4 bring a (16 x 16 elements each) and 4 bring b (16 x 16): 8 loads
-//          for 32 products. In tf32 the same 8 loads bring 8 k.
+//          For 16 k of 64 x 64 sums 4 ldmatrix.x4 bring a (16 x 16 elements each) and 4 bring b (16 x 16): 8
+//          loads for 32 products. In tf32 the same 8 loads bring 8 k.
 #pragma once
 
 #include "convkit.cuh"
@@ -97,8 +98,8 @@ struct Slab {
     return (threadIdx.x + i * THREADS) % CHUNKS;
   }
   static __device__ __forceinline__ bool has(int i) { return ROWS * CHUNKS % THREADS == 0 || row(i) < ROWS; }
-  // Where it stands. Eight rows on the permutation is the same, or four: then the i-th is a constant behind the
-  // first.
+  // Where it stands. Eight rows on the permutation is the same, or four: then the i-th is a constant behind
+  // the first.
   static __device__ __forceinline__ int place(int i) {
     if constexpr (THREADS % CHUNKS == 0 && THREADS / CHUNKS % (BY_WORDS ? 4 : 8) == 0)
       return at(row(0), chunk(0)) + i * (THREADS / CHUNKS) * PANEL * PACK;
@@ -106,9 +107,9 @@ struct Slab {
   }
 };
 
-// LENGTH of m or n. load_a: the registers of a for m to m + 15 and PRODUCT_K k; load_b: those of b for n to n + 15,
-// b0 and b1 of the first 8, then of the others. m and n are multiples of 16, k of PRODUCT_K; what depends on the lane
-// is the same for all of them, or for all k.
+// LENGTH of m or n. load_a: the registers of a for m to m + 15 and PRODUCT_K k; load_b: those of b for n to n
+// + 15, b0 and b1 of the first 8, then of the others. m and n are multiples of 16, k of PRODUCT_K; what
+// depends on the lane is the same for all of them, or for all k.
 template <int LENGTH>
 struct AlongK : Slab<LENGTH, TILE_K / PACK> {
   using Slab<LENGTH, TILE_K / PACK>::at;
@@ -143,8 +144,8 @@ struct AcrossK : Slab<TILE_K, LENGTH / PACK, IS_TF32> {
     }
     ldmatrix_trans(b, slab + Base::at(lane % 16, n / PACK + lane / 16) + k * Base::PANEL * PACK);
   }
-  // Element (row + lane % 4, column + lane / 4), where row is a multiple of 4 and column one of 8. at() would say
-  // the same; here the part that differs between lanes has four values in all, which stay in registers.
+  // Element (row + lane % 4, column + lane / 4), where row is a multiple of 4 and column one of 8. at() would
+  // say the same; here the part that differs between lanes has four values in all, which stay in registers.
   static __device__ __forceinline__ unsigned word(const storage_t* slab, int row, int column) {
     const int lane = threadIdx.x % 32, in_panel = (column / 8 % 4 ^ lane % 4) * 8 + lane / 4;
     const int panel = (column / 32 * TILE_K + row + lane % 4) * 32;
@@ -222,9 +223,9 @@ __device__ __forceinline__ void multiply_step(const storage_t* slot, Sums& sum) 
 __device__ __forceinline__ int next_slot(int slot) { return slot + 1 == STAGES ? 0 : slot + 1; }
 
 // -----------------------------------------------------------------------------------------------------------
-// Split-K: blocks of different blockIdx.z take different steps, and leave their sums in slices of the workspace,
-// as rows of `pitch` floats. A launch behind them adds up the slices in their order: no atomics, and the same
-// bits every time.
+// Split-K: blocks of different blockIdx.z take different steps, and leave their sums in slices of the
+// workspace, as rows of `pitch` floats. A launch behind them adds up the slices in their order: no atomics,
+// and the same bits every time.
 // -----------------------------------------------------------------------------------------------------------
 struct Steps {
   int first, count;
@@ -242,8 +243,9 @@ __device__ __forceinline__ long long filled_up(int columns) {
   return (static_cast<long long>(columns) + PACK - 1) / PACK * PACK;
 }
 
-// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of its
-// columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8 bytes.
+// Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of
+// its columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8
+// bytes.
 template <class RowOf>
 __device__ __forceinline__ void write_floats(const Sums& sum, long long columns, bool pairs,
                                              const RowOf& row_of) {
@@ -327,8 +329,8 @@ __device__ __forceinline__ void relu(Sums& sum) {
       for (int e = 0; e < 4; ++e) sum[i][j][e] = relu_of(sum[i][j][e]);
 }
 
-// Rounds the tile into the ring: use(m, n, pack) then gets the pack of columns from n on of its row m, once each. Nothing may
-// be on its way into the ring.
+// Rounds the tile into the ring: use(m, n, pack) then gets the pack of columns from n on of its row m, once
+// each. Nothing may be on its way into the ring.
 template <class Use>
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Use& use) {
   const int lane = threadIdx.x % 32;

@@ -57,11 +57,11 @@ __device__ __forceinline__ void see(Run& run, const Lane& lane, float (&seen)[BE
 #pragma unroll
   for (int w = 0; w < ceil_div(AHEAD, EACH); ++w) behind.word(w) = __shfl_down_sync(WARP, run.word(w), 1);
 #pragma unroll
-  for (int j = 0; j < BEHIND; ++j) seen[j] = lane.left ? to_float(before[CHANNELS - BEHIND + j]) : 0.0f;
+  for (int j = 0; j < BEHIND; ++j) seen[j] = lane.left ? before.value(CHANNELS - BEHIND + j) : 0.0f;
 #pragma unroll
-  for (int j = 0; j < CHANNELS; ++j) seen[BEHIND + j] = to_float(run[j]);
+  for (int j = 0; j < CHANNELS; ++j) seen[BEHIND + j] = run.value(j);
 #pragma unroll
-  for (int j = 0; j < AHEAD; ++j) seen[BEHIND + CHANNELS + j] = lane.right ? to_float(behind[j]) : 0.0f;
+  for (int j = 0; j < AHEAD; ++j) seen[BEHIND + CHANNELS + j] = lane.right ? behind.value(j) : 0.0f;
 }
 
 // The same of numbers: own[j] is seen[BEHIND + j].

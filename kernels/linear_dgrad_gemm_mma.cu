@@ -1,19 +1,22 @@
 // linear_dgrad_gemm_mma
-//   dx[n,c] = sum_k dy[n,k] * w[k,c] on tensor cores: a GEMM of gemm_m = N, gemm_n = C, gemm_k = K. 16-bit elements,
-//   fp32 sums, rounded once.
+//   dx[n,c] = sum_k dy[n,k] * w[k,c] on tensor cores: a GEMM of gemm_m = N, gemm_n = C, gemm_k = K. 16-bit
+//   elements, fp32 sums, rounded once.
 //
-// Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K. gemm_mma.cuh has
-//          the ring of copies and the lanes' map. Rows of dy lie along gemm_k, as ldmatrix takes them; a row of w is
-//          one k, and ldmatrix.trans turns it.
+// Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K.
+//          gemm_mma.cuh has the ring of copies and the lanes' map. Rows of dy lie along gemm_k, as ldmatrix
+//          takes them; a row of w is one k, and ldmatrix.trans turns it.
 // Slices   as in linear_fprop_gemm_mma: a batch of 128 has 72 tiles at most.
-// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are aligned.
-//          Slices are written and read once, 4 bytes to a sum, in L2.
-// Bound    DRAM at a batch of 128 and below, by w.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are
+//          aligned. Slices are written and read once, 4 bytes to a sum, in L2.
+// Bound    DRAM at a batch of 128 and below, by w. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; no
+//          spills.
+// Lacking  K or C that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element
+//          by element.
 //
 // /// kernel
 // op      = "linear_dgrad"
 // dtypes  = ["bfloat16", "float16"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // rank    = 20
 // truncates = true
 // workspace = "4*N*PITCH*SLICES if SLICES > 1 else 0"
@@ -24,6 +27,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // TILES_M   = "ceil_div(N, TILE_M)"
 // PITCH     = "ceil_div(C, 8)*8"

@@ -1,21 +1,26 @@
 // linear_fprop_gemm_mma
-//   y[n,k] = b[k] + sum_c x[n,c] * w[k,c]  (+ ReLU) on tensor cores: a GEMM of gemm_m = N, gemm_n = K, gemm_k = C. 16-bit
-//   elements, fp32 sums, rounded once.
+//   y[n,k] = b[k] + sum_c x[n,c] * w[k,c]  (+ ReLU) on tensor cores: a GEMM of gemm_m = N, gemm_n = K, gemm_k
+//   = C. 16-bit elements, fp32 sums, rounded once.
 //
-// Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K. gemm_mma.cuh has
-//          the ring of copies and the lanes' map. Rows of both matrices lie along gemm_k, as ldmatrix takes them.
-// Slices   a batch of 128 has 32 tiles at most: grid z cuts gemm_k until FILL blocks are busy, none into less than
-//          DEPTH steps. Sums go to the workspace; a second launch adds them up in the slices' order, then the bias
-//          and ReLU.
-// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are aligned.
-//          Slices are written and read once, 4 bytes to a sum, in L2.
-// Bound    DRAM at a batch of 128 and below: w alone is 75 MB in fc6, 2 * 128 operations to an element of it.
+// Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K.
+//          gemm_mma.cuh has the ring of copies and the lanes' map. Rows of both matrices lie along gemm_k, as
+//          ldmatrix takes them.
+// Slices   a batch of 128 has 32 tiles at most: grid z cuts gemm_k until FILL blocks are busy, none into less
+//          than DEPTH steps. Sums go to the workspace; a second launch adds them up in the slices' order,
+//          then the bias and ReLU.
+// Traffic  at a batch of up to TILE_M, each matrix is read once from DRAM, 16 bytes to a lane where rows are
+//          aligned. Slices are written and read once, 4 bytes to a sum, in L2.
+// Bound    DRAM at a batch of 128 and below, by w: in fc6 75 MB of it, with 256 operations to an element. In
+//          the machine code for sm_90a a step is 64 HMMA, 16 LDSM and 8 LDGSTS to a warp; no spills. At a
+//          batch of 1 one row of a tile in 128 counts: the tensor cores then take about as long as w does.
+// Lacking  C that is no multiple of 8, and arrays that are not aligned to 16 bytes, are fetched element by
+//          element.
 //
 // /// kernel
 // op      = "linear_fprop"
 // dtypes  = ["bfloat16", "float16"]
 // options = { relu = "int" }
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // rank    = 20
 // truncates = true
 // workspace = "4*N*PITCH*SLICES if SLICES > 1 else 0"
@@ -26,6 +31,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // TILES_M   = "ceil_div(N, TILE_M)"
 // PITCH     = "ceil_div(K, 8)*8"

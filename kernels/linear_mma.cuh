@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm_mma.cuh"
+#include "sgd.cuh"
 
 // A matrix in memory, row by row.
 struct Matrix {
@@ -117,4 +118,86 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
     for (int e = 0; e < 4; ++e)
       if (column + e < columns) out[row * columns + column + e] = to_param(v[e]);
   });
+}
+
+// -----------------------------------------------------------------------------------------------------------
+// The update of the weights: a sum is the gradient of a weight, which no one else updates. w_new and v_new may
+// be w and v, hence no __restrict__.
+// -----------------------------------------------------------------------------------------------------------
+struct Weights {
+  const float *w, *v;
+  float *w_new, *v_new;
+
+  // Whether two neighbours may be moved at once, in rows of that length.
+  __device__ __forceinline__ bool pairs(int columns) const {
+    const auto address = [](const float* p) { return reinterpret_cast<unsigned long long>(p); };
+    return columns % 2 == 0 && (address(w) | address(v) | address(w_new) | address(v_new)) % 8 == 0;
+  }
+};
+
+// New weights from this block's sums. A lane loads its sums' weights of a row of the tile, all of them before it
+// stores one: eight bytes each, and the four lanes beside it have the rest of a sector of 32.
+__device__ __forceinline__ void update_tile(const Sums& sum, const Tile& tile, const Weights& of,
+                                            const SgdUpdate& update) {
+  const int lane = threadIdx.x % 32;
+  const bool pairs = of.pairs(tile.columns);
+#pragma unroll
+  for (int i = 0; i < PRODUCTS_M; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int m = tile.first_m + warp_m() + i * 16 + half * 8 + lane / 4;
+      if (m >= tile.rows) continue;
+      const long long row = static_cast<long long>(m) * tile.columns;
+      const int first_n = tile.first_n + warp_n() + lane % 4 * 2;
+      float w[PRODUCTS_N][2], v[PRODUCTS_N][2];
+      if (pairs) {
+#pragma unroll
+        for (int j = 0; j < PRODUCTS_N; ++j) {
+          const int n = first_n + j * 8;
+          if (n >= tile.columns) break;
+          const float2 w2 = *reinterpret_cast<const float2*>(of.w + row + n);
+          const float2 v2 = *reinterpret_cast<const float2*>(of.v + row + n);
+          w[j][0] = w2.x, w[j][1] = w2.y, v[j][0] = v2.x, v[j][1] = v2.y;
+        }
+#pragma unroll
+        for (int j = 0; j < PRODUCTS_N; ++j) {
+          const int n = first_n + j * 8;
+          if (n >= tile.columns) break;
+#pragma unroll
+          for (int e = 0; e < 2; ++e) update(sum[i][j][half * 2 + e], w[j][e], v[j][e]);
+          *reinterpret_cast<float2*>(of.w_new + row + n) = make_float2(w[j][0], w[j][1]);
+          *reinterpret_cast<float2*>(of.v_new + row + n) = make_float2(v[j][0], v[j][1]);
+        }
+        continue;
+      }
+#pragma unroll
+      for (int j = 0; j < PRODUCTS_N; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int n = first_n + j * 8 + e;
+          if (n >= tile.columns) continue;
+          float one = of.w[row + n], velocity = of.v[row + n];
+          update(sum[i][j][half * 2 + e], one, velocity);
+          of.w_new[row + n] = one;
+          of.v_new[row + n] = velocity;
+        }
+    }
+}
+
+// The second launch: adds up the slices of the gradients, and updates.
+__device__ __forceinline__ void update_slices(const float* __restrict__ workspace, int rows, int columns,
+                                              const Divider& by_quads, const Divider& by_slices,
+                                              const Weights& of, const SgdUpdate& update) {
+  add_slices(workspace, rows, by_quads, by_slices,
+             [&](long long row, long long column, const float (&gradient)[4]) {
+#pragma unroll
+               for (int e = 0; e < 4; ++e) {
+                 if (column + e >= columns) return;
+                 const long long i = row * columns + column + e;
+                 float w = of.w[i], v = of.v[i];
+                 update(gradient[e], w, v);
+                 of.w_new[i] = w;
+                 of.v_new[i] = v;
+               }
+             });
 }

@@ -1,19 +1,23 @@
 // linear_wgrad_gemm_mma
-//   dw[k,c] = sum_n dy[n,k] * x[n,c] on tensor cores: a GEMM of gemm_m = K, gemm_n = C, gemm_k = N. 16-bit elements,
-//   fp32 sums, rounded once.
+//   dw[k,c] = sum_n dy[n,k] * x[n,c] on tensor cores: a GEMM of gemm_m = K, gemm_n = C, gemm_k = N. 16-bit
+//   elements, fp32 sums, rounded once.
 //
 // Tiling   a block makes TILE_M x TILE_N elements, a warp WARP_M x WARP_N of them, in steps of TILE_K rows.
-//          gemm_mma.cuh has the ring of copies and the lanes' map. A row of either matrix is one n (gemm_k), and
-//          ldmatrix.trans turns both. The sum runs over the batch and is short: a batch of 128 has 4 steps.
+//          gemm_mma.cuh has the ring of copies and the lanes' map. A row of either matrix is one n (gemm_k),
+//          and ldmatrix.trans turns both. The sum runs over the batch and is short: a batch of 128 has 4
+//          steps.
 // Slices   only where both matrices are small and the batch is large.
-// Traffic  at a batch of up to TILE_K * STAGES, the matrices are read from L2 once for each tile of the other, and dw
-//          is written once, 16 bytes to a lane where rows are aligned.
-// Bound    DRAM at a batch of 128 and below, by the writing of dw.
+// Traffic  at a batch of up to TILE_K * STAGES, the matrices are read from L2 once for each tile of the
+//          other, and dw is written once, 16 bytes to a lane where rows are aligned. As float32, for a pair,
+//          dw is written from where the sums are, 32 bytes to four lanes.
+// Bound    DRAM at a batch of 128 and below, by the writing of dw. A step is 64 HMMA, 16 LDSM and 8 LDGSTS to
+//          a warp; no spills.
+// Lacking  as linear_dgrad_gemm_mma.
 //
 // /// kernel
 // op      = "linear_wgrad"
 // dtypes  = ["bfloat16", "float16", "bfloat16/float32", "float16/float32"]
-// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2, DEPTH = 8 }
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 32, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
 // rank    = 20
 // truncates = true
 // workspace = "4*K*PITCH*SLICES if SLICES > 1 else 0"
@@ -24,6 +28,7 @@
 // STAGES = [3, 4]
 // # Places for blocks on an H200. A slice has DEPTH steps or more.
 // [let]
+// DEPTH     = "8"
 // FILL      = "132*PER_SM"
 // TILES_M   = "ceil_div(K, TILE_M)"
 // PITCH     = "ceil_div(C, 8)*8"

@@ -79,15 +79,15 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   map_sum(g, pixel, g.behind, g.ahead, sums, [&](long long i, float (&values)[CHANNELS]) {
     Run run = load_run(x + i, pixel.count, vector);
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) values[c] = to_float(run[c]) * to_float(run[c]);
+    for (int c = 0; c < CHANNELS; ++c) values[c] = run.value(c) * run.value(c);
   });
   Run run = load_run(x + at, pixel.count, vector);
   Run gradients = load_run(dy + at, pixel.count, vectored(g.C, dy));
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) {
     const Powers power = powers(fmaf(g.alpha / g.taps, sums[c], g.k), g.beta);
-    const float gradient = to_float(gradients[c]);
-    terms[c] = gradient * to_float(run[c]) * power.over_d;
+    const float gradient = gradients.value(c);
+    terms[c] = gradient * run.value(c) * power.over_d;
     firsts[c] = gradient * power.of_d;
   }
   store_floats(workspace + at, pixel.count, whole, terms);
@@ -109,6 +109,6 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   Run run = load_run(x + at, pixel.count, vectored(g.C, x));
   const float factor = 2.0f * (g.alpha / g.taps) * g.beta;
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) made[c] = fmaf(-factor * to_float(run[c]), totals[c], made[c]);
+  for (int c = 0; c < CHANNELS; ++c) made[c] = fmaf(-factor * run.value(c), totals[c], made[c]);
   store_run(dx + at, pixel.count, vectored(g.C, dx), made);
 }

@@ -66,7 +66,7 @@ __device__ __forceinline__ void differentiate(const Geometry& g, int begin, cons
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
       const Powers power = powers_of<NORMAL>(divisor<SIZE>(xs, c, scale, g.k), g.beta);
-      const float gradient = to_float(of_dy[u][c]);
+      const float gradient = of_dy[u].value(c);
       // Behind the row's end this is 0, or NaN where x is NaN so near that every dx which adds it is NaN anyway.
       ts[AHEAD + c] = gradient * xs[BEHIND + c] * power.over_d;
       made[c] = gradient * power.of_d;

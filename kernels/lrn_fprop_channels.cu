@@ -40,12 +40,12 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
   map_sum(g, pixel, g.behind, g.ahead, sums, [&](long long i, float (&values)[CHANNELS]) {
     Run run = load_run(x + i, pixel.count, vector);
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) values[c] = to_float(run[c]) * to_float(run[c]);
+    for (int c = 0; c < CHANNELS; ++c) values[c] = run.value(c) * run.value(c);
   });
   Run run = load_run(x + at, pixel.count, vector);
   float made[CHANNELS];
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c)
-    made[c] = to_float(run[c]) * powers(fmaf(g.alpha / g.taps, sums[c], g.k), g.beta).of_d;
+    made[c] = run.value(c) * powers(fmaf(g.alpha / g.taps, sums[c], g.k), g.beta).of_d;
   store_run(y + at, pixel.count, vectored(g.C, y), made);
 }

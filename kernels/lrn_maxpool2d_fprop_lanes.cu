@@ -13,7 +13,7 @@
 //          1 of 15 runs where those of a row do not divide 32. y and argmax are written once: 11 bytes for
 //          each output in 16 bits, 21 in fp32. The two kernels apart write z and read it: 27 and 53.
 // Bound    issue in 16 bits: an output takes (1 + 1/(2 WIDE)) (1 + 1/(2 ROWS)) * 4 = 5.4 normalised pixels,
-//          with 2 roots each, and the comparisons: for size 5 some 120 instructions (counted in the code for
+//          with 2 roots each, and the comparisons: for size 5 some 115 instructions (counted in the code for
 //          sm_90a), where 76 fit into the time of its bytes. In fp32, where 145 fit, DRAM bandwidth.
 //          Predicted: 45 % of the copy rate in 16 bits, 70 % in fp32.
 //

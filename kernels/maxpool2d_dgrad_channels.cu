@@ -117,11 +117,11 @@ extern "C" __launch_bounds__(THREADS, RESIDENT / THREADS) __global__
             load_positions(static_cast<const unsigned char*>(argmax) + window, count, vector_argmax);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c)
-          if (winners[c] == position) sums[c] += to_float(gradient[c]);
+          if (winners[c] == position) sums[c] += gradient.value(c);
       } else {
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c)
-          if (c < count && load_argmax(g, argmax, window + c) == position) sums[c] += to_float(gradient[c]);
+          if (c < count && load_argmax(g, argmax, window + c) == position) sums[c] += gradient.value(c);
       }
     }
   }

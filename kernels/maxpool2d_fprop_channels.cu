@@ -49,7 +49,7 @@ struct Best {
   __device__ __forceinline__ void meet(Run& run, unsigned position) {
 #pragma unroll
     for (int i = 0; i < CHANNELS; ++i) {
-      const float value = to_float(run[i]);
+      const float value = run.value(i);
       // The first pixel, where it is -inf too; or a greater one; or the first NaN.
       if (!begun || (!(value <= values[i]) && values[i] == values[i])) {
         values[i] = value;

@@ -60,7 +60,7 @@ struct Windows {
           const long long window = ((patch.n * g.P + p) * g.Q + q) * g.C + channel;
           Run gradients = load_run(dy + window, count, vector_dy);
 #pragma unroll
-          for (int c = 0; c < CHANNELS; ++c) at[i][j].gradients[c] = to_float(gradients[c]);
+          for (int c = 0; c < CHANNELS; ++c) at[i][j].gradients[c] = gradients.value(c);
           at[i][j].winners = load_positions(argmax + window, count, vector_argmax);
         } else {
 #pragma unroll

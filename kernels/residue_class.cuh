@@ -1,5 +1,6 @@
-// residue_class.cuh: the pixels of dx that the same taps of a filter hit. In a convolution with strides, pixel h meets
-// tap r where (h + pad - r * dilation) is a multiple of the stride: so h + pad modulo the stride says which taps.
+// residue_class.cuh: the pixels of dx that the same taps of a filter hit. In a convolution with strides,
+// pixel h meets tap r where (h + pad - r * dilation) is a multiple of the stride: so h + pad modulo the
+// stride says which taps.
 #pragma once
 
 #include "divider.cuh"

@@ -12,6 +12,7 @@ from convkit.check.attempt import Question
 from convkit.check.cases import Case
 from convkit.check.verdicts import judge
 from convkit.cuda import header
+from convkit.cuda.null import nulled
 from convkit.cuda.prepare import implementation
 from convkit.cuda.source import translation_unit
 from convkit.errors import DtypeError, NoImplementation, OptionError
@@ -47,7 +48,10 @@ def test_ops_that_take_pairs():
     """Those that meet tensors of parameters; to all others, storage is all there is."""
     assert {op.name for op in OPS.values() if op.pairs} == {
         "conv2d_wgrad", "conv2d_bgrad", "conv2d_wgrad_bgrad", "linear_wgrad", "linear_bgrad", "reorder",
+        "linear_wgrad_sgd", "linear_dgrad_wgrad_sgd",
     }  # fmt: skip
+    assert OPS["linear_wgrad_sgd"].parameters == {"w", "v", "w_new", "v_new"}
+    assert OPS["linear_fprop"].parameters == OPS["sgd_momentum"].parameters == frozenset()
 
 
 def test_problems_know_each_tensors_dtype_and_bytes():
@@ -191,3 +195,27 @@ def test_bias_gradients_under_the_emulator(name, pair):
         for case in asked:
             verdict = judge(found, Question.of(case, pair))
             assert verdict.ok and not verdict.declined, verdict
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN)
+def test_an_update_of_float32_weights_by_16_bit_gradients(dtype):
+    """The gradient is not rounded between the sums and the weights."""
+    x, dy = arrays((7, 12), (7, 9), dtype=dtype)
+    w, v = arrays((9, 12), (9, 12), dtype="float32")
+    rule = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    found = ck.linear_wgrad_sgd(x, dy, w, v, **rule)
+    apart = ck.sgd_momentum(w, ck.linear_wgrad(x, dy, dtype="float32"), v, **rule)
+    for one, other in zip(found, apart):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DtypeError, match="must share a dtype, not x: .*, w: float64"):
+        ck.linear_wgrad_sgd(x, dy, w.astype(np.float64), v.astype(np.float64), **rule)
+    with pytest.raises(DtypeError, match="must share a dtype"):
+        ck.linear_wgrad_sgd(x, dy, w, v.astype(DTYPES[dtype]), **rule)
+
+
+def test_a_step_in_bfloat16_updates_fully_connected_weights_with_their_gradient():
+    with nulled():
+        for dtype, fused in (("bfloat16", 3), ("float16", 0)):  # a scaled gradient is looked at first
+            calls = ck.AlexNet(preset="paper", seed=0, dtype=dtype).plan(2).phases()["backward"]
+            assert sum(call.op.name == "linear_wgrad_sgd" for call in calls) == fused

@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import A
 from ..dispatch import Arguments, operation
 from ..errors import ShapeError
-from ..op import OPS, Cases, Op, Problem, Shape, Tensors, Weights, defines, draw, extent
+from ..op import OPS, Cases, Op, Problem, Shape, Tensors, Weights, defines, draw, extent, param_dtype
 from ..options import flag, shape_of
 from . import channel_sum, sgd
 from .channel_sum import ChannelSum
@@ -30,7 +30,7 @@ Array = np.ndarray
 class Linear(Problem):
     """y = x w^T + b: N rows of C inputs to K outputs."""
 
-    of_parameters: ClassVar[frozenset[str]] = frozenset(("dw",))
+    of_parameters: ClassVar[frozenset[str]] = frozenset(("dw", "v", "w_new", "v_new"))
 
     N: int
     C: int
@@ -54,6 +54,9 @@ class Linear(Problem):
         return {"x": x, "dx": x, "b": b, "y": y, "dy": y, **weights, "finite": (1,)}
 
     def dtype_of(self, tensor: str) -> str:
+        """In a pair `w` are the parameters that an update changes; no other op of theirs takes a pair."""
+        if tensor == "w":
+            return param_dtype(self.dtype)
         return "int32" if tensor == "finite" else super().dtype_of(tensor)
 
     def flops(self, op: str) -> int:
@@ -349,7 +352,8 @@ def linear_wgrad_sgd(
     x : array, (N, C)
     dy : array, (N, K)
     w, v : array, (K, C)
-        Weights and velocity. `out` may name them: an update in place.
+        Weights and velocity; float32 also where x and dy have 16 bits. `out` may name them: an update in
+        place.
     lr, momentum, weight_decay, lr_in_velocity, finite
         As in `convkit.sgd_momentum`.
 

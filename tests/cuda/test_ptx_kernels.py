@@ -177,6 +177,7 @@ BARRIERS = {
     "linear_wgrad_gemm": 3,
     "linear_wgrad_gemm_mma": 3,
     "linear_wgrad_sgd_gemm": 3,
+    "linear_wgrad_sgd_gemm_mma": 1,
     "loss_summary_block": 3,
     "lrn_maxpool2d_fprop_band": 1,
     "reorder_deinterleave": 3,
