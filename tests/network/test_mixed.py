@@ -137,6 +137,8 @@ def test_dtypes(dtype):
         ("linear_bgrad", pair),
         ("reorder", pair),
     } <= found
+    names = [f"{call.layer} {call.op.name}" for calls in net.plan(8).phases().values() for call in calls]
+    assert len(set(names)) == len(names) and {"conv1.w reorder", "conv1.b reorder"} <= set(names)
     assert ("sgd_momentum", "float32") in found and ("conv2d_wgrad", dtype) not in found
     assert pair in str(net.plan(8)) and f"batch 8, {dtype}:" in str(net.plan(8))
 

@@ -13,21 +13,11 @@ from convkit import check, devices
 from convkit.cuda.emulate import Emulator
 from convkit.cuda.null import nulled
 from convkit.network import layers
-from convkit.registry import implementations
 
 SIXTEEN = ("bfloat16", "float16")
 RNG = np.random.default_rng(5)
 X = RNG.standard_normal((8, 2, 6, 6), np.float32)
 Y = np.arange(8) % 5
-#: Ops whose kernels for 16 bits have files of their own.
-NEEDED = ("conv2d_dgrad", "conv2d_wgrad", "linear_fprop", "maxpool2d_dgrad")
-
-pytestmark = pytest.mark.skipif(
-    not all(
-        any("bfloat16" in i.dtypes for i in implementations(op, device="cuda", layout=None)) for op in NEEDED
-    ),
-    reason="kernels for 16 bits are missing",
-)
 
 
 def tiny(**options) -> ck.Network:

@@ -73,7 +73,11 @@ def _lrn_maxpool(lrn: Node, pool: Node) -> LrnMaxPool2d | None:
 
 
 def _together(a: Stage, b: Stage, forward: Node) -> Stage:
-    backward = tuple(replace(node, layers=forward.layers) for node in (*b.backward, *a.backward))
+    own = {*a.layers, *b.layers}
+    backward = tuple(
+        replace(node, layers=forward.layers) if own.issuperset(node.layers) else node
+        for node in (*b.backward, *a.backward)
+    )
     return Stage(forward, backward, a.x, b.y, casts=(*a.casts, *b.casts))
 
 

@@ -81,7 +81,7 @@ class Node:
     Attributes
     ----------
     layers : tuple of str
-        The layers that it belongs to.
+        The layers that it belongs to; of what is done for one parameter alone, that parameter.
     op : str
         In `op.OPS`, or `VIEW`.
     problem : Problem
@@ -220,11 +220,11 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
             if parameters_dtype != dtype:
                 names[parameter] = copy = f"{w} in {dtype}"
                 values[copy] = Value(w_shape, dtype)
-                casts.append(_cast(layer.name, w, copy, w_shape, pair_dtype(dtype, parameters_dtype)))
+                casts.append(_cast(w, copy, w_shape, pair_dtype(dtype, parameters_dtype)))
             if scales:
                 names[f"d{parameter}"] = scaled(w)
                 values[scaled(w)] = Value(w_shape, parameters_dtype)
-                unscale.append(_rescale(layer.name, scaled(w), gradient(w), SOUND, w_shape, True))
+                unscale.append(_rescale(w, scaled(w), gradient(w), SOUND, w_shape, True))
         passes = layer.passes(shape, num_classes, dtype)
         if passes.forward is None:
             view, back = Elementwise(shape, dtype), Elementwise(y_shape, dtype)
@@ -241,16 +241,16 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
     return Graph(tuple(stages), loss, values, tuple(parameters), x, flag, adjust)
 
 
-def _cast(layer: str, parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
-    """A working copy of a parameter. A reorder takes four axes; the memory is the same."""
+def _cast(parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
+    """A working copy of a parameter, which stands for its layer. A reorder takes four axes of that memory."""
     problem = Reorder(*shape, *(1,) * (4 - len(shape)), dtype=dtype)  # type: ignore[misc, arg-type]
-    return Node((layer,), "reorder", problem, {"x": parameter, "y": copy})
+    return Node((parameter,), "reorder", problem, {"x": parameter, "y": copy})
 
 
-def _rescale(layer: str, x: str, y: str, before: str, shape: Shape, inverse: bool) -> Node:
+def _rescale(of: str, x: str, y: str, before: str, shape: Shape, inverse: bool) -> Node:
     """A value times the loss scale, or divided by it; `SOUND` is `before`, and whether it is finite."""
     tensors = {"x": x, "scale": SCALE, "sound": before, "x_new": y, "sound_new": SOUND}
-    return Node((layer,), "rescale", Elementwise(shape), tensors, {"inverse": inverse})
+    return Node((of,), "rescale", Elementwise(shape), tensors, {"inverse": inverse})
 
 
 def _adjust(values: dict[str, Value]) -> Node:
