@@ -7,16 +7,24 @@ import json
 import pytest
 
 from convkit.cuda import budget
-from convkit.cuda.header import builtin_files
+from convkit.cuda.header import builtin_files, read
 
 #: What the quick tests compile: a dtype of each width, for one architecture, the first tile.
 QUICK = {"float32": ("sm_90a",), "float16": ("sm_90a",)}
-BUILDS = [
-    pytest.param(
-        b, id=str(b), marks=[pytest.mark.slow] * (b.arch not in QUICK.get(b.dtype, ()) or bool(b.tile))
-    )
-    for b in budget.builds()
-]
+#: What the slow ones do: every dtype and tile for these, and the first of both for the newest.
+SLOW, NEWEST = ("sm_80", "sm_90a"), "sm_120"
+
+
+def marks(build: budget.Build) -> list:
+    if build.arch in QUICK.get(build.dtype, ()) and not build.tile:
+        return []
+    first = not build.tile and build.dtype == read(build.path).header.dtypes[0]
+    if build.arch in SLOW or (build.arch == NEWEST and first):
+        return [pytest.mark.slow]
+    return [pytest.mark.slow, pytest.mark.thorough]
+
+
+BUILDS = [pytest.param(b, id=str(b), marks=marks(b)) for b in budget.builds()]
 
 
 @pytest.mark.parametrize("build", BUILDS)

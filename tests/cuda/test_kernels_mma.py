@@ -91,19 +91,26 @@ def asked(stem: str, name: str, dtype: str = "", of: Problem | None = None) -> Q
 
 
 def cases() -> list:
+    """Each kernel, problem and dtype on each engine; the slow suite has bfloat16 on two of them."""
     found = []
     for stem, path in KERNELS.items():
         for dtype in read(path).header.dtypes:
             for name in problems(stem):
-                quick = QUICK.get(stem) == name and dtype == first_dtype(stem)
-                found.append(pytest.param(stem, name, dtype, marks=[] if quick else [pytest.mark.slow]))
+                for engine in ENGINES:
+                    quick = QUICK.get(stem) == name and dtype == first_dtype(stem) and engine != "fast"
+                    slow = not dtype.startswith("float16") and engine != "fast"
+                    marks = (
+                        []
+                        if quick
+                        else [pytest.mark.slow]
+                        if slow
+                        else [pytest.mark.slow, pytest.mark.thorough]
+                    )
+                    found.append(pytest.param(stem, name, dtype, engine, marks=marks))
     return found
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param("fast", marks=pytest.mark.slow), "check", "ptx"], ids=list(ENGINES)
-)
-@pytest.mark.parametrize(("stem", "name", "dtype"), cases())
+@pytest.mark.parametrize(("stem", "name", "dtype", "engine"), cases())
 def test_the_gate(stem, name, dtype, engine):
     if engine == "ptx":
         need("cuda.core")
