@@ -425,8 +425,8 @@ class Choice:
     ----------
     names : tuple of (str, str)
         Names of implementations by op.
-    max_error : float
-        The largest declared error.
+    max_error : float, optional
+        The largest declared error, where `use` has set one; see `limit`.
     checked : bool
         Whether only what has passed the gate may run.
     tuned : bool
@@ -434,9 +434,15 @@ class Choice:
     """
 
     names: tuple[tuple[str, str], ...] = ()
-    max_error: float = 1e-5
+    max_error: float | None = None
     checked: bool = False
     tuned: bool = True
+
+    def limit(self, math: str) -> float:
+        """The largest declared error for that arithmetic: what `use` has set, else what it comes with."""
+        if self.max_error is not None:
+            return self.max_error
+        return 1e-3 if math == "tf32" else 1e-5
 
 
 #: The choice where `use` has set none.
@@ -458,7 +464,8 @@ def use(
     Parameters
     ----------
     max_error : float, optional
-        Largest declared relative RMS error that dispatch may pick; 1e-5 by default.
+        Largest declared relative RMS error that dispatch may pick. By default 1e-5; 1e-3 for what computes in
+        tf32, where a call accepts that.
     checked : bool, optional
         Whether only implementations may run that have passed the gate as they are now, on this engine and in
         all cases; a quick check is not enough. What convkit ships counts as checked.
@@ -564,12 +571,11 @@ def select(
                 )
             raise error
         # Naming an implementation accepts the error that it declares.
-        candidates, max_error = named, 1.0
-    else:
-        max_error = choice.max_error
+        candidates = named
     reasons = []
 
     def refusal(candidate: Implementation) -> str | None:
+        max_error = 1.0 if name is not None else choice.limit(candidate.math)
         reason = candidate.refusal(problem, math, max_error, flags)
         return gate.lacking(candidate, full=True) if reason is None and choice.checked else reason
 

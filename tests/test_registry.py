@@ -380,3 +380,12 @@ def test_a_function_that_takes_more_is_taken(monkeypatch):
     ck.implements("relu_fprop", name="more", workspace=lambda problem: 64)(run)
     ck.implements("relu_fprop", name="any")(lambda *arguments, **options: None)
     assert (ck.relu_fprop(-np.ones(3, np.float32), impl="more") == 0).all()
+
+
+def test_tf32_comes_with_its_error():
+    """What is accepted by name of the arithmetic is not refused for the error of it; unless a bound is set."""
+    plant("tensor", 1600, math="tf32", error=4e-4)
+    assert select("relu_fprop", Elementwise((3,)), math="tf32").name == "tensor"
+    assert select("relu_fprop", Elementwise((3,))).name != "tensor"
+    with ck.use(max_error=1e-5):
+        assert select("relu_fprop", Elementwise((3,)), math="tf32").name != "tensor"

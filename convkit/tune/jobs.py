@@ -48,7 +48,7 @@ class Job:
         """What takes it, in the order of its rank; the reference where nothing else does."""
         q, choice = self.question, current_choice()
         found = implementations(q.op, device=q.device, layout=q.layout)
-        taken = [i for i in found if i.refusal(q.problem, q.math, choice.max_error, q.flags) is None]
+        taken = [i for i in found if i.refusal(q.problem, q.math, choice.limit(i.math), q.flags) is None]
         return [i for i in taken if i.name != "reference"] or taken
 
     def default(self) -> Implementation | None:
