@@ -41,7 +41,8 @@ def cupy(monkeypatch, compiler):
     module = fake_cupy.module(watch_races=True)
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
-    return module
+    yield module
+    devices.gpu_found.cache_clear()  # which may have seen the stand-in's
 
 
 @pytest.mark.parametrize(
