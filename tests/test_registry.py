@@ -383,7 +383,7 @@ def test_a_function_that_takes_more_is_taken(monkeypatch):
 
 
 def test_tf32_comes_with_its_error():
-    """What is accepted by name of the arithmetic is not refused for the error of it; unless a bound is set."""
+    """Arithmetic that a call accepts is not refused for its error, unless a bound is set."""
     plant("tensor", 1600, math="tf32", error=4e-4)
     assert select("relu_fprop", Elementwise((3,)), math="tf32").name == "tensor"
     assert select("relu_fprop", Elementwise((3,))).name != "tensor"
