@@ -21,8 +21,43 @@ from ..op import Problem
 from . import expressions
 from .header import Header, KernelFile
 
-#: SMs of an H200.
-SMS = 132
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the model knows of a GPU.
+
+    Attributes
+    ----------
+    name : str
+    sms : int
+    multiplied : float
+        Multiply-adds of 16-bit elements by `mma.sync`, to an SM and cycle.
+    clock : float
+        Hz.
+    floor : (float, float)
+        What no kernel beats: FLOP/s of 16-bit elements, bytes/s.
+    """
+
+    name: str
+    sms: int
+    multiplied: float
+    clock: float
+    floor: tuple[float, float]
+
+    @property
+    def peak(self) -> float:
+        """`mma.sync` of 16-bit elements, FLOP/s."""
+        return self.sms * self.multiplied * 2 * self.clock
+
+
+#: `mma.sync` reaches 62 % of its tensor cores' rate, as reported; the floor is `wgmma`'s and DRAM's as
+#: measured by others.
+H200 = Gpu("H200", 132, 1270, 1.83e9, (790e12, 4.3e12))
+#: By its datasheet, 1024 multiply-adds, 312 TFLOP/s and 2.04 TB/s (80 GB); .9 of each is taken to be in
+#: reach.
+A100 = Gpu("A100", 108, 922, 1.41e9, (0.9 * 312e12, 0.9 * 2.04e12))
+#: SMs of the GPU for which tiles are chosen.
+SMS = H200.sms
 #: Instructions to fetch an element and to store it in shared memory, addresses and guards included: 8.6 to 11
 #: in the machine code of the convolutions for sm_90a.
 FETCH = 10
@@ -32,9 +67,8 @@ FIXED = 6
 HIDDEN = 0.95
 #: Share of a full set's time that a set of blocks takes however small it is.
 ALONE = 0.4
-#: Of the kernels on tensor cores, to an SM and cycle: multiply-adds of `mma.sync` (62 % of the tensor cores'
-#: rate, which is what an H200 is reported to reach with it), and bytes that go through shared memory.
-MULTIPLIED, BANKS = 1270, 128
+#: Bytes that go through shared memory, to an SM and cycle.
+BANKS = 128
 #: Share of a step's time in shared memory that does not hide behind its multiplications.
 EXPOSED = 0.25
 #: Another tile than the first is taken where it is predicted to save this share of the time, and where the
@@ -67,42 +101,42 @@ class Prediction:
     efficiency: float
 
 
-def density(tile: Mapping[str, int]) -> float:
+def density(tile: Mapping[str, int], gpu: Gpu = H200) -> float:
     """Share of multiply-adds in the instructions of the main loop; on tensor cores, in its time."""
     if "WARP_M" in tile:
-        return _density_mma(tile)
+        return _density_mma(tile, gpu)
     m, n, k = tile["THREAD_M"], tile["THREAD_N"], tile["TILE_K"]
     threads = tile["TILE_M"] * tile["TILE_N"] // (m * n)
     fetched = (tile["TILE_M"] + tile["TILE_N"]) * k / threads
     return m * n * k / (m * n * k + k * (m + n) / 4 + FETCH * fetched)
 
 
-def _density_mma(tile: Mapping[str, int]) -> float:
+def _density_mma(tile: Mapping[str, int], gpu: Gpu) -> float:
     """Share of the multiplications in the time of a step on tensor cores.
 
     A step's copies and fragments move through shared memory, `BANKS` bytes in a cycle. Most of that hides
-    behind the multiplications, `MULTIPLIED` multiply-adds in a cycle; `EXPOSED` of it does not.
+    behind the multiplications, `multiplied` multiply-adds in a cycle; `EXPOSED` of it does not.
     """
     tile_m, tile_n, k = tile["TILE_M"], tile["TILE_N"], tile["TILE_K"]
     warps = tile_m * tile_n // (tile["WARP_M"] * tile["WARP_N"])
     moved = 2 * k * (tile_m + tile_n + warps * (tile["WARP_M"] + tile["WARP_N"]))
-    multiplying = tile_m * tile_n * k / MULTIPLIED
+    multiplying = tile_m * tile_n * k / gpu.multiplied
     return multiplying / (multiplying + EXPOSED * moved / BANKS)
 
 
-def predict(header: Header, problem: Problem) -> Prediction:
+def predict(header: Header, problem: Problem, gpu: Gpu = H200) -> Prediction:
     """What the model says of a header's tile; its `let` has BLOCKS, SLICES and STEPS (of one slice)."""
     tile, scope = header.tile, header.scope(problem)
-    blocks, per_sm, dense = scope["BLOCKS"] * scope["SLICES"], tile["PER_SM"], density(tile)
-    sets, rest = divmod(-(-blocks // SMS), per_sm)
+    blocks, per_sm, dense = scope["BLOCKS"] * scope["SLICES"], tile["PER_SM"], density(tile, gpu)
+    sets, rest = divmod(-(-blocks // gpu.sms), per_sm)
     # In times of a full set of blocks, which is `per_sm` blocks' multiply-adds on one SM.
     time = sets + (ALONE + (1 - ALONE) * rest / per_sm if rest else 0)
     step = tile["TILE_M"] * tile["TILE_N"] * tile["TILE_K"]
     useful = problem.flops(header.op) / 2
     use = useful / (blocks * step * scope["STEPS"]) if blocks else 0.0
-    paid = SMS * time * per_sm * step * (scope["STEPS"] + FIXED)
+    paid = gpu.sms * time * per_sm * step * (scope["STEPS"] + FIXED)
     efficiency = HIDDEN * dense * useful / paid if blocks else 0.0
-    return Prediction(blocks, blocks / (SMS * per_sm), use, dense, efficiency)
+    return Prediction(blocks, blocks / (gpu.sms * per_sm), use, dense, efficiency)
 
 
 def fitted(kernel: KernelFile, problem: Problem) -> KernelFile:

@@ -12,15 +12,11 @@ from dataclasses import replace
 from ..op import OPS, Problem
 from . import budget
 from .header import KernelFile, builtin_files, read
-from .heuristics import MULTIPLIED, SMS, fitted, predict
+from .heuristics import A100, H200, fitted, predict
 from .prepare import Runner
 
 #: FP32 of an H200, FLOP/s: 132 SMs, 128 multiply-adds in a cycle, 1.98 GHz.
 PEAK = 66.9e12
-#: `mma.sync` of 16-bit elements on an H200, FLOP/s, as the model has it, at 1.83 GHz.
-PEAK_MMA = SMS * MULTIPLIED * 2 * 1.83e9
-#: What no kernel on an H200 beats: FLOP/s of 16-bit elements by `wgmma`, and bytes/s, as measured by others.
-FLOOR = 790e12, 4.3e12
 #: The ops of a training step whose kernels on tensor cores the second table has; conv1 needs no dgrad.
 STEP = ("conv2d_fprop", "conv2d_dgrad_relu", "conv2d_wgrad_bgrad")
 BATCHES = (1, 16, 128)
@@ -91,10 +87,13 @@ def table(batch: int = 128) -> str:
 def table_mma(batches: Sequence[int] = BATCHES) -> str:
     """For each convolution of the 2012 AlexNet in bfloat16, and each batch: the kernel on tensor cores.
 
-    Registers are counted in the machine code for sm_90a. The floor is that of the op's FLOP and bytes. The
-    rest is what the model predicts: the share of multiply-adds that count, in %, and microseconds.
+    Registers are counted in the machine code for sm_90a. The rest is what the model predicts: the share of
+    multiply-adds that count, in %; and for each GPU the waves, and in microseconds the floor, which is that
+    of the op's FLOP and bytes, and the time. Tile and slices are the same on every GPU.
     """
-    heads = ("kernel", "layer", "tile", "N", "slices", "waves", "use, %", "registers", "floor, us", "us")
+    heads = ["kernel", "layer", "tile", "N", "slices", "use, %", "registers"]
+    for gpu in (H200, A100):
+        heads += [f"{gpu.name}: waves", "floor, us", "us"]
     lines = _head(heads)
     counted = budget.load()["kernels"]
     files = [k for k in map(read, builtin_files()) if "WARP_M" in k.header.tile]
@@ -112,14 +111,18 @@ def table_mma(batches: Sequence[int] = BATCHES) -> str:
                 chosen = fitted(kernel, asked)
                 found = predict(chosen.header, asked)
                 row = counted[kernel.stem][f"{kernel.stem} {_key(kernel, chosen, dtype)}"]
+                slices = chosen.header.scope(asked)["SLICES"]
+                cells = [
+                    f"`{kernel.stem}`", layer, named(chosen.header.tile), str(batch), str(slices),
+                    f"{100 * found.use:.0f}", str(row["registers"]),
+                ]  # fmt: skip
                 flops, moved = asked.flops(op.name), asked.bytes(*op.inputs, *op.outputs)
-                floor = max(flops / FLOOR[0], moved / FLOOR[1])
-                lines.append(
-                    f"| `{kernel.stem}` | {layer} | {named(chosen.header.tile)} | {batch} "
-                    f"| {chosen.header.scope(asked)['SLICES']} | {found.waves:.1f} | {100 * found.use:.0f} "
-                    f"| {row['registers']} | {1e6 * floor:.1f} "
-                    f"| {1e6 * flops / PEAK_MMA / found.efficiency:.1f} |"
-                )
+                for gpu in (H200, A100):
+                    there = predict(chosen.header, asked, gpu)
+                    floor = max(flops / gpu.floor[0], moved / gpu.floor[1])
+                    us = 1e6 * flops / gpu.peak / there.efficiency
+                    cells += [f"{there.waves:.1f}", f"{1e6 * floor:.1f}", f"{us:.1f}"]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
