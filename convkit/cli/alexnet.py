@@ -17,7 +17,7 @@ from ..errors import OptionError, unknown
 from ..network.alexnet import AlexNet
 from ..network.presets import diff, preset
 from ..op import OPS
-from ..registry import use
+from ..registry import ALL_DTYPES, use
 from ._output import printable, require_writable, table, write
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def add(commands: Any) -> None:
         help="cpu (default), cuda, cuda:1, ..., or emulator: the CUDA kernels, run on the CPU",
     )
     option(
+        "--dtype",
+        default="float32",
+        help="float32 (default), bfloat16 or float16, which mean mixed precision, or float64",
+    )
+    option(
         "--math",
         help="coarsest float32 arithmetic accepted: fp32 (default), fp32-emulated, tf32; the table says "
         "where another runs",
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from ..train import photos
 
     where = _on_device(args.device)
+    if args.dtype not in ALL_DTYPES:
+        raise unknown("dtype", args.dtype, ALL_DTYPES)
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, not {args.repeats}")
     if not 0 <= args.lr < float("inf"):
@@ -88,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
         quiet = args.json == "-"
         if not quiet:
             named = ", ".join([printable(path.name) for path in files[:6]] + ["..."] * (len(files) > 6))
-            print(f"AlexNet ({args.preset}), batch {len(x)} of {len(files)} photographs: {named}")
+            storage = "" if args.dtype == "float32" else f", {args.dtype}"
+            print(f"AlexNet ({args.preset}){storage}, batch {len(x)} of {len(files)} photographs: {named}")
         device = "cuda" if args.device.startswith("cuda") else "cpu"
         classes = max(chosen_preset.num_classes, len(files))  # each photograph is a class of its own
-        net = AlexNet(args.preset, classes, seed=args.seed, math=args.math, device=device)
+        net = AlexNet(args.preset, classes, seed=args.seed, dtype=args.dtype, math=args.math, device=device)
+        x = x.astype(args.dtype) if args.dtype == "float64" else x  # mixed precision takes float32
         if args.check and (status := _check_used(net, len(x))):
             return status
         result = _profile(net, x, labels, args)
@@ -197,6 +206,7 @@ def _document(
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "preset": args.preset,
+        "dtype": args.dtype,
         "seed": args.seed,
         "images": list(images),
         "parameters": parameters,

@@ -213,6 +213,16 @@ def test_the_small_alexnet(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 4e-3), ("float16", 1e-3), ("float64", 1e-14)])
+def test_the_small_alexnet_in_other_dtypes(dtype, bound, image, capsys):
+    argv = ["alexnet", str(image), "--preset", "small", "--batch", "2", "--repeats", "1", "--dtype", dtype]
+    assert main([*argv, "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["dtype"] == dtype
+    errors = [row["error"] for row in document["rows"]]
+    assert bound / 100 < max(errors) < bound
+
+
 def test_diff(capsys):
     assert main(["alexnet", "--diff", "paper", "2012"]) == 0
     out = capsys.readouterr().out
@@ -393,6 +403,7 @@ def test_other_malformed_values_are_told_in_a_line(image, capsys, nothing_runs, 
         ([*bench, "--kernel", ""], "'' names no file"),
         ([*bench, ""], "'' names no file"),
         ([*bench, "--bogus"], "unrecognized arguments: --bogus"),
+        ([*alexnet, "--dtype", "bflaot16"], "unknown dtype 'bflaot16'; did you mean 'bfloat16'?"),
         ([*alexnet, "--impl", ""], "--impl takes OP=NAME, such as conv2d_fprop=reference, not ''"),
         ([*alexnet, "--impl", "conv2d_fprop="], "not 'conv2d_fprop='"),
         ([*alexnet, "--impl", "=reference"], "not '=reference'"),
