@@ -344,15 +344,26 @@ def test_when_gives_its_reason(mine):
 # The gate, emulated
 # ---------------------------------------------------------------------------------------------------
 SHIPPED = [read(path) for path in KERNELS]
+#: On tensor cores the emulator takes long: of these, the quick tests ask one; and each of them a few cases in
+#: test_kernels_mma.py and test_ptx_kernels.py.
+GATED = [
+    pytest.param(
+        kernel,
+        id=kernel.stem,
+        marks=[pytest.mark.slow]
+        * (kernel.stem.endswith(("_mma", "_tf32")) and kernel.stem != "conv2d_fprop_implicit_gemm_mma"),
+    )
+    for kernel in SHIPPED
+]
 
 
-@pytest.mark.parametrize("kernel", SHIPPED, ids=lambda k: k.stem)
+@pytest.mark.parametrize("kernel", GATED)
 def test_the_gate(kernel, compiler):
     verdicts = check.check(kernel.header.op, kernel.name, device="cuda", quick=True)
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok][:3]
 
 
-@pytest.mark.parametrize("kernel", SHIPPED, ids=lambda k: k.stem)
+@pytest.mark.parametrize("kernel", GATED)
 def test_the_same_bits_for_every_schedule(kernel, compiler):
     implementation, dtype = prepared(kernel.path), kernel.header.dtypes[0]
     cases = [
