@@ -39,7 +39,7 @@ def test_workspace_is_bounded_by_the_tensors(isa):
             if op != "conv2d_dgrad_relu":  # which nothing takes but C++ and the reference
                 assert registry.select(op, problem).name != "reference"
             for i in registry.implementations(op, device="cpu", layout=None):
-                if i.workspace is not None and i.refusal(problem) is None:
+                if i.workspace is not None and i.refusal(problem, i.math) is None:
                     assert 0 <= i.workspace(problem) <= FOLD * own + FLOOR, f"{i.label}: {problem}"
 
     with extension.using(isa):
@@ -65,7 +65,7 @@ def test_absurd_options_on_small_tensors(op, isa):
             i
             for i in registry.implementations(op, device="cpu", layout=None)
             if (i.missing is extension.kernels_missing) == (isa != extension.NONE)
-            and i.refusal(problem) is None
+            and i.refusal(problem, i.math) is None
         ]
         question = check.Question.of(case, "float32")
         wrong = [v for v in (check.judge(i, question) for i in takers) if not v.ok]
@@ -84,7 +84,7 @@ def test_weight_gradients_of_few_channels_with_any_stride():
     for stride in (LARGEST, (1, LARGEST), (LARGEST, 7)):
         problem = Conv2d.of(x.shape, (4, 3, 5, 5), stride=stride)
         for i in registry.implementations("conv2d_wgrad", device="cpu"):
-            if i.workspace is not None and i.refusal(problem) is None:
+            if i.workspace is not None and i.refusal(problem, i.math) is None:
                 assert i.workspace(problem) < FLOOR, i.name
         dw = ck.conv2d_wgrad(x, dy, (4, 3, 5, 5), stride=stride)
         np.testing.assert_allclose(dw, np.broadcast_to(x.sum(axis=0), dw.shape), rtol=1e-5, atol=1e-6)

@@ -124,7 +124,7 @@ def faults(seed: int, call: int) -> list[str]:
     question = Question(case, inputs, inputs, expected(op, g, given, relu))
     found = []
     for number, i in enumerate(implementations(op, device="cpu", layout=None)):
-        if i.refusal(g) is not None:
+        if i.refusal(g, i.math) is not None:
             continue
         run = attempt(i, question, (FIRST, SECOND)[(call + number) % 2])
         fault = run.fault

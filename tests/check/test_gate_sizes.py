@@ -33,7 +33,7 @@ def first_failure(implementation: Implementation, seed: int = 0):
     cases = list(all_cases(implementation.op, quick=False, seed=seed))
     large = [c for c in size_cases(implementation.op) if c.heavy]
     for case in [*(c for c in reversed(cases) if not c.heavy), *large]:
-        if implementation.refusal(replace(case.problem, dtype=dtype)) is None:
+        if implementation.refusal(replace(case.problem, dtype=dtype), implementation.math) is None:
             verdict = check.judge(implementation, check.Question.of(case, dtype, seed))
             if not verdict.ok:
                 return verdict

@@ -381,7 +381,7 @@ def test_the_same_bits_for_every_schedule(kernel, compiler):
     cases = [
         c
         for c in check.random_cases(kernel.header.op, 12, 5)
-        if implementation.refusal(c.of(dtype).problem) is None
+        if implementation.refusal(c.of(dtype).problem, implementation.math) is None
     ][:3]
     assert cases
     for case in cases:

@@ -71,7 +71,7 @@ def cases(kernel: Path) -> list:
     """Small problems, of which the largest have more than one step along the reduction."""
     implemented = implementation(kernel)
     random = [case.of(implemented.dtypes[0]) for case in check.random_cases(implemented.op, 40, 3)]
-    fitting = [case for case in random if implemented.refusal(case.problem) is None]
+    fitting = [case for case in random if implemented.refusal(case.problem, implemented.math) is None]
     fitting.sort(key=lambda c: -c.problem.reduction(implemented.op) * c.problem.flops(implemented.op))
     if kernel.stem.endswith(("_mma", "_tf32")):
         problem = next(problem for part, problem in COPIED.items() if part in kernel.stem)
@@ -152,6 +152,8 @@ def test_check_mode_finds_nothing_in_what_ships(kernel, compiler):
     questions = asked(kernel, cases(kernel))
     edges = [c for c in check.cases(implementation(kernel).op) if not c.heavy and c.fill == "normal"]
     edges = [case.of(implementation(kernel).dtypes[0]) for case in edges if not case.problem.empty]
-    fitting = [case for case in edges if implementation(kernel).refusal(case.problem) is None]
+    fitting = [
+        case for case in edges if implementation(kernel).refusal(case.problem, kernel.header.math) is None
+    ]
     questions += asked(kernel, fitting[:12])
     assert faults(kernel, questions) == [""] * len(questions)

@@ -76,7 +76,7 @@ def test_the_gate(path, dtype, every):
     """
     one = implementation(path)
     with ck.emulate(engine="ptx"):
-        taken_by = [case for case in small(one.op) if one.refusal(case.of(dtype).problem) is None]
+        taken_by = [case for case in small(one.op) if one.refusal(case.of(dtype).problem, one.math) is None]
         asked_for = taken_by[:: every if dtype == "float32" else 2 * every]
         verdicts = [judge(one, Question.of(case, dtype)) for case in asked_for]
     wrong = [f"{v.case}: {v.reason}" for v in verdicts if not v.ok or v.missing]
