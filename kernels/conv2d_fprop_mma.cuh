@@ -46,8 +46,8 @@ __device__ __forceinline__ void conv2d_fprop(const Geometry& g, const storage_t*
   const auto copy_next = [&](storage_t* slot, const auto& copy) {
     const int valid = r < g.R ? channels - c : 0;
     const unsigned down = r * g.dilation_h, across = s * g.dilation_w;
-    const storage_t* const tap =
-        x + group * channels + (static_cast<long long>(down) * g.W + across) * g.C + c;
+    const storage_t* const tap = x + static_cast<long long>(group) * channels +
+                                 (static_cast<long long>(down) * g.W + across) * g.C + c;
 #pragma unroll
     for (int i = 0; i < A::COPIES; ++i) {
       const Corner pixel = corners[A::row(i)];

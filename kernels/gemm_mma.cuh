@@ -243,6 +243,11 @@ __device__ __forceinline__ long long filled_up(int columns) {
   return (static_cast<long long>(columns) + PACK - 1) / PACK * PACK;
 }
 
+// Whether two floats may be moved at once.
+__device__ __forceinline__ bool pair_at(const float* p) {
+  return reinterpret_cast<unsigned long long>(p) % sizeof(float2) == 0;
+}
+
 // Writes the sums as they are: row_of(m) is where row m of the tile begins, or null where there is none. Of
 // its columns, `columns` exist. In `pairs` where that number is even, and each row begins at a multiple of 8
 // bytes.

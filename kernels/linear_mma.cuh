@@ -92,7 +92,7 @@ __device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, f
 
 // The output itself; as float32, from where the sums are.
 __device__ __forceinline__ void write_tile(storage_t*, const Sums& sum, const Tile& tile, float* out) {
-  const bool pairs = tile.columns % 2 == 0 && reinterpret_cast<unsigned long long>(out) % 8 == 0;
+  const bool pairs = tile.columns % 2 == 0 && pair_at(out);
   float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
   write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
     return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
@@ -130,8 +130,7 @@ struct Weights {
 
   // Whether two neighbours may be moved at once, in rows of that length.
   __device__ __forceinline__ bool pairs(int columns) const {
-    const auto address = [](const float* p) { return reinterpret_cast<unsigned long long>(p); };
-    return columns % 2 == 0 && (address(w) | address(v) | address(w_new) | address(v_new)) % 8 == 0;
+    return columns % 2 == 0 && pair_at(w) && pair_at(v) && pair_at(w_new) && pair_at(v_new);
   }
 };
 

@@ -117,9 +117,10 @@ __device__ __forceinline__ void transpose_tile(const From* __restrict__ x, To* _
 template <bool ROWS, class Geometry, class From, class To>
 __device__ __forceinline__ void transpose_thin(const Geometry& g, const From* __restrict__ x,
                                                To* __restrict__ y, int thin, long long all, long long first,
-                                               int count, To* piece) {
+                                               int count, To* memory) {
   constexpr int SIZE = Chunk<To>::SIZE, UNROLL = 8;
   const int length = static_cast<int>(g.by_length.divisor), elements = thin * length, whole = thin * count;
+  To* const piece = memory;  // shared
   // Element (s, l) of the short and the long side is piece[l * thin + s].
   if constexpr (ROWS) {
     for (int start = threadIdx.x; start < elements; start += UNROLL * THREADS) {
