@@ -9,7 +9,7 @@ import pytest
 from convkit.cuda import budget
 from convkit.cuda.header import builtin_files, read
 
-#: What the quick tests compile: float32 for one architecture, the first tile. (Those of PTX compile the rest.)
+#: What the quick tests compile: float32 for one architecture, the first tile. Tests of PTX compile the rest.
 QUICK = {"float32": ("sm_90a",)}
 #: What the slow ones do: every dtype and tile for these, and the first of both for the newest.
 SLOW, NEWEST = ("sm_80", "sm_90a"), "sm_120"
