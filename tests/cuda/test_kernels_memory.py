@@ -51,9 +51,14 @@ KERNELS = [
     k for k in map(read, sorted(kernels_dir().glob("*.cu"))) if k.header.op in OPS_HERE and k.header.rank >= 0
 ]
 DTYPES = ("float32", "float16", "bfloat16")
-#: bfloat16 is slow: float16 goes the same ways, and the gate asks all of them.
+#: The quick tests ask a dtype of each width, and no pair where it has others; the gate asks all of them.
 IN_EACH_DTYPE = [
-    pytest.param(k, d, id=f"{k.stem}-{d}", marks=[pytest.mark.slow] * (d == "bfloat16"))
+    pytest.param(
+        k,
+        d,
+        id=f"{k.stem}-{d}",
+        marks=[pytest.mark.slow] * (d == "bfloat16" or ("/" in d and "float32" in k.header.dtypes)),
+    )
     for k in KERNELS
     for d in k.header.dtypes
 ]

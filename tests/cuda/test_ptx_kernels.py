@@ -34,6 +34,8 @@ ROWS = [
     for path in builtin_files()
     for dtype in read(path).header.dtypes
 ]
+#: For the quick tests: the first dtype of each kernel. The slow ones have all of them.
+QUICK = [row for row in ROWS if row.values[1] == read(row.values[0]).header.dtypes[0]]
 OTHER = "sm_90a"
 
 
@@ -67,9 +69,18 @@ def bits(outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------------
 # What ships
 # ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "dtype"), ROWS)
-def test_the_gate(path, dtype, every):
+def test_the_gate(path, dtype):
+    gate(path, dtype, 1)
+
+
+@pytest.mark.parametrize(("path", "dtype"), QUICK)
+def test_a_few_cases_of_the_gate(path, dtype):
+    gate(path, dtype, 12)
+
+
+def gate(path: Path, dtype: str, every: int) -> None:
     """Cases that are not heavy; and in a few, the same bits in any order of blocks, warps and lanes.
 
     Of 16 bits, half as many.
@@ -93,14 +104,29 @@ def test_the_gate(path, dtype, every):
         assert found[0] == found[1] == found[2], case
 
 
-@pytest.mark.parametrize("every", [0, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.thorough])])
-@pytest.mark.parametrize(("path", "dtype"), ROWS)
-def test_another_architecture(path, dtype, every):
-    """What NVRTC makes for sm_90a is understood too; the thorough test runs it, where it is another.
+@pytest.mark.parametrize(("path", "dtype"), QUICK)
+def test_another_architecture(path, dtype):
+    """What NVRTC makes for sm_90a is understood too."""
+    another_text(path, dtype)
 
-    `test_random_geometries` runs it in every dtype.
-    """
-    kernel, one = read(path), implementation(path)
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize(("path", "dtype"), ROWS)
+def test_another_architecture_runs(path, dtype):
+    """Where it is another text. `test_random_geometries` runs it in every dtype."""
+    one = implementation(path)
+    if not another_text(path, dtype) or dtype != "float32":
+        return
+    with ck.emulate(engine="ptx", arch=OTHER):
+        for case in small(one.op)[::4]:
+            verdict = judge(one, Question.of(case, dtype))
+            assert verdict.ok, f"{case}: {verdict.reason}"
+
+
+def another_text(path: Path, dtype: str) -> bool:
+    """Whether the text for the other architecture differs; it has to be translated."""
+    kernel = read(path)
     source = translation_unit(kernel, _sample(kernel, dtype))
     texts = [
         nvrtc.cached_ptx(source, arch, include=(path.parent,), name=path.stem) for arch in ("sm_80", OTHER)
@@ -110,12 +136,7 @@ def test_another_architecture(path, dtype, every):
     for name in modules[1].entries:
         assert len(translate(modules[1], name, library.find).code) > 10
     plain = [[(str(i), i.operands) for e in m.entries.values() for i in e.instructions] for m in modules]
-    if not every or plain[0] == plain[1] or dtype != "float32":
-        return
-    with ck.emulate(engine="ptx", arch=OTHER):
-        for case in small(one.op)[::every]:
-            verdict = judge(one, Question.of(case, dtype))
-            assert verdict.ok, f"{case}: {verdict.reason}"
+    return plain[0] != plain[1]
 
 
 def test_lines_change_no_instruction():
