@@ -21,8 +21,14 @@ from convkit.ops.conv2d import Conv2d
 from convkit.paths import kernels_dir
 
 TILED = [k for k in map(read, builtin_files()) if k.header.tiles]
+#: With each access watched, those on tensor cores take a minute each.
 EACH_TILE = [
-    pytest.param(k, tile, id=f"{k.stem}-{'-'.join(map(str, tile.values()))}")
+    pytest.param(
+        k,
+        tile,
+        id=f"{k.stem}-{'-'.join(map(str, tile.values()))}",
+        marks=[pytest.mark.thorough] * ("WARP_M" in k.header.tile),
+    )
     for k in TILED
     for tile in k.header.tiles
 ]
