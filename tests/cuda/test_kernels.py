@@ -398,7 +398,13 @@ def test_the_same_bits_for_every_schedule(kernel, compiler):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", SHIPPED, ids=lambda k: k.stem)
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(k, id=k.stem, marks=[pytest.mark.thorough] * on_tensor_cores(k))  # minutes each
+        for k in SHIPPED
+    ],
+)
 def test_the_whole_gate(kernel, compiler):
     verdicts = check.check(kernel.header.op, kernel.name, device="cuda")
     assert all(v.ok for v in verdicts), [str(v) for v in verdicts if not v.ok][:3]
