@@ -24,6 +24,7 @@ from convkit.cuda.source import translation_unit
 from convkit.op import Problem
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.linear import Linear
+from convkit.ops.reorder import Reorder
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,11 @@ def cases(kernel: Path) -> list:
         problem = next(problem for part, problem in COPIED.items() if part in kernel.stem)
         fitting[:0] = [
             replace(random[0], problem=problem, name="copied asynchronously").of(implemented.dtypes[0])
+        ]
+    if implemented.op == "reorder":  # by tiles, and with either side the short one
+        problems = Reorder(2, 67, 9, 15), Reorder(3, 3, 37, 41), Reorder(2, 131, 3, 3)
+        fitting[:0] = [
+            replace(random[0], problem=p, name="reorder").of(implemented.dtypes[0]) for p in problems
         ]
     return fitting[:4]
 
@@ -153,7 +159,9 @@ def test_check_mode_finds_nothing_in_what_ships(kernel, compiler):
     edges = [c for c in check.cases(implementation(kernel).op) if not c.heavy and c.fill == "normal"]
     edges = [case.of(implementation(kernel).dtypes[0]) for case in edges if not case.problem.empty]
     fitting = [
-        case for case in edges if implementation(kernel).refusal(case.problem, kernel.header.math) is None
+        case
+        for case in edges
+        if implementation(kernel).refusal(case.problem, implementation(kernel).math) is None
     ]
     questions += asked(kernel, fitting[:12])
     assert faults(kernel, questions) == [""] * len(questions)
