@@ -180,12 +180,17 @@ def _cudnn(item: work.Item) -> list[Any]:
 #: Steps of a sample.
 TOGETHER = 4
 #: Largest relative RMS error of logits.
-LOGITS = {"fp32": 1e-3, "tf32": 5e-3, "bf16": 5e-2}
+LOGITS = {"fp32": 1e-3, "tf32": 5e-3, "bf16": 5e-2, "fp16": 1e-2}
+#: How a network of convkit's computes so. In 16 bits its parameters are float32; PyTorch's here are 16-bit too.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fp32": {}, "tf32": {"math": "tf32"}, "bf16": {"dtype": "bfloat16"}, "fp16": {"dtype": "float16"},
+}  # fmt: skip
 
 
 def step_tasks() -> list[str]:
-    eager = ["convkit/fp32", "torch/fp32", "torch/tf32", "torch channels_last/bf16"]
-    compiled = [f"torch compiled/{grade}" for grade in LOGITS] if SIZES.compiled else []
+    grades = ("fp32", "tf32", "bf16")
+    eager = [*(f"convkit/{grade}" for grade in grades), "torch/fp32", "torch/tf32", "torch channels_last/bf16"]
+    compiled = [f"torch compiled/{grade}" for grade in grades] if SIZES.compiled else []
     # What is compiled takes half a minute each before its first step.
     return [f"{who}/N={batch}" for field in (eager, compiled) for batch in SIZES.batches for who in field]
 
@@ -202,7 +207,7 @@ def step(key: str) -> Record:
     N = int(batch.removeprefix("N="))
     wait = cupy.cuda.runtime.deviceSynchronize
     with emulated():
-        net, to = _convkit_net() if who == "convkit" else _torch_net(who, grade)
+        net, to = _convkit_net(grade) if who == "convkit" else _torch_net(who, grade)
         x, labels = whole.images(SIZES.net, N)
         error = tolerance.relative_rms(np.asarray(net.logits(to(x[:2])), np.float64), _logits(N))
         right = bool(error <= LOGITS[grade])
@@ -229,7 +234,7 @@ def _logits(batch: int) -> np.ndarray:
     return np.asarray(net.forward(whole.images(SIZES.net, batch)[0][:2].astype(np.float64)))
 
 
-def _convkit_net() -> tuple[Any, Callable[[Any], Any]]:
+def _convkit_net(grade: str) -> tuple[Any, Callable[[Any], Any]]:
     import cupy
 
     from convkit.bench.peers.networks import ConvkitNet
@@ -238,7 +243,7 @@ def _convkit_net() -> tuple[Any, Callable[[Any], Any]]:
         def logits(self, x: Any) -> Any:
             return super().logits(x).get()
 
-    return Net({"preset": SIZES.net}, "cuda"), cupy.asarray
+    return Net({"preset": SIZES.net}, "cuda", **OPTIONS[grade]), cupy.asarray
 
 
 def _torch_net(who: str, grade: str) -> tuple[Any, Callable[[Any], Any]]:

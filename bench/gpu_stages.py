@@ -186,12 +186,19 @@ def gate(key: str) -> Record:
     }  # fmt: skip
 
 
+def preset_tasks() -> list[str]:
+    """Each preset in float32, the first of them first in every precision: "paper/bf16"."""
+    first, *others = SIZES.presets
+    return [*(f"{first}/{grade}" for grade in gpu_race.OPTIONS), *(f"{name}/fp32" for name in others)]
+
+
 def preset_step(key: str) -> Record:
     """A training step of a preset: every call against float64, on the inputs that it had."""
     import cupy
 
+    name, grade = key.split("/")
     rng = np.random.default_rng(0)
-    net = ck.AlexNet(key, seed=1, device="cuda")
+    net = ck.AlexNet(name, seed=1, device="cuda", **gpu_race.OPTIONS[grade])
     x = rng.standard_normal((2, *net.input_shape), np.float32) * 50
     with emulated():
         verdicts = check.check_step(net, cupy.asarray(x), cupy.asarray(np.array([1, 2])))
@@ -240,7 +247,7 @@ def ceiling(key: str) -> Record:
 WORK = {
     "compile": Work(compilations, compile_kernel),
     "gate": Work(gates, gate),
-    "presets": Work(lambda: list(SIZES.presets), preset_step),
+    "presets": Work(preset_tasks, preset_step),
     "ceilings": Work(ceilings, ceiling, own=lambda key: False),
     "layers": Work(lambda: list(gpu_race.layer_items()), gpu_race.layer),
     "steps": Work(gpu_race.step_tasks, gpu_race.step, own=lambda key: key.startswith("convkit")),

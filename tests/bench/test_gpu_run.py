@@ -402,3 +402,7 @@ def test_the_stages_are_all_there():
         "bfloat16",
     }
     assert next(iter(items)).startswith("alexnet-paper/conv1/conv2d_fprop/N=128/float32/fp32")
+    grades = set(gpu_stages.gpu_race.OPTIONS)
+    assert {t.split("/")[1] for t in gpu_stages.preset_tasks()} == grades == set(gpu_stages.gpu_race.LOGITS)
+    steps = gpu_stages.gpu_race.step_tasks()
+    assert {t.split("/")[1] for t in steps if t.startswith("convkit")} == {"fp32", "tf32", "bf16"}

@@ -74,10 +74,10 @@ def describe(name: str) -> dict[str, Any]:
 
 
 class ConvkitNet:
-    """A planned network."""
+    """A planned network; options are `AlexNet`'s."""
 
-    def __init__(self, spec: dict[str, Any], device: str = "cpu") -> None:
-        self.net = alexnet.AlexNet(spec["preset"], seed=0, device=device)
+    def __init__(self, spec: dict[str, Any], device: str = "cpu", **options: Any) -> None:
+        self.net = alexnet.AlexNet(spec["preset"], seed=0, device=device, **options)
         self.params = self.net.params
 
     def kernels(self, batch: int) -> list[tuple[Implementation, Problem]]:
