@@ -79,14 +79,6 @@ __device__ __forceinline__ void beside(const Lane& lane, float (&seen)[BEHIND + 
   for (int j = 0; j < AHEAD; ++j) seen[BEHIND + CHANNELS + j] = lane.right ? behind[j] : 0.0f;
 }
 
-// NORMAL: beta is 0.75 and d at least 1 (k is), so that neither root meets a subnormal number.
-template <bool NORMAL>
-__device__ __forceinline__ Powers powers_of(float d, float beta) {
-  if (!NORMAL) return powers(d, beta);
-  const float root = rsqrt_normal(d), power = root * sqrt_normal(root);  // d^-3/4 = d^-1/2 * (d^-1/2)^1/2
-  return {power, power * (root * root)};
-}
-
 // d of element c of a run; `scale` is alpha/size.
 template <int SIZE>
 __device__ __forceinline__ float divisor(const float (&seen)[SIZE - 1 + CHANNELS], int c, float scale,

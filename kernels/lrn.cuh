@@ -2,6 +2,7 @@
 // A Geometry has the members of LRN: it is LRN itself, or LrnMaxPool2d.
 #pragma once
 
+#include "convkit.cuh"
 #include "divider.cuh"
 #include "storage.cuh"
 
@@ -26,6 +27,14 @@ __device__ __forceinline__ Powers powers(float d, float beta) {
 
 __device__ __forceinline__ Powers powers(float d, float beta) {
   return beta == 0.75f ? powers<true>(d, beta) : powers<false>(d, beta);
+}
+
+// NORMAL: beta is 0.75 and d at least 1 (k is), so that neither root meets a subnormal number.
+template <bool NORMAL>
+__device__ __forceinline__ Powers powers_of(float d, float beta) {
+  if (!NORMAL) return powers(d, beta);
+  const float root = rsqrt_normal(d), power = root * sqrt_normal(root);  // d^-3/4 = d^-1/2 * (d^-1/2)^1/2
+  return {power, power * (root * root)};
 }
 
 // Sum of value(j) over the elements j in the window [-behind, +ahead] of element i, which is (c, h, w) of its

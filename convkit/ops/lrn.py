@@ -194,6 +194,8 @@ _EDGES: tuple[tuple[str, tuple, dict[str, Any]], ...] = (
     ("within the map", (2, 3, 7, 6), {"size": 3, "alpha": 1.5, "region": "within_channel"}),
     ("within the map, even", (2, 3, 7, 6), {"size": 4, "alpha": 1.5, "region": "within_channel"}),
     ("within a smaller map", (1, 3, 2, 3), {"size": 7, "alpha": 1.5, "region": "within_channel"}),
+    ("within a wide map", (1, 11, 37, 71), {"size": 5, "alpha": 1.5, "region": "within_channel"}),
+    ("within a tall map", (2, 9, 70, 9), {"size": 3, "alpha": 1.5, "region": "within_channel"}),
     ("primes", (3, 17, 7, 5), {"alpha": 0.2}),
     ("many channels, one pixel", (2, 131, 1, 1), {"alpha": 0.2}),
     ("empty batch", (0, 5, 3, 3), {}),

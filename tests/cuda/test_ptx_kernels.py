@@ -200,6 +200,8 @@ BARRIERS = {
     "linear_wgrad_sgd_gemm": 3,
     "linear_wgrad_sgd_gemm_mma": 1,
     "loss_summary_block": 3,
+    "lrn_dgrad_map_sliding": 16,
+    "lrn_fprop_map_sliding": 8,
     "lrn_maxpool2d_fprop_band": 1,
     "reorder_deinterleave": 3,
     "reorder_interleave": 3,
@@ -238,11 +240,12 @@ def goes_wrong(path: Path) -> str:
     return ""
 
 
-#: The engine of these kernels, and so its barriers, is that of `conv2d_fprop_implicit_gemm` or nearly so.
+#: The engine of these kernels, and so its barriers, is that of `conv2d_fprop_implicit_gemm` or nearly so; or the same
+#: barriers stand in each turn of an unrolled loop.
 SHARED = tuple(
     stem
     for stem in BARRIERS
-    if ("gemm" in stem or stem.endswith("_mma")) and stem != "conv2d_fprop_implicit_gemm"
+    if ("gemm" in stem or stem.endswith(("_mma", "_map_sliding"))) and stem != "conv2d_fprop_implicit_gemm"
 )
 
 
