@@ -41,7 +41,7 @@ def kernels_run(folder: Path = RESULTS) -> dict[str, str]:
 def has_run(implementation: Implementation) -> bool:
     """Whether a GPU has run each kernel file of an implementation: of a packed one, the reorders too."""
     ran = kernels_run()
-    return all(Path(file).name in ran for file in implementation.sources.files)
+    return all(Path(file).name in ran for file in (implementation.source, *implementation.sources.files))
 
 
 def _documents(folder: Path) -> Iterator[dict[str, Any]]:

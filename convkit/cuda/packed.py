@@ -168,7 +168,7 @@ def _way(row: Layout, output: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def implementations(kernels: Sequence[Implementation]) -> list[Implementation]:
-    """For NCHW, what these kernels leave out there: an implementation for each in another layout that can do it.
+    """What these kernels leave out in NCHW: an implementation for each in another layout that can do it.
 
     Each has the name of its kernel, and takes those dtypes for which no kernel computes its op in NCHW in the
     same arithmetic.

@@ -215,7 +215,8 @@ def test_as_ptx_and_in_any_order(one):
     """What NVRTC makes of the files, and blocks and warps in another order: the same bits."""
     need("cuda.core")
     problem = Conv2d.of((2, 3, 9, 8), (8, 3, 3, 3), padding=((0, 2), (1, 0)), dtype=one.dtypes[0])
-    asked = Question.of(Case(one.op, problem, "asked"), one.dtypes[0])
+    options = dict.fromkeys(OPS[one.op].options, True)
+    asked = Question.of(Case(one.op, problem, "asked", options=options), one.dtypes[0])
     found = []
     for seed in (None, 1, 2):
         with ck.emulate(engine="ptx", seed=seed):
