@@ -13,15 +13,18 @@ from conftest import need
 import convkit as ck
 from convkit import check, devices, registry, tuned
 from convkit.arrays import np_dtype
+from convkit.bench import status
+from convkit.bench.results import sources
 from convkit.call import Call
 from convkit.check.attempt import FIRST, Question, attempt
 from convkit.check.cases import Case
 from convkit.check.verdicts import judge
 from convkit.cuda import graph, packed
 from convkit.cuda.emulate import Emulator
-from convkit.cuda.null import nulled
 from convkit.layouts import KRSC, NHWC, Tensor
 from convkit.network import layers
+from convkit.network.plan.program import Program
+from convkit.network.presets import preset
 from convkit.op import OPS
 from convkit.ops.conv2d import Conv2d
 from convkit.registry import implementations, select
@@ -32,6 +35,15 @@ PACKED = [i for i in implementations(device="cuda") if i.packs]
 ALL_OPTIONS = {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 2), (1, 0)), "groups": 2}
 PROBLEM = Conv2d.of((2, 6, 9, 8), (4, 3, 3, 3), **ALL_OPTIONS, dtype="bfloat16")
 RNG = np.random.default_rng(11)
+
+
+@pytest.fixture
+def cupy(monkeypatch, compiler):
+    module = fake_cupy.module(watch_races=True)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
+    yield module
+    devices.gpu_found.cache_clear()  # which may have seen the stand-in's
 
 
 def of(op: str, name: str) -> registry.Implementation:
@@ -126,6 +138,19 @@ def test_a_tensor_that_a_reorder_declines_is_refused():
     assert reason.startswith("deinterleave, which copies y, needs H*W < 2147483648")
 
 
+def test_the_reorders_count_as_its_files(monkeypatch):
+    """For a result file, and for what a GPU has run."""
+    one = of("conv2d_fprop", "implicit_gemm_mma")
+    kernel = next(i for i in implementations(one.op, device="cuda", layout=one.packs) if i.name == one.name)
+    plain, both = sources.describe([kernel]), sources.describe([kernel, one])
+    key = "conv2d_fprop/implicit_gemm_mma"
+    more = {"kernels/reorder_interleave.cu", "kernels/reorder_deinterleave.cu", "kernels/transpose.cuh"}
+    assert not more & set(plain[key]["includes"]) and more <= set(both[key]["includes"])
+    assert sources.describe([one, kernel]) == both and sources.describe([kernel]) == plain
+    monkeypatch.setattr(status, "kernels_run", lambda: {"conv2d_fprop_implicit_gemm_mma.cu": "NVIDIA H200"})
+    assert status.has_run(kernel) and not status.has_run(one)
+
+
 # ---------------------------------------------------------------------------------------------------
 # What is copied
 # ---------------------------------------------------------------------------------------------------
@@ -187,6 +212,17 @@ def test_the_kernels_own_bits(compiler):
         assert ck.conv2d_fprop(x, w, b, relu=True, impl="implicit_gemm_mma", out=out, **ALL_OPTIONS) is out
     assert inside.layout == NHWC
     assert inside.logical().tobytes() == y.tobytes() == out.tobytes() and y.any()
+
+
+def test_on_a_gpu(cupy):
+    """On a stand-in for CuPy: the first call, and a bound one, which takes scratch memory of its own."""
+    x, w, b = drawn("conv2d_fprop", PROBLEM)
+    given = [cupy.asarray(a) for a in (x, w, b)]
+    found = [ck.conv2d_fprop(*given, **ALL_OPTIONS).get() for _ in range(3)]
+    inside = ck.conv2d_fprop(
+        Tensor.of(given[0], "NHWC"), Tensor.of(given[1], "KRSC"), given[2], **ALL_OPTIONS
+    )
+    assert {y.tobytes() for y in found} == {inside.logical().get().tobytes()}
 
 
 def test_an_empty_batch(compiler):
@@ -288,13 +324,6 @@ def test_the_tuner_tries_its_tiles():
     assert all(c.implementation.packs for c in found) and sum(bool(c.implementation.tile) for c in found) > 4
 
 
-def capture(monkeypatch):
-    module = fake_cupy.module(watch_races=True)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(devices, "current", fake_cupy.current_executor(Emulator()))
-    return module
-
-
 def test_a_call_can_be_part_of_a_graph():
     one = of("conv2d_fprop", "implicit_gemm_mma")
     x, w, b = drawn("conv2d_fprop", PROBLEM)
@@ -304,42 +333,39 @@ def test_a_call_can_be_part_of_a_graph():
     assert graph.obstacle(call) == ""
 
 
-@pytest.mark.slow
-def test_a_network_that_is_told_to_packs_in_one_graph(monkeypatch, compiler):
+def test_a_network_that_is_told_to_packs_in_one_graph(cupy):
     """In float32, by a kernel of tf32 that its user has named: it runs in NCHW, packs, and is captured."""
-    module = capture(monkeypatch)
-    try:
-        init = layers.Normal(0.2)
+    init = layers.Normal(0.2)
 
-        def net(**options):
-            made = ck.Network(
-                (
-                    layers.Conv("conv1", 4, 3, init, init, padding=1),
-                    layers.Relu("relu1"),
-                    layers.Flatten("flatten"),
-                    layers.Linear("fc2", None, init, init),
-                ),
-                (2, 6, 6), 5, seed=1, device="cuda", math="tf32", **options,
-            )  # fmt: skip
-            made.use("conv1", conv2d_fprop="implicit_gemm_tf32")
-            return made
+    def net(**options):
+        made = ck.Network(
+            (
+                layers.Conv("conv1", 4, 3, init, init, padding=1),
+                layers.Relu("relu1"),
+                layers.Flatten("flatten"),
+                layers.Linear("fc2", None, init, init),
+            ),
+            (2, 6, 6), 5, seed=1, device="cuda", math="tf32", **options,
+        )  # fmt: skip
+        made.use("conv1", conv2d_fprop="implicit_gemm_tf32")
+        return made
 
-        graphed, eager = net(), net(graph=False)
-        x, labels = RNG.standard_normal((4, 2, 6, 6), np.float32), np.arange(4) % 5
-        for _ in range(4):
-            found, wanted = (one.step(module.asarray(x), labels, lr=0.1) for one in (graphed, eager))
-            assert float(found) == float(wanted)
-        assert devices.current().captured == 1
-        for name, w in graphed.params.items():
-            assert np.array_equal(w.get(), eager.params[name].get()), name
-    finally:
-        devices.gpu_found.cache_clear()
+    graphed, eager = net(), net(graph=False)
+    x, labels = RNG.standard_normal((4, 2, 6, 6), np.float32), np.arange(4) % 5
+    for _ in range(4):
+        found, wanted = (one.step(cupy.asarray(x), labels, lr=0.1) for one in (graphed, eager))
+        assert float(found) == float(wanted)
+    assert devices.current().captured == 1
+    assert any(call.implementation.packs for call in graphed.plan(4).calls())
+    for name, w in graphed.params.items():
+        assert np.array_equal(w.get(), eager.params[name].get()), name
 
 
 def test_a_plan_packs_at_its_edges_alone():
-    """It counts a packing kernel for none, as long as there is a way without."""
-    net = ck.AlexNet("2012", dtype="bfloat16")
-    with nulled():
-        assert not any(call.implementation.packs for call in net.plan(128).calls())
-        calls = [call for phase in net.plan(128).phases().values() for call in phase]
-        assert len(calls) == 82
+    """It counts a kernel that packs for none, as long as there is a way without."""
+    chosen = preset("2012")
+    images = (128, 3, chosen.image_size, chosen.image_size)
+    program = Program(chosen.layers, images, chosen.num_classes, "bfloat16", "cuda", None)
+    step = program.step(program.graph.parameters)
+    nodes = [*program.runs((*program.forward, *program.loss, *step.backward, *step.update))]
+    assert len(nodes) == 82 and not any(program.pick(node).packs for node in nodes)
