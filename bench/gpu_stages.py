@@ -154,7 +154,8 @@ def compilations() -> list[str]:
 
 def gates() -> list[str]:
     found = implementations(device="cuda", layout=None)
-    keys = [f"{i.op}/{i.name}/{dtype}" for i in found for dtype in i.dtypes if _is_asked(dtype)]
+    # A kernel that packs NCHW arrays has the name of the one that it packs for, and is asked with it.
+    keys = [*dict.fromkeys(f"{i.op}/{i.name}/{d}" for i in found for d in i.dtypes if _is_asked(d))]
     # What takes longest comes first, so that no core is left with it; then all of it on other data.
     keys.sort(key=lambda key: not key.startswith(("conv2d", "linear")))
     return [f"{key}/{number}" for number in range(1, SIZES.passes + 1) for key in keys]
@@ -168,7 +169,9 @@ def gate(key: str) -> Record:
     """An implementation in one dtype on the gate's quick cases."""
     op, name, dtype = key.rpartition("/")[0].split("/", 2)
     chosen = [
-        replace(i, dtypes=(dtype,)) for i in implementations(op, device="cuda", layout=None) if i.name == name
+        replace(i, dtypes=(dtype,))
+        for i in implementations(op, device="cuda", layout=None)
+        if i.name == name and dtype in i.dtypes
     ]
     seed = check.fresh_seed()
     with emulated(op in ("relu_fprop", "conv2d_bgrad")) as real:

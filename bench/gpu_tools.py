@@ -82,7 +82,9 @@ def small_cases(tool: str) -> int:
                 fault = exact.run(i, case, seed=1)
             wrong += bool(fault) and real
             print(
-                json.dumps({"case": f"{i.op}/{i.name}: {case}", "ok": not fault or not real, "fault": fault}),
+                json.dumps(
+                    {"case": f"{i.op}/{i.label}: {case}", "ok": not fault or not real, "fault": fault}
+                ),
                 flush=True,
             )
     return 1 if wrong else 0
@@ -128,7 +130,7 @@ def profiled(stem: str) -> int:
 
     nvrtc.line_info = True
     (implementation,) = (
-        i for i in implementations(device="cuda", layout=None) if Path(i.source).stem == stem
+        i for i in implementations(device="cuda", layout=None) if Path(i.source).stem == stem and not i.packs
     )
     wanted = work.Wanted(preset="paper", layers=("conv2", "fc6", "norm2"), batches=(SIZES.batch,))
     found = [i for i in work.items(wanted) if i.op == implementation.op]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import cpp, cpu, registry, tuned
 from .checked import Sources
-from .cuda import header, prepare
+from .cuda import header, packed, prepare
 from .errors import OptionError
 from .registry import Implementation
 
@@ -26,8 +26,9 @@ def _find(device: str) -> None:
         for module in pkgutil.iter_modules(cpu.__path__, "convkit.cpu."):
             importlib.import_module(module.name)
     else:
-        for path in header.builtin_files():
-            registry.add(prepare.implementation(path))
+        kernels = [prepare.implementation(path) for path in header.builtin_files()]
+        for implementation in (*kernels, *packed.implementations(kernels)):
+            registry.add(implementation)
 
 
 registry.finder, registry.tuner = _find, tuned.better

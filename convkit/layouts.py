@@ -52,6 +52,14 @@ class Layout:
             extents[1] = -(-shape[1] // self.block)
         return (*(extents[axis] for axis in self.axes), *((self.block,) if self.block else ()))
 
+    def moves(self, shape: Shape) -> bool:
+        """Whether a tensor of that shape lies in another order than the logical one.
+
+        It does not where all but one of the axes that change places have one element, or where it is empty.
+        """
+        order = [axis for axis in self.axes if shape[axis] != 1]
+        return 0 not in shape and (bool(self.block) or order != sorted(order))
+
     def pack(self, array: Array, memory: Array) -> None:
         """Fill memory of `physical` shape from an array in the logical order, on the same device."""
         if not self.axes:

@@ -44,6 +44,9 @@ class Implementation:
         Layout that it reads and writes: "NCHW", "nChw16c", of its input's and its output's side
         "NCHW>nChw16c", with that of its weights "NHWC, KRSC"; see `layouts.declared`. Part of the key: a name
         may stand for an idea in several layouts.
+    packs : str
+        Of a kernel that computes in another layout than it takes: that layout. Each call reorders the tensors
+        on the way in and out (`cuda.packed`), so it is more launches than one file's. Else empty.
     rank : int
         The highest rank that accepts a problem is chosen.
     error : float
@@ -102,6 +105,7 @@ class Implementation:
     flops: Callable[[Any], int] | None = None
     compiled: bool = False
     tile: tuple[tuple[str, int], ...] = ()
+    packs: str = ""
     source: str = field(default="", compare=False)
     origin: str = field(default="", compare=False)
     sources: gate.Sources = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
@@ -125,8 +129,18 @@ class Implementation:
 
     @property
     def label(self) -> str:
-        """The name, the tile where one was fixed, and the layout where it is not the users' own."""
-        return self.name_and_tile if self.layout == "NCHW" else f"{self.name_and_tile} {self.layout}"
+        """The name, the tile where one was fixed, and the layout where it is not the users' own.
+
+        In the users' own, "packed" where the kernel computes in another one.
+        """
+        if self.layout == "NCHW":
+            return f"{self.name_and_tile} packed" if self.packs else self.name_and_tile
+        return f"{self.name_and_tile} {self.layout}"
+
+    @property
+    def layout_text(self) -> str:
+        """The layout as tables have it: "NHWC, KRSC", or "NCHW (packs NHWC, KRSC)"."""
+        return f"{self.layout} (packs {self.packs})" if self.packs else self.layout
 
     def refusal(
         self, problem: Any, math: str | None = None, max_error: float = 1.0, flags: Iterable[str] = ()
@@ -264,7 +278,9 @@ def implements(
     ...     return jnp.maximum(x, 0)
     """
 
-    known = {f.name for f in fields(Implementation)} - {"op", "name", "run", "source", "origin", "sources"}
+    known = {f.name for f in fields(Implementation)} - {
+        "op", "name", "run", "packs", "source", "origin", "sources",
+    }  # fmt: skip
     for key in declared:
         if key not in known:
             raise unknown("declaration", key, known)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..paths import kernels_dir
+from ..registry import Implementation
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 #: The mark of a kernel that no GPU has run.
@@ -35,6 +36,12 @@ def kernels_run(folder: Path = RESULTS) -> dict[str, str]:
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha:
                 found[name] = str(machine.get("name") or machine.get("device"))
     return found
+
+
+def has_run(implementation: Implementation) -> bool:
+    """Whether a GPU has run each kernel file of an implementation: of a packed one, the reorders too."""
+    ran = kernels_run()
+    return all(Path(file).name in ran for file in (implementation.source, *implementation.sources.files))
 
 
 def _documents(folder: Path) -> Iterator[dict[str, Any]]:

@@ -68,7 +68,7 @@ def _small(implementation: Implementation, question: Question) -> bool:
     runner, case = sizes.runner(implementation), question.case
     if runner is None or case.problem.flops(case.op) > _FLOPS:
         return False
-    launches = runner.ready(case.problem).launches
+    launches = [one for part, own in runner.parts(case.problem) for one in part.ready(own).launches]
     return sum(prod(grid) * prod(block) for _, grid, block, _ in launches) <= _THREADS
 
 

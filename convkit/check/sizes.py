@@ -289,7 +289,11 @@ def too_many_threads(implementation: Implementation, problem: Problem) -> str | 
     """Why a kernel file's launches would take the emulator too long, or None."""
     if (run := runner(implementation)) is None:
         return None
-    threads = sum(prod(grid) * prod(block) for _, grid, block, _ in run.ready(problem).launches)
+    threads = sum(
+        prod(grid) * prod(block)
+        for part, own in run.parts(problem)
+        for _, grid, block, _ in part.ready(own).launches
+    )
     return f"{threads:,} threads are too many for the emulator" if threads > EMULATED else None
 
 
@@ -298,8 +302,11 @@ def launch_fault(implementation: Implementation, problem: Problem) -> str:
     if (run := runner(implementation)) is None:
         return ""
     try:
-        for launch in run.kernel.header.launches:
-            grid, block, shared = run.extents(launch, problem)
+        launches = [
+            (part, own, launch) for part, own in run.parts(problem) for launch in part.kernel.header.launches
+        ]
+        for part, own, launch in launches:
+            grid, block, shared = part.extents(launch, own)
             for axis, number, most in zip("xyz", grid, GRID, strict=True):
                 if not 0 <= number <= most:
                     return f"grid.{axis} of {launch.entry} would be {number:,}; CUDA allows {most:,}"

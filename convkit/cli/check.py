@@ -380,7 +380,7 @@ def _count(chosen: Sequence[Implementation]) -> int:
 
     for i in chosen:
         case, fault, counted = check.count(i)
-        print(f"\n{i.op} {i.name}: {case}{': ' + fault if fault else ''}")
+        print(f"\n{i.op} {i.label}: {case}{': ' + fault if fault else ''}")
         rows = [
             (f"{Path(c.file).name}:{c.line}", c.kind, c.accesses, c.actual, c.ideal, f"{c.ratio:.2f}")
             for c in counted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from ..bench import status
@@ -29,7 +28,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a row for each implementation."""
     rows = [
-        (i.op, i.name, i.device, i.layout, " ".join(i.dtypes), f"{i.error:g}", i.rank, _checked(i),
+        (i.op, i.name, i.device, i.layout_text, " ".join(i.dtypes), f"{i.error:g}", i.rank, _checked(i),
          (i.missing and i.missing()) or "ready")
         for i in _listed(args.op, args.device)
     ]  # fmt: skip
@@ -46,7 +45,7 @@ def _checked(i: Implementation) -> str:
     """What is known of its check; on a GPU also of those that convkit ships, by the results in the tree."""
     if i.checked != SHIPPED or i.device != "cuda" or engine("cuda") == "emulator":
         return i.checked
-    return i.checked if Path(i.source).name in status.kernels_run() else status.UNRUN
+    return i.checked if status.has_run(i) else status.UNRUN
 
 
 def _listed(target: str | None, device: str | None) -> list[Implementation]:

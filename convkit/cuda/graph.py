@@ -21,7 +21,7 @@ from ..call import Call
 from ..errors import OutOfMemory
 from .header import OPTION_TYPES, Header
 from .launch import Executor, Kept
-from .prepare import Prepared, Runner
+from .prepare import Runner
 
 #: Options that are other numbers in each step.
 CHANGING = ("lr", "seed", "offset")
@@ -252,7 +252,7 @@ class _Graph:
             pointers.setdefault(id(call), {})[pointer] = self._memory[part].view(kind)
         # What a graph uses must live as long as it does; scratch memory, an option, a plan may replace.
         self._kept = [
-            (_prepared(call), (*call.inputs, *call.outputs), {**call.options, **pointers.get(id(call), {})})
+            (call.launch(), (*call.inputs, *call.outputs), {**call.options, **pointers.get(id(call), {})})
             for call in calls
         ]
         self._replay = executor.capture(self._queue)
@@ -276,12 +276,6 @@ class _Graph:
         # CUDA does not say what becomes of a graph that is destroyed while it runs.
         with contextlib.suppress(Exception):
             self._ended.synchronize()
-
-
-def _prepared(call: Call) -> Prepared:
-    launch = call.launch()
-    assert isinstance(launch, Prepared)
-    return launch
 
 
 def _event(memory: Array) -> Any:

@@ -97,6 +97,10 @@ class Runner:
         self.refusal = keep(self._refusal)
         self.workspace = keep(self._workspace)
 
+    def tiled(self, tile: Mapping[str, int]) -> Runner:
+        """The same with one tile for every problem; what `tile` leaves out is as in the file's."""
+        return Runner(self.kernel.tiled(tile))
+
     def _fitted(self, problem: Problem) -> KernelFile:
         """The kernel file with the tile that suits the problem."""
         return heuristics.fitted(self.kernel, problem)
@@ -117,6 +121,10 @@ class Runner:
     def _workspace(self, problem: Problem) -> int:
         """Bytes of scratch memory for the problem."""
         return max(1, int(expressions.evaluate(self.kernel.header.workspace, self.scope(problem))))
+
+    def parts(self, problem: Problem) -> list[tuple[Runner, Problem]]:
+        """All kernel files that run for the problem, this one first, each with the problem that it gets."""
+        return [(self, problem)]
 
     def parameters(self, launch: int = 0) -> tuple[Argument, ...]:
         """The kernels' parameters, in their order and without values, as a launch of the file uses them."""
@@ -169,16 +177,16 @@ def tiled(implementation: Implementation, tile: Mapping[str, int]) -> Implementa
     Parameters
     ----------
     implementation : Implementation
-        Of a kernel file.
+        Of a kernel file; also a packed one.
     tile : mapping of str to int
         What is fixed; the rest is as in the file's `tile`.
     """
-    runner = Runner(implementation.run.kernel.tiled(tile))  # type: ignore[attr-defined]
+    runner = implementation.run.tiled(tile)  # type: ignore[attr-defined]
     return replace(
         implementation,
         run=runner,
         when=runner.refusal,
-        workspace=runner.workspace if runner.kernel.header.workspace else None,
+        workspace=runner.workspace if implementation.workspace else None,
         prepare=runner.prepare,
         tile=tuple(sorted(tile.items())),
     )

@@ -53,7 +53,7 @@ def implementation(path: Path) -> registry.Implementation:
     (found,) = (
         i
         for i in registry.implementations(kernel.op.name, device="cuda", layout=None)
-        if i.name == kernel.name
+        if i.name == kernel.name and i.layout == kernel.header.layout
     )
     return found
 

@@ -320,13 +320,14 @@ def test_on_a_gpu_tiles_are_compiled_and_the_best_runs(
         assert select("relu_fprop", problem, device="cuda").name_and_tile == "vectorized"
 
 
-def test_a_race_takes_a_kernel_in_nhwc_on_a_gpu(gpu, compiler):
-    """Its tensors lie on the GPU in its own layout, and what it wrote is compared in NCHW."""
+@pytest.mark.parametrize("layout", ["NHWC, KRSC", "NCHW"])
+def test_a_race_takes_a_kernel_in_nhwc_on_a_gpu(layout, gpu, compiler):
+    """Its tensors lie on the GPU in its own layout, and what it wrote is compared in NCHW; or it packs."""
     problem = Conv2d.of((1, 8, 6, 5), (16, 8, 3, 3), padding=1, dtype="bfloat16")
     item = work.Item(
         "c", "conv2d_fprop", problem, "bfloat16", layer="c", options={"relu": True}, absent=("b",)
     )
-    found = implementations("conv2d_fprop", device="cuda", layout="NHWC, KRSC")
+    found = implementations("conv2d_fprop", device="cuda", layout=layout)
     one = next(i for i in found if i.name == "implicit_gemm_mma")
     small = tuned.with_tile(one, {"TILE_M": 64, "TILE_N": 64, "STAGES": 3})
     few = [candidates.Candidate(one, default=True), candidates.Candidate(small)]

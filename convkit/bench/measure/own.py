@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,7 +236,7 @@ def entry(
     """One implementation as an entry."""
     bound = Bound(implementation, item, empty)
     marks = [mark for mark, pick in picks.items() if pick is implementation]
-    if implementation.device == "cuda" and Path(implementation.source).name not in status.kernels_run():
+    if implementation.device == "cuda" and not status.has_run(implementation):
         marks.append(UNRUN)
     if item.dtype == "float32" and isinstance(item.problem, (Conv2d, Linear)):
         # `math` is the coarsest that is accepted: where something finer runs, the table says so.

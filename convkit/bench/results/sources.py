@@ -72,6 +72,10 @@ def describe(
             if implementation.device == "cuda":
                 found[key]["status"] = RUN if key in set(ran) else UNRUN
                 found[key] |= _machine_code(implementation, (problems or {}).get(key, []), arch)
+        if implementation.packs:  # its time is the reorders' too
+            more = [Path(file) for file in implementation.sources.files if file != implementation.source]
+            named = {display(path): sha256(path) for file in more for path in (file, *_includes(file))}
+            found[key]["includes"] = {**found[key]["includes"], **named}
     return found
 
 

@@ -49,6 +49,7 @@ DECLARED: tuple[str, ...] = (
     "error",
     "math",
     "truncates",
+    "packs",
     "flags",
     "compiled",
     "source",

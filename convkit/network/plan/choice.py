@@ -31,7 +31,8 @@ class Chooser:
         The ops of the layers themselves. In NCHW each of them is taken to run: on a CPU, at the least the
         reference does. What does not run after all, `pick` says.
     strict : bool
-        Whether that is not taken for granted: on a GPU, an op may have kernels in another layout alone.
+        Whether that is not taken for granted: on a GPU, an op may have kernels in another layout alone. What
+        only packs its tensors for those does not count.
     layouts : dict of str to Layout
         Of activations. A gradient that is not in it has the layout of its activation.
     """
@@ -126,6 +127,8 @@ class Chooser:
         try:
             found = self.pick(node)
         except (NoImplementation, OptionError):
+            return False
+        if self.strict and found.packs:  # it packs its tensors at each call; a plan, once at the edges
             return False
         return own or found.name != "reference" or self.name(node.layers, node.op) is not None
 

@@ -32,7 +32,7 @@ def row(call: Call) -> Row:
         call.layer,
         op.name,
         implementation.name_and_tile,
-        implementation.layout,
+        implementation.layout_text,
         problem.dtype,  # type: ignore[attr-defined]
         "x".join(map(str, problem.shape(op.outputs[0]))),
         problem.bytes(*present, *op.outputs) / 1e6,
