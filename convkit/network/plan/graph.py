@@ -243,7 +243,7 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
 
 
 def working_copy(parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
-    """Makes a copy of a parameter, whose name stands for its layer. A reorder takes four axes of that memory."""
+    """Makes a copy of a parameter, which stands for its layer. A reorder takes four axes of that memory."""
     problem = Reorder(*shape, *(1,) * (4 - len(shape)), dtype=dtype)  # type: ignore[misc, arg-type]
     return Node((parameter,), "reorder", problem, {"x": parameter, "y": copy})
 
