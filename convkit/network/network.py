@@ -55,7 +55,9 @@ class Network(Planned):
     update : Update
         The update rule, its rates, and which parameters are frozen.
     math : {"fp32", "tf32", "fp32-emulated"}, optional
-        As in `convkit.conv2d_fprop`.
+        Coarsest arithmetic accepted for float32 data; None means "fp32". On a GPU, "tf32" lets tensor cores
+        multiply where they have kernels; convolutions then read copies of their weights in KRSC, which each
+        forward pass makes.
     device : {"cpu", "cuda", "cuda:1", ...}
         Where parameters and activations live; on a GPU they are CuPy arrays. "cuda" is CuPy's current one.
     plan_memory : int

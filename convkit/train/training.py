@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import ConvkitError, OptionError
+from ..network.network import Network
+from ..network.plan.program import Program
 from ..options import integer
+from ..registry import MATH
 from . import exchange as exchanges
 from .build import build, stored_size
 from .data import open_data
@@ -252,6 +255,8 @@ def _first_lines(loop: Loop, changes: list[str]) -> str:
         + (f"; {recipe.steps:,} steps in all" if recipe.steps else "")
         + (f", on {ranks} processes" if ranks > 1 else ""),
     ]
+    if coarser := arithmetic(net, recipe.batch):
+        lines.append(coarser)
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     if len(empty := np.flatnonzero(counts == 0)):
         some = ", ".join(data.classes[label] for label in empty[:3]) + (", ..." if len(empty) > 3 else "")
@@ -266,6 +271,20 @@ def _first_lines(loop: Loop, changes: list[str]) -> str:
     elif position.step:
         lines.append(f"going on after step {position.step}, in epoch {position.epoch + 1}")
     return "\n".join(lines)
+
+
+def arithmetic(net: Network, batch: int) -> str:
+    """Where the coarser arithmetic runs that the caller has accepted; empty where none was."""
+    if net.math in (None, MATH[-1]):
+        return ""
+    shape = batch, *net.input_shape
+    program = Program(net.layers, shape, net.num_classes, net.dtype, net.device, net.math)
+    step = program.step(net.params)
+    nodes = program.runs((*program.forward, *step.backward, *step.update))
+    coarse = dict.fromkeys(node.layer for node in nodes if program.pick(node).math == net.math)
+    if not coarse:
+        return f"math: {net.math} was accepted, but nothing that was picked computes in it"
+    return f"math: {net.math} runs in {', '.join(coarse)}"
 
 
 def _last_line(loop: Loop) -> str:

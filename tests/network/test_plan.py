@@ -42,16 +42,20 @@ def linear(name: str, filters: int | None = None) -> L.Linear:
 # ---------------------------------------------------------------------------------------------------
 @dataclass
 class Choices:
-    """Every op has an implementation, but for `unfit`; the user has named `ops`."""
+    """Every op has an implementation, but for `unfit`; the user has named `ops`; `coarse` compute in tf32."""
 
     ops: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
 
     def named(self, layers: Sequence[str], *ops: str) -> bool:
         return bool(set(ops) & set(self.ops))
 
     def fits(self, node: Node) -> bool:
         return node.op not in self.unfit
+
+    def finer(self, node: Node, parts: Sequence[Node]) -> bool:
+        return node.op not in self.coarse and any(part.op in self.coarse for part in parts)
 
 
 def graph(*layers: L.Layer) -> Graph:
@@ -243,6 +247,29 @@ def test_only_what_has_an_implementation_becomes_one():
     for op in ("linear_dgrad_wgrad_sgd", "linear_wgrad_sgd"):
         made, rest = all_of(linear("a", 6), L.Relu("r"), linear("b"), choices=Choices(unfit=(op,)))
         assert op not in {node.op for node in made} and any(node.op == "sgd_momentum" for node in rest)
+
+
+def test_nothing_becomes_one_in_a_finer_arithmetic():
+    """An op in tf32 stands alone rather than in one of fp32, which saves a pass but multiplies slower."""
+    layers = (L.Relu("r"), conv("c"))
+    tf32 = Choices(coarse=("conv2d_dgrad", "conv2d_wgrad"))
+    assert said(backward(graph(*layers), tf32)) == [
+        "c conv2d_bgrad", "c conv2d_wgrad", "c conv2d_dgrad", "r relu_dgrad",
+    ]  # fmt: skip
+    fused = Choices(coarse=(*tf32.coarse, "conv2d_dgrad_relu", "conv2d_wgrad_bgrad"))
+    assert backward(graph(*layers), fused) == backward(graph(*layers))
+
+    layers = (linear("a", 6), L.Relu("r"), linear("b"))
+    apart = ("linear_dgrad", "linear_wgrad")
+    made, rest = all_of(*layers, choices=Choices(coarse=apart))
+    assert not any("sgd" in node.op for node in made) and len(rest) == 4
+    made, rest = all_of(*layers, choices=Choices(coarse=(*apart, "linear_wgrad_sgd")))
+    # The weights are updated when the gradient of the input has read them.
+    assert [text for text in said(made) if text[0] in "br"] == [
+        "b linear_bgrad", "b linear_dgrad", "b linear_wgrad_sgd", "r relu_dgrad",
+    ]  # fmt: skip
+    assert said(rest) == ["a.b sgd_momentum", "b.b sgd_momentum"]
+    assert all_of(*layers, choices=Choices(coarse=(*apart, "linear_dgrad_wgrad_sgd"))) == all_of(*layers)
 
 
 @pytest.mark.parametrize("op", sorted({"relu_dgrad", *(part for parts in PARTS.values() for part in parts)}))
@@ -500,6 +527,41 @@ def test_a_layer_of_the_users_own_is_planned():
             assert own.step(x, labels) == plain.step(x, labels)
         for name, w in plain.params.items():
             np.testing.assert_allclose(own.params[name], w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [L.Linear, Backwards])
+@pytest.mark.parametrize("whole", [False, True], ids=["apart", "both in one"])
+def test_updates_of_linear_weights_run_in_the_arithmetic_of_their_gradients(hidden, whole, monkeypatch):
+    """With implementations in tf32 of the parts, and of all in one; and w is read before it is updated."""
+
+    def of(**options) -> ck.Network:
+        layers = (L.Flatten("f"), *(hidden(n, k, INIT, INIT) for n, k in (("a", 12), ("b", 9), ("c", None))))
+        return ck.Network(layers, (3, 4, 4), 10, seed=1, **options)
+
+    both = "linear_dgrad_wgrad_sgd"
+    ops = ("linear_fprop", "linear_dgrad", "linear_wgrad", "linear_wgrad_sgd", *((both,) if whole else ()))
+    registry.builtin()
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    for i in ck.implementations(device="cpu"):
+        if i.name == "reference" and i.op in ops:
+            registry.implements(i.op, name="coarse", math="tf32", rank=10**6)(i.run)
+    plain, net = of(), of(math="tf32")
+    x, labels = _batch(net)
+    for _ in range(3):
+        assert net.step(x, labels, lr=0.5) == pytest.approx(plain.step(x, labels, lr=0.5), rel=1e-5)
+    for name, w in plain.params.items():
+        np.testing.assert_allclose(net.params[name], w, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def ran(network: ck.Network) -> set[tuple[str, str]]:
+        calls = [call for calls in network.plan(2).phases().values() for call in calls]
+        return {(c.op.name, c.implementation.math) for c in calls if c.op.name.startswith("linear")}
+
+    made = {(both, "tf32")} if whole else {("linear_dgrad", "tf32")}
+    first = {("linear_fprop", "tf32"), ("linear_wgrad_sgd", "tf32"), ("linear_bgrad", "fp32")}
+    assert ran(net) == made | first
+    assert {op for op, _ in ran(plain)} == {"linear_fprop", "linear_wgrad_sgd", "linear_bgrad", both}
+    net.use("c", **{both: "reference"})  # a name counts before the arithmetic
+    assert (both, "fp32") in ran(net)
 
 
 @pytest.mark.parametrize("below", [conv("c"), linear("c", 9)], ids=["conv", "linear"])

@@ -16,7 +16,9 @@ import runs
 from conftest import need
 
 import convkit as ck
+from convkit.cuda.null import nulled
 from convkit.train import checkpoint, evaluation
+from convkit.train.build import build
 from convkit.train.data.dataset import Pixels
 from convkit.train.errors import DataError, NotFinite, RunError
 from convkit.train.exchange.alone import Alone
@@ -25,6 +27,7 @@ from convkit.train.loader import Loader
 from convkit.train.position import Sums
 from convkit.train.run_folder import RunFolder
 from convkit.train.stops import Stopped
+from convkit.train.training import arithmetic
 
 need("safetensors")
 STEPS = runs.STEPS
@@ -341,6 +344,17 @@ def test_the_memory_of_images_is_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Loader, "close", closed)
     runs.run(tmp_path / "run", recipe=runs.made(images__mean="none", images__colour_noise=0))
     assert engines == [3]  # one that is used, and two that are read ahead
+
+
+@pytest.mark.slow
+def test_a_run_says_where_tf32_runs(tmp_path, capsys):
+    recipe = runs.made(epochs=1, steps=1)
+    runs.run(tmp_path / "run", recipe=recipe, math="tf32", quiet=False)
+    assert "math: tf32 was accepted, but nothing that was picked computes in it" in capsys.readouterr().err
+    net = build(recipe, (28, 28, 1), runs.CLASSES, math="tf32")
+    with nulled():
+        assert arithmetic(net, 8).startswith("math: tf32 runs in conv1+relu1, conv2+relu2, ")
+        assert arithmetic(build(recipe, (28, 28, 1), runs.CLASSES), 8) == ""
 
 
 # -- what is refused leaves nothing --------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ...ops.reorder import Reorder
 from ...registry import implementations
 from . import fusion
 from .choice import Chooser
-from .graph import Graph, Node, Stage, Value, gradient
+from .graph import Graph, Node, Stage, Value, gradient, working_copy
 
 #: Cost of a change of layout, in passes over a tensor: it is read and written; and so is its gradient, which
 #: the network's input has none of in a step. A tensor that stays in NCHW costs one pass: kernels that
@@ -24,10 +24,12 @@ REORDER = 2
 class _Way:
     """Stages from the input to some activation, with the layouts of the activations between, and the cost.
 
-    The cost is a pair: elements of an image that kernels have to bring into another layout; and stages.
+    The cost: FLOPs in a finer arithmetic than they might have; elements of an image that kernels have to
+    bring into another layout; and stages. In this order: what a convolution saves on tensor cores is far more
+    than a few passes over its tensors.
     """
 
-    cost: tuple[int, int] = (0, 0)
+    cost: tuple[int, int, int] = (0, 0, 0)
     stages: tuple[Stage, ...] = ()
     layouts: tuple[tuple[str, Layout], ...] = ()
 
@@ -96,16 +98,18 @@ def _ways(
         entered = stage if inner == x_layout else _reordered(stage, x_layout, inner, chooser)
         for y_layout in _possible(y.shape, rows) if entered else ():
             assert entered is not None
-            inside = _fitting(entered, inner, y_layout, chooser)
-            if inside is None:
+            found = _fitting(entered, inner, y_layout, chooser)
+            if found is None:
                 continue
-            cost = 0 if entered is stage else reorder
-            cost += 0 if y_layout.axes else _elements(y)
+            one, inside, missed = found
+            moved = 0 if entered is stage else reorder
+            moved += 0 if y_layout.axes else _elements(y)
             chosen = {**inside, entered.x: inner, stage.x: x_layout, stage.y: y_layout}
+            flops, elements, stages = before.cost
             yield (
                 _Way(
-                    (before.cost[0] + cost, before.cost[1] + 1),
-                    (*before.stages, entered),
+                    (flops + missed, elements + moved, stages + 1),
+                    (*before.stages, one),
                     (*before.layouts, *chosen.items()),
                 ),
                 y_layout,
@@ -143,31 +147,57 @@ def _reordered(stage: Stage, outer: Layout, inner: Layout, chooser: Chooser) -> 
     return replace(stage, forward=forward, backward=(*backward, back), x=copy, before=there)
 
 
-def _fitting(stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser) -> dict[str, Layout] | None:
-    """Layouts of the gradients inside a stage with which it runs between these two layouts, or None."""
+def _fitting(
+    stage: Stage, x_layout: Layout, y_layout: Layout, chooser: Chooser
+) -> tuple[Stage, dict[str, Layout], int] | None:
+    """The stage as it runs between these two layouts; None where it does not.
+
+    With the layouts of what is inside it, gradients and copies of weights, and with the FLOPs that
+    `Chooser.missed` counts.
+    """
     ends = {stage.x: x_layout, stage.y: y_layout}
     chooser.layouts.update(ends)
     chooser.layouts.update({gradient(value): layout for value, layout in ends.items()})
-    nodes = [node for node in stage.backward if node.op != "reorder"]
-    inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
-    for copies in _copied_as(stage, chooser):
+    for one, copies in _on_copies(stage, chooser):
         chooser.layouts.update(copies)
-        if not all(chooser.fits(node) for node in (*stage.casts, stage.forward)):
+        if not all(chooser.fits(node) for node in (*one.copies, one.forward)):
             continue
+        nodes = [node for node in one.backward if node.op != "reorder"]
+        inner = [v for n in nodes for v in n.writes if (of := chooser.values[v].of) and of not in ends]
         for middle in dict.fromkeys((y_layout, x_layout)):
             inside = dict.fromkeys(inner, middle)
             chooser.layouts.update(inside)
-            if all(chooser.fits(n) for n in fusion.backward(nodes, chooser.values, chooser)):
-                return {**inside, **copies}
+            backward = fusion.backward(nodes, chooser.values, chooser)
+            if all(chooser.fits(node) for node in backward):
+                return one, {**inside, **copies}, chooser.missed((one.forward, *backward))
     return None
 
 
-def _copied_as(stage: Stage, chooser: Chooser) -> Iterator[dict[str, Layout]]:
-    """The layouts that the working copies of a stage's weights may have; KCRS, as users have it, is last."""
-    copies = [value for node in stage.casts for value in node.writes]
+def _on_copies(stage: Stage, chooser: Chooser) -> Iterator[tuple[Stage, dict[str, Layout]]]:
+    """The stage on working copies of its weights, with their layouts; as users have them, in KCRS, is last.
+
+    In mixed precision there are copies in any case. Else the stage reads its parameters themselves, unless
+    tensor cores may run it, whose kernels want weights in another layout.
+    """
+    copies = [value for node in stage.copies for value in node.writes]
     maps = [value for value in copies if len(chooser.values[value].shape) == 4]
     plain = dict.fromkeys(copies, NCHW)
-    for row in WEIGHTS.values() if maps else ():
-        if row.axes:
-            yield {**plain, **dict.fromkeys(maps, row)}
-    yield plain
+    for row in WEIGHTS.values():
+        if row.axes and maps:
+            yield stage, {**plain, **dict.fromkeys(maps, row)}
+        elif row.axes and not copies and chooser.device == "cuda" and chooser.coarser:
+            yield from _with_copy(stage, row, chooser)
+    yield stage, plain
+
+
+def _with_copy(stage: Stage, row: Layout, chooser: Chooser) -> Iterator[tuple[Stage, dict[str, Layout]]]:
+    """The stage on a copy of its weights in that layout, where they are a convolution's, in float32."""
+    w = stage.forward.tensors.get("w", "")
+    value = chooser.values.get(w)
+    if value is None or len(value.shape) != 4 or value.dtype != "float32":
+        return
+    copy = f"{w} in {row.name}"
+    chooser.values[copy] = Value(value.shape, value.dtype)
+    made = working_copy(w, copy, value.shape, value.dtype)
+    forward, *backward = (node.renamed(w, copy) for node in (stage.forward, *stage.backward))
+    yield replace(stage, forward=forward, backward=tuple(backward), copies=(made,)), {copy: row}

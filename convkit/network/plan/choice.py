@@ -12,7 +12,7 @@ from ... import layouts
 from ...errors import ConvkitError, NoImplementation, OptionError
 from ...layouts import NCHW, Layout
 from ...op import OPS
-from ...registry import Implementation, current_choice, select
+from ...registry import MATH, Implementation, current_choice, implementations, select
 from .graph import VIEW, Graph, Node, Value
 
 
@@ -24,6 +24,7 @@ class Chooser:
     ----------
     device : {"cpu", "cuda"}
     math : str, optional
+        The coarsest arithmetic of float32 that may run; None is "fp32".
     names : mapping
         For each layer, names of implementations by op; the key "" is for all layers.
     values : dict of str to Value
@@ -131,6 +132,40 @@ class Chooser:
         if self.strict and found.packs:  # it packs its tensors at each call; a plan, once at the edges
             return False
         return own or found.name != "reference" or self.name(node.layers, node.op) is not None
+
+    # -- arithmetic -------------------------------------------------------------------------------------
+    @property
+    def coarser(self) -> bool:
+        """Whether a coarser arithmetic than fp32 may run, as tensor cores have it."""
+        return self.math not in (None, MATH[-1])
+
+    def finer(self, node: Node, parts: Sequence[Node]) -> bool:
+        """Whether a node would run in a finer arithmetic than one of `parts`; not where it is named."""
+        if not self.coarser or self.name(node.layers, node.op) is not None:
+            return False
+        grade = self._grade(node)
+        return grade < len(MATH) and any(self._grade(part) < grade for part in parts)
+
+    def missed(self, nodes: Sequence[Node]) -> int:
+        """FLOPs that run in a finer arithmetic than one that may run, and that the op has kernels for."""
+        if not (self.coarser and self.strict):
+            return 0
+        ran = [node for node in nodes if node.op != VIEW]
+        return sum(node.problem.flops(node.op) for node in ran if self._grade(node) > self._coarsest(node))
+
+    def _grade(self, node: Node) -> int:
+        """What a node runs in, as a place in `MATH`, and behind it where nothing runs it."""
+        try:
+            return MATH.index(self.pick(node).math)
+        except (NoImplementation, OptionError):
+            return len(MATH)
+
+    def _coarsest(self, node: Node) -> int:
+        """The least place in `MATH` that may run, of all implementations of a node's op, in any layout."""
+        dtype, accepted = node.problem.dtype, MATH.index(self.math or MATH[-1])  # type: ignore[attr-defined]
+        found = implementations(node.op, device=self.device, layout=None)
+        grades = [MATH.index(i.math) for i in found if dtype in i.dtypes]
+        return min((grade for grade in grades if grade >= accepted), default=len(MATH))
 
 
 def _as_maps(row: Layout) -> Layout:

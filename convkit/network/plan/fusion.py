@@ -1,8 +1,9 @@
 """Which ops become one: tables of patterns, and the rules by which they are applied.
 
 A pattern takes neighbours and returns the node or stage that replaces them, or None where it does not fit.
-Two more conditions are the same for all patterns, and are asked of `Choices`: there is an implementation of
-the result, and the user has not named an implementation of one of the replaced ops.
+Three more conditions are the same for all patterns, and are asked of `Choices`: there is an implementation of
+the result; the user has not named an implementation of one of the replaced ops; and none of these would run
+in a coarser arithmetic, which saves more than a pass over memory does; forward, `arrange` weighs that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Choices(Protocol):
 
     def fits(self, node: Node) -> bool:
         """Whether there is an implementation for the node, in the layouts of its values."""
+
+    def finer(self, node: Node, parts: Sequence[Node]) -> bool:
+        """Whether it would run in a finer arithmetic than one of the nodes that it would replace."""
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -78,7 +82,7 @@ def _together(a: Stage, b: Stage, forward: Node) -> Stage:
         replace(node, layers=forward.layers) if own.issuperset(node.layers) else node
         for node in (*b.backward, *a.backward)
     )
-    return Stage(forward, backward, a.x, b.y, casts=(*a.casts, *b.casts))
+    return Stage(forward, backward, a.x, b.y, copies=(*a.copies, *b.copies))
 
 
 #: (pattern, the ops that it replaces)
@@ -159,7 +163,9 @@ def backward(nodes: Sequence[Node], values: dict[str, Value], choices: Choices) 
 def _fused(patterns: Patterns, a: Node, b: Node, choices: Choices) -> Node | None:
     for pattern, replaced in patterns:
         one = pattern(a, b)
-        if one and not choices.named((*a.layers, *b.layers), *replaced) and choices.fits(one):
+        if one is None or choices.named((*a.layers, *b.layers), *replaced):
+            continue
+        if choices.fits(one) and not choices.finer(one, (a, b)):
             return one
     return None
 
@@ -216,7 +222,7 @@ def updates(nodes: Sequence[Node], rules: Sequence[Node], choices: Choices) -> t
     """A backward pass and its update rules, after fusion: (nodes, rules that are left).
 
     Weights are updated as their gradient is made, where there is an implementation. The gradient is then
-    never stored.
+    never stored. The gradient of the layer's input joins them, unless it has a coarser arithmetic of its own.
     """
     found, rest = list(nodes), []
     for rule in rules:
@@ -227,18 +233,25 @@ def updates(nodes: Sequence[Node], rules: Sequence[Node], choices: Choices) -> t
         w = rule.tensors["w"]
         tail = {name: rule.tensors[name] for name in ("v", "w_new", "v_new", *rule.flags)}
         dgrad = next((n for n in found if n.op == "linear_dgrad" and w in n.reads), None)
-        if dgrad is None:
-            one = replace(
-                wgrad, op="linear_wgrad_sgd", options=rule.options,
-                tensors={"x": wgrad.tensors["x"], "dy": wgrad.tensors["dy"], "w": w, **tail},
-            )  # fmt: skip
-            gone = [wgrad]
-        else:
-            one, gone = _linear(wgrad, dgrad, w, tail, rule, found, choices)
-        if not choices.fits(one) or choices.named(wgrad.layers, *(n.op for n in gone)):
+        one = replace(
+            wgrad, op="linear_wgrad_sgd", options=rule.options,
+            tensors={"x": wgrad.tensors["x"], "dy": wgrad.tensors["dy"], "w": w, **tail},
+        )  # fmt: skip
+        gone, place = [wgrad], wgrad
+        if dgrad is not None:
+            both, replaced = _linear(wgrad, dgrad, w, tail, rule, found, choices)
+            if choices.finer(both, replaced):
+                place = max(wgrad, dgrad, key=found.index)  # dgrad reads w before it is updated
+            else:
+                one, gone = both, replaced
+        if (
+            not choices.fits(one)
+            or choices.finer(one, gone)
+            or choices.named(wgrad.layers, *(n.op for n in gone))
+        ):
             rest.append(rule)
             continue
-        found[found.index(wgrad)] = one
+        found.insert(found.index(place) + 1, one)
         found = [n for n in found if not any(n is g for g in gone)]
     return found, rest
 

@@ -6,7 +6,7 @@ the gradient of a value, "v(conv1.w)" a velocity. Nothing here has memory, or an
 In mixed precision (`MIXED`) activations have 16 bits, and parameters, their gradients and velocities are
 float32. The layers' ops read working copies of the parameters, "conv1.w in bfloat16", which each forward pass
 makes anew: so they are right whatever has written into the parameters. In float16 the loss is scaled: see
-`lower`.
+`lower`. Float32 weights have such a copy, "conv1.w in KRSC", where `arrange` wants them in another layout.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ class Stage:
         Values.
     before : Node, optional
         Copies the input into another layout; x is then the copy.
-    casts : tuple of Node
-        In mixed precision, they make the working copies of the parameters that the stage reads.
+    copies : tuple of Node
+        They make the working copies of parameters that the stage reads: of all of its own in mixed precision,
+        of float32 weights where they are wanted in another layout.
     """
 
     forward: Node
@@ -154,7 +155,7 @@ class Stage:
     x: str
     y: str
     before: Node | None = None
-    casts: tuple[Node, ...] = ()
+    copies: tuple[Node, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
         y, y_shape = f"{layer.name}.y", layer.output_shape(shape, num_classes)
         names = {"x": x, "dx": gradient(x), "y": y, "dy": gradient(y)}
         values[y], values[gradient(y)] = Value(y_shape, dtype), Value(y_shape, dtype, y)
-        casts: list[Node] = []
+        copies: list[Node] = []
         unscale: list[Node] = []
         for parameter, (w_shape, _) in layer.parameters(shape, num_classes).items():
             w = f"{layer.name}.{parameter}"
@@ -220,7 +221,7 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
             if parameters_dtype != dtype:
                 names[parameter] = copy = f"{w} in {dtype}"
                 values[copy] = Value(w_shape, dtype)
-                casts.append(_cast(w, copy, w_shape, pair_dtype(dtype, parameters_dtype)))
+                copies.append(working_copy(w, copy, w_shape, pair_dtype(dtype, parameters_dtype)))
             if scales:
                 names[f"d{parameter}"] = scaled(w)
                 values[scaled(w)] = Value(w_shape, parameters_dtype)
@@ -234,15 +235,15 @@ def lower(layers: Sequence[Layer], input_shape: Shape, num_classes: int, dtype: 
             pair = pair_dtype(dtype, parameters_dtype)
             forward = _node(layer.name, passes.forward, names, values, pair)
             backward = [_node(layer.name, use, names, values, pair) for use in passes.backward] + unscale
-        stages.append(Stage(forward, tuple(backward), x, y, casts=tuple(casts)))
+        stages.append(Stage(forward, tuple(backward), x, y, copies=tuple(copies)))
         x, shape = y, y_shape
     loss = _loss(x, values, dtype, scales)
     adjust, flag = (_adjust(values), SOUND) if scales else (None, FINITE)
     return Graph(tuple(stages), loss, values, tuple(parameters), x, flag, adjust)
 
 
-def _cast(parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
-    """A working copy of a parameter, which stands for its layer. A reorder takes four axes of that memory."""
+def working_copy(parameter: str, copy: str, shape: Shape, dtype: str) -> Node:
+    """Makes a copy of a parameter, which stands for its layer. A reorder takes four axes of that memory."""
     problem = Reorder(*shape, *(1,) * (4 - len(shape)), dtype=dtype)  # type: ignore[misc, arg-type]
     return Node((parameter,), "reorder", problem, {"x": parameter, "y": copy})
 

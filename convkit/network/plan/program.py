@@ -79,7 +79,7 @@ class Program:
         self.forward = tuple(
             node
             for stage in stages
-            for node in (*stage.casts, stage.before, stage.forward)
+            for node in (*stage.copies, stage.before, stage.forward)
             if node is not None
         )
         self.loss = self.graph.loss

@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 from ... import checked
 from ...call import Call
 from ...cpu import extension
+from ...registry import MATH
 
 
 class Row(NamedTuple):
-    """A call, as `print(plan)` shows it. A pair of dtypes is that of activations and that of parameters."""
+    """A call, as `print(plan)` shows it. A pair of dtypes is that of activations and that of parameters.
+
+    `math` is the arithmetic of float32, in a column where it is not "fp32" everywhere.
+    """
 
     layer: str
     op: str
     implementation: str
     layout: str
     dtype: str
+    math: str
     output: str
     MB: float
     MFLOP: float
@@ -34,6 +39,7 @@ def row(call: Call) -> Row:
         implementation.name_and_tile,
         implementation.layout_text,
         problem.dtype,  # type: ignore[attr-defined]
+        implementation.math,
         "x".join(map(str, problem.shape(op.outputs[0]))),
         problem.bytes(*present, *op.outputs) / 1e6,
         problem.flops(op.name) / 1e6,
@@ -54,12 +60,16 @@ def text(rows: Sequence[Row], batch: int, dtype: str, size: int) -> str:
     """
     from tabulate import tabulate
 
-    shown = len(Row._fields) if any(row.marks for row in rows) else len(Row._fields) - 1
+    shown = dict.fromkeys(Row._fields, "") | {"MB": ".2f", "MFLOP": ".1f"}
+    if all(row.math == MATH[-1] for row in rows):
+        del shown["math"]
+    if not any(row.marks for row in rows):
+        del shown["marks"]
     table = tabulate(
-        [row[:shown] for row in rows],
-        Row._fields[:shown],
+        [[getattr(row, name) for name in shown] for row in rows],
+        list(shown),
         tablefmt="simple",
-        floatfmt=("", "", "", "", "", "", ".2f", ".1f", "")[:shown],
+        floatfmt=tuple(shown.values()),
     )
     flops = sum(row.MFLOP for row in rows) / 1e3
     return (
