@@ -180,25 +180,33 @@ BARRIERS = {
     "conv2d_fprop_implicit_gemm_mma": 3,
     "conv2d_fprop_implicit_gemm_tf32": 3,
     "conv2d_fprop_tap_rows_mma": 3,
+    "conv2d_fprop_tap_rows_tf32": 3,
     "conv2d_wgrad_bgrad_implicit_gemm": 4,
     "conv2d_wgrad_bgrad_implicit_gemm_mma": 1,
     "conv2d_wgrad_bgrad_implicit_gemm_tf32": 1,
     "conv2d_wgrad_bgrad_tap_rows_mma": 1,
+    "conv2d_wgrad_bgrad_tap_rows_tf32": 1,
     "conv2d_wgrad_implicit_gemm": 3,
     "conv2d_wgrad_implicit_gemm_mma": 1,
     "conv2d_wgrad_implicit_gemm_tf32": 1,
     "conv2d_wgrad_tap_rows_mma": 1,
+    "conv2d_wgrad_tap_rows_tf32": 1,
     "label_rank_row": 1,
     "linear_bgrad_reduce": 3,
     "linear_dgrad_gemm": 3,
     "linear_dgrad_gemm_mma": 3,
+    "linear_dgrad_gemm_tf32": 1,
     "linear_dgrad_wgrad_sgd_gemm": 6,
+    "linear_dgrad_wgrad_sgd_gemm_tf32": 2,
     "linear_fprop_gemm": 3,
     "linear_fprop_gemm_mma": 3,
+    "linear_fprop_gemm_tf32": 1,
     "linear_wgrad_gemm": 3,
     "linear_wgrad_gemm_mma": 3,
+    "linear_wgrad_gemm_tf32": 1,
     "linear_wgrad_sgd_gemm": 3,
     "linear_wgrad_sgd_gemm_mma": 1,
+    "linear_wgrad_sgd_gemm_tf32": 1,
     "loss_summary_block": 3,
     "lrn_maxpool2d_fprop_band": 1,
     "reorder_deinterleave": 3,
@@ -242,7 +250,7 @@ def goes_wrong(path: Path) -> str:
 SHARED = tuple(
     stem
     for stem in BARRIERS
-    if ("gemm" in stem or stem.endswith("_mma")) and stem != "conv2d_fprop_implicit_gemm"
+    if ("gemm" in stem or stem.endswith(("_mma", "_tf32"))) and stem != "conv2d_fprop_implicit_gemm"
 )
 
 
