@@ -1,5 +1,5 @@
-// conv2d_fprop_tap_rows_mma.cuh: a convolution of few channels on tensor cores. conv2d_fprop_tap_rows_mma.cu has
-// the argument; conv2d_fprop_tap_rows_tf32.cu takes elements of 32 bits.
+// conv2d_fprop_tap_rows_mma.cuh: a convolution of few channels on tensor cores. conv2d_fprop_tap_rows_mma.cu
+// has the argument; conv2d_fprop_tap_rows_tf32.cu takes elements of 32 bits.
 #pragma once
 
 #include "conv2d_tap_rows_mma.cuh"

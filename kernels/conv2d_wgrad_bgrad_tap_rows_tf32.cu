@@ -6,7 +6,7 @@
 //          the columns of the taps stands one of ones, whose sums are db: in conv1 it is one that the second
 //          tile had left.
 // Traffic  that of conv2d_wgrad_tap_rows_tf32; by itself the gradient of the bias would read dy once more.
-// Bound    that of conv2d_wgrad_tap_rows_tf32.
+// Bound    that of conv2d_wgrad_tap_rows_tf32; 226 registers for sm_90a, no spills.
 // Error    rounding a factor is off by up to 2^-11 of it; over a sum of centred data some 3e-4 of its size.
 //
 // /// kernel

@@ -90,8 +90,8 @@ __device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, f
               [&](int m) { return tile.first_m + m < tile.rows ? slice + m * pitch : nullptr; });
 }
 
-// The output itself: of 32 bits from where the sums are, since four lanes have a sector of 32 bytes; of 16 bits
-// through the ring.
+// The output itself: of 32 bits from where the sums are, since four lanes have a sector of 32 bytes; of 16
+// bits through the ring.
 template <class T>
 __device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile, T* out) {
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -215,7 +215,7 @@ __device__ __forceinline__ void update_tile(const Sums& sum, const Tile& tile, c
       if (m >= tile.rows) continue;
       const long long row = static_cast<long long>(m) * tile.columns;
       const int first_n = tile.first_n + warp_n() + lane % 4 * 2;
-      float w[PRODUCTS_N][2], v[PRODUCTS_N][2];
+      float w[PRODUCTS_N][2] = {}, v[PRODUCTS_N][2] = {};
       if (pairs) {
 #pragma unroll
         for (int j = 0; j < PRODUCTS_N; ++j) {
@@ -225,28 +225,29 @@ __device__ __forceinline__ void update_tile(const Sums& sum, const Tile& tile, c
           const float2 v2 = *reinterpret_cast<const float2*>(of.v + row + n);
           w[j][0] = w2.x, w[j][1] = w2.y, v[j][0] = v2.x, v[j][1] = v2.y;
         }
+      } else {
 #pragma unroll
-        for (int j = 0; j < PRODUCTS_N; ++j) {
-          const int n = first_n + j * 8;
-          if (n >= tile.columns) break;
+        for (int j = 0; j < PRODUCTS_N; ++j)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) update(sum[i][j][half * 2 + e], w[j][e], v[j][e]);
-          *reinterpret_cast<float2*>(of.w_new + row + n) = make_float2(w[j][0], w[j][1]);
-          *reinterpret_cast<float2*>(of.v_new + row + n) = make_float2(v[j][0], v[j][1]);
-        }
-        continue;
+          for (int e = 0; e < 2; ++e) {
+            const int n = first_n + j * 8 + e;
+            if (n < tile.columns) w[j][e] = of.w[row + n], v[j][e] = of.v[row + n];
+          }
       }
 #pragma unroll
-      for (int j = 0; j < PRODUCTS_N; ++j)
+      for (int j = 0; j < PRODUCTS_N; ++j) {
+        const int n = first_n + j * 8;
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int n = first_n + j * 8 + e;
-          if (n >= tile.columns) continue;
-          float one = of.w[row + n], velocity = of.v[row + n];
-          update(sum[i][j][half * 2 + e], one, velocity);
-          of.w_new[row + n] = one;
-          of.v_new[row + n] = velocity;
+        for (int e = 0; e < 2; ++e) update(sum[i][j][half * 2 + e], w[j][e], v[j][e]);
+        if (pairs && n < tile.columns) {
+          *reinterpret_cast<float2*>(of.w_new + row + n) = make_float2(w[j][0], w[j][1]);
+          *reinterpret_cast<float2*>(of.v_new + row + n) = make_float2(v[j][0], v[j][1]);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (n + e < tile.columns) of.w_new[row + n + e] = w[j][e], of.v_new[row + n + e] = v[j][e];
         }
+      }
     }
 }
 
