@@ -3,7 +3,7 @@
 // S*C elements, each filled up to whole words, whatever C is. conv2d_fprop_tap_rows_mma.cu and
 // conv2d_wgrad_tap_rows_mma.cu have the arguments.
 //
-// A word is what is copied at once: 4 bytes, asynchronously. It is one element of 32 bits, or two of 16. Where
+// A word is what is copied at once: 4 bytes, asynchronously: one element of 32 bits, or two of 16. Where
 // two of an image would begin at an odd element (an odd stride, padding or row, times an odd C), elements are
 // copied one by one.
 #pragma once
