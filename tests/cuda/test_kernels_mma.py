@@ -24,6 +24,7 @@ from convkit.op import OPS, Problem
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.linear import Linear
 from convkit.paths import kernels_dir
+from convkit.registry import select
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -276,3 +277,18 @@ def test_shared_memory_without_bank_conflicts(stem):
     loads = "const unsigned*" if by_words else "ldmatrix"
     assert {"cp_async_16", loads} <= seen
     assert crowded == []
+
+
+@pytest.mark.parametrize(
+    ("op", "problem", "layout", "name"),
+    [
+        ("conv2d_fprop", ROWS["conv1"], "NHWC, KRSC", "tap_rows_tf32"),
+        ("conv2d_wgrad_bgrad", ROWS["one channel"], "NHWC", "tap_rows_tf32"),
+        ("conv2d_wgrad", Conv2d.of((1, 4, 9, 9), (8, 4, 3, 3)), "NHWC", "implicit_gemm_tf32"),
+        *((op, LINEAR["small"], "NCHW", "gemm_tf32") for op in OPS if OPS[op].problem is Linear),
+    ],
+)
+def test_where_tf32_is_accepted_it_runs(op, problem, layout, name):
+    assert select(op, problem, device="cuda", layout=layout, math="tf32").name == name
+    if layout == "NCHW":
+        assert select(op, problem, device="cuda").name == "gemm"
