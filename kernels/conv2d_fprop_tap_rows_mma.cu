@@ -15,8 +15,9 @@
 // Weights  a row of w begins anywhere too, and each block reads all of it. The first launch writes w to the
 //          workspace with rows filled up (2 * K * PITCH bytes, 74 KB in conv1), from where it comes in pieces
 //          of 16 bytes.
-// Tiling   a block makes TILE_M pixels x TILE_N filters. gemm_mma.cuh has the ring of copies and the lanes'
-//          map. Of two tiles heuristics.py chooses one for each problem: of 96 filters, or of 64.
+// Tiling   a block makes TILE_M pixels x TILE_N filters. conv2d_fprop_tap_rows_mma.cuh has the code,
+//          gemm_mma.cuh the ring of copies and the lanes' map. Of two tiles heuristics.py chooses one for
+//          each problem: of 96 filters, or of 64.
 // Traffic  x is read ceil(K / TILE_N) * R*S / (stride_h*stride_w) times, 7.6 in conv1, mostly from L1 and L2.
 //          y is written once, 16 bytes to a lane.
 // Bound    tensor cores, as far as the copies' instructions hide behind them. In the machine code for sm_90a
