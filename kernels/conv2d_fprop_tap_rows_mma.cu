@@ -15,8 +15,9 @@
 // Weights  a row of w begins anywhere too, and each block reads all of it. The first launch writes w to the
 //          workspace with rows filled up (2 * K * PITCH bytes, 74 KB in conv1), from where it comes in pieces
 //          of 16 bytes.
-// Tiling   a block makes TILE_M pixels x TILE_N filters. gemm_mma.cuh has the ring of copies and the lanes'
-//          map. Of two tiles heuristics.py chooses one for each problem: of 96 filters, or of 64.
+// Tiling   a block makes TILE_M pixels x TILE_N filters. conv2d_fprop_tap_rows_mma.cuh has the code,
+//          gemm_mma.cuh the ring of copies and the lanes' map. Of two tiles heuristics.py chooses one for
+//          each problem: of 96 filters, or of 64.
 // Traffic  x is read ceil(K / TILE_N) * R*S / (stride_h*stride_w) times, 7.6 in conv1, mostly from L1 and L2.
 //          y is written once, 16 bytes to a lane.
 // Bound    tensor cores, as far as the copies' instructions hide behind them. In the machine code for sm_90a
@@ -44,9 +45,9 @@
 // TILE_N = [64, 96, 128]
 // STAGES = [3, 4]
 // [let]
-// PAIRS   = "ceil_div(S*C, 2)"
+// WORDS   = "ceil_div(S*C, 2)"
 // SLICES  = "1"
-// STEPS   = "ceil_div(2*R*PAIRS, TILE_K)"
+// STEPS   = "ceil_div(2*R*WORDS, TILE_K)"
 // PITCH   = "STEPS*TILE_K"
 // TILES_N = "ceil_div(K, TILE_N)"
 // BLOCKS  = "TILES_N * ceil_div(N*P*Q, TILE_M)"
@@ -54,7 +55,7 @@
 // by_tiles_n = "TILES_N"
 // by_pixels  = "P*Q"
 // by_Q       = "Q"
-// by_pairs   = "max(1, PAIRS)"
+// by_words   = "max(1, WORDS)"
 // by_pitch   = "max(1, PITCH)"
 // [[launch]]
 // entry   = "conv2d_fprop_tap_rows_mma_weights"
@@ -67,30 +68,14 @@
 // shared  = "2 * STAGES * (TILE_M + TILE_N) * TILE_K"
 // ///
 
-#include "conv2d_tap_rows_mma.cuh"
+#include "conv2d_fprop_tap_rows_mma.cuh"
 
-using A = AlongK<TILE_M>;  // pixels
-using B = AlongK<TILE_N>;  // filters
-
-// A thread copies one pair of every ROWS_APART-th pixel.
-constexpr int PAIRS = TILE_K / 2, ROWS_APART = THREADS / PAIRS;
-static_assert(THREADS % PAIRS == 0 && TILE_M % ROWS_APART == 0,
-              "TILE_M: a multiple of THREADS / (TILE_K / 2)");
-
-// w with its rows of taps filled up to whole pairs, and each filter to whole steps.
 extern "C" __launch_bounds__(256) __global__
     void conv2d_fprop_tap_rows_mma_weights(GEOMETRY(Conv2d), const storage_t* __restrict__ x,
                                            const storage_t* __restrict__ w, const storage_t* __restrict__ b,
                                            storage_t* __restrict__ y, storage_t* __restrict__ filled,
                                            const int with_relu) {
-  const long long i = 2 * (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
-  if (i >= g.by_pitch.divisor * g.K) return;
-  const long long k = i / g.by_pitch;
-  const int pair = static_cast<int>(i % g.by_pitch) / 2, row = g.S * g.C;
-  const int r = pair / g.by_pairs, j = pair % g.by_pairs * 2, left = r < g.R ? row - j : 0;
-  const storage_t* const from = w + (k * g.R + r) * row + j;
-  filled[i] = left > 0 ? from[0] : from_float(0.0f);
-  filled[i + 1] = left > 1 ? from[1] : from_float(0.0f);
+  fill_up_weights(g, w, filled);
 }
 
 extern "C" __launch_bounds__(THREADS, PER_SM) __global__
@@ -98,60 +83,5 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
                                    const storage_t* __restrict__ w, const storage_t* __restrict__ b,
                                    storage_t* __restrict__ y, const storage_t* __restrict__ filled,
                                    const int with_relu) {
-  DYN_SMEM(storage_t, ring);
-  __shared__ Corner corners[TILE_M];
-
-  // ---- The tile of this block: filter tiles are neighbours, then pixels ----
-  const int first_n = static_cast<int>(blockIdx.x % g.by_tiles_n) * TILE_N;
-  const long long first_m = static_cast<long long>(blockIdx.x / g.by_tiles_n) * TILE_M;
-  const long long pixels = g.by_pixels.divisor * g.N;
-  const int steps = static_cast<int>(g.by_pitch.divisor) / TILE_K;
-  for (int i = threadIdx.x; i < TILE_M; i += THREADS) corners[i] = corner_in_elements(g, first_m + i);
-
-  // ---- Copying a step: pairs of what the taps meet at each pixel, pieces of each filter ----
-  const bool words = pairs_aligned(g, x);
-  const int pair = threadIdx.x % PAIRS, row = threadIdx.x / PAIRS;
-  const storage_t* const filter = filled + (first_n + B::row(0)) * g.by_pitch.divisor + B::chunk(0) * PACK;
-  const auto copy_step = [&](storage_t* slot, int step) {
-    const TapPair taps = tap_pair(g, step * PAIRS + pair);
-    if (words) {
-#pragma unroll
-      for (int m = row; m < row + TILE_M; m += ROWS_APART)
-        copy_word(g, slot + pair_at<A>(m, pair), x, corners[m], taps);
-    } else {
-#pragma unroll 1
-      for (int m = row; m < TILE_M; m += ROWS_APART)
-        copy_elements(g, slot + pair_at<A>(m, pair), x, corners[m], taps);
-    }
-#pragma unroll
-    for (int i = 0; i < B::COPIES; ++i) {
-      const bool exists = first_n + B::row(i) < g.K;
-      cp_async_16(slot + A::SIZE + B::place(i),
-                  filter + (B::row(i) - B::row(0)) * g.by_pitch.divisor + step * TILE_K, exists ? 16 : 0);
-    }
-  };
-
-  // ---- The main loop ----
-  Sums sum = {};
-#pragma unroll 1
-  for (int step = 1 - STAGES, read = 0, write = 0; step < steps; ++step) {
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
-    if (step + STAGES - 1 < steps) copy_step(ring + write * SLOT, step + STAGES - 1);
-    cp_async_commit();
-    write = next_slot(write);
-    if (step < 0) continue;  // nothing has arrived yet
-    multiply_step<A, B>(ring + read * SLOT, sum);
-    read = next_slot(read);
-  }
-
-  // ---- Writing: bias, ReLU, and y ----
-  if (b) add_to_columns(sum, [&](int n) { return first_n + n < g.K ? to_float(b[first_n + n]) : 0.0f; });
-  if (with_relu) relu(sum);
-  const bool whole = g.K % PACK == 0 && aligned(y);
-  write_tile(ring, sum, [&](int m, int n, Pack pack) {
-    if (first_m + m >= pixels || first_n + n >= g.K) return;
-    const long long first = (first_m + m) * g.K;
-    store_pack(y, first + first_n + n, first + g.K, whole, pack);
-  });
+  conv2d_fprop(g, x, filled, b, y, with_relu);
 }

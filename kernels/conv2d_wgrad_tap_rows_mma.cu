@@ -37,8 +37,8 @@
 // [let]
 // DEPTH     = "8"
 // FILL      = "132*PER_SM"
-// PAIRS     = "ceil_div(S*C, 2)"
-// PITCH     = "ceil_div(2*R*PAIRS, 8)*8"
+// WORDS     = "ceil_div(S*C, 2)"
+// PITCH     = "ceil_div(2*R*WORDS, 8)*8"
 // TILES_M   = "ceil_div(K, TILE_M)"
 // BLOCKS    = "TILES_M * ceil_div(PITCH, TILE_N) if C > 0 else 0"
 // ALL_STEPS = "ceil_div(N*P*Q, TILE_K)"
@@ -49,7 +49,7 @@
 // by_pixels  = "P*Q"
 // by_Q       = "Q"
 // by_C       = "max(1, C)"
-// by_pairs   = "max(1, PAIRS)"
+// by_words   = "max(1, WORDS)"
 // by_quads   = "max(1, PITCH//4)"
 // by_slices  = "SLICES"
 // [[launch]]

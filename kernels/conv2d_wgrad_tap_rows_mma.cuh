@@ -1,26 +1,26 @@
 // conv2d_wgrad_tap_rows_mma.cuh: the gradient of weights of few channels on tensor cores.
 // conv2d_wgrad_tap_rows_mma.cu has the argument; conv2d_wgrad_bgrad_tap_rows_mma.cu makes the gradient of the
-// bias as well: WITH_DB.
+// bias as well: WITH_DB. Those named _tf32 take elements of 32 bits.
 #pragma once
 
 #include "conv2d_tap_rows_mma.cuh"
 
 using A = AcrossK<TILE_M>;  // pixels, each with its filters in dy
-using B = AcrossK<TILE_N>;  // pixels, each with what the pairs of taps meet in x
+using B = AcrossK<TILE_N>;  // pixels, each with what the words of taps meet in x
 
 // Corners of pixels are made a chunk at a time; the table is a ring of two chunks.
 constexpr int CHUNK = 256, CHUNK_STEPS = CHUNK / TILE_K;
 static_assert(STAGES <= CHUNK_STEPS,
               "the copies ahead are in the chunk that is being read, or in the next one");
 
-// A thread copies pairs threadIdx.x, threadIdx.x + THREADS, ... of a step. After COMMON of them the pair is
+// A thread copies words threadIdx.x, threadIdx.x + THREADS, ... of a step. After COMMON of them the word is
 // the same again, ROWS_APART rows on.
 __host__ __device__ constexpr int common_divisor(int a, int b) {
   return b == 0 ? a : common_divisor(b, a % b);
 }
-constexpr int PAIRS = TILE_N / 2, COMMON = PAIRS / common_divisor(THREADS, PAIRS);
-constexpr int ROWS_APART = THREADS * COMMON / PAIRS;
-static_assert(TILE_K % ROWS_APART == 0, "TILE_N: a thread copies whole columns of pairs");
+constexpr int WORDS = TILE_N / WORD, COMMON = WORDS / common_divisor(THREADS, WORDS);
+constexpr int ROWS_APART = THREADS * COMMON / WORDS;
+static_assert(TILE_K % ROWS_APART == 0, "TILE_N: a thread copies whole columns of words");
 
 template <bool WITH_DB, class Geometry>
 __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t* __restrict__ x,
@@ -28,7 +28,7 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
                                              float* __restrict__ workspace) {
   DYN_SMEM(storage_t, ring);
   __shared__ Corner corners[2 * CHUNK];
-  __shared__ TapPair taps[PAIRS];
+  __shared__ TapWord taps[WORDS];
 
   // ---- The tile of this block: filter tiles are neighbours, then taps ----
   const int first_m = static_cast<int>(blockIdx.x % g.by_tiles_m) * TILE_M;
@@ -42,22 +42,24 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
           corner_in_elements(g, first_pixel + static_cast<long long>(number) * CHUNK + i);
   };
 
-  // ---- The taps of the tile's pairs ----
+  // ---- The taps of the tile's words ----
   // What is of no tap gets its zeros here, or the ones of db, in every slot; no copy overwrites them. Beyond
   // the last pixel these are ones too, and dy is zero.
-  for (int column = threadIdx.x; column < PAIRS; column += THREADS) {
-    const int pair = first_n / 2 + column;
-    taps[column] = tap_pair(g, pair);
+  for (int column = threadIdx.x; column < WORDS; column += THREADS) {
+    const int number = first_n / WORD + column;
+    taps[column] = tap_word(g, number);
     if (taps[column].count) continue;
-    const bool ones = WITH_DB && pair == g.R * static_cast<int>(g.by_pairs.divisor);
+    const bool ones = WITH_DB && number == g.R * static_cast<int>(g.by_words.divisor);
+    Word word;
+#pragma unroll
+    for (int e = 0; e < WORD; ++e) word.elements[e] = from_float(ones && e == 0 ? 1.0f : 0.0f);
     for (int slot = 0; slot < STAGES; ++slot)
       for (int row = 0; row < TILE_K; ++row)
-        *reinterpret_cast<Pair*>(ring + slot * SLOT + A::SIZE + pair_at<B>(row, column)) = {
-            from_float(ones ? 1.0f : 0.0f), from_float(0.0f)};
+        *reinterpret_cast<Word*>(ring + slot * SLOT + A::SIZE + word_at<B>(row, column)) = word;
   }
 
   // ---- Copying a step: TILE_K pixels ----
-  const bool words = pairs_aligned(g, x), vector = g.K % PACK == 0 && aligned(dy);
+  const bool whole_words = words_aligned(g, x), vector = g.K % PACK == 0 && aligned(dy);
   const auto copy_step = [&](storage_t* slot, int step) {
     const long long from = first_pixel + static_cast<long long>(step) * TILE_K;
     const Corner* const table = corners + step % (2 * CHUNK_STEPS) * TILE_K;
@@ -75,18 +77,18 @@ __device__ __forceinline__ void conv2d_wgrad(const Geometry& g, const storage_t*
     }
 #pragma unroll 1
     for (int number = threadIdx.x; number < COMMON * THREADS; number += THREADS) {
-      const int column = number % PAIRS, row = number / PAIRS;
-      const TapPair pair = taps[column];
-      if (!pair.count) continue;
+      const int column = number % WORDS, row = number / WORDS;
+      const TapWord word = taps[column];
+      if (!word.count) continue;
       storage_t* const to = slot + A::SIZE;
-      if (words) {
+      if (whole_words) {
 #pragma unroll
         for (int k = row; k < row + TILE_K; k += ROWS_APART)
-          copy_word(g, to + pair_at<B>(k, column), x, table[k], pair);
+          copy_word(g, to + word_at<B>(k, column), x, table[k], word);
       } else {
 #pragma unroll 1
         for (int k = row; k < TILE_K; k += ROWS_APART)
-          copy_elements(g, to + pair_at<B>(k, column), x, table[k], pair);
+          copy_elements(g, to + word_at<B>(k, column), x, table[k], word);
       }
     }
   };
@@ -125,8 +127,8 @@ __device__ __forceinline__ void conv2d_wgrad_reduce(const Geometry& g, param_t* 
              [&](long long k, long long column, const float (&v)[4]) {
 #pragma unroll
                for (int e = 0; e < 4; ++e) {
-                 const int number = static_cast<int>(column) + e, r = number / 2 / g.by_pairs;
-                 const int j = number / 2 % g.by_pairs * 2 + number % 2;
+                 const int number = static_cast<int>(column) + e, r = number / WORD / g.by_words;
+                 const int j = number / WORD % g.by_words * WORD + number % WORD;
                  if (r < g.R && j < g.S * g.C)
                    dw[((k * g.C + j % g.by_C) * g.R + r) * g.S + j / g.by_C] = to_param(v[e]);
                  else if (WITH_DB && r == g.R && j == 0)

@@ -304,7 +304,9 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
 // -----------------------------------------------------------------------------------------------------------
 // The way out: the sums, rounded, go through the ring, so that a lane has 16 bytes of a row of the output
 // -----------------------------------------------------------------------------------------------------------
-using WayOut = Slab<TILE_M, TILE_N / PACK>;
+// Where elements have 32 bits, half a warp writes two neighbouring pieces of each of four rows: the swizzle
+// for words has these eight in different banks.
+using WayOut = Slab<TILE_M, TILE_N / PACK, IS_TF32>;
 
 struct alignas(2 * sizeof(storage_t)) Pair {
   storage_t first, second;

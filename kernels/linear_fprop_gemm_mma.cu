@@ -68,14 +68,10 @@ extern "C" __launch_bounds__(THREADS, PER_SM) __global__
   const Tile tile(g.by_tiles_m, g.N, g.K);
   Sums sum = {};
   multiply<A, B>(ring, tile, {x, g.N, g.C}, {w, g.K, g.C}, ceil_div(g.C, TILE_K), g.by_slices, sum);
-  if (gridDim.z > 1) {
+  if (gridDim.z > 1)
     write_slice(sum, tile, workspace, g.by_quads);
-    return;
-  }
-  if (b)
-    add_to_columns(sum, [&](int n) { return tile.first_n + n < g.K ? to_float(b[tile.first_n + n]) : 0.0f; });
-  if (with_relu) relu(sum);
-  write_tile(ring, sum, tile, y);
+  else
+    write_layer(ring, sum, tile, b, with_relu, y);
 }
 
 // Adds up the slices, if there are several.
@@ -84,12 +80,5 @@ extern "C" __launch_bounds__(256) __global__
                                       const storage_t* __restrict__ w, const storage_t* __restrict__ b,
                                       storage_t* __restrict__ y, float* __restrict__ workspace,
                                       const int with_relu) {
-  add_slices(workspace, g.N, g.by_quads, g.by_slices, [&](long long n, long long k, const float (&v)[4]) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (k + e >= g.K) return;
-      const float with_bias = v[e] + (b ? to_float(b[k + e]) : 0.0f);
-      y[n * g.K + k + e] = from_float(with_relu ? relu_of(with_bias) : with_bias);
-    }
-  });
+  add_slices_of_layer(workspace, b, with_relu, y, g.N, g.K, g.by_quads, g.by_slices);
 }

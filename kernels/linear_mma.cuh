@@ -90,22 +90,24 @@ __device__ __forceinline__ void write_slice(const Sums& sum, const Tile& tile, f
               [&](int m) { return tile.first_m + m < tile.rows ? slice + m * pitch : nullptr; });
 }
 
-// The output itself; as float32, from where the sums are.
-__device__ __forceinline__ void write_tile(storage_t*, const Sums& sum, const Tile& tile, float* out) {
-  const bool pairs = tile.columns % 2 == 0 && pair_at(out);
-  float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
-  write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
-    return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
-  });
-}
-__device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile,
-                                           storage_t* out) {
-  const bool whole = tile.columns % PACK == 0 && aligned(out);
-  write_tile(ring, sum, [&](int m, int n, Pack pack) {
-    if (tile.first_m + m >= tile.rows || tile.first_n + n >= tile.columns) return;
-    const long long row = static_cast<long long>(tile.first_m + m) * tile.columns;
-    store_pack(out, row + tile.first_n + n, row + tile.columns, whole, pack);
-  });
+// The output itself: of 32 bits from where the sums are, since four lanes have a sector of 32 bytes; of 16
+// bits through the ring.
+template <class T>
+__device__ __forceinline__ void write_tile(storage_t* ring, const Sums& sum, const Tile& tile, T* out) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const bool pairs = tile.columns % 2 == 0 && pair_at(out);
+    float* const first = out + static_cast<long long>(tile.first_m) * tile.columns + tile.first_n;
+    write_floats(sum, tile.columns - tile.first_n, pairs, [&](int m) {
+      return tile.first_m + m < tile.rows ? first + static_cast<long long>(m) * tile.columns : nullptr;
+    });
+  } else {
+    const bool whole = tile.columns % PACK == 0 && aligned(out);
+    write_tile(ring, sum, [&](int m, int n, Pack pack) {
+      if (tile.first_m + m >= tile.rows || tile.first_n + n >= tile.columns) return;
+      const long long row = static_cast<long long>(tile.first_m + m) * tile.columns;
+      store_pack(out, row + tile.first_n + n, row + tile.columns, whole, pack);
+    });
+  }
 }
 
 // The second launch, where the output has nothing but the sums: adds up the slices, if there are several.
@@ -117,6 +119,71 @@ __device__ __forceinline__ void add_slices(const float* __restrict__ workspace, 
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       if (column + e < columns) out[row * columns + column + e] = to_param(v[e]);
+  });
+}
+
+// -----------------------------------------------------------------------------------------------------------
+// The layer's output: bias and ReLU
+// -----------------------------------------------------------------------------------------------------------
+__device__ __forceinline__ void write_layer(storage_t* ring, Sums& sum, const Tile& tile,
+                                            const storage_t* __restrict__ b, int with_relu,
+                                            storage_t* __restrict__ y) {
+  if (b)
+    add_to_columns(
+        sum, [&](int n) { return tile.first_n + n < tile.columns ? to_float(b[tile.first_n + n]) : 0.0f; });
+  if (with_relu) relu(sum);
+  write_tile(ring, sum, tile, y);
+}
+
+// The second launch: adds up the slices, if there are several.
+__device__ __forceinline__ void add_slices_of_layer(const float* __restrict__ workspace,
+                                                    const storage_t* __restrict__ b, int with_relu,
+                                                    storage_t* __restrict__ y, int rows, int columns,
+                                                    const Divider& by_quads, const Divider& by_slices) {
+  add_slices(workspace, rows, by_quads, by_slices, [&](long long n, long long k, const float (&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (k + e >= columns) return;
+      const float with_bias = v[e] + (b ? to_float(b[k + e]) : 0.0f);
+      y[n * columns + k + e] = from_float(with_relu ? relu_of(with_bias) : with_bias);
+    }
+  });
+}
+
+// -----------------------------------------------------------------------------------------------------------
+// The gradient of the ReLU below: zero where its output x is not positive
+// -----------------------------------------------------------------------------------------------------------
+__device__ __forceinline__ void mask(Sums& sum, const Tile& tile, const storage_t* __restrict__ x) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < PRODUCTS_M; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int m = tile.first_m + warp_m() + i * 16 + half * 8 + lane / 4;
+      if (m >= tile.rows) continue;
+      const storage_t* const row = x + static_cast<long long>(m) * tile.columns;
+#pragma unroll
+      for (int j = 0; j < PRODUCTS_N; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int n = tile.first_n + warp_n() + j * 8 + lane % 4 * 2 + e;
+          if (n < tile.columns && to_float(row[n]) <= 0.0f) sum[i][j][half * 2 + e] = 0.0f;
+        }
+    }
+}
+
+// The second launch: adds up the slices, if there are several; masked where x is not null.
+__device__ __forceinline__ void add_masked_slices(const float* __restrict__ workspace,
+                                                  const storage_t* __restrict__ x, storage_t* __restrict__ dx,
+                                                  int rows, int columns, const Divider& by_quads,
+                                                  const Divider& by_slices) {
+  add_slices(workspace, rows, by_quads, by_slices, [&](long long row, long long column, const float (&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (column + e >= columns) return;
+      const long long i = row * columns + column + e;
+      dx[i] = x && to_float(x[i]) <= 0.0f ? from_float(0.0f) : from_float(v[e]);
+    }
   });
 }
 
@@ -148,7 +215,7 @@ __device__ __forceinline__ void update_tile(const Sums& sum, const Tile& tile, c
       if (m >= tile.rows) continue;
       const long long row = static_cast<long long>(m) * tile.columns;
       const int first_n = tile.first_n + warp_n() + lane % 4 * 2;
-      float w[PRODUCTS_N][2], v[PRODUCTS_N][2];
+      float w[PRODUCTS_N][2] = {}, v[PRODUCTS_N][2] = {};
       if (pairs) {
 #pragma unroll
         for (int j = 0; j < PRODUCTS_N; ++j) {
@@ -158,28 +225,29 @@ __device__ __forceinline__ void update_tile(const Sums& sum, const Tile& tile, c
           const float2 v2 = *reinterpret_cast<const float2*>(of.v + row + n);
           w[j][0] = w2.x, w[j][1] = w2.y, v[j][0] = v2.x, v[j][1] = v2.y;
         }
+      } else {
 #pragma unroll
-        for (int j = 0; j < PRODUCTS_N; ++j) {
-          const int n = first_n + j * 8;
-          if (n >= tile.columns) break;
+        for (int j = 0; j < PRODUCTS_N; ++j)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) update(sum[i][j][half * 2 + e], w[j][e], v[j][e]);
-          *reinterpret_cast<float2*>(of.w_new + row + n) = make_float2(w[j][0], w[j][1]);
-          *reinterpret_cast<float2*>(of.v_new + row + n) = make_float2(v[j][0], v[j][1]);
-        }
-        continue;
+          for (int e = 0; e < 2; ++e) {
+            const int n = first_n + j * 8 + e;
+            if (n < tile.columns) w[j][e] = of.w[row + n], v[j][e] = of.v[row + n];
+          }
       }
 #pragma unroll
-      for (int j = 0; j < PRODUCTS_N; ++j)
+      for (int j = 0; j < PRODUCTS_N; ++j) {
+        const int n = first_n + j * 8;
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int n = first_n + j * 8 + e;
-          if (n >= tile.columns) continue;
-          float one = of.w[row + n], velocity = of.v[row + n];
-          update(sum[i][j][half * 2 + e], one, velocity);
-          of.w_new[row + n] = one;
-          of.v_new[row + n] = velocity;
+        for (int e = 0; e < 2; ++e) update(sum[i][j][half * 2 + e], w[j][e], v[j][e]);
+        if (pairs && n < tile.columns) {
+          *reinterpret_cast<float2*>(of.w_new + row + n) = make_float2(w[j][0], w[j][1]);
+          *reinterpret_cast<float2*>(of.v_new + row + n) = make_float2(v[j][0], v[j][1]);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (n + e < tile.columns) of.w_new[row + n + e] = w[j][e], of.v_new[row + n + e] = v[j][e];
         }
+      }
     }
 }
 

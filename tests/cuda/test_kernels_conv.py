@@ -159,6 +159,21 @@ def test_the_gradient_of_the_weights_beside_that_of_the_bias_is_the_one_alone(pr
     assert found[0].tobytes() == dw.tobytes()
 
 
+#: Gradients of a fully connected layer, and updates with one of them or both.
+APART = {
+    "fp32": (
+        "linear_dgrad_gemm",
+        "linear_wgrad_gemm",
+        "linear_wgrad_sgd_gemm",
+        "linear_dgrad_wgrad_sgd_gemm",
+    ),
+    "tf32": (
+        "linear_dgrad_gemm_tf32",
+        "linear_wgrad_gemm_tf32",
+        "linear_wgrad_sgd_gemm_tf32",
+        "linear_dgrad_wgrad_sgd_gemm_tf32",
+    ),
+}
 #: Momentum of either kind, and Nesterov's.
 RULES = [
     {"momentum": 0.9, "weight_decay": 5e-4, "dampening": 0.0, "nesterov": False, "lr_in_velocity": True},
@@ -166,10 +181,15 @@ RULES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "stems",
+    [pytest.param(APART["fp32"], id="fp32"), pytest.param(APART["tf32"], id="tf32", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("apart", [False, True], ids=["in place", "apart"])
 @pytest.mark.parametrize("problem", [*SMALL["linear"], *SLICED["linear"]], ids=str)
-def test_an_update_with_its_gradients_is_what_the_kernels_apart_make(problem, apart):
+def test_an_update_with_its_gradients_is_what_the_kernels_apart_make(problem, apart, stems):
     """The same bits, whole or in slices, of either gradient; a flag of 0 changes no weight."""
+    dgrad, wgrad, wgrad_sgd, dgrad_wgrad_sgd = stems
     rng = np.random.default_rng(6)
 
     def draw(name: str) -> np.ndarray:
@@ -178,8 +198,8 @@ def test_an_update_with_its_gradients_is_what_the_kernels_apart_make(problem, ap
     x, dy, w, v = (draw(name) for name in ("x", "dy", "w", "v"))
     x[rng.random(x.shape) < 0.3] = 0
     dw, dx = np.empty_like(w), np.empty_like(x)
-    run("linear_wgrad_gemm", problem, x, dy, dw)
-    run("linear_dgrad_gemm", problem, dy, w, dx)
+    run(wgrad, problem, x, dy, dw)
+    run(dgrad, problem, dy, w, dx)
     for rule, relu, flag in ((RULES[0], True, None), (RULES[1], False, 1), (RULES[1], True, 0)):
         finite = None if flag is None else np.array([flag], np.int32)
         given = {"lr": 0.7, **rule, "finite": finite}
@@ -189,12 +209,12 @@ def test_an_update_with_its_gradients_is_what_the_kernels_apart_make(problem, ap
 
         old, got = [w.copy(), v.copy()], np.full(x.shape, np.nan, np.float32)
         new = [np.full(w.shape, np.nan, np.float32) for _ in old] if apart else old
-        run("linear_dgrad_wgrad_sgd_gemm", problem, dy, old[0], x, old[1], got, *new, relu=relu, **given)
+        run(dgrad_wgrad_sgd, problem, dy, old[0], x, old[1], got, *new, relu=relu, **given)
         assert [a.tobytes() for a in (got, *new)] == [a.tobytes() for a in (masked, *wanted)]
 
         old = [w.copy(), v.copy()]
         new = [np.full(w.shape, np.nan, np.float32) for _ in old] if apart else old
-        run("linear_wgrad_sgd_gemm", problem, x, dy, *old, *new, **given)
+        run(wgrad_sgd, problem, x, dy, *old, *new, **given)
         assert [a.tobytes() for a in new] == [a.tobytes() for a in wanted]
 
 

@@ -24,6 +24,7 @@ from convkit.op import OPS, Problem
 from convkit.ops.conv2d import Conv2d
 from convkit.ops.linear import Linear
 from convkit.paths import kernels_dir
+from convkit.registry import select
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -48,7 +49,7 @@ ROWS = {
     "padding": Conv2d.of((1, 3, 24, 26), (64, 3, 11, 11), stride=4, padding=2),
     "rows at odd elements": Conv2d.of((2, 3, 21, 23), (72, 3, 7, 7), stride=2, padding=3),
     "one channel": Conv2d.of((2, 1, 28, 28), (20, 1, 5, 5)),
-    "all options": Conv2d.of((2, 4, 15, 14), (40, 4, 3, 3), stride=(1, 2), padding=1, dilation=(2, 1)),
+    "all options": Conv2d.of((2, 2, 15, 14), (40, 2, 3, 3), stride=(1, 2), padding=1, dilation=(2, 1)),
     "two tiles each way": Conv2d.of((1, 6, 16, 20), (136, 6, 9, 9), padding=4),
     "whole tiles": Conv2d.of((1, 3, 16, 20), (96, 3, 8, 8)),
 }
@@ -70,6 +71,7 @@ QUICK = {
     "conv2d_fprop_implicit_gemm_tf32": "all options",
     "conv2d_wgrad_bgrad_implicit_gemm_tf32": "all options",
     "linear_dgrad_gemm_mma": "small",
+    "linear_fprop_gemm_tf32": "small",
     "linear_wgrad_gemm_mma": "small",
 }
 
@@ -86,9 +88,9 @@ def first_dtype(stem: str) -> str:
 def asked(stem: str, name: str, dtype: str = "", of: Problem | None = None) -> Question:
     dtype = dtype or first_dtype(stem)
     op = read(KERNELS[stem]).header.op
-    options = (
-        {"relu": name != "groups"} if "relu" in OPS[op].options else next(iter(OPS[op].cases.options), {})
-    )
+    options = dict(next(iter(OPS[op].cases.options), {}))
+    if "relu" in OPS[op].options:
+        options["relu"] = name != "groups"
     return Question.of(Case(op, of or problems(stem)[name], name, options=options), dtype)
 
 
@@ -247,18 +249,19 @@ def test_all_engines_have_the_bits_of_numpy_where_sums_are_exact():
     [
         pytest.param(stem, marks=[] if stem == "conv2d_dgrad_implicit_gemm_mma" else [pytest.mark.slow])
         for stem in KERNELS
-        if stem
-        != "conv2d_wgrad_bgrad_tap_rows_mma"  # the code of the next but one; lanes that copy less than
-    ],  # others, as beside its column of ones, confuse the counters
+        if not stem.startswith("conv2d_wgrad_bgrad_tap_rows")  # the code of conv2d_wgrad_tap_rows; lanes that
+    ],  # copy less than others, as beside its column of ones, confuse the counters
 )
 def test_shared_memory_without_bank_conflicts(stem):
-    """Every copy, and every load of a fragment, takes as few wavefronts as its bytes need."""
-    name = "whole tiles" if "tap_rows" in stem else "two tiles each way"
-    with ck.emulate(counters=True) as how:
-        verdict = judge(implementation(KERNELS[stem]), asked(stem, name))
-    assert verdict.ok, verdict.reason
-    seen, crowded = set(), []
-    for row in how.counted:
+    """Every copy, every load of a fragment, and the way out take as few wavefronts as their bytes need."""
+    names = ["whole tiles"] if "tap_rows" in stem else ["two tiles each way", next(iter(problems(stem)))]
+    seen, crowded, counted = set(), [], []
+    for name in names:  # the second of one slice
+        with ck.emulate(counters=True) as how:
+            verdict = judge(implementation(KERNELS[stem]), asked(stem, name))
+        assert verdict.ok, verdict.reason
+        counted += how.counted
+    for row in counted:
         if not row.kind.startswith("shared"):
             continue
         line = (kernels_dir() / Path(row.file).name).read_text().splitlines()[row.line - 1]
@@ -268,8 +271,24 @@ def test_shared_memory_without_bank_conflicts(stem):
             if word in line
         ]
         seen.update(words)
-        if words and row.ratio > 1 and not ("Pair*" in line and "tap_rows" in str(row.file)):
+        if words and row.ratio > 1:
             crowded.append((row.file, row.line, row.kind, row.ratio))
-    loads = "const unsigned*" if stem.startswith("conv2d_wgrad") and stem.endswith("_tf32") else "ldmatrix"
+    by_words = stem.endswith("_tf32") and "wgrad" in stem and "dgrad" not in stem
+    loads = "const unsigned*" if by_words else "ldmatrix"
     assert {"cp_async_16", loads} <= seen
     assert crowded == []
+
+
+@pytest.mark.parametrize(
+    ("op", "problem", "layout", "name"),
+    [
+        ("conv2d_fprop", ROWS["conv1"], "NHWC, KRSC", "tap_rows_tf32"),
+        ("conv2d_wgrad_bgrad", ROWS["one channel"], "NHWC", "tap_rows_tf32"),
+        ("conv2d_wgrad", Conv2d.of((1, 4, 9, 9), (8, 4, 3, 3)), "NHWC", "implicit_gemm_tf32"),
+        *((op, LINEAR["small"], "NCHW", "gemm_tf32") for op in OPS if OPS[op].problem is Linear),
+    ],
+)
+def test_where_tf32_is_accepted_it_runs(op, problem, layout, name):
+    assert select(op, problem, device="cuda", layout=layout, math="tf32").name == name
+    if layout == "NCHW":
+        assert select(op, problem, device="cuda").name == "gemm"

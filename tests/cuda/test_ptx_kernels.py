@@ -180,25 +180,33 @@ BARRIERS = {
     "conv2d_fprop_implicit_gemm_mma": 3,
     "conv2d_fprop_implicit_gemm_tf32": 3,
     "conv2d_fprop_tap_rows_mma": 3,
+    "conv2d_fprop_tap_rows_tf32": 3,
     "conv2d_wgrad_bgrad_implicit_gemm": 4,
     "conv2d_wgrad_bgrad_implicit_gemm_mma": 1,
     "conv2d_wgrad_bgrad_implicit_gemm_tf32": 1,
     "conv2d_wgrad_bgrad_tap_rows_mma": 1,
+    "conv2d_wgrad_bgrad_tap_rows_tf32": 1,
     "conv2d_wgrad_implicit_gemm": 3,
     "conv2d_wgrad_implicit_gemm_mma": 1,
     "conv2d_wgrad_implicit_gemm_tf32": 1,
     "conv2d_wgrad_tap_rows_mma": 1,
+    "conv2d_wgrad_tap_rows_tf32": 1,
     "label_rank_row": 1,
     "linear_bgrad_reduce": 3,
     "linear_dgrad_gemm": 3,
     "linear_dgrad_gemm_mma": 3,
+    "linear_dgrad_gemm_tf32": 1,
     "linear_dgrad_wgrad_sgd_gemm": 6,
+    "linear_dgrad_wgrad_sgd_gemm_tf32": 2,
     "linear_fprop_gemm": 3,
     "linear_fprop_gemm_mma": 3,
+    "linear_fprop_gemm_tf32": 1,
     "linear_wgrad_gemm": 3,
     "linear_wgrad_gemm_mma": 3,
+    "linear_wgrad_gemm_tf32": 1,
     "linear_wgrad_sgd_gemm": 3,
     "linear_wgrad_sgd_gemm_mma": 1,
+    "linear_wgrad_sgd_gemm_tf32": 1,
     "loss_summary_block": 3,
     "lrn_dgrad_map_sliding": 16,
     "lrn_fprop_map_sliding": 8,
@@ -240,12 +248,13 @@ def goes_wrong(path: Path) -> str:
     return ""
 
 
-#: The engine of these kernels, and so its barriers, is that of `conv2d_fprop_implicit_gemm` or nearly so; or the same
-#: barriers stand in each turn of an unrolled loop.
+#: The engine of these kernels, and so its barriers, is that of `conv2d_fprop_implicit_gemm` or nearly so; or
+#: the same barriers stand in each turn of an unrolled loop.
 SHARED = tuple(
     stem
     for stem in BARRIERS
-    if ("gemm" in stem or stem.endswith(("_mma", "_map_sliding"))) and stem != "conv2d_fprop_implicit_gemm"
+    if ("gemm" in stem or stem.endswith(("_mma", "_tf32", "_map_sliding")))
+    and stem != "conv2d_fprop_implicit_gemm"
 )
 
 

@@ -1,0 +1,78 @@
+// linear_wgrad_gemm_tf32
+//   dw[k,c] = sum_n dy[n,k] * x[n,c] on tensor cores, of float32 arrays: of each factor tf32 takes 10 bits of
+//   mantissa, rounded; sums are fp32.
+//
+// Tiling   as linear_wgrad_gemm_mma (linear_mma.cuh has the main loop), with half as many rows to a step of
+//          as many bytes. ldmatrix cannot turn words of 32 bits, so that both matrices are read word by word:
+//          32 loads to a warp for 32 products of 8 n, as in conv2d_wgrad_implicit_gemm_tf32.
+// Slices   only where both matrices are small and the batch is large.
+// Traffic  twice that of the 16-bit kernel. dw is written from where the sums are, 32 bytes to four lanes.
+// Bound    as linear_fprop_gemm_tf32, where dw takes the place of w.
+// Error    rounding a factor is off by up to 2^-11 of it; over a sum of centred data some 3e-4 of its size.
+// Lacking  as linear_dgrad_gemm_tf32.
+//
+// /// kernel
+// op      = "linear_wgrad"
+// dtypes  = ["float32"]
+// tile    = { TILE_M = 128, TILE_N = 128, TILE_K = 16, WARP_M = 64, WARP_N = 64, STAGES = 4, PER_SM = 2 }
+// rank    = 21
+// math    = "tf32"
+// error   = 4e-4
+// truncates = true
+// workspace = "4*K*PITCH*SLICES if SLICES > 1 else 0"
+// [tune]
+// TILE_M = [64, 128, 256]
+// TILE_N = [64, 128]
+// TILE_K = [16, 32]
+// STAGES = [3, 4]
+// # Places for blocks on an H200. A slice has DEPTH steps or more.
+// [let]
+// DEPTH     = "8"
+// FILL      = "132*PER_SM"
+// TILES_M   = "ceil_div(K, TILE_M)"
+// PITCH     = "ceil_div(C, 4)*4"
+// BLOCKS    = "TILES_M * ceil_div(C, TILE_N)"
+// ALL_STEPS = "ceil_div(N, TILE_K)"
+// SLICES    = "max(1, min(ALL_STEPS//DEPTH, FILL//max(1, BLOCKS)))"
+// STEPS     = "ceil_div(ALL_STEPS, SLICES)"
+// [dividers]
+// by_tiles_m = "max(1, TILES_M)"
+// by_quads   = "max(1, PITCH//4)"
+// by_slices  = "SLICES"
+// [[launch]]
+// entry   = "linear_wgrad_gemm_tf32"
+// grid    = ["BLOCKS", "1", "SLICES"]
+// block   = ["32 * (TILE_M//WARP_M) * (TILE_N//WARP_N)"]
+// shared  = "4 * STAGES * (TILE_M + TILE_N) * TILE_K"
+// [[launch]]
+// entry   = "linear_wgrad_gemm_tf32_reduce"
+// grid    = ["min(ceil_div(K*PITCH//4, 256), 1056) if SLICES > 1 else 0"]
+// block   = ["256"]
+// ///
+
+#include "linear_mma.cuh"
+
+using A = AcrossK<TILE_M>;  // columns of dy
+using B = AcrossK<TILE_N>;  // columns of x
+
+extern "C" __launch_bounds__(THREADS, PER_SM) __global__
+    void linear_wgrad_gemm_tf32(GEOMETRY(Linear), const storage_t* __restrict__ x,
+                                const storage_t* __restrict__ dy, param_t* __restrict__ dw,
+                                float* __restrict__ workspace) {
+  DYN_SMEM(storage_t, ring);
+  const Tile tile(g.by_tiles_m, g.K, g.C);
+  Sums sum = {};
+  multiply<A, B>(ring, tile, {dy, g.N, g.K}, {x, g.N, g.C}, ceil_div(g.N, TILE_K), g.by_slices, sum);
+  if (gridDim.z > 1)
+    write_slice(sum, tile, workspace, g.by_quads);
+  else
+    write_tile(ring, sum, tile, dw);
+}
+
+// Adds up the slices, if there are several.
+extern "C" __launch_bounds__(256) __global__
+    void linear_wgrad_gemm_tf32_reduce(GEOMETRY(Linear), const storage_t* __restrict__ x,
+                                       const storage_t* __restrict__ dy, param_t* __restrict__ dw,
+                                       float* __restrict__ workspace) {
+  add_slices(workspace, dw, g.K, g.C, g.by_quads, g.by_slices);
+}
