@@ -6,8 +6,7 @@
 //          Channels in pieces of four would leave a quarter of conv1's work to zeros, and three of them are
 //          not aligned. A word of 4 bytes is one element here: a row of taps needs no filling up, and may
 //          begin anywhere. conv1's 363 elements are 23 steps of 16, 99 % full.
-// Copies   as many and as large as those of 16 bits: 24 words of a thread to a step, of half as many
-//          elements.
+// Tiling   as there, with half as many elements to a step of as many bytes: 24 words of a thread.
 // Weights  come filled up to whole steps, from the workspace, where the first launch writes them.
 // Traffic  twice that of the 16-bit kernel.
 // Bound    tensor cores: half the rate of 16 bits. Each fragment is rounded as it is loaded. A step is 72
