@@ -192,12 +192,14 @@ def test_a_shipped_kernel_reads_what_changes_from_memory(kernel, dtype, compiler
     ]
     found = []
     with ck.emulate(check=True):
-        run = select(op, problem, device="cuda", impl=kernel.name).prepare(problem)
+        chosen = select(op, problem, device="cuda", impl=kernel.name, math=kernel.header.math)
+        run = chosen.prepare(problem)
         for given in (options, {**options, **dict.fromkeys(kernel.header.live, 1), **live}):
             outputs = [
                 np.empty(problem.shape(name), np_dtype(problem.dtype_of(name))) for name in OPS[op].outputs
             ]
-            scratch = {"workspace": np.empty(4, np.uint8)} if kernel.header.workspace else {}
+            size = chosen.workspace(problem) if chosen.workspace else 0
+            scratch = {"workspace": np.empty(size, np.uint8)} if size else {}
             run(*tensors, *outputs, **scratch, **given)
             found.append(b"".join(output.tobytes() for output in outputs))
     assert found[0] == found[1] and any(found[0])
