@@ -20,6 +20,7 @@ from . import checked as gate
 from .errors import NoImplementation, NotChecked, OptionError, unknown
 from .op import OPS, PAIRS, Problem
 from .options import finite
+from .options import flag as true_or_false
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
 MATH = ("tf32", "fp32-emulated", "fp32")
@@ -488,22 +489,26 @@ def use(
     """
     for op, name in names.items():
         if op not in OPS:
-            raise unknown("op", op, OPS)
+            raise unknown("op or setting", op, [*OPS, "checked", "max_error", "tuned"])
         known = {i.name for i in implementations(op, layout=None)}
         if name not in known:
             raise unknown(f"implementation of {op}", name, known)
     current = _choice.get()
-    if checked is None:
-        checked = current.checked
+    checked = current.checked if checked is None else true_or_false("checked", checked)
     if checked:
         require_checked(names)
     bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
-    tuned = current.tuned if tuned is None else tuned
+    tuned = current.tuned if tuned is None else true_or_false("tuned", tuned)
     token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound, checked, tuned))
     try:
         yield
     finally:
         _choice.reset(token)
+
+
+def _layouts(found: Iterable[Implementation]) -> list[str]:
+    """The layouts that users' tensors may have, of implementations: not those that a plan alone gives."""
+    return sorted({i.layout for i in found if ">" not in i.layout})
 
 
 def require_checked(names: Mapping[str, str]) -> None:
@@ -569,6 +574,12 @@ def select(
                     f"the implementation {name!r} is a CUDA kernel: it takes arrays on a GPU, or NumPy's "
                     "inside `with convkit.emulate():`"
                 )
+            elif elsewhere := _layouts(
+                i for i in implementations(op, device=device, layout=None) if i.name == name
+            ):
+                error = OptionError(
+                    f"the implementation {name!r} takes tensors in {' or '.join(elsewhere)}, not in {layout}"
+                )
             raise error
         # Naming an implementation accepts the error that it declares.
         candidates = named
@@ -589,6 +600,9 @@ def select(
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")
     where = device if layout == "NCHW" else f"{device}, in {layout},"
+    others = implementations(op, device=device, layout=None) if name is None else ()
+    if elsewhere := _layouts(i for i in others if refusal(i) is None):
+        reasons.append(f"\n  one takes it in {' or '.join(elsewhere)} (convkit.layouts)")
     raise NoImplementation(
         f"no implementation for {where} takes {problem}" + ("".join(reasons) or "; none is registered")
     )
