@@ -109,7 +109,8 @@ def write(op: str, path: str | os.PathLike[str], language: str | None = None) ->
         raise OptionError(f"{path.name}: a file in {LANGUAGES[language].title} ends in {suffix}")
     if not re.fullmatch(r"[A-Za-z_]\w*", path.stem, re.ASCII) or keyword.iskeyword(path.stem):
         raise OptionError(
-            f"{path.name}: the stem becomes the function's name: letters, digits and underscores alone"
+            f"{path.name}: the stem becomes the function's name: letters, digits and underscores, "
+            "no digit in front, no keyword of Python"
         )
     content = text(op, language, path.stem)
     try:

@@ -469,6 +469,14 @@ def test_help_and_version_from_the_shell():
         assert "convkit" in done.stdout and not done.stderr
 
 
+def test_no_percent_sign_is_doubled_in_the_help(capsys):
+    """argparse formats the help of options, and of descriptions only those with %(prog)s."""
+    for name in cli._ORDER:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "%%" not in capsys.readouterr().out, name
+
+
 def test_piped_output_survives_a_reader_that_leaves():
     command = f"{sys.executable} -m convkit list | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

@@ -116,6 +116,7 @@ def test_the_next_step_is_printed(tmp_path, capsys):
         (["relu_fprop", "a.cu", "--lang", "cuta"], "unknown language 'cuta'; did you mean 'cuda'?"),
         (["relu_fprop", "a-b.cu"], "a-b.cu: the stem becomes the function's name"),
         (["relu_fprop", "class.py"], "class.py: the stem becomes the function's name"),
+        (["relu_fprop", "1a.py"], "letters, digits and underscores, no digit in front, no keyword"),
         (["relu_fprop", "a.txt"], "a.txt: the file ends in one of .cu, .cpp, .py"),
         (["relu_fprop", "a.py", "--lang", "cpp"], "a.py: a file in C++ ends in .cpp"),
         (["reorder", "a.cpp"], "no template for reorder in C++; there are: "),
