@@ -610,7 +610,7 @@ def conv2d_wgrad_bgrad(
 ) -> tuple[A, A]:
     """2-D convolution: gradients with respect to its weights and to its bias, summed over the batch.
 
-    `conv2d_wgrad` and `conv2d_bgrad` as one, which reads dy once. There is a kernel for CUDA and float32.
+    `conv2d_wgrad` and `conv2d_bgrad` as one, which reads dy once. There are kernels for CUDA alone.
     Elsewhere the definition runs, in float64; there the two ops are faster.
 
     Parameters
