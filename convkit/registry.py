@@ -19,7 +19,7 @@ from . import adapters, layouts
 from . import checked as gate
 from .errors import NoImplementation, NotChecked, OptionError, unknown
 from .op import OPS, PAIRS, Problem
-from .options import finite
+from .options import finite, integer
 from .options import flag as true_or_false
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
@@ -211,6 +211,7 @@ def add(implementation: Implementation) -> Implementation:
     name = implementation.name
     if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
         raise OptionError(f"the name of an implementation is a short text, not {name!r:.100}")
+    _check_declared(implementation)
     if not implementation.dtypes:
         raise OptionError(f"{implementation.op}, {name}: dtypes must name one dtype at least")
     for dtype in implementation.dtypes:
@@ -234,6 +235,26 @@ def add(implementation: Implementation) -> Implementation:
         _IMPLEMENTATIONS[key] = implementation
         changed()
     return implementation
+
+
+def _check_declared(implementation: Implementation) -> None:
+    """Refuse what would fail later, in every call of the op: it is asked whichever implementation runs."""
+    where = f"{implementation.op}, {implementation.name}"
+    if implementation.device not in DEVICES:
+        raise unknown("device", implementation.device, DEVICES)
+    integer(f"{where}: rank", implementation.rank)
+    for name in ("compiled", "truncates"):
+        true_or_false(f"{where}: {name}", getattr(implementation, name))
+    for name in ("when", "missing", "workspace", "prepare", "flops"):
+        value = getattr(implementation, name)
+        if value is not None and not callable(value):
+            raise OptionError(f"{where}: {name} must be a function or None, not {value!r:.100}")
+    for name in ("dtypes", "flags", "tile"):
+        value = getattr(implementation, name)
+        if not isinstance(value, (tuple, list)):
+            raise OptionError(f"{where}: {name} must be a tuple, not {value!r:.100}")
+    if not isinstance(implementation.layout, str):
+        raise OptionError(f"{where}: layout must be a text, not {implementation.layout!r:.100}")
 
 
 def implements(
@@ -273,6 +294,8 @@ def implements(
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         if op not in OPS:
             raise unknown("op", op, OPS)
+        if not callable(run):
+            raise OptionError(f"{op}, {name}: a function is needed, not {run!r:.100}")
         code, here = getattr(inspect.unwrap(run), "__code__", None), sys._getframe(1).f_code.co_filename
         source = code.co_filename if code else here  # a compiled function does not say where it is from
         _fits(op, run, "workspace" in declared, returns)

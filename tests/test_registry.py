@@ -245,6 +245,17 @@ def test_use_is_of_one_thread():
         (lambda: plant("mine", op="relu_forward"), "unknown op 'relu_forward'"),
         (lambda: plant("mine", math="fp64"), "unknown math 'fp64'"),
         (lambda: plant("mine", layout="NHCW"), "unknown layout 'NHCW'"),
+        (lambda: plant("mine", layout=3), "relu_fprop, mine: layout must be a text, not 3"),
+        (lambda: plant("mine", rank="high"), "relu_fprop, mine: rank must be an integer, not 'high'"),
+        (lambda: plant("mine", when="N == 1"), "when must be a function or None, not 'N == 1'"),
+        (lambda: plant("mine", prepare=3), "prepare must be a function or None, not 3"),
+        (lambda: plant("mine", compiled="no"), "compiled must be True or False, not 'no'"),
+        (lambda: plant("mine", dtypes="float32"), "dtypes must be a tuple, not 'float32'"),
+        (lambda: plant("mine", device="cdua"), "unknown device 'cdua'; did you mean 'cuda'"),
+        (
+            lambda: ck.implements("relu_fprop", name="mine")(3),
+            "relu_fprop, mine: a function is needed, not 3",
+        ),
         (lambda: plant("mine", layout="nChw16c>nChw16c"), "did you mean 'nChw16c'"),
         (lambda: ck.implementations("lrn_fprop", layout="nChw8c"), "did you mean 'nChw16c'"),
         (

@@ -59,8 +59,8 @@ def tuned_choices() -> Row:
     try:
         choices = tuned.Store.read(path).choices.values()
     except OptionError as error:
-        here = path.is_file()
-        advice = f"remove it: rm {shlex.quote(str(path))}" if here else f"set {tuned.VARIABLE} to a file"
+        remove = f"remove it: rm {shlex.quote(str(path))}"
+        advice = remove if path.is_file() else f"set {tuned.VARIABLE} to a file"
         return Row(name, BROKEN, f"ignored: {error}", advice, path=str(path))
     if not choices:
         return Row(name, OK, "none: the ranks and the model of waves choose")
