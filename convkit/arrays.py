@@ -510,9 +510,9 @@ def _cupy() -> Any:
     try:
         import cupy
     except ImportError:
-        raise MissingExtra("arrays on a GPU", "CuPy", "cuda13") from None
+        raise MissingExtra("using a GPU", "CuPy", "cuda13") from None
     if _too_old(str(cupy.__version__)):
-        raise MissingExtra("arrays on a GPU", f"CuPy 14 or newer (here is {cupy.__version__})", "cuda13")
+        raise MissingExtra("using a GPU", f"CuPy 14 or newer (here is {cupy.__version__})", "cuda13")
     return cupy
 
 

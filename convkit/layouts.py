@@ -20,7 +20,7 @@ import numpy as np
 
 from . import arrays
 from .arrays import Array, GpuArray
-from .errors import OptionError, unknown
+from .errors import OptionError, ShapeError, unknown
 from .op import Shape
 
 
@@ -47,6 +47,10 @@ class Layout:
         """Shape of the memory of a tensor of that logical shape."""
         if not self.axes:
             return tuple(shape)
+        if len(shape) != len(self.axes):
+            raise ShapeError(
+                f"a tensor in {self.name} must have {len(self.axes)} dimensions, not {len(shape)}: {shape}"
+            )
         extents = list(shape)
         if self.block:
             extents[1] = -(-shape[1] // self.block)
@@ -257,7 +261,8 @@ class Tensor:
 
     @classmethod
     def of(cls, array: Array, layout: str) -> Tensor:
-        """A copy of an array in the logical order, NumPy or CuPy."""
+        """A copy of an array in the logical order: NumPy's, CuPy's, or an object with DLPack."""
+        array = arrays.view("array", array)
         tensor = cls.empty(array.shape, array.dtype.name, layout, arrays.place(array))
         with arrays.on(array):
             tensor.layout.pack(array, tensor.data)

@@ -19,7 +19,8 @@ from . import adapters, layouts
 from . import checked as gate
 from .errors import NoImplementation, NotChecked, OptionError, unknown
 from .op import OPS, PAIRS, Problem
-from .options import finite
+from .options import finite, integer
+from .options import flag as true_or_false
 
 #: Grades of float32 arithmetic, coarsest first. `math=` names the coarsest that the caller accepts.
 MATH = ("tf32", "fp32-emulated", "fp32")
@@ -224,6 +225,7 @@ def add(implementation: Implementation) -> Implementation:
     name = implementation.name
     if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
         raise OptionError(f"the name of an implementation is a short text, not {name!r:.100}")
+    _check_declared(implementation)
     if not implementation.dtypes:
         raise OptionError(f"{implementation.op}, {name}: dtypes must name one dtype at least")
     for dtype in implementation.dtypes:
@@ -247,6 +249,26 @@ def add(implementation: Implementation) -> Implementation:
         _IMPLEMENTATIONS[key] = implementation
         changed()
     return implementation
+
+
+def _check_declared(implementation: Implementation) -> None:
+    """Refuse what would fail later, in every call of the op: it is asked whichever implementation runs."""
+    where = f"{implementation.op}, {implementation.name}"
+    if implementation.device not in DEVICES:
+        raise unknown("device", implementation.device, DEVICES)
+    integer(f"{where}: rank", implementation.rank)
+    for name in ("compiled", "truncates"):
+        true_or_false(f"{where}: {name}", getattr(implementation, name))
+    for name in ("when", "missing", "workspace", "prepare", "flops"):
+        value = getattr(implementation, name)
+        if value is not None and not callable(value):
+            raise OptionError(f"{where}: {name} must be a function or None, not {value!r:.100}")
+    for name in ("dtypes", "flags", "tile"):
+        value = getattr(implementation, name)
+        if not isinstance(value, (tuple, list)):
+            raise OptionError(f"{where}: {name} must be a tuple, not {value!r:.100}")
+    if not isinstance(implementation.layout, str):
+        raise OptionError(f"{where}: layout must be a text, not {implementation.layout!r:.100}")
 
 
 def implements(
@@ -288,6 +310,8 @@ def implements(
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         if op not in OPS:
             raise unknown("op", op, OPS)
+        if not callable(run):
+            raise OptionError(f"{op}, {name}: a function is needed, not {run!r:.100}")
         code, here = getattr(inspect.unwrap(run), "__code__", None), sys._getframe(1).f_code.co_filename
         source = code.co_filename if code else here  # a compiled function does not say where it is from
         _fits(op, run, "workspace" in declared, returns)
@@ -504,22 +528,26 @@ def use(
     """
     for op, name in names.items():
         if op not in OPS:
-            raise unknown("op", op, OPS)
+            raise unknown("op or setting", op, [*OPS, "checked", "max_error", "tuned"])
         known = {i.name for i in implementations(op, layout=None)}
         if name not in known:
             raise unknown(f"implementation of {op}", name, known)
     current = _choice.get()
-    if checked is None:
-        checked = current.checked
+    checked = current.checked if checked is None else true_or_false("checked", checked)
     if checked:
         require_checked(names)
     bound = current.max_error if max_error is None else finite("max_error", max_error, 0)
-    tuned = current.tuned if tuned is None else tuned
+    tuned = current.tuned if tuned is None else true_or_false("tuned", tuned)
     token = _choice.set(Choice(tuple({**dict(current.names), **names}.items()), bound, checked, tuned))
     try:
         yield
     finally:
         _choice.reset(token)
+
+
+def _layouts(found: Iterable[Implementation]) -> list[str]:
+    """The layouts that users' tensors may have, of implementations: not those that a plan alone gives."""
+    return sorted({i.layout for i in found if ">" not in i.layout})
 
 
 def require_checked(names: Mapping[str, str]) -> None:
@@ -585,6 +613,12 @@ def select(
                     f"the implementation {name!r} is a CUDA kernel: it takes arrays on a GPU, or NumPy's "
                     "inside `with convkit.emulate():`"
                 )
+            elif elsewhere := _layouts(
+                i for i in implementations(op, device=device, layout=None) if i.name == name
+            ):
+                error = OptionError(
+                    f"the implementation {name!r} takes tensors in {' or '.join(elsewhere)}, not in {layout}"
+                )
             raise error
         # Naming an implementation accepts the error that it declares.
         candidates = named
@@ -605,6 +639,9 @@ def select(
             return candidate
         reasons.append(f"\n  {candidate.name}: {reason}")
     where = device if layout == "NCHW" else f"{device}, in {layout},"
+    others = implementations(op, device=device, layout=None) if name is None else ()
+    if elsewhere := _layouts(i for i in others if refusal(i) is None):
+        reasons.append(f"\n  one takes it in {' or '.join(elsewhere)} (convkit.layouts)")
     raise NoImplementation(
         f"no implementation for {where} takes {problem}" + ("".join(reasons) or "; none is registered")
     )

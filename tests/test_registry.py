@@ -10,7 +10,7 @@ import pytest
 from blocks import blocked
 
 import convkit as ck
-from convkit import registry
+from convkit import layouts, registry
 from convkit.errors import NoImplementation, OptionError
 from convkit.op import OPS
 from convkit.ops.conv2d import Conv2d
@@ -177,16 +177,28 @@ def test_a_name_may_stand_for_an_idea_in_several_layouts():
 
 def test_a_name_that_a_layout_lacks_is_refused_in_words():
     maps = blocked(np.ones((1, 16, 2, 3), np.float32))
-    with pytest.raises(
-        OptionError, match="unknown implementation of lrn_fprop for cpu in nChw16c 'reference'"
-    ):
+    with pytest.raises(OptionError, match="'reference' takes tensors in NCHW, not in nChw16c"):
         ck.lrn_fprop(maps, impl="reference")
+    with pytest.raises(
+        OptionError, match="unknown implementation of lrn_fprop for cpu in nChw16c 'referense'"
+    ):
+        ck.lrn_fprop(maps, impl="referense")
     plant("boxes", op="lrn_fprop", rank=2000, layout="nChw16c", when=lambda g: "not today")
     with ck.use(lrn_fprop="boxes"), pytest.raises(NoImplementation) as caught:
         ck.lrn_fprop(maps)
     first, *rest = str(caught.value).splitlines()
     assert first.startswith("lrn_fprop: no implementation for cpu, in nChw16c, takes ")
     assert rest == ["  boxes: not today"]
+
+
+def test_a_layout_that_nothing_takes_is_told_which_one_would_do():
+    maps = layouts.Tensor.of(np.ones((1, 16, 2, 3), np.float32), "NHWC")
+    with pytest.raises(NoImplementation) as caught:
+        ck.lrn_fprop(maps)
+    _, line = str(caught.value).splitlines()
+    assert line == "  one takes it in NCHW or nChw16c (convkit.layouts)"
+    for layout in ("NCHW", "nChw16c"):
+        ck.lrn_fprop(layouts.Tensor.of(maps.logical(), layout))
 
 
 def test_use_nests_and_ends():
@@ -225,11 +237,25 @@ def test_use_is_of_one_thread():
         (lambda: ck.use(relu_fprop="referense").__enter__(), "did you mean 'reference'"),
         (lambda: ck.use(relu_frop="reference").__enter__(), "did you mean 'relu_fprop'"),
         (lambda: ck.use(max_error=-1).__enter__(), "max_error"),
+        (lambda: ck.use(max_eror=1e-6).__enter__(), "did you mean 'max_error'"),
+        (lambda: ck.use(tuned="off").__enter__(), "tuned must be True or False, not 'off'"),
+        (lambda: ck.use(checked="no").__enter__(), "checked must be True or False, not 'no'"),
         (lambda: ck.use(max_error=float("nan")).__enter__(), "max_error"),
         (lambda: ck.implementations("relu_frop"), "did you mean 'relu_fprop'"),
         (lambda: plant("mine", op="relu_forward"), "unknown op 'relu_forward'"),
         (lambda: plant("mine", math="fp64"), "unknown math 'fp64'"),
         (lambda: plant("mine", layout="NHCW"), "unknown layout 'NHCW'"),
+        (lambda: plant("mine", layout=3), "relu_fprop, mine: layout must be a text, not 3"),
+        (lambda: plant("mine", rank="high"), "relu_fprop, mine: rank must be an integer, not 'high'"),
+        (lambda: plant("mine", when="N == 1"), "when must be a function or None, not 'N == 1'"),
+        (lambda: plant("mine", prepare=3), "prepare must be a function or None, not 3"),
+        (lambda: plant("mine", compiled="no"), "compiled must be True or False, not 'no'"),
+        (lambda: plant("mine", dtypes="float32"), "dtypes must be a tuple, not 'float32'"),
+        (lambda: plant("mine", device="cdua"), "unknown device 'cdua'; did you mean 'cuda'"),
+        (
+            lambda: ck.implements("relu_fprop", name="mine")(3),
+            "relu_fprop, mine: a function is needed, not 3",
+        ),
         (lambda: plant("mine", layout="nChw16c>nChw16c"), "did you mean 'nChw16c'"),
         (lambda: ck.implementations("lrn_fprop", layout="nChw8c"), "did you mean 'nChw16c'"),
         (

@@ -8,12 +8,13 @@ heavy imports belong inside `run`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import pkgutil
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import ConvkitError
 from ._output import check_paths
@@ -55,6 +56,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse's; but what a command does not know is that command's error, with its own help."""
+        found, rest = super().parse_known_args(*args, **kwargs)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._near(rest)}")
+        return found, rest
+
+    def _near(self, rest: list[str]) -> str:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        words = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.75) if words else []
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 def _parser() -> argparse.ArgumentParser:

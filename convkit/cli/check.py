@@ -156,14 +156,22 @@ def _once(args: argparse.Namespace) -> tuple[int, list[Verdict]]:
         except check.Lost as error:
             print(f"FAILS: {error}")
             return 1, []
+        kernels = [i for i in chosen if i.device == "cuda"]
         if args.counters:
-            kernels = [i for i in chosen if i.device == "cuda"]
             if not kernels:
                 raise OptionError("--counters counts what a CUDA kernel does; none was named")
             return _count(kernels), []
+        if not kernels and (option := _of_kernels(args)):  # else it would pass without what was asked for
+            raise OptionError(f"{option} is for CUDA kernels; none was named")
         if on_gpu:
             return _under_compute_sanitizer(args, chosen), []
         return _check(args, chosen, limits)
+
+
+def _of_kernels(args: argparse.Namespace) -> str:
+    """The option that means nothing without a CUDA kernel, if one was given."""
+    given = {"--emulate": args.emulate, f"--engine {args.engine}": args.engine, "--sanitize": args.sanitize}
+    return next((option for option, value in given.items() if value), "")
 
 
 def _check(

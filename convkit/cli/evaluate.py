@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "evaluate",
         help="error rates of a trained network, and what it is wrong about",
         description="Look at every image of a data set with the network of a run: top-1 and top-5 error "
-        "with 95 %% intervals, cross-entropy, confusion; and an HTML page with the images that it was most "
+        "with 95 % intervals, cross-entropy, confusion; and an HTML page with the images that it was most "
         "wrong about, its first filters, and the curves of its training.",
     )
     option = parser.add_argument

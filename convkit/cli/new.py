@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 
@@ -32,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
     path = new.write(args.op, args.file, args.lang)
     language = new.LANGUAGES[args.lang or new.language_of(args.op, path)]
     print(f"{path}: {args.op} in {language.title}" + (f"; {language.hint}" if language.hint else ""))
-    print(f"next: convkit check {path}")
+    print(f"next: convkit check {shlex.quote(str(path))}")
     return 0

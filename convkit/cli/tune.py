@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+from ..options import integer
 
 if TYPE_CHECKING:
     from ..tune.gpus import Gpu
@@ -130,6 +131,8 @@ def _run_on(device: str, args: argparse.Namespace, gpu: Gpu) -> int:
         return 0
     if args.rounds is not None and not 1 <= args.rounds < 10**6:
         raise OptionError(f"--rounds must be at least 1 and below 1e6, not {args.rounds}")
+    if args.jobs is not None:
+        integer("--jobs", args.jobs, 1)
     settings = settings_of(args.quick, args.rounds)
     tuner = Tuner(store, settings, device, gpu, args.again, args.jobs)
     if args.why:
@@ -156,7 +159,11 @@ def _store(file: str | None, writes: bool) -> Store:
     path = Path(file).expanduser().absolute() if file else tuned.default_path()
     if path is None and writes:
         raise OptionError(f"{tuned.VARIABLE}={tuned.OFF}: name the file that keeps the choices, --file FILE")
-    return tuned.Store.read(path)
+    try:
+        return tuned.Store.read(path)
+    except OptionError as error:
+        remedy = "remove it, or name another file" if path is not None and path.is_file() else "name a file"
+        raise OptionError(f"{error}; {remedy}: --file FILE") from None
 
 
 def _jobs(device: str, args: argparse.Namespace) -> list[Job]:
@@ -207,7 +214,7 @@ def _why(tuner: Tuner, jobs: list[Job]) -> int:
 
     shown = []
     for job in jobs:
-        entry = tuner.store.choices.get(tuner.key(job))
+        entry = tuner.entry(job)
         if entry is None:
             shown.append(
                 f"nothing was tuned for this call\n\n{show.plan(job, of_job(job, tuner.gpu), every=True)}"

@@ -95,9 +95,8 @@ def tensor(name: str, value: Any, shape: Shape, dtype: str, others: Sequence[str
         raise ShapeError(f"{name} must have shape {shape}, not {array.shape}")
     if any(array.dtype == arrays.np_dtype(known) for known in (dtype, *others)):
         return array
-    found = arrays.dtype_name(name, array)
     takes = f", which takes {' and '.join(others)} too" if others else ""
-    raise DtypeError(f"{name} has dtype {found}, but the network is {dtype}{takes}")
+    raise DtypeError(f"{name} has dtype {array.dtype}, but the network is {dtype}{takes}")
 
 
 def labels(value: Any, num_classes: int) -> Array:

@@ -17,7 +17,7 @@ from ..cuda.graph import Staging
 from ..errors import NotChecked, OptionError, ShapeError, unknown
 from ..op import Shape
 from ..ops import loss_scale
-from ..options import finite, flag, integer
+from ..options import flag, integer
 from ..registry import MATH
 from . import arguments
 from .layers import Layer
@@ -150,7 +150,7 @@ class Planned:
     def loss_scale(self, value: float) -> None:
         if not self._scale:
             raise OptionError(f"only a network in float16 scales its loss; this one is {self.dtype}")
-        self.scaling = finite("loss_scale", value, loss_scale.LEAST), 0
+        self.scaling = loss_scale.checked_scale(value), 0
 
     @property
     def scaling(self) -> tuple[float, int]:

@@ -12,8 +12,8 @@ import numpy as np
 from .. import arrays
 from ..arrays import Array
 from ..errors import DtypeError, OptionError, ShapeError
-from ..ops.loss_scale import INITIAL, LEAST
-from ..options import finite, integer
+from ..ops.loss_scale import INITIAL, checked_scale
+from ..options import integer
 from .plan import Plan
 
 #: Version of a state.
@@ -107,7 +107,7 @@ def _loss_scale(found: Any) -> tuple[float, int]:
     if not isinstance(found, Mapping):
         raise OptionError(f"loss_scale must be a dict, not {found!r}")
     _check_names("loss_scale", found, ("scale", "steps"))
-    return finite("loss_scale", found["scale"], LEAST), integer("steps", found["steps"], 0, 2**31 - 1)
+    return checked_scale(found["scale"]), integer("steps", found["steps"], 0, 2**31 - 1)
 
 
 def copies(params: Arrays) -> dict[str, np.ndarray]:

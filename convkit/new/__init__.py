@@ -45,6 +45,17 @@ LANGUAGES = {
     "cupy": Language(".py", "CuPy", "needs a GPU: without one `convkit check` says 'not run'"),
     "numba-cuda": Language(".py", "numba.cuda", "simulated where there is no GPU, small problems only"),
 }
+#: What no function of C++17 can be called: its keywords, and `main`.
+_WORDS = (
+    "main alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t "
+    "char32_t class compl const const_cast constexpr continue decltype default delete do double "
+    "dynamic_cast else enum explicit export extern false float for friend goto if inline int long "
+    "mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public "
+    "register reinterpret_cast return short signed sizeof static static_assert static_cast struct "
+    "switch template this thread_local throw true try typedef typeid typename union unsigned using "
+    "virtual void volatile wchar_t while xor xor_eq"
+)
+_OF_CPP = frozenset(_WORDS.split())
 _DEFAULTS = {".cu": ("cuda",), ".cpp": ("cpp",), ".py": ("numba", "python")}
 
 
@@ -109,8 +120,11 @@ def write(op: str, path: str | os.PathLike[str], language: str | None = None) ->
         raise OptionError(f"{path.name}: a file in {LANGUAGES[language].title} ends in {suffix}")
     if not re.fullmatch(r"[A-Za-z_]\w*", path.stem, re.ASCII) or keyword.iskeyword(path.stem):
         raise OptionError(
-            f"{path.name}: the stem becomes the function's name: letters, digits and underscores alone"
+            f"{path.name}: the stem becomes the function's name: letters, digits and underscores, "
+            "no digit in front, no keyword of Python"
         )
+    if suffix != ".py" and path.stem in _OF_CPP:
+        raise OptionError(f"{path.name}: {path.stem!r} is a word of C++, and no function's name")
     content = text(op, language, path.stem)
     try:
         with path.open("x", encoding="utf-8") as file:

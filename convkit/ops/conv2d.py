@@ -610,8 +610,8 @@ def conv2d_wgrad_bgrad(
 ) -> tuple[A, A]:
     """2-D convolution: gradients with respect to its weights and to its bias, summed over the batch.
 
-    `conv2d_wgrad` and `conv2d_bgrad` as one, which reads dy once. There are kernels for CUDA. Elsewhere the
-    definition runs, in float64; there the two ops are faster.
+    `conv2d_wgrad` and `conv2d_bgrad` as one, which reads dy once. There are kernels for CUDA alone.
+    Elsewhere the definition runs, in float64; there the two ops are faster.
 
     Parameters
     ----------

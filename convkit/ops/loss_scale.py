@@ -23,6 +23,7 @@ import numpy as np
 
 from ..arrays import A
 from ..dispatch import Arguments, operation
+from ..errors import OptionError
 from ..op import Cases, Op, Problem, Shape, Tensors, Weights, defines, draw, extent
 from ..options import finite, flag, integer, shape_of
 from .elementwise import Elementwise, ElementwiseCases
@@ -34,7 +35,15 @@ Array = np.ndarray
 #: one.
 INITIAL, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000
 #: The scale does not fall below this, and does not grow beyond float32.
-LEAST = 1.0
+LEAST, MOST = 1.0, float(np.finfo(np.float32).max)
+
+
+def checked_scale(value: Any) -> float:
+    """A network's scale as it is given: an infinite one would stay so, however often it is halved."""
+    number = finite("loss_scale", value, LEAST)
+    if number > MOST:
+        raise OptionError(f"loss_scale must be at most {MOST:.3g}, where float32 ends, not {value!r}")
+    return number
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ A safetensors file. Its tensors are "params/conv1.w", "velocities/conv1.w", ...,
 have; its metadata holds the rest as JSON. Other programs read the weights from it without convkit.
 
 A file appears under its name whole or not at all: it is written beside it, brought to the disk, and renamed.
-A process that is killed in between leaves the file that was there before. A checksum of each tensor finds
-what a disk has damaged since.
+A process that is killed in between leaves the file that was there before. A checksum of each tensor,
+and one of the JSON, find what a disk has damaged since.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from .errors import RunError, one_line
 #: Version of what the file holds.
 FORMAT = 1
 _KEY = "convkit_checkpoint"
+#: Of what stands under that key; files of earlier versions have none.
+_SUM = "convkit_crc32"
 #: What consists of tensors in a network's state.
 _TENSORS = ("params", "velocities")
 _LISTED = 3
@@ -148,7 +150,8 @@ def save(
         "info": dict(info or {}),
         "checksums": {name: _checksum(array) for name, array in tensors.items()},  # in their order
     }
-    metadata = {_KEY: json.dumps(document, ensure_ascii=False)}
+    text = json.dumps(document, ensure_ascii=False)
+    metadata = {_KEY: text, _SUM: str(zlib.crc32(text.encode()))}
 
     # safetensors writes through a temporary file whose name it chooses. In a folder of its own, what a
     # killed process has left is found and removed by the next one.
@@ -191,9 +194,12 @@ def load(path: str | Path) -> Checkpoint:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
                 raise RunError(f"{path} is no checkpoint of convkit: its metadata has no {_KEY!r}")
-            document = json.loads(metadata[_KEY])
+            text = metadata[_KEY]
+            document = json.loads(text)
             if document["format"] != FORMAT:
                 raise RunError(f"{path} has format {document['format']!r}; this convkit reads {FORMAT}")
+            if metadata.get(_SUM, crc := str(zlib.crc32(text.encode()))) != crc:
+                raise RunError(f"{path} is damaged: the checksum of its metadata is not that of the text")
             names = set(file.keys())
             if lost := [name for name in document["checksums"] if name not in names]:
                 raise RunError(f"{path} is damaged: it has no tensor {lost[0]!r} ({len(lost)} are missing)")

@@ -32,6 +32,19 @@ FAILED = "failed"
 #: Significant digits that a time is kept with.
 DIGITS = 5
 
+_NAMED = {"implementation": str, "tile": dict, "source": str}
+#: What an entry of the file has, and of what types: a list's one member is that of each of its own.
+_FORM: dict[str, Any] = {
+    **dict.fromkeys(("op", "layout", "math", "text", "rival", "state", "among", "date", "version"), str),
+    "flags": [str],
+    "places": [str],
+    "machine": {"name": str, "driver": str},
+    "default": _NAMED,
+    "chosen": _NAMED,
+    "candidates": [{"name": str, "reason": str, "ms": [(int, float)]}],
+}
+_RATIO = dict.fromkeys(("median", "low", "high"), (int, float))
+
 
 @dataclass
 class Tuner:
@@ -66,9 +79,14 @@ class Tuner:
         """The key of a job in the store."""
         return key_of(job.question, machine(self.device))
 
+    def entry(self, job: Job) -> dict[str, Any] | None:
+        """What is kept of a job. None also where somebody has changed the file: then it is tuned anew."""
+        entry = self.store.choices.get(self.key(job))
+        return entry if entry is not None and _whole(entry) else None
+
     def kept(self, job: Job) -> dict[str, Any] | None:
         """What is kept of a job, if it still holds: the same candidates, from the same sources."""
-        entry = self.store.choices.get(self.key(job))
+        entry = self.entry(job)
         if entry is None or entry.get("state") == FAILED:
             return None
         return entry if entry.get("among") == _among(of_job(job, self.gpu)) else None
@@ -147,6 +165,20 @@ class Tuner:
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "version": __version__,
         }
+
+
+def _whole(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry has all that is shown of it."""
+    ratio = entry.get("ratio", "none at all")
+    return _fits(entry, _FORM) and bool(entry["places"]) and (ratio is None or _fits(ratio, _RATIO))
+
+
+def _fits(value: Any, form: Any) -> bool:
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(n in value and _fits(value[n], f) for n, f in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(one, form[0]) for one in value)
+    return isinstance(value, form)
 
 
 def _default(candidates: Sequence[Candidate]) -> Candidate:

@@ -252,6 +252,14 @@ def test_a_file_that_ends_the_process_that_loads_it(tmp_path):
     assert "mine.py printed:\n  | here" in found.stderr
 
 
+def test_a_file_that_raises_an_error_is_named_in_one_line(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import os\nraise ValueError('not today')\n")
+    found = command(path)
+    assert found.returncode == 2
+    assert found.stderr == ("convkit check: mine.py could not be loaded: ValueError: not today (mine.py:2)\n")
+
+
 def test_a_second_look_finds_what_depends_on_the_calls_before(tmp_path):
     path = tmp_path / "mine.py"
     body = "WARM.add(problem.size)\n    y *= 1 if 1 in WARM else 0"

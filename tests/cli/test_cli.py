@@ -402,7 +402,11 @@ def test_other_malformed_values_are_told_in_a_line(image, capsys, nothing_runs, 
         ([*bench, "--picture", ""], "--picture takes a file's name, not ''"),
         ([*bench, "--kernel", ""], "'' names no file"),
         ([*bench, ""], "'' names no file"),
-        ([*bench, "--bogus"], "unrecognized arguments: --bogus"),
+        ([*bench, "--bogus"], "convkit bench: unrecognized arguments: --bogus; see convkit bench --help"),
+        (["check", "relu_fprop_vectors", "--emulate"], "--emulate is for CUDA kernels; none was named"),
+        (["check", "relu_fprop_vectors", "--engine", "ptx"], "--engine ptx is for CUDA kernels; none was"),
+        (["check", "relu_fprop_vectors", "--sanitize"], "--sanitize is for CUDA kernels; none was named"),
+        (["check", "relu_fprop", "--sanitise"], "--sanitise; did you mean --sanitize?; see convkit check"),
         ([*alexnet, "--dtype", "bflaot16"], "unknown dtype 'bflaot16'; did you mean 'bfloat16'?"),
         ([*alexnet, "--impl", ""], "--impl takes OP=NAME, such as conv2d_fprop=reference, not ''"),
         ([*alexnet, "--impl", "conv2d_fprop="], "not 'conv2d_fprop='"),
@@ -467,6 +471,14 @@ def test_help_and_version_from_the_shell():
             [sys.executable, "-m", "convkit", *argv], capture_output=True, text=True, check=True
         )
         assert "convkit" in done.stdout and not done.stderr
+
+
+def test_no_percent_sign_is_doubled_in_the_help(capsys):
+    """argparse formats the help of options, and of descriptions only those with %(prog)s."""
+    for name in cli._ORDER:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "%%" not in capsys.readouterr().out, name
 
 
 def test_piped_output_survives_a_reader_that_leaves():

@@ -584,6 +584,9 @@ def test_what_was_tuned(tmp_path, monkeypatch):
     path.write_text("[]")
     row = environment.tuned_choices()
     assert state(row) == "broken" and "says no format" in row.found and str(path) in row.advice
+    monkeypatch.setenv("CONVKIT_TUNED", str(tmp_path))
+    row = environment.tuned_choices()
+    assert state(row) == "broken" and row.advice == "set CONVKIT_TUNED to a file", "not: rm a folder"
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

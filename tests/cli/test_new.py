@@ -103,9 +103,10 @@ def test_cuda_has_a_text_for_every_op_with_a_kernel(tmp_path):
 
 
 def test_the_next_step_is_printed(tmp_path, capsys):
-    path = tmp_path / "mine.cpp"
+    path = tmp_path / "my kernels" / "mine.cpp"
+    path.parent.mkdir()
     assert main(["new", "relu_fprop", str(path)]) == 0
-    assert f"next: convkit check {path}" in capsys.readouterr().out
+    assert f"next: convkit check '{path}'\n" in capsys.readouterr().out, "as a shell takes it"
     assert ck.register(path)[0].name == "mine"
 
 
@@ -116,6 +117,9 @@ def test_the_next_step_is_printed(tmp_path, capsys):
         (["relu_fprop", "a.cu", "--lang", "cuta"], "unknown language 'cuta'; did you mean 'cuda'?"),
         (["relu_fprop", "a-b.cu"], "a-b.cu: the stem becomes the function's name"),
         (["relu_fprop", "class.py"], "class.py: the stem becomes the function's name"),
+        (["relu_fprop", "double.cu"], "double.cu: 'double' is a word of C++, and no function's name"),
+        (["relu_fprop", "main.cpp"], "main.cpp: 'main' is a word of C++"),
+        (["relu_fprop", "1a.py"], "letters, digits and underscores, no digit in front, no keyword"),
         (["relu_fprop", "a.txt"], "a.txt: the file ends in one of .cu, .cpp, .py"),
         (["relu_fprop", "a.py", "--lang", "cpp"], "a.py: a file in C++ ends in .cpp"),
         (["reorder", "a.cpp"], "no template for reorder in C++; there are: "),

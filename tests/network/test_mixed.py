@@ -174,6 +174,10 @@ def test_images_of_several_dtypes(dtype):
         net.forward(np.full(X.shape, 1e38, np.float32))
     with pytest.raises(ck.DtypeError, match=f"the network is {dtype}, which takes float32 and uint8 too"):
         net.forward(pixels.astype(np.float64))
+    with pytest.raises(ck.DtypeError, match=f"x has dtype int32, but the network is {dtype}, which takes"):
+        net.forward(pixels.astype(np.int32))
+    with pytest.raises(ck.DtypeError, match="x has dtype uint8, but the network is float32$"):
+        tiny("float32").forward(pixels)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -379,10 +383,20 @@ def test_the_scale_is_part_of_the_state():
     assert twin.loss_scale == loss_scale.INITIAL
     for bad, message in (
         ({"scale": 0.5, "steps": 0}, "loss_scale must be"),
+        ({"scale": 1e39, "steps": 0}, "loss_scale must be at most 3.4e"),
         ({"scale": 2.0}, "'steps' is missing"),
     ):
         with pytest.raises(ck.OptionError, match=message):
             twin.load_state({**state, "loss_scale": bad})
+
+
+def test_a_scale_that_is_infinite_in_float32_is_refused():
+    """Halved for ever, it would stay so: no step would count again."""
+    net = tiny("float16")
+    with pytest.raises(ck.OptionError, match="loss_scale must be at most 3.4e.*where float32 ends, not 1e"):
+        net.loss_scale = 1e39
+    net.loss_scale = loss_scale.MOST
+    assert net.step(X, Y).overflow and net.loss_scale == loss_scale.MOST / 2
 
 
 def test_backward_lowers_the_scale_as_far_as_the_gradients_ask():

@@ -1264,6 +1264,15 @@ def test_reorder_there_and_back():
     assert np.array_equal(ck.reorder(x), x)
 
 
+def test_what_is_no_tensor_of_a_layout_is_refused():
+    with pytest.raises(ShapeError, match=r"a tensor in NHWC must have 4 dimensions, not 2: \(3, 5\)"):
+        Tensor.of(np.ones((3, 5), F), "NHWC")
+    with pytest.raises(ShapeError, match="a tensor in nChw16c must have 4 dimensions, not 5"):
+        Tensor.empty((1, 2, 3, 4, 5), "float32", "nChw16c")
+    with pytest.raises(DtypeError, match="array must be an array .*, not list"):
+        Tensor.of([1, 2], "NHWC")
+
+
 def test_positions_in_a_tensor_are_checked_and_layouts_are_those_of_the_table():
     need_kernels()
     x = blocked(random(1, 2, 20, 5, 6).astype(F))

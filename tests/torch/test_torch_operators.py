@@ -391,6 +391,7 @@ REFUSED = {
     "a name of a pass": (
         lambda: ct.conv2d(X, W, impl={"dgrad": "few_channels"}), OptionError, "implementation of conv2d_dgrad"
     ),
+    "no name": (lambda: ct.conv2d(X, W, impl=3), OptionError, "must be a name, or a dict of names by pass"),
     "a pass": (lambda: ct.conv2d(X, W, impl={"dgrod": "direct"}), OptionError, "'dgrod'; did you"),
     "what does not fit": (lambda: ct.conv2d(X, W, impl="pointwise"), NoImplementation, "needs 1 x 1 filters"),
     "sparse": (lambda: ct.relu(X.to_sparse()), DtypeError, "takes dense tensors"),

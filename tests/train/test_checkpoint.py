@@ -133,6 +133,10 @@ DAMAGES = {
         lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
         "is damaged: the checksum of",
     ),
+    "one digit of the metadata": (
+        lambda p: p.write_bytes(p.read_bytes().replace(b'\\"step\\": 1', b'\\"step\\": 9')),
+        "is damaged: the checksum of its metadata",
+    ),
     "a tensor less": (
         lambda p: _rewritten(p, lambda m, t: t.pop("params/conv1.b")),
         "is damaged: it has no tensor 'params/conv1.b'",

@@ -217,6 +217,20 @@ def two_jobs():
     return [relu(Elementwise((1000,))), relu(Elementwise((2000,)))]
 
 
+@pytest.mark.parametrize("damage", [("ratio",), ("places",), ("machine", "name"), ("chosen", "tile")])
+def test_an_entry_that_was_damaged_is_tuned_anew(tuner, damage):
+    (job,) = two_jobs()[:1]
+    made = tuner(dict.fromkeys(names(), 1.0))
+    entry, _ = made.tune(job)
+    assert made.entry(job) == entry and not made.tune(job)[1]
+    holder = made.store.choices[made.key(job)]
+    for name in damage[:-1]:
+        holder = holder[name]
+    del holder[damage[-1]]
+    assert made.entry(job) is None
+    assert made.tune(job)[1] and made.entry(job) is not None
+
+
 def test_a_run_that_was_killed_goes_on(tuner, monkeypatch):
     first, second = two_jobs()
     times = dict.fromkeys(names(), 1.0)

@@ -148,6 +148,7 @@ def test_a_call_that_nothing_runs_is_left_out(capsys):
     [
         (["--dry-run", "--forget"], "--dry-run, --why and --forget are for one run each"),
         (["--rounds", "0", "--conv", CONV], "--rounds must be at least 1"),
+        (["--jobs", "0", "--conv", CONV], "--jobs must be at least 1"),
         (["--preset", "smal"], "unknown preset 'smal'"),
         (["--batch", "0"], "--batch takes whole numbers"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
@@ -170,4 +171,6 @@ def test_a_file_that_is_not_understood_is_not_overwritten(tmp_path, capsys):
     path = tmp_path / "t.json"
     path.write_text("{}")
     assert main(["tune", "--device", "cpu", "--file", str(path), "--conv", CONV]) == 2
-    assert "says no format" in capsys.readouterr().err and path.read_text() == "{}"
+    said = capsys.readouterr().err
+    assert "says no format" in said and "remove it, or name another file: --file FILE" in said
+    assert path.read_text() == "{}"

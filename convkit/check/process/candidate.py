@@ -25,7 +25,7 @@ from ...call import Call
 from ...cuda import emulate as emulation
 from ...cuda.launch import Executor
 from ...discovery import register
-from ...errors import UncheckedWarning
+from ...errors import ConvkitError, UncheckedWarning
 from ...op import OPS
 from ...registry import Implementation
 from .. import sizes
@@ -108,7 +108,9 @@ class Candidate:
             self._again = None
             return getattr(self, "do_" + message.pop("do"))(**message)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt
-            text = _first(last_line(error))
+            # `register` says itself what is wrong with a file, and where.
+            whole = isinstance(error, ConvkitError) and not self.implementations
+            text = _first(str(error) if whole else last_line(error))
             if isinstance(error, MemoryError):
                 text += f"; a candidate may take {self.told['most'] / 2**30:.3g} GiB"
             return {"raised": {"text": text, "kind": kind_of(error)}}

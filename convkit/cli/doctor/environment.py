@@ -59,9 +59,9 @@ def tuned_choices() -> Row:
     try:
         choices = tuned.Store.read(path).choices.values()
     except OptionError as error:
-        return Row(
-            name, BROKEN, f"ignored: {error}", f"remove it: rm {shlex.quote(str(path))}", path=str(path)
-        )
+        remove = f"remove it: rm {shlex.quote(str(path))}"
+        advice = remove if path.is_file() else f"set {tuned.VARIABLE} to a file"
+        return Row(name, BROKEN, f"ignored: {error}", advice, path=str(path))
     if not choices:
         return Row(name, OK, "none: the ranks and the model of waves choose")
     machines = [tuned.machine(device) for device in ("cpu", "cuda")]

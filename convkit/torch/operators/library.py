@@ -200,6 +200,8 @@ def chosen(family: str, impl: Impl) -> str:
 def _listed(family: str, impl: Mapping[str, str]) -> str:
     ops = FAMILIES[family]
     by_pass = {op.rpartition("_")[2]: op for op in ops}
+    if not isinstance(impl, Mapping):
+        raise OptionError(f"impl of {family} must be a name, or a dict of names by pass, not {impl!r:.100}")
     found = {}
     for key, name in impl.items():
         op = by_pass.get(key, key)
