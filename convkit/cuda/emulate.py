@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import devices
 from ..errors import OptionError, unknown
-from ..options import integer
+from ..options import flag, integer
 from ..paths import kernels_dir
 from .launch import Argument, Bound, Executor, Extent
 
@@ -132,7 +132,8 @@ def emulate(
         raise unknown("engine", engine, ENGINES)
     if seed is not None:
         seed = integer("seed", seed, 0)
-    if not timeout > 0:
+    check, counters = flag("check", check), flag("counters", counters)
+    if not isinstance(timeout, (int, float)) or not timeout > 0:
         raise OptionError(f"timeout must be positive, not {timeout!r}")
     executor: Executor
     if engine == "ptx":

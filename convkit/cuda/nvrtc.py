@@ -149,15 +149,27 @@ def _folders(arch: str, include: Sequence[Path]) -> tuple[Any, list[str]]:
 
 
 def checked_architecture(arch: str) -> None:
-    """Refuse what is no name of an architecture, and a machine without the compiler.
+    """Refuse what is no name of an architecture that the compiler knows, and a machine without it.
 
     Raises
     ------
     OptionError, MissingExtra
     """
     _toolchain()
-    if not re.fullmatch(r"sm_\d+[af]?", arch):
+    named = re.fullmatch(r"sm_(\d+)[af]?", arch) if isinstance(arch, str) else None
+    if named is None:
         raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
+    if int(named[1]) not in (known := _known_architectures()):
+        raise OptionError(f"NVRTC does not compile for {arch}; it knows {', '.join(f'sm_{n}' for n in known)}")
+
+
+@functools.cache
+def _known_architectures() -> tuple[int, ...]:
+    """The numbers of the architectures that NVRTC compiles for; a suffix a or f is left to it."""
+    from cuda.bindings import nvrtc
+
+    _, numbers = nvrtc.nvrtcGetSupportedArchs()
+    return tuple(numbers)
 
 
 def _refused(name: str, arch: str, text: str) -> CompileError:

@@ -114,15 +114,17 @@ inline int parameter(void (*)(A...), int i, int* pointer) {
 static __thread char anchor;
 }  // namespace convkit_emulator
 
-#define CONVKIT_ENTRY(kernel)                                                                             \
-  extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void convkit_entry(void** a) { \
-    convkit_emulator::call(kernel, a);                                                                    \
-  }                                                                                                       \
-  extern "C" __attribute__((visibility("default"))) int convkit_parameter(int i, int* pointer) {          \
-    return convkit_emulator::parameter(kernel, i, pointer);                                               \
-  }                                                                                                       \
-  extern "C" __attribute__((visibility("default"))) void* convkit_anchor() {                              \
-    return &convkit_emulator::anchor;                                                                     \
+// Its own names are such as no kernel has: a kernel may be called `a` or `i`.
+#define CONVKIT_ENTRY(kernel)                                                                              \
+  extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void convkit_entry(             \
+      void** convkit_a) {                                                                                  \
+    convkit_emulator::call(kernel, convkit_a);                                                             \
+  }                                                                                                        \
+  extern "C" __attribute__((visibility("default"))) int convkit_parameter(int convkit_i, int* convkit_p) { \
+    return convkit_emulator::parameter(kernel, convkit_i, convkit_p);                                      \
+  }                                                                                                        \
+  extern "C" __attribute__((visibility("default"))) void* convkit_anchor() {                               \
+    return &convkit_emulator::anchor;                                                                      \
   }
 
 #define asm convkit_unsupported_inline_ptx

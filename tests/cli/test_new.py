@@ -57,6 +57,11 @@ def test_a_new_relu_passes(language, tmp_path, capsys, compiler):
     passes(path, capsys, "--in-process")
 
 
+def test_a_kernel_may_be_called_a(tmp_path, capsys, compiler):
+    assert main(["new", "relu_fprop", str(tmp_path / "a.cu")]) == 0
+    passes(tmp_path / "a.cu", capsys, "--in-process")
+
+
 #: What CI runs of the languages whose compilers take long; of the others all.
 _IN_CI = {
     "cuda": ("relu_fprop", "conv2d_fprop", "maxpool2d_fprop", "linear_fprop"),

@@ -484,7 +484,11 @@ def test_a_file_in_a_process_of_its_own(tmp_path, capsys):
         ({"engine": "fast"}, "unknown engine 'fast'. Known: emulator, ptx"),
         ({"engine": "ptx", "check": True}, "check and counters are the emulator's"),
         ({"engine": "ptx", "arch": "80"}, "unknown architecture '80': such as sm_80"),
+        ({"engine": "ptx", "arch": "sm_20"}, "NVRTC does not compile for sm_20; it knows sm_75, sm_80"),
+        ({"engine": "ptx", "arch": 90}, "unknown architecture 90: such as sm_80"),
         ({"engine": "ptx", "seed": -1}, "seed"),
+        ({"check": "yes"}, "check must be True or False, not 'yes'"),
+        ({"timeout": "long"}, "timeout must be positive, not 'long'"),
     ],
 )
 def test_options_are_checked(how, words):
