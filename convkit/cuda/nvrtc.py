@@ -160,7 +160,8 @@ def checked_architecture(arch: str) -> None:
     if named is None:
         raise OptionError(f"unknown architecture {arch!r}: such as {', '.join(ARCHITECTURES)}")
     if int(named[1]) not in (known := _known_architectures()):
-        raise OptionError(f"NVRTC does not compile for {arch}; it knows {', '.join(f'sm_{n}' for n in known)}")
+        names = ", ".join(f"sm_{number}" for number in known)
+        raise OptionError(f"NVRTC does not compile for {arch}; it knows {names}")
 
 
 @functools.cache
