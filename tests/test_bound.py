@@ -1262,7 +1262,7 @@ def test_a_sequence_of_calls_of_one_op(op, hits):
 @pytest.mark.slow
 def test_long_sequences_of_calls(capsys):
     seed = int(os.environ.get("CONVKIT_BOUND_SEED") or int(np.random.SeedSequence().entropy) % 2**32)
-    steps = int(os.environ.get("CONVKIT_BOUND_STEPS") or 30_000)
+    steps = int(os.environ.get("CONVKIT_BOUND_STEPS") or 12_000)
     with capsys.disabled():
         print(f"\nsequences: seed {seed}, {steps} steps")
     play(seed, steps, tuple(SAMPLES), ALL_DTYPES)

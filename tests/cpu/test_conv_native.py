@@ -49,7 +49,9 @@ def test_gate(isa, algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", extension.isas())
+@pytest.mark.parametrize(
+    "isa", [pytest.param(isa, marks=[pytest.mark.thorough] * (isa == "v2")) for isa in extension.isas()]
+)
 @pytest.mark.parametrize("op", OPS)
 def test_gate_on_real_layers(isa, op):
     with extension.using(isa):

@@ -17,6 +17,7 @@ from conftest import need
 import convkit as ck
 from convkit import check
 from convkit.check.attempt import FIRST, attempt
+from convkit.check.cases import cases as of_the_gate
 from convkit.cuda import nvrtc
 from convkit.cuda.header import builtin_files, read
 from convkit.cuda.prepare import implementation
@@ -72,7 +73,13 @@ def cases(kernel: Path) -> list:
     """Small problems, of which the largest have more than one step along the reduction."""
     implemented = implementation(kernel)
     random = [case.of(implemented.dtypes[0]) for case in check.random_cases(implemented.op, 40, 3)]
-    fitting = [case for case in random if implemented.refusal(case.problem, implemented.math) is None]
+    # Few random geometries suit a kernel of few options: then the gate's own do.
+    own = [case.of(implemented.dtypes[0]) for case in of_the_gate(implemented.op) if not case.heavy]
+    fitting, more = (
+        [case for case in some if implemented.refusal(case.problem, implemented.math) is None]
+        for some in (random, own)
+    )
+    fitting += more if len(fitting) < 4 else []
     fitting.sort(key=lambda c: -c.problem.reduction(implemented.op) * c.problem.flops(implemented.op))
     if kernel.stem.endswith(("_mma", "_tf32")):
         problem = next(problem for part, problem in COPIED.items() if part in kernel.stem)

@@ -66,7 +66,7 @@ def clean(folder: Path) -> None:
     assert not list(folder.glob(".*")), "drafts are left"
 
 
-@pytest.mark.parametrize("source", ["memory", "files"])
+@pytest.mark.parametrize("source", [pytest.param("memory", marks=pytest.mark.thorough), "files"])
 def test_twenty_kills(source, tmp_path):
     given = DIGITS
     if source == "files":
